@@ -1,0 +1,205 @@
+"""Settings of the data: section `data`. Each ambiguous case of a source row has its default and its option here."""
+
+from __future__ import annotations
+
+from datetime import date as calendar_date
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from counterpoint.configs.base import Count, Effort, NotNegative, OneOrMany, Positive, Settings, Share, Text
+
+Format = Literal["auto", "openai", "messages"]
+NO_DATE = "none"
+
+
+def _check_date(value: str) -> str:
+    if value == NO_DATE:
+        return value
+    try:
+        if calendar_date.fromisoformat(value).isoformat() != value:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"`{value}` is no date: write YYYY-MM-DD, or {NO_DATE} to leave the line out") from None
+    return value
+
+
+def _source_of_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class SourceSettings(Settings):
+    """One data file."""
+
+    path: Text
+    """A file, seen from the current folder; `example:NAME` is a file that the package brings (`example:quickstart`)."""
+
+    format: Format = "auto"
+    """Format of the rows: `auto` detects it, `openai` is OpenAI chat fine-tuning, `messages` Hugging Face's with
+    `thinking`, `reasoning_content` or `reasoning`."""
+
+    weight: Positive = 1.0
+    """How often its rows are seen in an epoch: 2 takes each twice, 0.5 a half of them, drawn by the seed."""
+
+    rows: Count | None = None
+    """Only the first so many rows of the file; null takes all."""
+
+
+Source = Annotated[SourceSettings, BeforeValidator(_source_of_path, json_schema_input_type=SourceSettings | str)]
+Sources = Annotated[tuple[Source, ...], OneOrMany]
+
+
+class ChannelWeights(Settings):
+    """Factors on the loss, by what a trained token is part of. 0 leaves such tokens as context."""
+
+    analysis: NotNegative = 1.0
+    """The chain of thought, header and text."""
+
+    preamble: NotNegative = 1.0
+    """Text on the commentary channel that is shown to the user before a call, header and text."""
+
+    call_header: NotNegative = 1.0
+    """The header of a tool call: channel, recipient, content type."""
+
+    call_arguments: NotNegative = 1.0
+    """The arguments of a tool call."""
+
+    final: NotNegative = 1.0
+    """The answer, header and text."""
+
+    terminators: NotNegative = 1.0
+    """`<|end|>`, `<|call|>`, `<|return|>`, and the `<|start|>assistant` between the messages of one turn."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> ChannelWeights:
+        if not any(getattr(self, name) for name in type(self).model_fields):
+            raise ValueError("all of them are 0, so nothing would be trained: leave at least one above 0")
+        return self
+
+
+class EffortBuckets(Settings):
+    """Effort from the length of a turn's analysis in tokens."""
+
+    low: Count
+    """Shorter than this is `low`."""
+
+    medium: Count
+    """Shorter than this is `medium`, anything longer `high`."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> EffortBuckets:
+        if self.medium <= self.low:
+            raise ValueError(f"`medium` ({self.medium}) must be larger than `low` ({self.low})")
+        return self
+
+
+class ConversionSettings(Settings):
+    """What is done where a source row says too little or too much. The report counts every case."""
+
+    text_beside_call: Literal["preamble", "analysis"] = "preamble"
+    """Text beside tool calls: shown to the user before the call, or thought. Where the row has thinking as well,
+    such text is always the preamble."""
+
+    missing_thinking: Literal["keep", "final_body", "effort_low"] = "keep"
+    """Turns without thinking get no analysis message, and train the model to answer without one: `keep` does so with
+    a warning, `final_body` puts loss on the answer's text only, `effort_low` renders such rows at effort low."""
+
+    calls_without_result: Literal["first", "quarantine"] = "first"
+    """Several calls in one message of which some have no result: keep the first of those, or set the row aside."""
+
+    unmatched_results: Literal["order", "quarantine"] = "order"
+    """Tool results whose id matches no call of the turn: pair them by their order, or set the row aside. What the
+    order leaves ambiguous is always set aside."""
+
+    double_encoded_arguments: Literal["decode", "quarantine"] = "decode"
+    """Arguments that are a JSON string holding a JSON object: decode once more, or set the row aside."""
+
+    late_system: Literal["developer", "quarantine"] = "developer"
+    """A system message after the first user message: a developer message in its place, or set the row aside."""
+
+    harmony_system: Literal["parse", "text"] = "parse"
+    """A system message that already is a Harmony system block: take effort and date out of it, or keep it as text."""
+
+    images: Literal["quarantine", "placeholder"] = "quarantine"
+    """Images and audio, which gpt-oss cannot take: set the row aside, or write a placeholder in their place."""
+
+    unanswered: Literal["trim", "quarantine"] = "trim"
+    """Rows that end in a user or tool message: train the assistant turns before it, or set the row aside. Rows without
+    any assistant turn are always set aside."""
+
+    harmony_markup: Literal["text", "quarantine"] = "text"
+    """Control tokens typed inside content (`<|start|>`): plain text with a warning, or set the row aside."""
+
+    tool_names: Literal["keep", "rename"] = "keep"
+    """Tool names with characters that OpenAI does not allow: keep them with a warning, or replace the characters by
+    underscores in declarations, calls and results alike."""
+
+
+class DataSettings(ConversionSettings):
+    """Which rows are trained, how they are rendered, and how they are laid out in rows of tokens."""
+
+    train: Annotated[Sources, Field(min_length=1)]
+    """Training data: one or several files, each a path or `{path, format, weight, rows}`."""
+
+    valid: Sources = ()
+    """Held-out data, of which only the loss is measured; empty for none."""
+
+    effort: Effort = "medium"
+    """Reasoning effort of rows that bring none."""
+
+    effort_field: Text | None = None
+    """Field of the row that holds its effort (`reasoning_effort`, `metadata.effort`); rows without it take the next
+    rule."""
+
+    effort_buckets: EffortBuckets | None = None
+    """Effort by the length of the analysis, for rows that bring none; null gives those `effort`."""
+
+    date: Annotated[str, AfterValidator(_check_date)] = "2025-06-28"
+    """Current date in the system message, as YYYY-MM-DD; fixed, so that training does not depend on the day it runs.
+    `none` leaves the line out."""
+
+    date_field: Text | None = None
+    """Field of the row that holds its date; rows without it take `date`."""
+
+    identity: Text | None = None
+    """First sentence of the system message; null keeps OpenAI's, which the model was trained with."""
+
+    train_on: Literal["turns", "last_turn", "assistant", "final"] = "turns"
+    """`turns` trains every assistant turn in the context it will be sampled from, `last_turn` only the last one,
+    `assistant` all assistant messages in one sequence (earlier analysis included), `final` only the answers."""
+
+    weights: ChannelWeights = ChannelWeights()
+    """Factors on the loss by channel and part."""
+
+    call_style: Literal["channel", "role"] = "channel"
+    """Where a trained call names its recipient: `channel` as gpt-oss samples it, `role` as openai-harmony writes it."""
+
+    max_tokens: Count = 8192
+    """Longest conversation, in tokens of its layout."""
+
+    too_long: Literal["drop", "error"] = "drop"
+    """Longer conversations: left out and counted, or the run stops before it starts."""
+
+    pack_tokens: Count | None = None
+    """Tokens of a row into which several conversations are packed without seeing each other; null gives each
+    conversation a row of its own."""
+
+    tree: bool = True
+    """All turns of a conversation in one pass over its tokens; false makes one row of each turn."""
+
+    shuffle: bool = True
+    """Draw a new order of rows for every epoch from the seed."""
+
+    bad_rows_limit: Share = 0.05
+    """Share of rows that may be set aside before the run stops."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> DataSettings:
+        if self.pack_tokens is not None and self.pack_tokens < self.max_tokens:
+            raise ValueError(
+                f"`pack_tokens` ({self.pack_tokens}) is less than `max_tokens` ({self.max_tokens}), "
+                "so the longest conversations fit no row: raise the first or lower the second"
+            )
+        if self.train_on == "final" and not self.weights.final:
+            raise ValueError("`train_on: final` with `weights.final: 0` trains nothing: change one of them")
+        return self

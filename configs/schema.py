@@ -1,0 +1,136 @@
+"""Every setting of every recipe. One class a recipe here, one class a section in the `*_section` modules.
+
+    RECIPES       recipe -> its class
+    SftRun        sections model, lora, data, train, eval, tracking, launch
+    EvaluateRun   sections model, eval, tracking
+
+The docstring under a field is its documentation and the JSON schema's description (`counterpoint configs schema sft`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+from pydantic.json_schema import GenerateJsonSchema
+
+from counterpoint.configs.base import CountOrZero, Device, Effort, Settings, Text
+from counterpoint.configs.data_section import (
+    ChannelWeights,
+    ConversionSettings,
+    DataSettings,
+    EffortBuckets,
+    SourceSettings,
+)
+from counterpoint.configs.eval_section import EvalSettings, SamplingSettings
+from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.train_section import LaunchSettings, TrackingSettings, TrainSettings
+
+__all__ = [
+    "RECIPES",
+    "ChannelWeights",
+    "ConversionSettings",
+    "DataSettings",
+    "Effort",
+    "EffortBuckets",
+    "EvalSettings",
+    "EvaluateRun",
+    "LaunchSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "RunSettings",
+    "SamplingSettings",
+    "Settings",
+    "SftRun",
+    "SourceSettings",
+    "TrackingSettings",
+    "TrainSettings",
+    "json_schema",
+]
+
+
+class RunSettings(Settings):
+    """What every recipe has."""
+
+    recipe: str
+    """What the run does: the first line of a run file."""
+
+    seed: CountOrZero = 0
+    """Seed of everything that is drawn: weights, order of rows, samples."""
+
+    output: Text = "runs"
+    """Folder in which the run makes its own folder, seen from the current one."""
+
+    name: Text | None = None
+    """First part of the run folder's name; null takes the run file's."""
+
+    model: ModelSettings = ModelSettings()
+    """The model."""
+
+    tracking: TrackingSettings = TrackingSettings()
+    """Weights & Biases."""
+
+
+class SftRun(RunSettings):
+    """Supervised fine-tuning on conversations, on all channels."""
+
+    recipe: Literal["sft"]
+    """Supervised fine-tuning."""
+
+    lora: LoraSettings = LoraSettings()
+    """Adapters, or full fine-tuning."""
+
+    data: DataSettings
+    """The conversations."""
+
+    train: TrainSettings = TrainSettings()
+    """The loop."""
+
+    eval: EvalSettings = EvalSettings()
+    """The evaluation by sampling."""
+
+    launch: LaunchSettings = LaunchSettings()
+    """Processes and machines."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> SftRun:
+        if self.model.base == "mxfp4" and not self.lora.enabled:
+            raise ValueError(
+                "`model.base: mxfp4` is frozen, and `lora.enabled: false` trains it: use `model.base: bf16`"
+            )
+        return self
+
+
+class EvaluateRun(RunSettings):
+    """Evaluation of a checkpoint by sampling, without training."""
+
+    recipe: Literal["evaluate"]
+    """Evaluation of a checkpoint."""
+
+    checkpoint: Text | None = None
+    """A run folder, a checkpoint, or an adapter folder to put on `model`; null evaluates `model` itself."""
+
+    eval: SamplingSettings = SamplingSettings()
+    """Prompts and sampling."""
+
+    device: Device = "auto"
+    """`auto` takes CUDA where there is one."""
+
+
+RECIPES: dict[str, type[SftRun] | type[EvaluateRun]] = {"sft": SftRun, "evaluate": EvaluateRun}
+
+
+class _UntitledSchema(GenerateJsonSchema):
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def json_schema(recipe: str) -> dict[str, Any]:
+    """JSON schema of a recipe's run files, for editors; `extends` included. KeyError for an unknown recipe."""
+    schema = RECIPES[recipe].model_json_schema(schema_generator=_UntitledSchema)
+    extends = "A run file beside this one, or a built-in name, whose settings this one changes."
+    schema["properties"] = {"extends": {"type": "string", "description": extends}, **schema["properties"]}
+    # What a run file must hold may as well come from the one it extends.
+    schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
+    schema["$defs"].get("DataSettings", {}).pop("required", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

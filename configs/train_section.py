@@ -1,0 +1,117 @@
+"""Settings of the loop: sections `train`, `tracking`, `launch`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from counterpoint.configs.base import (
+    Count,
+    CountOrZero,
+    Device,
+    NotNegative,
+    OneOrMany,
+    Positive,
+    Settings,
+    Share,
+    Text,
+    Unique,
+)
+
+
+class TrainSettings(Settings):
+    """Steps, optimizer, checkpoints, and what happens when the loss goes wrong."""
+
+    epochs: Positive = 1.0
+    """Passes over the data; parts of one are allowed. Not used where `steps` is given."""
+
+    steps: Count | None = None
+    """Optimizer steps; null trains `epochs`."""
+
+    batch_rows: Count = 1
+    """Rows a process takes in one forward pass."""
+
+    accumulation: Count = 1
+    """Forward passes that make one optimizer step."""
+
+    learning_rate: Positive = 2e-4
+    """Highest learning rate of the schedule."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after warm-up: `cosine` and `linear` fall to 0 at the last step."""
+
+    warmup_ratio: Share = 0.03
+    """Share of the steps in which the learning rate rises from 0. Not used where `warmup_steps` is given."""
+
+    warmup_steps: CountOrZero | None = None
+    """Steps in which the learning rate rises from 0; null takes `warmup_ratio`."""
+
+    weight_decay: NotNegative = 0.0
+    """Decay of AdamW on matrices (not on biases, norms, and sinks)."""
+
+    max_grad_norm: Positive = 1.0
+    """Gradients whose norm is larger are scaled down to it."""
+
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` keeps its state in 8 bits and needs bitsandbytes."""
+
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+
+    router_aux_loss_coef: NotNegative = 0.0
+    """Factor of the router's load-balancing loss. The released configuration says 0.9, which swamps the loss."""
+
+    on_loss_spike: Literal["warn", "skip", "stop"] = "warn"
+    """What follows a loss far above its recent mean: a warning, a step without update, or the end of the run. A loss
+    or gradient that is not finite always stops the run before the step."""
+
+    spike_factor: Annotated[float, Field(gt=1)] = 4.0
+    """A loss above so many times its recent mean is a spike."""
+
+    checkpoint_every: Count | None = None
+    """Steps between checkpoints; null writes only the last one, and one on SIGTERM."""
+
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that are kept; the last step's is always among them."""
+
+    log_every: Count = 10
+    """Steps between lines of metrics."""
+
+    device: Device = "auto"
+    """`auto` takes CUDA where there is one."""
+
+    threads: Count | None = None
+    """CPU threads of torch; null leaves its own choice."""
+
+
+class TrackingSettings(Settings):
+    """Weights & Biases. Keys never stand in a run file: `wandb login` or WANDB_API_KEY."""
+
+    wandb: Literal["offline", "online", "off"] = "offline"
+    """`offline` writes into the run folder, to be synced by hand; a run goes on when wandb fails."""
+
+    project: Text = "counterpoint"
+    """Project that the run belongs to."""
+
+    entity: Text | None = None
+    """Team or user; null takes the account's default."""
+
+    group: Text | None = None
+    """Runs with the same group are shown together."""
+
+    tags: Annotated[tuple[Text, ...], OneOrMany, Unique] = ()
+    """Labels of the run."""
+
+
+class LaunchSettings(Settings):
+    """Processes on one or several machines, by accelerate's launcher."""
+
+    processes: Count = 1
+    """Processes on each node, one for each GPU."""
+
+    nodes: Count = 1
+    """Machines; each starts the same command, under SLURM or with torchrun's rendezvous in its environment."""
+
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """`ddp` keeps the whole model in each process; `fsdp2` shards it by decoder layer."""
