@@ -62,7 +62,7 @@ _SPLIT = "|".join(
     ]
 )
 
-# tiktoken's regex engine overflows its stack on whitespace runs of several hundred thousand characters, as a BaseException.
+# On whitespace runs of several hundred thousand characters tiktoken's regex engine dies of a BaseException.
 _LONG_RUN = 20_000
 _WHITESPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
@@ -180,9 +180,7 @@ class RestrictedVocabulary(Vocabulary):
         spelled = self._spelling.get(id_)
         if spelled is None:
             single = self._encoding.encode_single_token
-            spelled = self._spelling[id_] = [
-                single(bytes([b])) for b in self._encoding.decode_single_token_bytes(id_)
-            ]
+            spelled = self._spelling[id_] = [single(bytes([b])) for b in self._encoding.decode_single_token_bytes(id_)]
         return spelled
 
 

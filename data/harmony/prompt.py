@@ -1,0 +1,125 @@
+"""The system and the developer message that open a conversation.
+
+openai-harmony writes their text, its TypeScript of tool schemas included, because servers do the same: it is the prompt
+that the tuned model will see. It is called once for each distinct opening; the ids are ours (same vocabulary, cached).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from openai_harmony import DeveloperContent, ReasoningEffort, RenderOptions, Role, SystemContent, ToolDescription
+from openai_harmony import Message as OfficialMessage
+
+from counterpoint.configs.errors import RowError
+from counterpoint.data.conversation import Effort, ResponseFormat, Tool
+from counterpoint.data.harmony.official import official_encoding
+from counterpoint.data.harmony.vocabulary import END, MESSAGE, START, Vocabulary
+
+_MAX_OPENINGS = 50_000
+
+
+class Openings:
+    """Ids of system and developer messages, cached by what they say (least recently used go first)."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._cache: OrderedDict[Any, list[int]] = OrderedDict()
+
+    def system(
+        self, effort: Effort, date: str, identity: str | None, builtin_tools: Sequence[str], has_functions: bool
+    ) -> list[int]:
+        """The system message. `date` is `YYYY-MM-DD`, or "" for none; `identity` None keeps OpenAI's sentence."""
+        key = ("system", effort, date, identity, tuple(builtin_tools), has_functions)
+        return self._cached(key, lambda: system_message(effort, date, identity, builtin_tools), has_functions)
+
+    def developer(
+        self, instructions: str | None, tools: Sequence[Tool] = (), response_formats: Sequence[ResponseFormat] = ()
+    ) -> list[int]:
+        """The developer message; no ids where there is nothing to say.
+
+        Raises RowError where openai-harmony cannot write a tool's schema.
+        """
+        if instructions is None and not tools and not response_formats:
+            return []
+        tool_key = tuple((t.name, t.description, _stable(t.parameters)) for t in tools)
+        format_key = tuple((f.name, f.description, _stable(f.schema)) for f in response_formats)
+        key = ("developer", instructions, tool_key, format_key)
+        suffix = response_formats_text(response_formats)
+        return self._cached(key, lambda: developer_message(instructions, tools), bool(tools), suffix)
+
+    def _cached(self, key: Any, make: Any, has_functions: bool, suffix: str = "") -> list[int]:
+        ids = self._cache.get(key)
+        if ids is not None:
+            self._cache.move_to_end(key)
+            return ids
+        ids = self._cache[key] = self._rewrite(official_ids(make(), has_functions), suffix)
+        if len(self._cache) > _MAX_OPENINGS:
+            self._cache.popitem(last=False)
+        return ids
+
+    def _rewrite(self, official: list[int], suffix: str) -> list[int]:
+        """openai-harmony's message with its content in our vocabulary (which may be a restricted one)."""
+        start = official.index(MESSAGE) + 1
+        text = self._vocabulary.decode(official[start:-1])
+        joined = "\n\n".join(part for part in (text, suffix) if part)
+        role = self._vocabulary.encode(self._vocabulary.decode(official[1 : start - 1]))
+        return [START, *role, MESSAGE, *self._vocabulary.encode(joined), END]
+
+
+def official_ids(message: OfficialMessage, has_functions: bool) -> list[int]:
+    """One message as openai-harmony renders it. Its Rust panics are BaseExceptions, told here as a RowError."""
+    try:
+        return official_encoding().render(message, RenderOptions(conversation_has_function_tools=has_functions))
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise RowError(
+            "tool_schema", "tools", f"openai-harmony cannot write it ({error})"[:300], "simplify the tool's JSON schema"
+        ) from None
+
+
+def system_message(
+    effort: Effort, date: str, identity: str | None, builtin_tools: Sequence[str] = ()
+) -> OfficialMessage:
+    content = SystemContent.new().with_reasoning_effort(ReasoningEffort[effort.upper()])
+    if identity is not None:
+        content = content.with_model_identity(identity)
+    if date:
+        content = content.with_conversation_start_date(date)
+    if "browser" in builtin_tools:
+        content = content.with_browser_tool()
+    if "python" in builtin_tools:
+        content = content.with_python_tool()
+    return OfficialMessage.from_role_and_content(Role.SYSTEM, content)
+
+
+def developer_message(instructions: str | None, tools: Sequence[Tool] = ()) -> OfficialMessage:
+    content = DeveloperContent.new()
+    if instructions is not None:
+        content = content.with_instructions(instructions)
+    if tools:
+        described = [
+            ToolDescription.new(t.name, t.description, dict(t.parameters) if t.parameters else None) for t in tools
+        ]
+        content = content.with_function_tools(described)
+    return OfficialMessage.from_role_and_content(Role.DEVELOPER, content)
+
+
+def response_formats_text(formats: Sequence[ResponseFormat]) -> str:
+    """`# Response Formats`, the documented way to ask for structured output; openai-harmony has no call for it."""
+    if not formats:
+        return ""
+    sections = []
+    for f in formats:
+        description = f"// {f.description}\n" if f.description else ""
+        schema = json.dumps(f.schema, ensure_ascii=False, separators=(",", ":"))
+        sections.append(f"## {f.name}\n\n{description}{schema}")
+    return "# Response Formats\n\n" + "\n\n".join(sections)
+
+
+def _stable(schema: Any) -> str | None:
+    return None if schema is None else json.dumps(schema, ensure_ascii=False)
