@@ -21,8 +21,8 @@ class Collator:
 
     rows_of_ids maps vocabulary ids to the model's embedding rows (None: they are the same). The batch holds
     input_ids (B,S) int64, position_ids (B,S) int64, subtree_end (B,S) int64 (padding attends to itself only),
-    target_index (T,) int64 flat into B*S, target_ids (T,) int64, target_weights (T,) float32, target_channels (T,) uint8,
-    row_sources: the examples of each row, as "file:line#turn".
+    target_index (T,) int64 flat into B*S, target_ids (T,) int64, target_weights (T,) float32, target_channels (T,)
+    uint8, row_sources: the examples of each row, as "file:line#turn".
     """
 
     def __init__(self, rows_of_ids: RowsOfIds | None = None, pad_row: int = 0) -> None:

@@ -2,8 +2,8 @@
 
 Two integers a token describe it: `position` (as at inference) and `subtree_end`. Token i attends to j iff
 `j <= i < subtree_end[j]`; in sliding layers also `position[i] - position[j] < window`. Loss and gradients equal
-those of the separate examples. Several trees in one row are a forest with the same two arrays, so packing is the same mechanism,
-and so are the completions of one RL prompt.
+those of the separate examples. Several trees in one row are a forest with the same two arrays, so packing is the same
+mechanism, and so are the completions of one RL prompt.
 """
 
 from __future__ import annotations

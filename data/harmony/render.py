@@ -116,13 +116,19 @@ class Renderer:
         messages = conversation.messages
         ids = [i for span in self._opening(conversation, effort or self.effort_of(conversation)) for i in span.ids]
         for index in history(messages, len(messages)):
-            ids.extend(self.grammar.context(messages[index]))
+            ids.extend(self.context(messages[index]))
         return [*ids, *self.grammar.start_assistant]
 
     def tool_result(self, name: str, channel: str, content: str) -> list[int]:
         """What the environment appends after a call: the result and the next `<|start|>assistant`."""
         message = Message(role="tool", content=content, name=name, channel=channel)  # pyright: ignore[reportArgumentType]
         return [*self.grammar.context(message), *self.grammar.start_assistant]
+
+    def context(self, message: Message) -> list[int]:
+        """A message as later turns see it; a late developer message is written as instructions."""
+        if message.role == "developer":
+            return self.openings.developer(message.content)
+        return self.grammar.context(message)
 
     def examples(self, conversation: Conversation) -> list[Example]:
         """Training examples of a conversation, none for turns whose weights are all 0."""
@@ -191,12 +197,7 @@ class Renderer:
     def _context(self, messages: Sequence[Message], index: int, contexts: dict[int, list[int]]) -> Span:
         ids = contexts.get(index)
         if ids is None:
-            message = messages[index]
-            if message.role == "developer":
-                ids = self.openings.developer(message.content)
-            else:
-                ids = self.grammar.context(message)
-            contexts[index] = ids
+            ids = contexts[index] = self.context(messages[index])
         return Span(ids, 0.0, CONTEXT, index, "context")
 
     def _target(

@@ -1,0 +1,125 @@
+"""The vocabulary: exact ids, long runs, where it comes from."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from counterpoint.configs.errors import ModelError
+from counterpoint.data.harmony import vocabulary as module
+from counterpoint.data.harmony.vocabulary import (
+    RestrictedVocabulary,
+    Vocabulary,
+    byte_ids,
+    load_vocabulary,
+    ranks_of_tokenizer_json,
+    vocabulary_folder,
+)
+
+FULL = load_vocabulary()
+PIECES = [
+    "a",
+    "1",
+    "!",
+    "/",
+    " ",
+    "\n",
+    "\t",
+    "\r",
+    "\u3000",
+    "é",
+    "'s",
+    "  ",
+    "\n\n",
+    "日",
+    "_",
+    "\u0301",
+    "²",
+    "🙂",
+    "\x1c",
+    "\x85",
+]
+
+
+def with_long_run(n: int) -> Vocabulary:
+    short = Vocabulary.__new__(Vocabulary)
+    short.fingerprint, short._encoding, short._long_run = "", FULL._encoding, n
+    return short
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join), st.integers(1, 8))
+def test_cutting_at_long_whitespace_runs_changes_no_id(text: str, n: int) -> None:
+    assert with_long_run(n).encode(text) == FULL._encoding.encode_ordinary(text)
+
+
+@pytest.mark.parametrize(("text", "n"), [(" " * 2_000_000 + "x", 15_627), ("a" * 80_000, 10_000)])
+def test_pathological_runs_neither_hang_nor_panic(text: str, n: int) -> None:
+    ids = FULL.encode(text)
+    assert len(ids) == n
+    assert FULL.decode(ids) == text
+
+
+def test_special_names_in_text_stay_text_unless_asked() -> None:
+    assert max(FULL.encode("<|start|><|call|>")) < 199_998
+    assert FULL.encode_with_specials("<|start|>assistant<|call|>") == [200006, 173781, 200012]
+    assert FULL.decode([200006, 173781, 200000, 200012]) == "<|start|>assistant<|reserved_200000|><|call|>"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_restricted_vocabulary_spells_other_ids_in_bytes(text: str) -> None:
+    kept = [*byte_ids(FULL), *FULL.encode("hello world"), 200006]
+    restricted = RestrictedVocabulary(FULL, kept)
+    ids = restricted.encode(text)
+    assert set(ids) <= set(kept)
+    assert FULL.decode(ids) == text
+    assert restricted.encode("hello world") == FULL.encode("hello world")
+
+
+def test_restricted_vocabulary_needs_the_single_bytes() -> None:
+    with pytest.raises(ModelError, match="single-byte"):
+        RestrictedVocabulary(FULL, [1, 2, 3])
+
+
+def test_a_damaged_vocabulary_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / module.RANKS_FILE).write_bytes(b"aGk= 0\n")
+    monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path))
+    with pytest.raises(ModelError, match="SHA-256"):
+        module._ranks_bytes()
+
+
+def test_the_folder_for_openai_harmony_is_written_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TIKTOKEN_ENCODINGS_BASE", raising=False)
+    file = vocabulary_folder() / module.RANKS_FILE
+    assert module._sha256(file.read_bytes()) == module.RANKS_SHA256
+    file.write_bytes(b"cut off")
+    assert module._sha256((vocabulary_folder() / module.RANKS_FILE).read_bytes()) == module.RANKS_SHA256
+
+
+def write_tokenizer_json(path: Path, ranks: dict[bytes, int]) -> None:
+    to_unicode = {byte: char for char, byte in module._byte_of_unicode().items()}
+    vocab = {"".join(to_unicode[b] for b in token): rank for token, rank in ranks.items()}
+    path.write_text(json.dumps({"model": {"vocab": vocab | {"<|start|>": 200006}}}))
+
+
+def test_a_checkpoints_tokenizer_json_is_rebuilt_and_checked(tmp_path: Path) -> None:
+    packed = Path(module.__file__).parent / "files" / f"{module.RANKS_FILE}.gz"
+    lines = gzip.decompress(packed.read_bytes()).splitlines()
+    ranks = {base64.b64decode(a): int(b) for a, b in (line.split() for line in lines)}
+    path = tmp_path / "tokenizer.json"
+    write_tokenizer_json(path, ranks)
+    assert ranks_of_tokenizer_json(path) == ranks
+    del ranks[b"the"]
+    write_tokenizer_json(path, ranks)
+    with pytest.raises(ModelError, match="not gpt-oss's"):
+        ranks_of_tokenizer_json(path)
+    path.write_text("{}")
+    with pytest.raises(ModelError, match=r"not a tokenizer\.json"):
+        ranks_of_tokenizer_json(path)
