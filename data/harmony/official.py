@@ -43,7 +43,7 @@ def official_encoding() -> HarmonyEncoding:
 
 
 def harmony_accepts(ids: Sequence[int]) -> bool:
-    """Whether openai-harmony's parser reads the completion `ids` without an error (a leading `<|start|>assistant` aside).
+    """Whether openai-harmony's parser reads the completion `ids`, a leading `<|start|>assistant` aside.
 
     It is a lenient reader: what it accepts may well be malformed. Its panics, which are no `Exception`, count as "no".
     """

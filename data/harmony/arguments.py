@@ -1,0 +1,103 @@
+"""The arguments of a tool call: JSON, and the tool's schema (Draft 2020-12).
+
+A schema comes from a user and the arguments from a model, so neither may raise, reach for a network, or hang:
+references resolve inside the schema only, and a pattern gets a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+_PATTERN_SECONDS = 0.1
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")  # orjson makes a float of an integer beyond 64 bits
+
+
+def object_of(text: bytes) -> tuple[dict[str, Any] | None, int, str]:
+    """The JSON object that `text` holds, else None with the character where it goes wrong, and why."""
+    try:
+        value = orjson.loads(text)
+        if _LONG_NUMBER.search(text):
+            value = _exactly(text, value)
+    except orjson.JSONDecodeError as error:
+        return None, error.pos, error.msg
+    if isinstance(value, dict):
+        return value, 0, ""
+    return None, 0, f"a JSON {_KINDS.get(type(value), 'value')}, not an object"
+
+
+def schema_fault(schema: Mapping[str, Any]) -> str | None:
+    """Why arguments cannot be checked against `schema`; None where they can."""
+    validator = _validator(schema)
+    return validator if isinstance(validator, str) else None
+
+
+def invalid_arguments(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
+    """What `schema` finds wrong with `arguments`, with its path; None where nothing, or where the schema is broken."""
+    validator = _validator(schema)
+    if isinstance(validator, str):
+        return None
+    try:
+        errors = list(validator.iter_errors(arguments))
+    except Exception:  # an unresolvable reference, a pattern that Python cannot read or that takes too long, recursion
+        return None
+    if not errors:
+        return None
+    first = min(errors, key=lambda error: len(error.absolute_path))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{first.json_path}: {first.message[:160]}{more}"
+
+
+def _exactly(text: bytes, value: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return value
+
+
+_KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+
+
+def _validator(schema: Mapping[str, Any]) -> Validator | str:
+    try:
+        return _compiled(orjson.dumps(dict(schema)))
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"the schema is not JSON ({error})"
+
+
+@lru_cache(maxsize=1024)
+def _compiled(schema_json: bytes) -> Validator | str:
+    from jsonschema.exceptions import SchemaError
+    from referencing import Registry
+
+    schema = orjson.loads(schema_json)
+    draft = _draft()
+    try:
+        draft.check_schema(schema)
+        return draft(schema, registry=Registry())
+    except SchemaError as error:
+        return f"{error.json_path}: {error.message[:160]}"
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:160]}"
+
+
+@lru_cache(maxsize=1)
+def _draft() -> Any:
+    import regex
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.validators import Draft202012Validator, extend
+
+    def pattern(validator: Any, wanted: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        del schema
+        if validator.is_type(instance, "string") and not regex.search(wanted, instance, timeout=_PATTERN_SECONDS):
+            yield ValidationError(f"{instance[:60]!r} does not match {wanted!r}")
+
+    return extend(Draft202012Validator, {"pattern": pattern})
