@@ -1,0 +1,179 @@
+"""Source files -> rows of tokens that a trainer takes, with a report of what became of every source row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import orjson
+
+from counterpoint.configs.errors import DataError, RowError
+from counterpoint.configs.schema import DataSettings, SourceSettings
+from counterpoint.data.batches.pack import pack
+from counterpoint.data.batches.tree import TreeRow, tree_of, trees_of
+from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, RenderSettings
+from counterpoint.data.harmony.vocabulary import Vocabulary
+from counterpoint.data.report import DataReport
+from counterpoint.data.sources.load import load_conversations
+from counterpoint.data.sources.options import SourceOptions, SourceSpec
+from counterpoint.data.sources.rows import BadRow
+
+Progress = Callable[[int], None]
+OnBad = Callable[[BadRow], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation and its training examples (none for a prompt that ends in a user message)."""
+
+    conversation: Conversation
+    examples: list[Example]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Rows ready for the collator. fingerprint: hash of every id and weight in order, to find changed data."""
+
+    rows: Sequence[TreeRow]
+    report: DataReport
+    fingerprint: str
+
+
+def render_settings(data: DataSettings) -> RenderSettings:
+    """The part of the settings that the renderer takes."""
+    weights = ChannelWeights(**data.weights.model_dump())
+    return RenderSettings(
+        effort=data.effort,
+        effort_buckets=data.effort_buckets,
+        date=data.date,
+        identity=data.identity,
+        call_style=data.call_style,
+        weights=weights,
+        train_on=data.train_on,
+        missing_thinking=data.missing_thinking,
+    )
+
+
+def source_options(data: DataSettings) -> SourceOptions:
+    """The part of the settings that the sources take."""
+    return SourceOptions(**{f.name: getattr(data, f.name) for f in fields(SourceOptions) if hasattr(data, f.name)})
+
+
+def source_specs(sources: Iterable[SourceSettings]) -> list[SourceSpec]:
+    return [SourceSpec(**source.model_dump()) for source in sources]
+
+
+def render_sources(
+    specs: Sequence[SourceSpec],
+    options: SourceOptions,
+    renderer: Renderer,
+    report: DataReport,
+    *,
+    max_tokens: int | None = None,
+    on_bad: OnBad | None = None,
+) -> Iterator[Rendered]:
+    """Every usable row in order, rendered; bad rows go to the report and to `on_bad`. Memory stays flat.
+
+    Examples longer than `max_tokens` are left out and counted in the report.
+    """
+    for item in load_conversations(specs, options):
+        if isinstance(item, BadRow):
+            _set_aside(item, report, on_bad)
+            continue
+        if isinstance(item, Preference):
+            row = RowError("preference", "row", "a preference pair, not a conversation", "use it in a dpo recipe")
+            _set_aside(BadRow(item.prompt.source, row.kind, row.field, row.what, row.fix), report, on_bad)
+            continue
+        try:
+            examples = renderer.examples(item)
+            effort = renderer.effort_of(item)
+        except RowError as error:
+            raw = orjson.dumps(item.metadata, default=str)
+            _set_aside(BadRow(item.source, error.kind, error.field, error.what, error.fix, raw), report, on_bad)
+            continue
+        report.add_conversation(item, effort)
+        kept = [e for e in examples if max_tokens is None or len(e.ids) <= max_tokens]
+        report.too_long += len(examples) - len(kept)
+        report.prompts += not examples
+        for example in kept:
+            report.add_example(example)
+        yield Rendered(item, kept)
+
+
+def build_training_rows(
+    sources: Sequence[SourceSettings],
+    data: DataSettings,
+    vocabulary: Vocabulary,
+    *,
+    quarantine: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainingData:
+    """Rows of tokens of `sources` (`data.train` or `data.valid`), all in memory.
+
+    Bad rows are written to `quarantine` as JSON lines. Raises DataError where their share passes
+    `data.bad_rows_limit`, where nothing is left to train, or with `too_long: error` for a long example.
+    """
+    report = DataReport()
+    renderer = Renderer(vocabulary, render_settings(data))
+    bad: list[BadRow] = []
+    rendered = render_sources(
+        source_specs(sources), source_options(data), renderer, report, max_tokens=data.max_tokens, on_bad=bad.append
+    )
+    trees = _trees(rendered, data, progress)
+    rows = list(pack(trees, data.pack_tokens) if data.pack_tokens else trees)
+    report.row_tokens = sum(len(row) for row in rows)
+    if quarantine is not None and bad:
+        write_quarantine(quarantine, bad)
+    _check(report, data, sources)
+    return TrainingData(rows, report, _fingerprint(rows))
+
+
+def write_quarantine(path: Path, rows: Iterable[BadRow]) -> None:
+    """Bad rows with their reason and original bytes, one JSON object a line."""
+    with path.open("wb") as file:
+        for row in rows:
+            file.write(orjson.dumps(row.quarantined()) + b"\n")
+
+
+def _set_aside(row: BadRow, report: DataReport, on_bad: OnBad | None) -> None:
+    report.add_bad(row)
+    if on_bad is not None:
+        on_bad(row)
+
+
+def _trees(rendered: Iterable[Rendered], data: DataSettings, progress: Progress | None) -> Iterator[TreeRow]:
+    for count, item in enumerate(rendered, 1):
+        if progress is not None:
+            progress(count)
+        if data.tree:
+            yield from trees_of(item.examples, data.max_tokens)
+        else:
+            yield from (tree_of([example]) for example in item.examples)
+
+
+def _check(report: DataReport, data: DataSettings, sources: Sequence[SourceSettings]) -> None:
+    where = ", ".join(source.path for source in sources)
+    if report.n_bad > data.bad_rows_limit * report.rows:
+        first = "; ".join(report.bad_messages[:3])
+        raise DataError(
+            f"{where}: {report.n_bad} of {report.rows} rows are bad, more than data.bad_rows_limit "
+            f"({data.bad_rows_limit:.0%}) allows: {first}: run `counterpoint validate` and mend or remove them"
+        )
+    if report.too_long and data.too_long == "error":
+        raise DataError(
+            f"{where}: {report.too_long} examples are longer than data.max_tokens ({data.max_tokens}): "
+            "raise it, or set data.too_long: drop"
+        )
+    if not report.examples:
+        raise DataError(f"{where}: no row has an assistant turn to train: check the file with `counterpoint show`")
+
+
+def _fingerprint(rows: Iterable[TreeRow]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        for array in (row.ids, row.position, row.target_source, row.target_id, row.target_weight):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
