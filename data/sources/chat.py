@@ -1,0 +1,159 @@
+"""Chat messages with roles: OpenAI's, and what Hugging Face data sets and servers made of them.
+
+One reader serves both: `openai` is the subset that OpenAI's fine-tuning takes, `messages` adds thinking beside content
+(`thinking` of gpt-oss, `reasoning_content` of DeepSeek, Qwen and vLLM, `reasoning` of OpenRouter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from counterpoint.configs.errors import RowError
+from counterpoint.data.sources.content import content_text, media
+from counterpoint.data.sources.draft import Call, Draft
+from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, join, text_of
+
+THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
+_ROLES = "system, developer, user, assistant, tool or function"
+_READ = frozenset(
+    {
+        "role",
+        "content",
+        "name",
+        "tool_calls",
+        "tool_call_id",
+        "tool_call_ids",
+        "function_call",
+        "weight",
+        "refusal",
+        "audio",
+        *THINKING_KEYS,
+    }
+)
+
+
+def add_messages(draft: Draft, messages: Any, field: str) -> None:
+    """Adds every message of `messages` (a list of objects) to the draft. Raises RowError."""
+    if not as_list(messages, field):
+        raise RowError("no_messages", field, "is an empty list", "write a user message and its answer")
+    for i, message in enumerate(messages):
+        add_message(draft, as_object(message, f"{field}[{i}]"), f"{field}[{i}]")
+
+
+def add_message(draft: Draft, message: Mapping[str, Any], field: str) -> None:
+    role = message.get("role")
+    if role is None:
+        raise RowError("no_role", join(field, "role"), "missing", f"write {_ROLES}")
+    name = text_of(message, "name", field)
+    if role == "assistant":
+        _assistant(draft, message, field, name)
+    else:
+        text = content_text(message.get("content"), f"{field}.content", draft.options, draft.notice)
+        if text is None:
+            raise RowError("no_content", f"{field}.content", "missing or null", "write a string")
+        if role in ("system", "developer"):
+            draft.system(text, f"{field}.content", name)
+        elif role == "user":
+            draft.user(text, f"{field}.content", name)
+        elif role == "tool":
+            draft.result(text, f"{field}.content", _result_id(message, field), name)
+        elif role == "function":
+            if not name:
+                raise RowError("no_name", f"{field}.name", "missing: a function's result names it", "write its name")
+            draft.result(text, f"{field}.content", name=name)
+        else:
+            what = f"an unknown role {role[:40]!r}" if isinstance(role, str) else f"is {describe(role)}"
+            raise RowError("unknown_role", f"{field}.role", what, f"write {_ROLES}")
+        if message.get("weight") is not None:
+            draft.notice("weight_ignored", f"{field}.weight", f"a {role} message is never trained")
+    for key, value in message.items():
+        if key not in _READ and value is not None:
+            draft.unused(f"messages[].{key}", f"{field}.{key}", value)
+
+
+def _assistant(draft: Draft, message: Mapping[str, Any], field: str, name: str | None) -> None:
+    thinking = thinking_of(draft, message, field)
+    text = content_text(message.get("content"), f"{field}.content", draft.options, draft.notice)
+    refusal = text_of(message, "refusal", field)
+    if refusal:
+        draft.notice("refusal", f"{field}.refusal", "a refusal was taken as the answer")
+        text = f"{text or ''}{refusal}"
+    if message.get("audio") is not None:
+        spoken = media("audio", f"{field}.audio", draft.options, draft.notice)
+        text = text or spoken
+    calls = _calls(message, field)
+    if text is None and not calls and thinking is None:
+        fix = "write the answer in content, or the calls in tool_calls"
+        raise RowError("no_content", f"{field}.content", "an assistant message without content and calls", fix)
+    draft.assistant(field, thinking=thinking, text=text, calls=calls, weight=_weight(message, field), name=name)
+
+
+def thinking_of(draft: Draft, message: Mapping[str, Any], field: str) -> str | None:
+    """The chain of thought beside the content, whichever key holds it."""
+    found: str | None = None
+    for key in THINKING_KEYS:
+        value = message.get(key)
+        if value is None:
+            continue
+        text = value if isinstance(value, str) else content_text(value, f"{field}.{key}", draft.options, draft.notice)
+        if not text or not text.strip():
+            draft.notice("empty_thinking", f"{field}.{key}", "empty thinking was left out")
+        elif found is not None and found != text:
+            raise RowError(
+                "two_thinkings", f"{field}.{key}", "a second, different chain of thought", "keep one of them"
+            )
+        else:
+            found = text
+    return found
+
+
+def _weight(message: Mapping[str, Any], field: str) -> float:
+    weight = message.get("weight")
+    if weight is None:
+        return 1.0
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+        raise RowError("bad_weight", f"{field}.weight", f"is {describe(weight)}", "write 0, 1 or a positive number")
+    return float(weight)
+
+
+def _result_id(message: Mapping[str, Any], field: str) -> str | None:
+    ids = message.get("tool_call_ids")
+    if message.get("tool_call_id") is None and isinstance(ids, list) and len(ids) == 1:
+        return as_text(ids[0], f"{field}.tool_call_ids[0]")
+    return text_of(message, "tool_call_id", field)
+
+
+def _calls(message: Mapping[str, Any], field: str) -> list[Call]:
+    calls: list[Call] = []
+    legacy = message.get("function_call")
+    if legacy is not None:
+        calls.append(_function_call(as_object(legacy, f"{field}.function_call"), f"{field}.function_call", None))
+    listed = message.get("tool_calls")
+    if listed is None:
+        return calls
+    where = f"{field}.tool_calls"
+    for i, item in enumerate(as_list(listed, where)):
+        calls.append(read_call(as_object(item, f"{where}[{i}]"), f"{where}[{i}]"))
+    return calls
+
+
+def read_call(item: Mapping[str, Any], field: str) -> Call:
+    """One entry of `tool_calls`: OpenAI's nested one, a custom tool's, or a flat `{name, arguments}`."""
+    id_ = text_of(item, "id", field)
+    if item.get("custom") is not None:
+        custom = as_object(item["custom"], f"{field}.custom")
+        name = as_text(custom.get("name"), f"{field}.custom.name")
+        text = as_text(custom.get("input"), f"{field}.custom.input")
+        return Call(name, text, field, id_, f"{field}.custom.input", custom=True)
+    if item.get("function") is not None:
+        return _function_call(as_object(item["function"], f"{field}.function"), f"{field}.function", id_)
+    if item.get("name") is not None:
+        return _function_call(item, field, id_)
+    raise RowError("bad_call", f"{field}.function", "missing", 'write {"name": "...", "arguments": "{...}"}')
+
+
+def _function_call(function: Mapping[str, Any], field: str, id_: str | None) -> Call:
+    name = as_text(function.get("name"), f"{field}.name")
+    arguments = function.get("arguments", function.get("parameters"))
+    return Call(name, arguments, field, id_, f"{field}.arguments")

@@ -1,0 +1,67 @@
+"""Content of a message as one text: strings, lists of parts, and what gpt-oss cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from counterpoint.configs.errors import RowError
+from counterpoint.data.sources.fields import as_text, describe, wrong_type
+from counterpoint.data.sources.options import SourceOptions
+
+TEXT_TYPES = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text"})
+_MEDIA = {
+    "image_url": "image",
+    "image": "image",
+    "input_image": "image",
+    "video": "video",
+    "video_url": "video",
+    "input_audio": "audio",
+    "audio": "audio",
+    "audio_url": "audio",
+    "file": "file",
+    "input_file": "file",
+    "document": "file",
+}
+
+AddNotice = Callable[[str, str, str], None]
+
+
+def content_text(value: Any, field: str, options: SourceOptions, notice: AddNotice) -> str | None:
+    """Text of `content`; None where absent. Text parts are joined without a separator. Raises RowError."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return part_text(value, field, options, notice)
+    if not isinstance(value, list):
+        raise wrong_type(value, field, "a string or a list of text parts")
+    texts = [part_text(part, f"{field}[{i}]", options, notice) for i, part in enumerate(value)]
+    if len(texts) > 1:
+        notice("joined_parts", field, f"{len(texts)} text parts were joined")
+    return "".join(texts)
+
+
+def part_text(part: Any, field: str, options: SourceOptions, notice: AddNotice) -> str:
+    """Text of one content part; media are refused or written as a placeholder."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise wrong_type(part, field, 'a text part {"type": "text", "text": "..."}')
+    kind = part.get("type")
+    if kind in TEXT_TYPES or (kind is None and "text" in part):
+        return as_text(part.get("text"), f"{field}.text")
+    if kind == "refusal":
+        notice("refusal", field, "a refusal was taken as text")
+        return as_text(part.get("refusal"), f"{field}.refusal")
+    if isinstance(kind, str) and kind in _MEDIA:
+        return media(_MEDIA[kind], field, options, notice)
+    name = kind[:40] if isinstance(kind, str) else describe(kind)
+    raise RowError("unknown_part", field, f"a content part of unknown type ({name})", "write text parts only")
+
+
+def media(name: str, field: str, options: SourceOptions, notice: AddNotice) -> str:
+    if options.images == "placeholder":
+        notice("media_placeholder", field, f"{name} was written as [{name}]")
+        return f"[{name}]"
+    fix = "describe it in text, or set data.images: placeholder"
+    raise RowError("media", field, f"holds {name}, which gpt-oss cannot read", fix)

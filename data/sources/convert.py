@@ -1,0 +1,59 @@
+"""One row's value -> Conversation or Preference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from counterpoint.configs.errors import ConfigError, RowError
+from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.harmony.window import split_turns
+from counterpoint.data.sources.detect import FORMATS, detect
+from counterpoint.data.sources.fields import as_object
+from counterpoint.data.sources.openai import convert_chat
+from counterpoint.data.sources.options import SourceOptions
+
+Converted = Conversation | Preference
+Converter = Callable[[Mapping[str, Any], str, SourceOptions], Converted]
+
+_CONVERTERS: dict[str, Converter] = {
+    "openai": convert_chat,
+    "messages": convert_chat,
+}
+
+
+def convert(value: Any, format: str = "auto", options: SourceOptions | None = None) -> Converted:
+    """Reads one row. Raises RowError where it cannot be used, ConfigError where no format has that name."""
+    if format == "auto":
+        format = detect(value)
+    if format not in _CONVERTERS:
+        raise ConfigError(f"data: unknown format `{format}`: write auto, {', '.join(FORMATS)}")
+    try:
+        return _CONVERTERS[format](as_object(value, "row"), format, options or SourceOptions())
+    except RecursionError:
+        raise RowError("too_deep", "row", "nested too deep", "flatten the row") from None
+
+
+def trainable(conversation: Conversation) -> None:
+    """Raises RowError where supervised training has nothing to learn from: no assistant turn with a weight above 0."""
+    messages = conversation.messages
+    turns = split_turns(messages)
+    if not turns:
+        last = messages[-1].role if messages else "no"
+        what = f"no assistant answer or call to train (the row ends in a {last} message)"
+        raise RowError("prompt_only", "messages", what, "add the answer, or use the row as a prompt for RL")
+    weights = [
+        messages[i].weight for t in turns for i in range(t.start, t.trained_stop) if messages[i].role == "assistant"
+    ]
+    if conversation.weight <= 0 or not any(weight > 0 for weight in weights):
+        raise RowError(
+            "nothing_trained", "messages", "every assistant message has weight 0", "give one of them weight 1"
+        )
+
+
+def kind_of(converted: Converted) -> str:
+    """`preference`, `prompt` (no assistant turn after the last user message) or `conversation`."""
+    if isinstance(converted, Preference):
+        return "preference"
+    last = converted.messages[-1] if converted.messages else None
+    return "conversation" if last is not None and last.role == "assistant" else "prompt"

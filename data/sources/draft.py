@@ -1,0 +1,281 @@
+"""Builds a Conversation from what any chat format says: instructions, users, assistants, tool results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from counterpoint.configs.errors import RowError
+from counterpoint.data.conversation import (
+    CONSTRAIN_JSON,
+    Channel,
+    Conversation,
+    Effort,
+    Message,
+    Notice,
+    ResponseFormat,
+    Tool,
+)
+from counterpoint.data.sources.arguments import arguments_text
+from counterpoint.data.sources.names import ToolNames
+from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.pairing import Event, pair
+
+_MARKUP = re.compile(r"<\|(?:start|end|message|channel|constrain|call|return|startoftext|endoftext)\|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call as a source gives it. custom: the arguments are free text, not JSON."""
+
+    name: str
+    arguments: Any
+    field: str
+    id: str | None = None
+    arguments_field: str = ""
+    custom: bool = False
+
+
+class Draft:
+    """A conversation in the making. Fields in its methods are paths in the source row, for notices and errors."""
+
+    def __init__(self, format: str, options: SourceOptions, builtin_tools: Sequence[str] = ()) -> None:
+        self.format = format
+        self.options = options
+        self.notices: list[Notice] = []
+        self.metadata: dict[str, Any] = {}
+        self.tools: tuple[Tool, ...] = ()
+        self.response_formats: tuple[ResponseFormat, ...] = ()
+        self.effort: Effort | None = None
+        self.date: str | None = None
+        self.identity: str | None = None
+        self.weight = 1.0
+        self.parallel_calls_allowed = True
+        self.names = ToolNames(options, self.notice, tuple(dict.fromkeys((*options.builtin_tools, *builtin_tools))))
+        self._instructions: list[str] = []
+        self._events: list[Event] = []
+        self._seen_unused: set[str] = set()
+        self._group = 0
+
+    def notice(self, kind: str, field: str, detail: str) -> None:
+        self.notices.append(Notice(kind, field, detail))
+
+    def unused(self, key: str, field: str, value: Any) -> None:
+        """A field that no rule reads: kept in the metadata, told once a key."""
+        self.metadata[field] = value
+        if key not in self._seen_unused:
+            self._seen_unused.add(key)
+            self.notice("unused_field", key, "kept as metadata, not rendered")
+
+    def system(self, text: str, field: str, name: str | None = None) -> None:
+        """A system or developer message: the instructions, as long as the conversation has not begun."""
+        self._check_text(text, field)
+        if not self._events and name is None:
+            if self._instructions:
+                self.notice("joined_system", field, "several leading system messages were joined")
+            self._instructions.append(text)
+            return
+        if self._events and self.options.late_system == "quarantine":
+            what = "a system message after the conversation began"
+            raise RowError("late_system", field, what, "move it to the front, or set data.late_system: developer")
+        kind = "late_system" if self._events else "named_system"
+        self.notice(kind, field, "written as a developer message in its place")
+        self._add(Message("developer", text, name=name), field)
+
+    def user(self, text: str, field: str, name: str | None = None) -> None:
+        self._check_text(text, field)
+        self._add(Message("user", text, name=name), field)
+
+    def assistant(
+        self,
+        field: str,
+        *,
+        thinking: str | None = None,
+        text: str | None = None,
+        calls: Sequence[Call] = (),
+        weight: float = 1.0,
+        name: str | None = None,
+        text_field: str | None = None,
+        phase: Literal["commentary", "final"] | None = None,
+    ) -> None:
+        """One assistant message. Thinking goes before everything else; text beside calls is a preamble.
+
+        phase: where the source says itself what the text is.
+        """
+        text_field = text_field or f"{field}.content"
+        if thinking is not None and thinking.strip():
+            self._check_text(thinking, field)
+            self._say(thinking, "analysis", field, weight, name)
+        if text:
+            self._check_text(text, text_field)
+            channel: Channel = phase or "final"
+            if calls and phase is None:
+                thought = bool(thinking and thinking.strip())
+                as_analysis = self.options.text_beside_call == "analysis" and not thought
+                channel = "analysis" if as_analysis else "commentary"
+                self.notice("text_beside_call", text_field, f"text beside a tool call was written on {channel}")
+            self._say(text, channel, text_field, weight, name)
+        elif text is not None and not calls and not (thinking and thinking.strip()):
+            if weight:
+                what = "an empty answer would be trained"
+                raise RowError("empty_answer", text_field, what, "write the answer, or weight 0 for context only")
+            self._say("", "final", text_field, weight, name)
+            self.notice("empty_content", text_field, "is empty")
+        if calls:
+            self._calls(calls, field, weight, name)
+
+    def result(self, text: str, field: str, id: str | None = None, name: str | None = None) -> None:
+        """A tool's result. id: of the call that it answers; name: the tool's, where the source gives one."""
+        self._check_text(text, field)
+        if name is not None:
+            name = self.names.used(name)
+        message = Message("tool", text, name=name)
+        self._events.append(Event(message, field, "result", id))
+
+    def _say(self, text: str, channel: Channel, field: str, weight: float, name: str | None) -> None:
+        self._add(Message("assistant", text, channel=channel, weight=weight, name=name), field)
+
+    def _add(self, message: Message, field: str) -> None:
+        self._events.append(Event(message, field))
+
+    def _calls(self, calls: Sequence[Call], field: str, weight: float, name: str | None) -> None:
+        if len(calls) > 1 and not self.parallel_calls_allowed:
+            what = f"{len(calls)} calls although parallel_tool_calls is false"
+            raise RowError(
+                "parallel_calls", calls[1].field, what, "keep one call a message, or say parallel_tool_calls: true"
+            )
+        if len(calls) > 1:
+            self.notice("parallel_calls", field, f"{len(calls)} calls at once were written one after another")
+            if self.options.parallel_calls == "first":
+                self.notice("call_dropped", calls[1].field, f"{len(calls) - 1} parallel calls were left out")
+                calls = calls[:1]
+        self._group += 1
+        for call in calls:
+            self._events.append(Event(self._call_message(call, weight, name), call.field, "call", call.id, self._group))
+
+    def _call_message(self, call: Call, weight: float, name: str | None) -> Message:
+        where = call.arguments_field or f"{call.field}.arguments"
+        recipient = self.names.recipient(call.name, call.field)
+        if not recipient.startswith("functions."):
+            code = builtin_text(recipient, call.arguments, where, self)
+            return Message("assistant", code, "analysis", recipient, name, "code", weight)
+        if call.custom:
+            text = call.arguments if isinstance(call.arguments, str) else ""
+            self.notice("custom_tool", call.field, "a call with free text: written without a content type")
+            content_type = None
+        else:
+            text = arguments_text(call.arguments, where, self.options, self.notice)
+            content_type = CONSTRAIN_JSON
+        self._check_text(text, where)
+        return Message("assistant", text, "commentary", recipient, name, content_type, weight)
+
+    def _check_text(self, text: str, field: str) -> None:
+        if "<|" in text and (found := _MARKUP.search(text)):
+            if self.options.harmony_markup == "quarantine":
+                what = f"holds the control token {found.group()}"
+                raise RowError("harmony_markup", field, what, "remove it, or read the file with format harmony")
+            self.notice("harmony_markup", field, f"{found.group()} was kept as plain text")
+        if "\x00" in text:
+            self.notice("nul", field, "holds a NUL character")
+        if not text:
+            self.notice("empty_content", field, "is empty")
+
+    def finish(self) -> Conversation:
+        """The conversation. Raises RowError where it cannot be one."""
+        self._preambles()
+        messages = pair(self._events, self.options, self.notice)
+        messages = self._open_end(messages)
+        if not any(message.role in ("user", "assistant") for message in messages):
+            what = "no user and no assistant message" if messages or self._instructions else "no messages"
+            raise RowError("no_dialogue", "messages", what, "write a user message and its answer")
+        if messages[-1].role == "assistant" and messages[-1].channel == "analysis" and not messages[-1].is_call:
+            raise RowError(
+                "thinking_only", "messages", "ends in thinking without an answer or a call", "add the answer"
+            )
+        instructions = "\n\n".join(part for part in self._instructions if part) or None
+        conversation = Conversation(
+            messages=tuple(messages),
+            instructions=instructions,
+            tools=self.names.declared(self.tools),
+            builtin_tools=self.names.builtin_tools(messages),
+            response_formats=self.response_formats,
+            effort=self.effort,
+            date=self.date,
+            identity=self.identity,
+            weight=self.weight,
+            metadata=self.metadata,
+            format=self.format,
+        )
+        if (field := missing_thinking(messages)) is not None:
+            self.notice("missing_thinking", field, "an answer or a call without thinking before it")
+        return replace(conversation, notices=tuple(self.notices))
+
+    def _preambles(self) -> None:
+        """A final directly before more of the same speaker that calls a tool is what was said before the call."""
+        for i, event in enumerate(self._events[:-1]):
+            following = self._events[i + 1]
+            if not event.message.is_final or following.message.role != "assistant":
+                continue
+            if following.kind == "call" or (
+                following.message.channel in ("analysis", "commentary") and self._calls_before_final(i + 1)
+            ):
+                event.message = replace(event.message, channel="commentary")
+                self.notice("text_beside_call", event.field, "text right before a tool call was written on commentary")
+            else:
+                self.notice("consecutive_assistant", following.field, "two assistant messages in a row")
+
+    def _calls_before_final(self, index: int) -> bool:
+        for event in self._events[index : index + 4]:
+            if event.kind == "call":
+                return True
+            if event.message.role != "assistant" or event.message.is_final:
+                return False
+        return False
+
+    def _open_end(self, messages: list[Message]) -> list[Message]:
+        if self.options.unanswered == "keep" or not messages or messages[-1].role == "assistant":
+            return messages
+        if self.options.unanswered == "quarantine":
+            what = f"ends in a {messages[-1].role} message"
+            raise RowError("unanswered", "messages", what, "add the answer, or set data.unanswered: trim")
+        end = max((i + 1 for i, m in enumerate(messages) if m.role == "assistant"), default=0)
+        if end:
+            self.notice("trimmed_end", "messages", f"{len(messages) - end} messages after the last answer were cut")
+            return messages[:end]
+        return messages
+
+
+def missing_thinking(messages: Sequence[Message]) -> str | None:
+    """Where the first trained turn without analysis is, as `turn N`; None where there is none."""
+    turn, thought, trained = 0, False, False
+    for message in messages:
+        if message.role == "user":
+            if trained and not thought:
+                return f"turn {turn}"
+            turn, thought, trained = turn + 1, False, False
+        elif message.role == "assistant":
+            thought = thought or message.channel == "analysis"
+            trained = trained or (message.weight > 0 and (message.is_final or message.is_call))
+    return f"turn {turn}" if trained and not thought else None
+
+
+def builtin_text(recipient: str, arguments: Any, field: str, draft: Draft) -> str:
+    """What a call to a built-in tool holds: code for python, JSON for the browser."""
+    if recipient == "python" and isinstance(arguments, str):
+        text = arguments.strip()
+        if not text.startswith("{"):
+            return arguments
+        from counterpoint.data.sources.strict_json import loads
+
+        try:
+            arguments = loads(text.encode("utf-8", "surrogatepass"))
+        except RowError:
+            return text
+    if recipient == "python" and isinstance(arguments, Mapping):
+        code = arguments.get("code", arguments.get("input"))
+        if isinstance(code, str):
+            draft.notice("builtin_code", field, "the code was taken out of the arguments")
+            return code
+    return arguments_text(arguments, field, draft.options, draft.notice)

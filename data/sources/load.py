@@ -1,0 +1,54 @@
+"""Sources -> conversations, good and bad rows alike, in the order of the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from math import floor
+
+from counterpoint.configs.errors import ConfigError, RowError
+from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.sources.containers import read_rows
+from counterpoint.data.sources.convert import Converted, convert
+from counterpoint.data.sources.options import SourceOptions, SourceSpec
+from counterpoint.data.sources.rows import BadRow, RawRow
+
+
+def load_conversations(
+    specs: Iterable[SourceSpec | str], options: SourceOptions | None = None
+) -> Iterator[Converted | BadRow]:
+    """Every row of every source; a row comes as often as the weight of its source says, bad rows once.
+
+    Row k (from 0) of a source with weight w is taken `floor((k+1)w) - floor(kw)` times. Raises DataError where a source
+    does not exist, ConfigError for a weight that is not positive.
+    """
+    options = options or SourceOptions()
+    for spec in specs:
+        if isinstance(spec, str):
+            spec = SourceSpec(spec)
+        if not spec.weight > 0:
+            raise ConfigError(f"data: weight {spec.weight} of {spec.path}: write a number above 0")
+        for k, row in enumerate(read_rows(spec.path)):
+            if spec.rows is not None and k >= spec.rows:
+                break
+            converted = row if isinstance(row, BadRow) else convert_row(row, spec.format, options)
+            if isinstance(converted, BadRow):
+                yield converted
+                continue
+            for _ in range(floor((k + 1) * spec.weight) - floor(k * spec.weight)):
+                yield converted
+
+
+def convert_row(row: RawRow, format: str, options: SourceOptions) -> Converted | BadRow:
+    """The conversation of a row, with its source and the container's notices; or the reason why there is none."""
+    try:
+        converted = convert(row.value, format, options)
+    except RowError as error:
+        return BadRow.of(row, error)
+    if isinstance(converted, Preference):
+        return replace(converted, prompt=_placed(converted.prompt, row))
+    return _placed(converted, row)
+
+
+def _placed(conversation: Conversation, row: RawRow) -> Conversation:
+    return replace(conversation, source=row.source, notices=(*row.notices, *conversation.notices))

@@ -1,0 +1,78 @@
+"""OpenAI's fine-tuning rows: chat, preference, and reinforcement (prompts). HF message rows take the same way.
+
+Source: https://platform.openai.com/docs/guides/fine-tuning and the format's API reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from counterpoint.configs.errors import RowError
+from counterpoint.data.conversation import Conversation, ResponseFormat
+from counterpoint.data.harmony.tools import read_tools
+from counterpoint.data.sources.chat import add_messages
+from counterpoint.data.sources.draft import Draft
+from counterpoint.data.sources.fields import as_object, as_text, join, wrong_type
+from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.row import read_common
+
+MESSAGE_KEYS = ("messages", "traj", "history", "conversation")
+_READ = frozenset({"tools", "functions", "parallel_tool_calls", "response_format", "weight"})
+
+
+def convert_chat(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+    """A row with `messages` (or `traj`, `history`, `conversation`) and optional `tools`. Raises RowError."""
+    key = next((k for k in MESSAGE_KEYS if isinstance(row.get(k), list)), "messages")
+    draft = Draft(format, options)
+    read_declarations(draft, row, "")
+    read_common(draft, row, _READ | {key}, quiet=is_prompt(row.get(key)))
+    add_messages(draft, row.get(key), key)
+    return draft.finish()
+
+
+def is_prompt(messages: Any) -> bool:
+    """Whether messages end in a user's: reinforcement rows, whose other fields are references for the grader."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, Mapping) and last.get("role") == "user"
+
+
+def read_declarations(draft: Draft, row: Mapping[str, Any], field: str) -> None:
+    """Tools, legacy functions, `parallel_tool_calls` and `response_format` of a row or of a row's `input`."""
+    tools, builtin = [], []
+    for key in ("tools", "functions"):
+        if row.get(key) is not None:
+            read = read_tools(row[key], join(field, key))
+            tools.extend(read.tools)
+            builtin.extend(read.builtin_tools)
+            draft.notices.extend(read.notices)
+    draft.tools = tuple(tools)
+    draft.names.declare(draft.tools, join(field, "tools" if row.get("tools") is not None else "functions"))
+    draft.names.offer(builtin)
+    parallel = row.get("parallel_tool_calls")
+    if parallel is not None and not isinstance(parallel, bool):
+        raise wrong_type(parallel, join(field, "parallel_tool_calls"), "true or false")
+    draft.parallel_calls_allowed = parallel is not False
+    if row.get("response_format") is not None:
+        draft.response_formats = read_response_format(draft, row["response_format"], join(field, "response_format"))
+
+
+def read_response_format(draft: Draft, value: Any, field: str) -> tuple[ResponseFormat, ...]:
+    """`{"type":"json_schema","json_schema":{name, schema, description}}`, or the Responses API's flat `text.format`."""
+    value = as_object(value, field)
+    kind = value.get("type")
+    if kind in (None, "text"):
+        return ()
+    if kind == "json_object":
+        draft.notice("response_format", field, "json_object has no schema: not rendered")
+        return ()
+    if kind != "json_schema":
+        raise RowError(
+            "response_format", f"{field}.type", "is not text, json_object or json_schema", "write json_schema"
+        )
+    if isinstance(value.get("json_schema"), Mapping):
+        value, field = value["json_schema"], f"{field}.json_schema"
+    schema = as_object(value.get("schema"), f"{field}.schema")
+    name = as_text(value.get("name") or "response", f"{field}.name")
+    description = as_text(value.get("description") or "", f"{field}.description")
+    return (ResponseFormat(name, schema, description),)

@@ -1,0 +1,179 @@
+"""JSON as RFC 8259 and RFC 7493 have it: nothing lenient passes unseen, and each fault has a name.
+
+The fast path is orjson, which refuses NaN, lone surrogates, bad UTF-8 and control characters, but takes duplicate keys
+and rounds integers above 64 bits. Duplicate keys are found by counting: the keys written in the text against the keys in
+the value. Only where the counts differ (or cannot be trusted) is the text read a second time, slowly and with paths.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import orjson
+
+from counterpoint.configs.errors import RowError
+
+BOM = b"\xef\xbb\xbf"
+WHOLE_ROW = "row"
+
+_SPACE_BEFORE_COLON = re.compile(rb'(?<!\\)"[ \t\r\n]+:')
+_LONG_NUMBER = re.compile(rb"\d{19}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MAX_DEPTH = 500
+
+
+def loads(raw: bytes, field: str = WHOLE_ROW) -> Any:
+    """The value of one JSON text. Raises RowError, whose field is the path of the fault where there is one."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return _loads_slowly(raw, field)
+    if _keys_in_text(raw) != _keys_in_value(value) or _LONG_NUMBER.search(raw):
+        return _loads_slowly(raw, field)
+    return value
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON, non-ASCII characters as they are; equal values give equal text."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _keys_in_text(raw: bytes) -> int:
+    """Keys written in `raw`, or more, or -1 where the count cannot be trusted.
+
+    An unescaped quote before a colon ends a key, or begins a string such as ":)": too many is safe, too few is not.
+    Too few can come only from a key that ends in an escaped backslash.
+    """
+    if b'\\\\"' in raw and re.search(rb'\\\\"\s*:', raw):
+        return -1
+    count = raw.count(b'":') - raw.count(b'\\":')
+    if b" :" in raw or b"\t:" in raw or b"\n:" in raw or b"\r:" in raw:
+        count += sum(1 for _ in _SPACE_BEFORE_COLON.finditer(raw))
+    return count
+
+
+def _keys_in_value(value: Any) -> int:
+    if not isinstance(value, (dict, list)):
+        return 0
+    count = 0
+    stack: list[Any] = [value]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            count += len(node)
+            node = node.values()
+        for child in node:
+            if isinstance(child, (dict, list)):
+                stack.append(child)
+    return count
+
+
+class _Odd:
+    """A constant that JSON does not have, kept until its path is known."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class _Repeated(dict[str, Any]):
+    """An object with a key twice."""
+
+    key = ""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        seen: set[str] = set()
+        repeated = _Repeated(out)
+        for key, _ in pairs:
+            if key in seen:
+                repeated.key = key
+                break
+            seen.add(key)
+        return repeated
+    return out
+
+
+def _float(text: str) -> float | _Odd:
+    number = float(text)
+    return number if number - number == 0 else _Odd(text)
+
+
+def _loads_slowly(raw: bytes, field: str) -> Any:
+    text = _text(raw, field)
+    try:
+        value = json.loads(text, object_pairs_hook=_pairs, parse_constant=_Odd, parse_float=_float)
+    except json.JSONDecodeError as error:
+        raise _syntax(text, error, field) from None
+    except RecursionError:
+        raise _too_deep(field) from None
+    except ValueError as error:  # int() refuses more than 4,300 digits
+        raise RowError("bad_number", field, str(error).split(";")[0], "write a shorter number or a string") from None
+    _reject_odd_values(value, field)
+    return value
+
+
+def _text(raw: bytes, field: str) -> str:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise RowError("bad_utf8", field, "the file is UTF-16, not UTF-8", "save it as UTF-8")
+    if raw.startswith(BOM):
+        raise RowError("bom", field, "a byte order mark inside the file", "remove the bytes EF BB BF")
+    if b"\x00" in raw:
+        at = raw.index(b"\x00")
+        raise RowError("nul", field, f"a NUL byte at byte {at + 1}", "remove it, or write \\u0000 inside a string")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = raw[error.start : error.start + 1].hex().upper()
+        what = f"not UTF-8: byte {bad} at byte {error.start + 1}"
+        raise RowError("bad_utf8", field, what, "save the file as UTF-8") from None
+
+
+def _syntax(text: str, error: json.JSONDecodeError, field: str) -> RowError:
+    if not text.strip():
+        return RowError("empty_line", field, "nothing but white space", "remove the line")
+    end = len(text.rstrip())
+    if error.pos >= end or error.msg.startswith("Unterminated string"):
+        return RowError("truncated", field, f"the JSON text ends early, after character {end}", "write the row again")
+    if error.msg.startswith("Extra data"):
+        what = f"something follows the JSON value at character {error.pos + 1}"
+        return RowError("not_json", field, what, "write one JSON object a line")
+    near = text[max(0, error.pos - 10) : error.pos + 10].encode("unicode_escape").decode()
+    what = f"not JSON: {error.msg} at character {error.pos + 1}, near `{near}`"
+    return RowError("not_json", field, what, "write valid JSON (RFC 8259)")
+
+
+def _too_deep(field: str) -> RowError:
+    return RowError("too_deep", field, f"nested more than {_MAX_DEPTH} levels deep", "flatten the row")
+
+
+def _reject_odd_values(value: Any, field: str) -> None:
+    stack: list[tuple[str, Any, int]] = [("", value, 0)]
+    while stack:
+        path, node, depth = stack.pop()
+        where = path or field
+        if depth > _MAX_DEPTH:
+            raise _too_deep(field)
+        if isinstance(node, _Odd):
+            fix = "write null, a finite number or a string"
+            raise RowError("not_a_number", where, f"{node.name} is not a JSON number", fix)
+        if isinstance(node, str):
+            _reject_surrogate(node, where)
+        elif isinstance(node, dict):
+            if isinstance(node, _Repeated):
+                where = f"{path}.{node.key}" if path else node.key
+                raise RowError("duplicate_key", where, "the key is written twice in one object", "keep one of them")
+            for key, child in node.items():
+                _reject_surrogate(key, where)
+                stack.append((f"{path}.{key}" if path else key, child, depth + 1))
+        elif isinstance(node, list):
+            stack.extend((f"{path}[{i}]", child, depth + 1) for i, child in enumerate(node))
+
+
+def _reject_surrogate(text: str, field: str) -> None:
+    if found := _SURROGATE.search(text):
+        what = f"a lone surrogate U+{ord(found.group()):04X} at character {found.start() + 1}"
+        raise RowError("lone_surrogate", field, what, "write the whole pair, or the character itself")

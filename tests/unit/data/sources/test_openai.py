@@ -1,0 +1,110 @@
+"""OpenAI fine-tuning rows: exact conversations, and the exact words of every refusal."""
+
+import json
+
+import pytest
+
+from counterpoint.configs.errors import RowError
+from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Tool
+from counterpoint.data.sources.convert import convert
+from counterpoint.data.sources.options import SourceOptions
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def call(arguments, id_="c1", name="weather"):
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def result(text, id_="c1"):
+    return {"role": "tool", "tool_call_id": id_, "content": text}
+
+
+def row(*messages, tools=(WEATHER,), **fields):
+    return {"messages": [{"role": "user", "content": "Hi"}, *messages], "tools": list(tools), **fields}
+
+
+def read(value, **options) -> Conversation:
+    conversation = convert(value, "auto", SourceOptions(**options))
+    assert isinstance(conversation, Conversation)
+    return conversation
+
+
+def kinds(conversation):
+    return [notice.kind for notice in conversation.notices]
+
+
+def fault(value, **options) -> RowError:
+    with pytest.raises(RowError) as caught:
+        convert(value, "auto", SourceOptions(**options))
+    return caught.value
+
+
+def test_a_whole_tool_conversation():
+    conversation = read(
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Oslo?"},
+                {
+                    "role": "assistant",
+                    "thinking": "I look.",
+                    "content": "One moment.",
+                    "tool_calls": [call('{"city": "Oslo"}')],
+                },
+                result("4 C"),
+                {"role": "assistant", "content": "4 degrees.", "weight": 0},
+            ],
+            "tools": [WEATHER],
+        }
+    )
+    assert conversation.instructions == "Be brief."
+    function = WEATHER["function"]
+    assert conversation.tools == (Tool("weather", function["description"], function["parameters"]),)
+    assert conversation.messages == (
+        Message("user", "Oslo?"),
+        Message("assistant", "I look.", "analysis"),
+        Message("assistant", "One moment.", "commentary"),
+        Message("assistant", '{"city": "Oslo"}', "commentary", "functions.weather", content_type=CONSTRAIN_JSON),
+        Message("tool", "4 C", "commentary", name="functions.weather"),
+        Message("assistant", "4 degrees.", "final", weight=0.0),
+    )
+    assert conversation.format == "messages"
+    assert kinds(conversation) == ["text_beside_call"]
+
+
+def test_parallel_calls_are_written_one_after_another_by_id():
+    conversation = read(
+        row(
+            {"role": "assistant", "tool_calls": [call('{"city":"A"}', "a"), call('{"city":"B"}', "b")]},
+            result("of b", "b"),
+            result("of a", "a"),
+        )
+    )
+    assert [m.content for m in conversation.messages] == ["Hi", '{"city":"A"}', "of a", '{"city":"B"}', "of b"]
+    assert kinds(conversation) == ["parallel_calls", "result_order", "missing_thinking"]
+
+
+def test_double_encoded_arguments_are_decoded_once_and_told():
+    inner = '{"city": "Øslo"}'
+    conversation = read(row({"role": "assistant", "tool_calls": [call(json.dumps(inner))]}))
+    assert conversation.messages[1].content == inner
+    assert "double_encoded_arguments" in kinds(conversation)
+    refused = fault(
+        row({"role": "assistant", "tool_calls": [call(json.dumps(inner))]}), double_encoded_arguments="quarantine"
+    )
+    assert refused.field == "messages[1].tool_calls[0].function.arguments"
+
+
+def test_arguments_that_are_no_json_say_what_to_write():
+    error = fault(row({"role": "assistant", "tool_calls": [call("{city: Oslo}")]}))
+    assert error.field == "messages[1].tool_calls[0].function.arguments"
+    assert error.what.startswith("not JSON (")
+    assert error.fix == "write a JSON object as a string"
