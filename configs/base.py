@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import core_schema
 
 Effort = Literal["low", "medium", "high"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -30,6 +31,19 @@ class Settings(BaseModel):
     )
 
 
+class _OneOrMany:
+    """A list in which a single entry may stand without brackets, and null is the empty list."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(_as_list, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        many = handler(schema)
+        return {"anyOf": [many["items"], many]}
+
+
 def _as_list(value: Any) -> Any:
     if value is None:
         return ()
@@ -39,12 +53,14 @@ def _as_list(value: Any) -> Any:
 def _unique(values: Sequence[Any]) -> Sequence[Any]:
     for n, value in enumerate(values):
         if value in values[:n]:
-            raise ValueError(f"`{value}` stands in it twice: write it once")
+            raise ValueError(f"`{value}` stands there twice: write it once")
     return values
 
 
-OneOrMany = BeforeValidator(_as_list)
-"""A list in which a single entry may stand without brackets, and null is the empty list."""
+OneOrMany = _OneOrMany()
+"""Written last of a list's annotations: a single entry may stand without brackets, and null is the empty list."""
 
 Unique = AfterValidator(_unique)
 """A list without repeated entries."""
+
+NotEmpty = Field(min_length=1)

@@ -5,22 +5,39 @@ from __future__ import annotations
 from datetime import date as calendar_date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from counterpoint.configs.base import Count, Effort, NotNegative, OneOrMany, Positive, Settings, Share, Text
+from counterpoint.configs.base import (
+    Count,
+    Effort,
+    NotEmpty,
+    NotNegative,
+    OneOrMany,
+    Positive,
+    Settings,
+    Share,
+    Text,
+    Unique,
+)
 
 Format = Literal["auto", "openai", "messages"]
 NO_DATE = "none"
 
 
 def _check_date(value: str) -> str:
-    if value == NO_DATE:
-        return value
+    if value in ("", NO_DATE):
+        return ""
     try:
         if calendar_date.fromisoformat(value).isoformat() != value:
             raise ValueError
     except ValueError:
-        raise ValueError(f"`{value}` is no date: write YYYY-MM-DD, or {NO_DATE} to leave the line out") from None
+        raise ValueError(f"it is no date: write YYYY-MM-DD, or {NO_DATE} to leave the line out") from None
+    return value
+
+
+def _check_buckets(value: tuple[int, int]) -> tuple[int, int]:
+    if value[1] <= value[0]:
+        raise ValueError("the second number must be larger than the first")
     return value
 
 
@@ -32,7 +49,7 @@ class SourceSettings(Settings):
     """One data file."""
 
     path: Text
-    """A file, seen from the current folder; `example:NAME` is a file that the package brings (`example:quickstart`)."""
+    """A file, seen from the current folder, or `example:NAME` for one that the package brings (`example:quickstart`)."""
 
     format: Format = "auto"
     """Format of the rows: `auto` detects it, `openai` is OpenAI chat fine-tuning, `messages` Hugging Face's with
@@ -45,8 +62,7 @@ class SourceSettings(Settings):
     """Only the first so many rows of the file; null takes all."""
 
 
-Source = Annotated[SourceSettings, BeforeValidator(_source_of_path, json_schema_input_type=SourceSettings | str)]
-Sources = Annotated[tuple[Source, ...], OneOrMany]
+Source = Annotated[SourceSettings, BeforeValidator(_source_of_path, json_schema_input_type=str | SourceSettings)]
 
 
 class ChannelWeights(Settings):
@@ -77,22 +93,6 @@ class ChannelWeights(Settings):
         return self
 
 
-class EffortBuckets(Settings):
-    """Effort from the length of a turn's analysis in tokens."""
-
-    low: Count
-    """Shorter than this is `low`."""
-
-    medium: Count
-    """Shorter than this is `medium`, anything longer `high`."""
-
-    @model_validator(mode="after")
-    def _checks(self) -> EffortBuckets:
-        if self.medium <= self.low:
-            raise ValueError(f"`medium` ({self.medium}) must be larger than `low` ({self.low})")
-        return self
-
-
 class ConversionSettings(Settings):
     """What is done where a source row says too little or too much. The report counts every case."""
 
@@ -104,6 +104,9 @@ class ConversionSettings(Settings):
     """Turns without thinking get no analysis message, and train the model to answer without one: `keep` does so with
     a warning, `final_body` puts loss on the answer's text only, `effort_low` renders such rows at effort low."""
 
+    parallel_calls: Literal["pair", "first"] = "pair"
+    """Several calls in one message: `pair` writes call, result, call, result; `first` keeps the first of them."""
+
     calls_without_result: Literal["first", "quarantine"] = "first"
     """Several calls in one message of which some have no result: keep the first of those, or set the row aside."""
 
@@ -114,6 +117,9 @@ class ConversionSettings(Settings):
     double_encoded_arguments: Literal["decode", "quarantine"] = "decode"
     """Arguments that are a JSON string holding a JSON object: decode once more, or set the row aside."""
 
+    object_arguments: Literal["text", "quarantine"] = "text"
+    """Arguments that are given as an object and not as a string: write them as compact JSON, or set the row aside."""
+
     late_system: Literal["developer", "quarantine"] = "developer"
     """A system message after the first user message: a developer message in its place, or set the row aside."""
 
@@ -123,9 +129,9 @@ class ConversionSettings(Settings):
     images: Literal["quarantine", "placeholder"] = "quarantine"
     """Images and audio, which gpt-oss cannot take: set the row aside, or write a placeholder in their place."""
 
-    unanswered: Literal["trim", "quarantine"] = "trim"
-    """Rows that end in a user or tool message: train the assistant turns before it, or set the row aside. Rows without
-    any assistant turn are always set aside."""
+    unanswered: Literal["keep", "trim", "quarantine"] = "keep"
+    """Rows that end in a user message or a tool's result: train the assistant turns before it with the end left in the
+    row, cut the end off, or set the row aside. Rows without any assistant turn train nothing."""
 
     harmony_markup: Literal["text", "quarantine"] = "text"
     """Control tokens typed inside content (`<|start|>`): plain text with a warning, or set the row aside."""
@@ -138,10 +144,10 @@ class ConversionSettings(Settings):
 class DataSettings(ConversionSettings):
     """Which rows are trained, how they are rendered, and how they are laid out in rows of tokens."""
 
-    train: Annotated[Sources, Field(min_length=1)]
+    train: Annotated[tuple[Source, ...], NotEmpty, OneOrMany]
     """Training data: one or several files, each a path or `{path, format, weight, rows}`."""
 
-    valid: Sources = ()
+    valid: Annotated[tuple[Source, ...], OneOrMany] = ()
     """Held-out data, of which only the loss is measured; empty for none."""
 
     effort: Effort = "medium"
@@ -151,15 +157,19 @@ class DataSettings(ConversionSettings):
     """Field of the row that holds its effort (`reasoning_effort`, `metadata.effort`); rows without it take the next
     rule."""
 
-    effort_buckets: EffortBuckets | None = None
-    """Effort by the length of the analysis, for rows that bring none; null gives those `effort`."""
+    effort_buckets: Annotated[tuple[Count, Count], AfterValidator(_check_buckets)] | None = None
+    """Effort by the tokens of the analysis, for rows that bring none: low below the first number, medium below the
+    second, else high. null gives those rows `effort`."""
 
     date: Annotated[str, AfterValidator(_check_date)] = "2025-06-28"
     """Current date in the system message, as YYYY-MM-DD; fixed, so that training does not depend on the day it runs.
-    `none` leaves the line out."""
+    `none` leaves the line out, and reads as empty text."""
 
     date_field: Text | None = None
     """Field of the row that holds its date; rows without it take `date`."""
+
+    builtin_tools: Annotated[tuple[Literal["python", "browser"], ...], Unique, OneOrMany] = ()
+    """Tools of gpt-oss's own that every row declares; calls to them go to the analysis channel, not to `functions`."""
 
     identity: Text | None = None
     """First sentence of the system message; null keeps OpenAI's, which the model was trained with."""

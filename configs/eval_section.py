@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from counterpoint.configs.base import Count, Effort, NotNegative, OneOrMany, Settings, Share, Text, Unique
+from counterpoint.configs.base import Count, Effort, NotEmpty, NotNegative, OneOrMany, Settings, Share, Text, Unique
 
 
 class SamplingSettings(Settings):
@@ -15,7 +15,7 @@ class SamplingSettings(Settings):
     prompts: Text | None = None
     """File of conversations that end where the model should answer; null takes the prompts that the package brings."""
 
-    efforts: Annotated[tuple[Effort, ...], OneOrMany, Unique, Field(min_length=1)] = ("low", "medium", "high")
+    efforts: Annotated[tuple[Effort, ...], NotEmpty, Unique, OneOrMany] = ("low", "medium", "high")
     """Efforts at which every prompt is sampled."""
 
     samples: Count = 1

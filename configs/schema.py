@@ -19,7 +19,6 @@ from counterpoint.configs.data_section import (
     ChannelWeights,
     ConversionSettings,
     DataSettings,
-    EffortBuckets,
     SourceSettings,
 )
 from counterpoint.configs.eval_section import EvalSettings, SamplingSettings
@@ -32,7 +31,6 @@ __all__ = [
     "ConversionSettings",
     "DataSettings",
     "Effort",
-    "EffortBuckets",
     "EvalSettings",
     "EvaluateRun",
     "LaunchSettings",
@@ -51,9 +49,6 @@ __all__ = [
 
 class RunSettings(Settings):
     """What every recipe has."""
-
-    recipe: str
-    """What the run does: the first line of a run file."""
 
     seed: CountOrZero = 0
     """Seed of everything that is drawn: weights, order of rows, samples."""
@@ -75,7 +70,7 @@ class SftRun(RunSettings):
     """Supervised fine-tuning on conversations, on all channels."""
 
     recipe: Literal["sft"]
-    """Supervised fine-tuning."""
+    """What the run does: the first line of a run file."""
 
     lora: LoraSettings = LoraSettings()
     """Adapters, or full fine-tuning."""
@@ -105,7 +100,7 @@ class EvaluateRun(RunSettings):
     """Evaluation of a checkpoint by sampling, without training."""
 
     recipe: Literal["evaluate"]
-    """Evaluation of a checkpoint."""
+    """What the run does: the first line of a run file."""
 
     checkpoint: Text | None = None
     """A run folder, a checkpoint, or an adapter folder to put on `model`; null evaluates `model` itself."""
@@ -129,7 +124,12 @@ def json_schema(recipe: str) -> dict[str, Any]:
     """JSON schema of a recipe's run files, for editors; `extends` included. KeyError for an unknown recipe."""
     schema = RECIPES[recipe].model_json_schema(schema_generator=_UntitledSchema)
     extends = "A run file beside this one, or a built-in name, whose settings this one changes."
-    schema["properties"] = {"extends": {"type": "string", "description": extends}, **schema["properties"]}
+    properties = schema["properties"]
+    schema["properties"] = {
+        "extends": {"type": "string", "description": extends},
+        "recipe": properties.pop("recipe"),
+        **properties,
+    }
     # What a run file must hold may as well come from the one it extends.
     schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
     schema["$defs"].get("DataSettings", {}).pop("required", None)

@@ -100,7 +100,7 @@ class TrackingSettings(Settings):
     group: Text | None = None
     """Runs with the same group are shown together."""
 
-    tags: Annotated[tuple[Text, ...], OneOrMany, Unique] = ()
+    tags: Annotated[tuple[Text, ...], Unique, OneOrMany] = ()
     """Labels of the run."""
 
 

@@ -1,0 +1,172 @@
+"""A run file, the files that it extends, and the command line's settings -> one checked, frozen run.
+
+Everything that is wrong is a ConfigError of one line, raised before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from counterpoint.configs import builtin
+from counterpoint.configs.errors import ConfigError
+from counterpoint.configs.problems import dotted, explain, place_of
+from counterpoint.configs.redact import looks_secret
+from counterpoint.configs.schema import RECIPES, EvaluateRun, SftRun
+from counterpoint.configs.yaml_file import COMMAND_LINE, Document, Key, read_file, read_text
+
+Run = SftRun | EvaluateRun
+
+
+def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
+    """Settings of a run.
+
+    source: a file, or the name of a built-in run file (`quickstart`). overrides: `section.key=value`, values in YAML.
+    `name` comes back filled with the file's where the run does not set it.
+    """
+    path, where = find_run_file(source)
+    document = read_with_extends(path, where)
+    for override in overrides:
+        document = _overridden(document, override)
+    return check_run(document, where, name=path.stem)
+
+
+def check_run(document: Document, where: str, name: str | None = None) -> Run:
+    """Settings of a document that has everything in it; `where` names it in messages."""
+    run = _recipe_of(document, where)
+    value = dict(document.value)
+    _open_sections(value, run)
+    _refuse_secrets(value, (), document, where)
+    if value.get("name") is None and name is not None:
+        value["name"] = name
+    try:
+        return run.model_validate(value)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Document(value, document.places), run, where)) from None
+
+
+def find_run_file(source: str | Path) -> tuple[Path, str]:
+    """The file of a path or built-in name, and what to call it in messages."""
+    path = Path(source)
+    if path.is_file():
+        return path, str(source)
+    if found := builtin.find(str(source)):
+        return found, found.relative_to(builtin.FOLDER).as_posix()
+    if path.is_dir():
+        raise ConfigError(f"{source}: a folder, not a run file: give the YAML file in it")
+    close = difflib.get_close_matches(str(source), builtin.names(), n=1)
+    hint = f"did you mean the built-in `{close[0]}`?" if close else "`counterpoint configs ls` lists those built in"
+    raise ConfigError(f"{source}: no such run file; {hint}")
+
+
+def read_with_extends(path: Path, where: str, seen: tuple[Path, ...] = ()) -> Document:
+    """A run file laid over the one that it extends: sections are merged key by key, lists and values replaced."""
+    if path.resolve() in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise ConfigError(f"{where}: `extends` goes in a circle: {chain}")
+    document = read_file(path, where)
+    if "extends" not in document.value:
+        return document
+    place = document.places[("extends",)]
+    base = document.value.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{place}: `extends` must be the name of one run file")
+    beside = path.parent / base
+    built_in = builtin.find(base)
+    if beside.is_file():
+        found, name = beside, str(beside)
+    elif built_in is not None:
+        found, name = built_in, built_in.relative_to(builtin.FOLDER).as_posix()
+    else:
+        raise ConfigError(f"{place}: `extends: {base}`: no such file in {path.parent}, and no built-in of that name")
+    return _merged(read_with_extends(found, name, (*seen, path.resolve())), document)
+
+
+def _merged(base: Document, over: Document) -> Document:
+    lists = {path for path in over.places if path and isinstance(path[-1], int)}
+    replaced = {path[:-1] for path in lists}
+    places = {p: place for p, place in base.places.items() if not any(p[: len(r)] == r for r in replaced)}
+    return Document(_merged_value(base.value, over.value), places | over.places)
+
+
+def _merged_value(base: Any, over: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return base if isinstance(base, dict) and over is None else over
+    return base | {key: _merged_value(base[key], value) if key in base else value for key, value in over.items()}
+
+
+def _overridden(document: Document, override: str) -> Document:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise ConfigError(f"{COMMAND_LINE}: `{override}`: write `section.key=value`, for example `lora.rank=8`")
+    if key == "extends":
+        raise ConfigError(f"{COMMAND_LINE}: `extends` stands in run files only: write one that extends it")
+    try:
+        given = read_text(text, COMMAND_LINE)
+    except ConfigError:
+        raise ConfigError(f"{COMMAND_LINE}: the value of `{key}` is not valid YAML: put it in quotes") from None
+    path: Key = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    value = _set(document.value, path, given.value, key)
+    places = {p: place for p, place in document.places.items() if p[: len(path)] != path}
+    opened = {path[:n]: COMMAND_LINE for n in range(1, len(path)) if path[:n] not in places}
+    return Document(value, places | opened | {path: COMMAND_LINE})
+
+
+def _set(value: Any, path: Key, new: Any, name: str) -> Any:
+    """A copy of `value` with `new` at `path`."""
+    if not path:
+        return new
+    head, *rest = path
+    if isinstance(value, list):
+        if not isinstance(head, int) or head >= len(value):
+            raise ConfigError(f"{COMMAND_LINE}: `{name}`: it leads into a list of {len(value)}: count entries from 0")
+        return [_set(item, tuple(rest), new, name) if n == head else item for n, item in enumerate(value)]
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{COMMAND_LINE}: `{name}`: it leads into a single value: name the setting above it")
+    head = str(head)
+    inner = (value or {}).get(head)
+    return {**(value or {}), head: _set(inner, tuple(rest), new, name)}
+
+
+def _recipe_of(document: Document, where: str) -> type[SftRun] | type[EvaluateRun]:
+    recipe = document.value.get("recipe")
+    known = ", ".join(RECIPES)
+    if recipe is None:
+        raise ConfigError(f"{where}: `recipe` is missing: begin the file with `recipe: sft` (known: {known})")
+    if isinstance(recipe, str) and recipe in RECIPES:
+        return RECIPES[recipe]
+    close = difflib.get_close_matches(str(recipe), RECIPES, n=1)
+    hint = f"; did you mean `{close[0]}`?" if close else ""
+    place = place_of(("recipe",), document, where)
+    raise ConfigError(f"{place}: `recipe` is `{recipe}`: it must be one of {known}{hint}")
+
+
+def _open_sections(value: dict[str, Any], model: type[BaseModel]) -> None:
+    """An empty section (`lora:` with nothing under it) is one without settings, and so is a required one left out."""
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            if value.get(name) is None and (name in value or info.is_required()):
+                value[name] = {}
+            if isinstance(value.get(name), dict):
+                value[name] = dict(value[name])
+                _open_sections(value[name], info.annotation)
+
+
+def _refuse_secrets(value: Any, path: Key, document: Document, where: str) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_secrets(inner, (*path, key), document, where)
+    elif isinstance(value, list):
+        for n, inner in enumerate(value):
+            _refuse_secrets(inner, (*path, n), document, where)
+    elif isinstance(value, str) and looks_secret(value, key=str(path[-1])):
+        raise ConfigError(
+            f"{place_of(path, document, where)}: `{dotted(path)}` looks like a secret: "
+            "keep it out of run files, in the environment (HF_TOKEN, WANDB_API_KEY)"
+        )

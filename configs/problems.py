@@ -1,0 +1,182 @@
+"""pydantic's complaints about a run, told in one line: where, which setting, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from counterpoint.configs.redact import redact
+from counterpoint.configs.schema import RECIPES, RunSettings
+from counterpoint.configs.yaml_file import Document, Key
+
+_LONGEST = 60
+
+
+def explain(error: ValidationError, document: Document, run: type[RunSettings], where: str) -> str:
+    """One line on the first problem, unknown keys before all others, and how many more there are."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    path: Key = first["loc"]
+    if first["type"] == "extra_forbidden":
+        text = _unknown(path, document, run, where)
+    elif first["type"] == "value_error":
+        text = _refused(path, first, document, where)
+    else:
+        text = _wrong(path, first, document, run, where)
+    return f"{text} ({len(problems) - 1} more)" if len(problems) > 1 else text
+
+
+def dotted(path: Key) -> str:
+    return ".".join(map(str, path))
+
+
+def place_of(path: Key, document: Document, where: str) -> str:
+    """Where a setting was written, or the nearest section around it."""
+    for length in range(len(path), 0, -1):
+        if place := document.places.get(path[:length]):
+            return place
+    return where
+
+
+def shown(value: Any) -> str:
+    """A value as a run file would write it, short and without secrets."""
+    if value is None or isinstance(value, bool):
+        return f"`{str(value).lower().replace('none', 'null')}`"
+    if isinstance(value, Mapping):
+        return "a section" if value else "an empty section"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}" if value else "an empty list"
+    text = " ".join(str(redact(value)).split())
+    return f"`{text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}`"
+
+
+def setting_paths(model: type[BaseModel]) -> list[str]:
+    """All keys of a recipe, dotted, sections included."""
+    paths: list[str] = []
+    for name, info in model.model_fields.items():
+        paths.append(name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            paths.extend(f"{name}.{inner}" for inner in setting_paths(info.annotation))
+    return paths
+
+
+def _unknown(path: Key, document: Document, run: type[RunSettings], where: str) -> str:
+    schema = _schema_of(run)
+    text = f"{place_of(path, document, where)}: unknown key `{dotted(path)}`"
+    here = [key for option in _options(_node(schema, path[:-1]), schema) for key in option.get("properties", ())]
+    if len(path) == 1:
+        here.append("extends")
+    if meant := _meant(path, here, setting_paths(run)):
+        return f"{text}; did you mean `{meant}`?"
+    if 0 < len(here) <= 12:
+        return f"{text}: known here are {', '.join(here)}"
+    recipe = next(name for name, cls in RECIPES.items() if cls is run)
+    return f"{text}: `counterpoint configs schema {recipe}` lists them"
+
+
+def _closest(word: str, candidates: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, candidates, n=1)), None)
+
+
+def _meant(path: Key, here: list[str], paths: list[str]) -> str | None:
+    """The same key in another section, else a key like it in this one, else one like it in another."""
+    key = str(path[-1])
+    elsewhere = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    if key in elsewhere:
+        return elsewhere[key]
+    if close := _closest(key, here):
+        return dotted((*path[:-1], close))
+    close = _closest(key, elsewhere)
+    return elsewhere[close] if close else None
+
+
+def _refused(path: Key, problem: Any, document: Document, where: str) -> str:
+    reason = str(problem["ctx"]["error"])
+    place = place_of(path, document, where)
+    if not path:
+        return f"{place}: {reason}"
+    value = problem["input"]
+    found = "" if isinstance(value, Mapping | BaseModel) else f" is {shown(value)}"
+    return f"{place}: `{dotted(path)}`{found}: {reason}"
+
+
+def _wrong(path: Key, problem: Any, document: Document, run: type[RunSettings], where: str) -> str:
+    schema = _schema_of(run)
+    place = place_of(path, document, where)
+    node = _node(schema, path)
+    allowed = _described(node, schema) + (" (finite)" if problem["type"] == "finite_number" else "")
+    if problem["type"] == "missing":
+        return f"{place}: `{dotted(path)}` is missing: it must be {allowed}"
+    text = f"{place}: `{dotted(path)}` is {shown(problem['input'])}: it must be {allowed}"
+    words = [str(word) for word in node.get("enum", ())]
+    meant = _closest(str(problem["input"]), words)
+    return f"{text}; did you mean `{meant}`?" if meant else text
+
+
+def _schema_of(run: type[RunSettings]) -> dict[str, Any]:
+    return run.model_json_schema()
+
+
+def _node(schema: dict[str, Any], path: Key) -> dict[str, Any]:
+    """The part of a JSON schema that a setting's path leads to; {} where it leads nowhere."""
+    node = schema
+    for key in path:
+        for option in _options(node, schema):
+            if isinstance(key, int) and option.get("type") == "array":
+                prefix = option.get("prefixItems", [])
+                node = prefix[key] if key < len(prefix) else option.get("items", {})
+                break
+            if isinstance(key, str) and key in option.get("properties", {}):
+                node = option["properties"][key]
+                break
+        else:
+            return {}
+    return _resolved(node, schema)
+
+
+def _options(node: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    node = _resolved(node, schema)
+    return [_resolved(option, schema) for option in node["anyOf"]] if "anyOf" in node else [node]
+
+
+def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    return schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+
+
+def _described(node: dict[str, Any], schema: dict[str, Any]) -> str:
+    """What a part of a JSON schema allows, in words."""
+    node = _resolved(node, schema)
+    if "anyOf" in node:
+        return _described_choice(node["anyOf"], schema)
+    if words := node.get("enum") or ([node["const"]] if "const" in node else []):
+        return f"one of {', '.join(map(str, words))}" if len(words) > 1 else f"`{words[0]}`"
+    kind = node.get("type", "a value")
+    if kind == "object":
+        keys = list(node.get("properties", {}))
+        return f"a section with {', '.join(keys)}" if len(keys) <= 6 else "a section of settings"
+    if kind == "array":
+        return _described_list(node, schema)
+    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+    text = words.get(kind, "text")
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{word} {node[bound]}" for bound, word in bounds.items() if bound in node]
+    if node.get("minLength"):
+        limits.append("not empty")
+    return f"{text}, {' and '.join(limits)}" if limits else text
+
+
+def _described_choice(options: list[dict[str, Any]], schema: dict[str, Any]) -> str:
+    first, last = options[0], options[-1]
+    if last.get("items") == first:
+        return f"{_described(first, schema)}; or a list of such"
+    texts = [_described(option, schema) for option in options]
+    return f"{', '.join(texts[:-1])}, or {texts[-1]}"
+
+
+def _described_list(node: dict[str, Any], schema: dict[str, Any]) -> str:
+    if "prefixItems" in node:
+        return f"a list of {' and '.join(_described(item, schema) for item in node['prefixItems'])}"
+    return f"a list of {_described(node.get('items', {}), schema)}"
