@@ -49,7 +49,7 @@ class SourceSettings(Settings):
     """One data file."""
 
     path: Text
-    """A file, seen from the current folder, or `example:NAME` for one that the package brings (`example:quickstart`)."""
+    """A file, seen from the current folder, or `example:NAME` for one that the package brings."""
 
     format: Format = "auto"
     """Format of the rows: `auto` detects it, `openai` is OpenAI chat fine-tuning, `messages` Hugging Face's with

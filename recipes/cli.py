@@ -1,0 +1,111 @@
+"""The command `counterpoint`. Imports nothing but the standard library's argparse until a command is chosen.
+
+A command is a module of `counterpoint.recipes` with `add_arguments(parser)` and `run(args) -> int`, and a line here.
+Exit codes: 0, 1 (a data file, a model, a run), 2 (a setting or an argument), 130 (Ctrl-C), 143 (SIGTERM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from counterpoint.configs.errors import CounterpointError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("train", "train a model as a run file says"),
+    "evaluate": ("evaluate", "sample a checkpoint, check every channel, compare with its base"),
+    "show": ("show", "print conversations with channels and trained tokens coloured"),
+    "validate": ("validate", "list every bad row of data files, with what to do"),
+    "prepare": ("prepare", "write the training examples of data files as tokens and weights"),
+    "check": ("check", "check sampled completions strictly, one code a rule"),
+    "configs": ("configs", "list, copy and check run files; print their schema"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help`)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. A user's mistake is one line on stderr, a bug shows its traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except CounterpointError as error:
+        from counterpoint.configs.redact import redact
+
+        print(" ".join(redact(str(error)).split()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away (`| head`): the interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"counterpoint {version('counterpoint')}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        return _unknown(command)
+    module: Any = import_module(f"counterpoint.recipes.{COMMANDS[command][0]}")
+    parser = _Parser(prog=f"counterpoint {command}", description=module.__doc__, formatter_class=_Format)
+    module.add_arguments(parser)
+    return module.run(_parse(parser, arguments[1:]))
+
+
+class _Format(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    # Options may stand between settings (`a.yaml lora.rank=8 --overwrite train.steps=3`).
+    if any(action.nargs in (argparse.PARSER, argparse.REMAINDER) for action in parser._actions):
+        return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Fine-tuning and post-training for gpt-oss, exact on every Harmony channel.",
+            "",
+            "usage: counterpoint COMMAND ...    (counterpoint COMMAND --help, counterpoint --version)",
+            "",
+            *lines,
+            "",
+            "A first run:  counterpoint train quickstart",
+        ]
+    )
+
+
+def _unknown(command: str) -> int:
+    import difflib
+
+    close = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(COMMANDS)}"
+    print(f"counterpoint: no command `{command}`; {hint}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
