@@ -2,8 +2,6 @@
 
 It judges what a model sampled after a prompt that ends in `<|start|>assistant`. It never raises on any list of ids, and
 takes time linear in them. openai-harmony's own parser is a lenient reader: `official.harmony_accepts` asks it.
-
-Shapes: N = tokens of a completion.
 """
 
 from __future__ import annotations
@@ -16,18 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.arguments import invalid_arguments, object_of
 from counterpoint.data.harmony.codes import POLICY_CODES, Code, Violation
 from counterpoint.data.harmony.grammar import ASSISTANT, Header, RecipientPosition, Scan, Span, scan
 from counterpoint.data.harmony.text import (
-    INK,
     LOOP_TOKENS,
-    MARKUP,
-    PARTIAL,
     SPECIAL,
-    Flags_N,
+    is_blank,
+    may_break_text_rules,
     repetition_loop,
     text_faults,
     token_at,
@@ -92,10 +89,16 @@ class Rules:
 
 @dataclass(slots=True)
 class Reading:
-    """A completion read once: clean ids, flags, where its first message starts, its messages and their faults."""
+    """A completion read once.
+
+    ids: clean ids; packed: the same as an array of shape (N,); flags: one byte a token (`text.token_flags`);
+    marks: where special ids stand; first: where the first message starts; then messages and structural faults.
+    """
 
     ids: list[int]
-    flags: Flags_N
+    packed: npt.NDArray[np.uint32]
+    flags: bytes
+    marks: list[int]
     first: int
     scan: Scan
     faults: list[tuple[Code, int, str]]
@@ -125,18 +128,23 @@ def read(ids: Sequence[int]) -> Reading:
     given = ids if type(ids) is list else ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
     faults: list[tuple[Code, int, str]] = []
     try:
-        flags_N = token_flags()[np.frombuffer(array("I", given), dtype=np.uint32)]
+        packed_N = np.frombuffer(array("I", given), dtype=np.uint32)
+        flags = token_flags().take(packed_N).tobytes()
     except (TypeError, ValueError, OverflowError, IndexError):
         given, faults = _without_bad_ids(given)
-        flags_N = token_flags()[np.array(given, dtype=np.int64)]
+        packed_N = np.array(given, dtype=np.uint32)
+        flags = token_flags().take(packed_N).tobytes()
     first = 2 if given[:2] == [START, ASSISTANT] else 0
     if len(given) == first:
         faults.append((Code.EMPTY, 0, "no token was sampled"))
-        return Reading(given, flags_N, first, Scan([], [], "between", 0), faults)
-    marks = np.flatnonzero(flags_N[first:] & SPECIAL)
-    found = scan(given, (marks + first).tolist(), first)
-    faults.extend(found.faults)
-    return Reading(given, flags_N, first, found, faults)
+        return Reading(given, packed_N, flags, [], first, Scan([], [], "between", 0), faults)
+    marks: list[int] = []
+    at = flags.find(SPECIAL, first)
+    while at >= 0:
+        marks.append(at)
+        at = flags.find(SPECIAL, at + 1)
+    found = scan(given, marks, first)
+    return Reading(given, packed_N, flags, marks, first, found, faults + found.faults)
 
 
 def _without_bad_ids(given: Iterable[Any]) -> tuple[list[int], list[tuple[Code, int, str]]]:
@@ -248,7 +256,7 @@ def _takes_json(namespace: str, header: Header) -> bool:
 
 def _arguments(reading: Reading, span: Span, schema: Any, vocabulary: Vocabulary, faults: Faults) -> None:
     body = reading.ids[span.body_start : span.body_end]
-    plain = not (reading.flags[span.body_start : span.body_end] & SPECIAL).any()
+    plain = reading.flags.find(SPECIAL, span.body_start, span.body_end) < 0
     text = vocabulary.text_bytes(body) if plain else vocabulary.decode_bytes(body)
     arguments, character, why = object_of(text)
     if arguments is None:
@@ -267,17 +275,18 @@ def _body(reading: Reading, span: Span, faults: Faults) -> None:
     """Blank finals and analyses, and repetition loops."""
     header = span.header
     length = span.body_end - span.body_start
-    if span.terminator is not None and header.recipient is None and header.channel in ("final", "analysis"):
-        blank = not length or not (reading.flags[span.body_start : span.body_end] & (INK | SPECIAL)).any()
-        if blank:
-            code = Code.EMPTY_FINAL if header.channel == "final" else Code.EMPTY_ANALYSIS
-            faults.append((code, span.body_start, f"the {header.channel} holds no text"))
+    code = _BLANK.get(header.channel or "") if header.recipient is None and span.terminator is not None else None
+    if code is not None and is_blank(reading.flags, span.body_start, span.body_end):
+        faults.append((code, span.body_start, f"the {header.channel} holds no text"))
     if length >= LOOP_TOKENS:
-        _loop(reading.ids[span.body_start : span.body_end], span.body_start, faults)
+        _loop(reading, span.body_start, span.body_end, faults)
 
 
-def _loop(body: list[int], start: int, faults: Faults) -> None:
-    loop = repetition_loop(body)
+_BLANK = {"final": Code.EMPTY_FINAL, "analysis": Code.EMPTY_ANALYSIS}
+
+
+def _loop(reading: Reading, start: int, end: int, faults: Faults) -> None:
+    loop = repetition_loop(reading.packed[start:end])
     if loop is not None:
         at, period, length = loop
         faults.append((Code.REPETITION_LOOP, start + at, f"{period} tokens over and over, {length} in all"))
@@ -318,7 +327,7 @@ def _open_header(reading: Reading, faults: Faults) -> None:
             said = text[:60].decode("utf-8", "replace")
             faults.append((Code.HEADER_GRAMMAR, end - len(role), f"the header starts with {said!r}"))
     if len(ids) - start >= LOOP_TOKENS:
-        _loop(ids[start:], start, faults)
+        _loop(reading, start, len(ids), faults)
 
 
 def _order(reading: Reading, rules: Rules, faults: Faults) -> None:
@@ -342,8 +351,7 @@ def _order(reading: Reading, rules: Rules, faults: Faults) -> None:
 def _text(reading: Reading, vocabulary: Vocabulary, faults: Faults) -> None:
     found = reading.scan
     end = found.at if found.state == "stopped" else len(reading.ids)
-    if not (reading.flags[reading.first : end] & (PARTIAL | MARKUP)).any():
-        return
-    marks = np.flatnonzero(reading.flags & SPECIAL).tolist()
-    cut = found.state in ("header", "body")
-    faults.extend(text_faults(reading.ids, reading.flags, marks, range(reading.first, end), cut, vocabulary))
+    if may_break_text_rules(reading.flags):
+        cut = found.state in ("header", "body")
+        region = range(reading.first, end)
+        faults.extend(text_faults(reading.ids, reading.flags, reading.marks, region, cut, vocabulary))

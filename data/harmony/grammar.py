@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from counterpoint.data.conversation import CHANNELS, Channel
 from counterpoint.data.harmony.codes import Code
 from counterpoint.data.harmony.vocabulary import (
     CALL,
@@ -28,7 +29,7 @@ from counterpoint.data.harmony.vocabulary import (
 )
 
 ASSISTANT = 173781
-KNOWN_CHANNELS = ("analysis", "commentary", "final")
+_CHANNELS: dict[str, Channel] = {channel: channel for channel in CHANNELS}
 PLAIN_CONTENT_TYPES = (b"json", b"code", b"text")
 RecipientPosition = Literal["role", "channel"]
 Fault = tuple[Code, int, str]
@@ -48,12 +49,12 @@ _CONTENT_TYPE = re.compile(rb"(\xff[A-Za-z0-9_./+-]+)|(?<!\S)(json|code|text)\Z"
 class Header:
     """What a header says. Positions (`*_at`, those of `faults`) count from the token after `<|start|>`.
 
-    role: the role's text; a tool's full name for its result. channel: one of KNOWN_CHANNELS, or None.
+    role: the role's text; a tool's full name for its result. channel: None where it is none of the three.
     """
 
     role: str
     name: str | None
-    channel: str | None
+    channel: Channel | None
     channel_at: int
     recipient: str | None
     recipient_position: RecipientPosition | None
@@ -253,18 +254,18 @@ class _HeaderReader:
         self._tail(text[rest:], rest, "role", typed=not has_channel)
         return role.decode("utf-8", "replace"), name
 
-    def _channel(self, channels: list[tuple[bytes, int]]) -> tuple[str | None, int]:
+    def _channel(self, channels: list[tuple[bytes, int]]) -> tuple[Channel | None, int]:
         """The channel understood: the last known one; faults are those of the first."""
         if not channels:
             self._fault(Code.NO_CHANNEL, max(0, self.offsets[-1] if self.offsets else 0), "no <|channel|>")
             return None, 0
-        understood: tuple[str | None, int] = (None, self._token(channels[0][1]))
+        understood: tuple[Channel | None, int] = (None, self._token(channels[0][1]))
         for number, (text, offset) in enumerate(channels):
             match = _CHANNEL_NAME.match(text)
             assert match is not None
             name = match.group().decode("utf-8", "replace")
-            if name in KNOWN_CHANNELS:
-                understood = (name, self._token(offset))
+            if name in _CHANNELS:
+                understood = (_CHANNELS[name], self._token(offset))
             elif number == 0 and not name:
                 self._fault(Code.EMPTY_CHANNEL, offset - 1, "no name after <|channel|>")
             elif number == 0:

@@ -1,9 +1,10 @@
 """Rules on the text of a completion: UTF-8, markup spelled in plain tokens, blank bodies, repetition loops.
 
 A table of one byte a token (`token_flags`) tells which tokens can break a rule at all, so that bodies are decoded only
-where they hold such a token. Every function here takes time linear in its tokens.
+where they hold such a token. Every function here takes time linear in its tokens. The flags of a completion are
+`bytes`, one a token: most completions are short, and there `bytes` methods cost a tenth of numpy's calls.
 
-Shapes: N = tokens of a completion.
+Shapes: L = tokens of one body.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ LOOP_PERIOD, LOOP_REPEATS, LOOP_TOKENS = 512, 4, 256
 _MARKUP = re.compile(rb"<\|(?:start|end|message|channel|constrain|return|call)\|>")
 
 Fault = tuple[Code, int, str]
-Flags_N = npt.NDArray[np.uint8]
 
 
 @lru_cache(maxsize=1)
@@ -52,8 +52,24 @@ def token_flags() -> npt.NDArray[np.uint8]:
     return np.frombuffer(bytes(flags), dtype=np.uint8)
 
 
+_HARMLESS = bytes([0, INK, SPECIAL])
+_PARTIALS = re.compile(b"[%s]" % re.escape(bytes(f for f in range(16) if f & PARTIAL)))
+_MARKUPS = re.compile(b"[%s]" % re.escape(bytes(f for f in range(16) if f & MARKUP)))
+_INKS = re.compile(b"[%s]" % re.escape(bytes(f for f in range(16) if f & (INK | SPECIAL))))
+
+
+def is_blank(flags: bytes, start: int, end: int) -> bool:
+    """Whether the tokens of `[start, end)` are whitespace only."""
+    return _INKS.search(flags, start, end) is None
+
+
+def may_break_text_rules(flags: bytes) -> bool:
+    """Whether any token can break a rule on text, so that `text_faults` has to look."""
+    return bool(flags.translate(None, _HARMLESS))
+
+
 def text_faults(
-    ids: list[int], flags_N: Flags_N, marks: Sequence[int], region: range, cut: bool, vocabulary: Vocabulary
+    ids: list[int], flags: bytes, marks: Sequence[int], region: range, cut: bool, vocabulary: Vocabulary
 ) -> list[Fault]:
     """Text that is not UTF-8, and spelled markup: the first of each kind in every run of text tokens.
 
@@ -62,11 +78,10 @@ def text_faults(
     """
     faults: list[Fault] = []
     first, end = region.start, region.stop
-    for flag, find in ((PARTIAL, _bad_utf8), (MARKUP, _markup)):
+    for suspects, find in ((_PARTIALS, _bad_utf8), (_MARKUPS, _markup)):
         done = first
-        for at in (np.flatnonzero(flags_N[first:end] & flag) + first).tolist():
-            if at < done:
-                continue
+        while (suspect := suspects.search(flags, done, end)) is not None:
+            at = suspect.start()
             k = bisect_right(marks, at)
             start = max(marks[k - 1] + 1, first) if k else first
             done = min(marks[k], end) if k < len(marks) else end
@@ -101,46 +116,60 @@ def token_at(ids: Sequence[int], offset: int, vocabulary: Vocabulary) -> int:
     return max(len(ids) - 1, 0)
 
 
-def repetition_loop(body: Sequence[int]) -> tuple[int, int, int] | None:
-    """A stretch of `body` that repeats itself: its start, period and length in tokens, or None.
+def repetition_loop(body_L: npt.NDArray[np.uint32]) -> tuple[int, int, int] | None:
+    """A stretch of the ids `body_L` that repeats itself: its start, period and length in tokens, or None.
 
     A loop is a stretch of at least LOOP_TOKENS tokens in which every token equals the one `period` before it, for a
-    period of at most LOOP_PERIOD, and which holds at least LOOP_REPEATS periods. Of several the first is told.
-    Anchors stand so near to each other that any loop holds one with two whole periods behind it.
+    period of at most LOOP_PERIOD, and which holds at least LOOP_REPEATS periods.
+
+    Any loop holds an anchor (they stand 128 tokens apart) with two whole periods behind it: for periods up to 64
+    because 256 - 2 * 64 >= 128, for longer ones because 4 * period - 2 * period > 128. So it is enough to look for the
+    lags at which the tokens of an anchor return; hashes of four tokens find the candidates.
     """
-    best: tuple[int, int, int] | None = None
-    shortest = 1
-    for longest in (64, 128, 256, LOOP_PERIOD):
-        stride = max(longest, LOOP_TOKENS // 2)
-        if len(body) < max(LOOP_TOKENS, LOOP_REPEATS * shortest):
-            break
-        for anchor in range(0, len(body) - shortest, stride):
-            found = _loop_at(body, anchor, shortest, longest)
-            if found is not None and (best is None or found[0] < best[0]):
-                best = found
-                break
-        shortest = longest + 1
-    return best
+    n = len(body_L)
+    if n < LOOP_TOKENS:
+        return None
+    a = body_L.astype(np.uint64)
+    hash_L = np.zeros(n + LOOP_PERIOD, dtype=np.uint64)
+    hash_L[: n - 3] = ((a[:-3] * _MIX + a[1:-2]) * _MIX + a[2:-1]) * _MIX + a[3:]
+    n_anchors = (n - 3 + _ANCHORS - 1) // _ANCHORS
+    for first in range(0, n_anchors, 1024):
+        some = hash_L[first * _ANCHORS :]
+        shape = (min(n_anchors - first, 1024), LOOP_PERIOD + 1)
+        windows = np.lib.stride_tricks.as_strided(some, shape, (_ANCHORS * 8, 8), writeable=False)
+        tried: list[tuple[int, int]] = []
+        before = -1
+        for hit in np.flatnonzero(windows[:, 1:] == windows[:, :1]).tolist():
+            row, lag = divmod(hit, LOOP_PERIOD)
+            anchor = (first + row) * _ANCHORS
+            if anchor != before:
+                tried, before = [], anchor
+            found = _loop_at(body_L, anchor, lag + 1, tried)
+            if found is not None:
+                return found
+    return None
 
 
-def _loop_at(body: Sequence[int], anchor: int, shortest: int, longest: int) -> tuple[int, int, int] | None:
-    """The loop around `anchor` with a period from `shortest` to `longest`."""
-    token, stop = body[anchor], min(anchor + longest + 1, len(body))
-    at = anchor + shortest - 1
-    tried: list[tuple[int, int]] = []  # periods, and the length from the anchor that they hold for
-    while True:
-        try:
-            at = body.index(token, at + 1, stop)
-        except ValueError:
-            return None
-        period = at - anchor
-        if body[anchor:at] != body[at : at + period] or any(period % p == 0 and period <= n for p, n in tried):
-            continue
-        start, end = anchor, at + period
-        while start > 0 and body[start - 1] == body[start - 1 + period]:
-            start -= 1
-        while end < len(body) and body[end] == body[end - period]:
-            end += 1
-        if end - start >= max(LOOP_TOKENS, LOOP_REPEATS * period):
-            return start, period, end - start
-        tried.append((period, end - anchor))
+_ANCHORS = 128
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _loop_at(
+    body_L: npt.NDArray[np.uint32], anchor: int, period: int, tried: list[tuple[int, int]]
+) -> tuple[int, int, int] | None:
+    """The loop of `period` around `anchor`; `tried` holds smaller periods, and how far from the anchor they reach."""
+    at = anchor + period
+    again = body_L[at : at + period]
+    if len(again) < period or (body_L[anchor:at] != again).any():
+        return None
+    if any(period % p == 0 and period <= reach for p, reach in tried):
+        return None
+    start, end = anchor, at + period
+    while start > 0 and body_L[start - 1] == body_L[start - 1 + period]:
+        start -= 1
+    while end < len(body_L) and body_L[end] == body_L[end - period]:
+        end += 1
+    if end - start >= max(LOOP_TOKENS, LOOP_REPEATS * period):
+        return start, period, end - start
+    tried.append((period, end - anchor))
+    return None
