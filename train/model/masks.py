@@ -9,6 +9,7 @@ layers also `position[i] - position[j] < window`. Padding has `subtree_end = own
 from __future__ import annotations
 
 import torch
+from transformers import PreTrainedModel
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -39,3 +40,11 @@ def tree_masks(
         else:
             masks[layer_type] = allowed_B1SS
     return masks
+
+
+def attention_inputs(
+    model: PreTrainedModel, position_BS: torch.Tensor, subtree_end_BS: torch.Tensor
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The keyword arguments that make `model` (or PEFT's wrap of it) attend along tree rows in one forward pass."""
+    window = model.config.sliding_window
+    return {"attention_mask": tree_masks(position_BS, subtree_end_BS, window, model.dtype)}

@@ -1,0 +1,199 @@
+"""A small training run for tests: random gpt-oss, made-up tree rows. Also a script, for runs that are to be killed.
+
+python tiny_run.py FOLDER JSON: trains in FOLDER and writes its loss curve; JSON holds `make`'s arguments, `resume`, and
+`fault`, the name of a function in `FAULTS` that is called before training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GptOssConfig, GptOssForCausalLM, TrainerCallback
+from trl.trainer.sft_config import SFTConfig
+
+from counterpoint.data.batches.collate import Collator
+from counterpoint.data.batches.tree import TreeRow, forest_of, tree_of
+from counterpoint.data.harmony.render import Example
+from counterpoint.train.checkpoints import save
+from counterpoint.train.checkpoints.resume import Identity, newest_complete
+from counterpoint.train.loop.arguments import LoopSettings
+from counterpoint.train.loop.stop import StopSignal
+from counterpoint.train.loop.trainer import CounterpointTrainer
+
+N_VOCAB = 61
+CONFIG = {
+    "vocab_size": N_VOCAB, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"], "initializer_range": 0.1, "router_aux_loss_coef": 0.9,
+}  # fmt: skip
+
+
+def tiny_model(seed: int = 0, lora: bool = True, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(seed)
+    config = GptOssConfig(**CONFIG)
+    config._attn_implementation = "eager"
+    model = GptOssForCausalLM(config).to(dtype)
+    if dtype == torch.float64:
+        # The grouped product that transformers takes otherwise has no float64.
+        model.set_experts_implementation("eager")
+    if not lora:
+        return model
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    wanted = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], target_parameters=targets)
+    return get_peft_model(model, wanted)
+
+
+def example(random: np.random.Generator, source: str, turn: int, shared: np.ndarray) -> Example:
+    n = int(random.integers(6, 24))
+    ids = np.concatenate([shared, random.integers(1, N_VOCAB, n)]).astype(np.int32)
+    channels = np.concatenate([np.zeros(len(shared) + 2), random.integers(1, 4, n - 2)]).astype(np.uint8)
+    weights = np.where(channels > 0, np.where(channels == 1, 0.5, 1.0), 0.0).astype(np.float32)
+    return Example(source, turn, ids, weights, channels)
+
+
+def tiny_rows(n: int = 24, seed: int = 0, packed: bool = True) -> list[TreeRow]:
+    """Trees of one to three examples with a shared beginning, some packed two to a row."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        shared = random.integers(1, N_VOCAB, int(random.integers(2, 8)))
+        turns = [example(random, f"rows.jsonl:{i + 1}", turn, shared) for turn in range(int(random.integers(1, 4)))]
+        rows.append(tree_of(turns))
+    if not packed:
+        return rows
+    return [forest_of(rows[:2]), *rows[2:]]
+
+
+class Curve(TrainerCallback):
+    """Every step's loss, exactly, and the metrics of each log line that do not depend on time."""
+
+    def __init__(self) -> None:
+        self.losses: list[list[float]] = []
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            timeless = {key: value for key, value in logs.items() if "per_second" not in key}
+            self.logs.append({**timeless, "step": state.global_step})
+            self.losses.append([state.global_step, logs["loss"]])
+
+
+def make(
+    folder: Path,
+    *,
+    rows: list[TreeRow] | None = None,
+    model: Any = None,
+    lora: bool = True,
+    seed: int = 0,
+    steps: int = 12,
+    batch: int = 2,
+    accumulation: int = 2,
+    every: int = 4,
+    keep: int = 2,
+    log_every: int = 1,
+    rate: float = 5e-3,
+    callbacks: list[Any] | None = None,
+    stop: StopSignal | None = None,
+    identity: Identity | None = None,
+    loop: dict[str, Any] | None = None,
+    warn: Any = print,
+    **args: Any,
+) -> CounterpointTrainer:
+    rows = tiny_rows() if rows is None else rows
+    settings = SFTConfig(
+        output_dir=str(folder), seed=seed, data_seed=seed, max_steps=steps, per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation, learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=2,
+        save_strategy="steps", save_steps=every, logging_steps=log_every, use_cpu=True, bf16=False, max_length=None,
+        activation_checkpointing=False, gradient_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False, report_to="none", disable_tqdm=True, logging_nan_inf_filter=False,
+        dataloader_pin_memory=False, router_aux_loss_coef=0.0, log_level="error", **args,
+    )  # fmt: skip
+    curve = Curve()
+    trainer = CounterpointTrainer(
+        tiny_model(seed, lora) if model is None else model,
+        settings,
+        rows,
+        Collator(),
+        LoopSettings(folder / "checkpoints", keep=keep, **(loop or {})),
+        identity or Identity({"train": {"learning_rate": rate}}, "data", batch * accumulation),
+        callbacks=[curve, *(callbacks or [])],
+        stop=stop,
+        warn=warn,
+    )
+    trainer.curve = curve  # type: ignore[attr-defined]
+    return trainer
+
+
+def weights_of(trainer: CounterpointTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.base.named_parameters() if p.requires_grad}
+
+
+class Suicide(TrainerCallback):
+    """kill -9 (or another signal) in the step after `step`."""
+
+    def __init__(self, step: int, number: int = signal.SIGKILL) -> None:
+        self.step, self.number = step, number
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def kill_at(name: str, count: int) -> None:
+    """kill -9 in place of the `count`-th call of `os.<name>` from the saving code."""
+    real, calls = getattr(os, name), [0]
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    setattr(os, name, dying)
+
+
+def main(folder: Path, options: dict[str, Any]) -> int:
+    torch.set_num_threads(1)
+    callbacks = []
+    if "kill_step" in options:
+        callbacks.append(Suicide(options.pop("kill_step"), options.pop("signal", signal.SIGKILL)))
+    if "kill_call" in options:
+        kill_at(*options.pop("kill_call"))
+    if "kill_write" in options:
+        kill_while_writing(options.pop("kill_write"))
+    resume = options.pop("resume", False)
+    save.clean_partial(folder / "checkpoints")
+    checkpoint = newest_complete(folder)[0] if resume else None
+    with StopSignal() as stop:
+        trainer = make(folder, callbacks=callbacks, stop=stop, **options)
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    digest = {name: tensor.double().sum().item() for name, tensor in weights_of(trainer).items()}
+    result = {"logs": trainer.curve.logs, "weights": digest, "from": checkpoint.step if checkpoint else 0}  # type: ignore[attr-defined]
+    (folder / "result.json").write_text(json.dumps(result))
+    return stop.exit_code
+
+
+def kill_while_writing(name: str) -> None:
+    """kill -9 with half of the bytes of the file `name` written, in the second save."""
+    calls = [0]
+
+    def dying(event: str, args: Any) -> None:
+        if event == "open" and str(args[0]).endswith(name) and "w" in str(args[1]):
+            calls[0] += 1
+            if calls[0] == 2:
+                Path(args[0]).write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(dying)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))

@@ -1,0 +1,133 @@
+"""The one place that knows what TRL and transformers call our settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from trl.trainer.sft_config import SFTConfig
+
+from counterpoint.configs.errors import ConfigError
+from counterpoint.configs.schema import SftRun
+from counterpoint.train.loop.guard import SpikePolicy
+from counterpoint.train.model.load import device_of
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+# transformers wants a number; this one is never reached, and the last step is always saved.
+NEVER = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop needs beyond TRL's arguments.
+
+    checkpoints: their folder; keep: how many stay; router_aux_loss_coef: factor of the load-balancing loss, 0 for none.
+    """
+
+    checkpoints: Path
+    keep: int = 2
+    on_loss_spike: SpikePolicy = "warn"
+    spike_factor: float = 4.0
+    router_aux_loss_coef: float = 0.0
+
+
+def world_size() -> int:
+    """Processes of this run, from the launcher's environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the run folder (rank 0)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def rows_per_step(settings: SftRun) -> int:
+    """Rows in one optimizer step over all processes."""
+    return settings.train.batch_rows * settings.train.accumulation * world_size()
+
+
+def total_steps(settings: SftRun, n_rows: int) -> int:
+    """Optimizer steps of the run over `n_rows` training rows."""
+    if settings.train.steps is not None:
+        return settings.train.steps
+    batches = math.ceil(math.ceil(n_rows / settings.train.batch_rows) / world_size())
+    return math.ceil(settings.train.epochs * math.ceil(batches / settings.train.accumulation))
+
+
+def loop_settings(settings: SftRun, run_folder: Path) -> LoopSettings:
+    train = settings.train
+    return LoopSettings(
+        checkpoints=run_folder / "checkpoints",
+        keep=train.keep_checkpoints,
+        on_loss_spike=train.on_loss_spike,
+        spike_factor=train.spike_factor,
+        router_aux_loss_coef=train.router_aux_loss_coef,
+    )
+
+
+def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
+    """TRL's arguments for a run over `n_rows` training rows. ConfigError for a setting that this machine cannot do."""
+    train = settings.train
+    device = device_of(train.device).type
+    if train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("train.optimizer: adamw_8bit needs bitsandbytes: pip install bitsandbytes, or use adamw")
+    steps = total_steps(settings, n_rows)
+    warmup = train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * steps)
+    optimizers = {"adamw": "adamw_torch_fused" if device == "cuda" else "adamw_torch", "adamw_8bit": "adamw_8bit"}
+    args = SFTConfig(
+        output_dir=str(run_folder),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        max_steps=steps,
+        per_device_train_batch_size=train.batch_rows,
+        per_device_eval_batch_size=train.batch_rows,
+        gradient_accumulation_steps=train.accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=SCHEDULES[train.schedule],
+        warmup_steps=warmup,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=optimizers[train.optimizer],
+        activation_checkpointing=train.activation_checkpointing,
+        gradient_checkpointing=train.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if train.activation_checkpointing else None,
+        train_sampling_strategy="random" if settings.data.shuffle else "sequential",
+        logging_steps=train.log_every,
+        logging_first_step=True,
+        save_strategy="steps",
+        save_steps=train.checkpoint_every or NEVER,
+        use_cpu=device == "cpu",
+        **_FIXED,
+    )
+    # More GPUs than processes: transformers would put DataParallel around the model, which TRL refuses.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
+
+
+_FIXED: dict = {
+    # Weights keep the type they were loaded in; the trainer opens autocast itself. Accelerate's mixed precision would
+    # copy every hidden state to float32.
+    "bf16": False,
+    "fp16": False,
+    # Our rows come collated, weighted and packed.
+    "max_length": None,
+    "packing": False,
+    "shuffle_dataset": False,
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "remove_unused_columns": False,
+    "router_aux_loss_coef": 0.0,
+    "report_to": "none",
+    "push_to_hub": False,
+    "eval_strategy": "no",
+    "disable_tqdm": True,
+    "log_level": "error",
+    # A loss that is not finite must stop the run, not be logged as the mean of the others.
+    "logging_nan_inf_filter": False,
+    "dataloader_num_workers": 0,
+    "dataloader_pin_memory": False,
+    "ddp_find_unused_parameters": False,
+    "use_cache": False,
+}

@@ -1,0 +1,41 @@
+"""SIGTERM and Ctrl-C end a run after the step that is under way, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+CAUGHT = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignal:
+    """While entered, remembers the first SIGTERM or SIGINT; a second one acts as it always does."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        # Python delivers signals to the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._remember) for number in CAUGHT}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    @property
+    def exit_code(self) -> int:
+        """143 for SIGTERM, 130 for Ctrl-C, as a shell would say; 0 without a signal."""
+        return 128 + self.received if self.received is not None else 0
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
