@@ -1,4 +1,8 @@
-"""Rows of a file, whatever holds them, one at a time: memory does not grow with the file."""
+"""Rows of a source, whatever holds them, one at a time: memory does not grow with the file.
+
+JSONL, JSON (an array, one object, or objects one after another), CSV and TSV, each also packed with gzip; Parquet; text
+files with raw Harmony; a folder of such files; a Hugging Face data set by name or as a folder; a packaged example.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +15,79 @@ from typing import BinaryIO, cast
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.data.conversation import Notice
 from counterpoint.data.sources.rows import BadRow, RawRow
+from counterpoint.data.sources.scan import Element, Scanner
 from counterpoint.data.sources.strict_json import BOM, loads
+from counterpoint.data.sources.texts import is_companion, text_rows
 
 EXAMPLE = "example:"
+HUB = "hf:"
+SUFFIXES = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".traj": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "text",
+    ".harmony": "text",
+}
+_HEAD = 1 << 16
+Rows = Iterator[RawRow | BadRow]
 
 
-def read_rows(path: str | Path) -> Iterator[RawRow | BadRow]:
+def read_rows(path: str | Path) -> Rows:
     """Rows of a source, bad ones in their place. Raises DataError where there is no such source."""
-    file = find(str(path))
-    yield from _jsonl(file, str(path))
+    name = str(path)
+    if name.startswith(HUB):
+        from counterpoint.data.sources.hub import hub_rows
+
+        yield from hub_rows(name)
+        return
+    place = find(name)
+    if is_saved_dataset(place):
+        from counterpoint.data.sources.hub import saved_rows
+
+        yield from saved_rows(place, name)
+    elif place.is_dir():
+        files, _ = list_files(place)
+        if not files:
+            raise DataError(f"{name}: holds no data file: write files that end in {', '.join(SUFFIXES)}")
+        for file in files:
+            yield from _file_rows(file, str(file))
+    else:
+        yield from _file_rows(place, name)
 
 
 def find(path: str) -> Path:
     """The file or folder that `path` names. Raises DataError."""
     if path.startswith(EXAMPLE):
-        file = Path(str(resources.files("counterpoint.data.examples").joinpath(f"{path.removeprefix(EXAMPLE)}.jsonl")))
-        if not file.is_file():
-            names = sorted(p.stem for p in file.parent.glob("*.jsonl"))
-            raise DataError(f"{path}: no such example: write one of {', '.join(EXAMPLE + n for n in names)}")
+        folder = Path(str(resources.files("counterpoint.data.examples")))
+        file = folder / f"{path.removeprefix(EXAMPLE)}.jsonl"
+        if not file.is_file() or file.parent != folder:
+            names = sorted(EXAMPLE + p.stem for p in folder.glob("*.jsonl"))
+            raise DataError(f"{path}: no such example: write one of {', '.join(names)}")
         return file
-    file = Path(path)
-    if not file.exists():
+    place = Path(path)
+    if not place.exists() and not is_saved_dataset(place.parent / place.name.partition(":")[0]):
         raise DataError(f"{path}: no such file or folder: check the path")
-    return file
+    return place
+
+
+def is_saved_dataset(place: Path) -> bool:
+    """Whether a folder is what `Dataset.save_to_disk` writes (`folder:split` names a split of one)."""
+    folder = place if place.is_dir() else place.parent / place.name.partition(":")[0]
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Data files of a folder and of the folders in it, in order of their names; and the files that are passed over."""
+    files, others = [], []
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.is_file() and not hidden and not is_companion(file):
+            (files if _kind(file) else others).append(file)
+    return files, others
 
 
 def open_bytes(file: Path) -> BinaryIO:
@@ -44,11 +98,65 @@ def open_bytes(file: Path) -> BinaryIO:
         raise DataError(f"{file}: cannot be read ({error.strerror}): check the path and its permissions") from None
 
 
-def _jsonl(file: Path, name: str) -> Iterator[RawRow | BadRow]:
-    empty, blank = True, 0
+def _kind(file: Path) -> str | None:
+    suffixes = [s.lower() for s in file.suffixes if s.lower() != ".gz"]
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def _file_rows(file: Path, name: str) -> Rows:
+    kind = _kind(file) or "json"
+    empty = True
+    try:
+        for row in _rows_of_kind(file, name, kind):
+            empty = False
+            yield row
+    except (EOFError, gzip.BadGzipFile) as error:
+        empty = False
+        yield BadRow(f"{name}:1", "damaged_gzip", "row", f"the packed file is damaged ({error})", "pack it again")
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error}): check the file") from None
+    if empty:
+        yield BadRow(f"{name}:1", "empty_file", "row", "the file holds no rows", "write one JSON object a line")
+
+
+def _rows_of_kind(file: Path, name: str, kind: str) -> Rows:
+    if kind in ("parquet", "csv"):
+        from counterpoint.data.sources.tables import csv_rows, parquet_rows
+
+        return parquet_rows(file, name) if kind == "parquet" else csv_rows(file, name)
+    if kind == "text":
+        return text_rows(file, name)
+    if is_document(file, kind):
+        return _document_rows(file, name)
+    return _line_rows(file, name)
+
+
+def is_document(file: Path, kind: str) -> bool:
+    """Whether a file is one JSON document rather than a value a line."""
+    with open_bytes(file) as stream:
+        head = stream.read(_HEAD).removeprefix(BOM).lstrip()
+        first, newline, rest = head.partition(b"\n")
+        if kind == "lines":
+            return first.strip() in (b"[", b"{")
+        if not newline:
+            return head.startswith(b"[") or not _is_value(first + stream.readline())
+        if head.startswith(b"["):
+            return not (_is_value(first) and rest.strip())
+        return not _is_value(first)
+
+
+def _is_value(raw: bytes) -> bool:
+    try:
+        loads(raw)
+    except RowError as error:
+        return error.kind not in ("truncated", "not_json")
+    return True
+
+
+def _line_rows(file: Path, name: str) -> Rows:
+    blank = 0
     with open_bytes(file) as lines:
         for number, line in enumerate(lines, 1):
-            source = f"{name}:{number}"
             notices: list[Notice] = []
             if number == 1 and line.startswith(BOM):
                 line = line[len(BOM) :]
@@ -62,12 +170,51 @@ def _jsonl(file: Path, name: str) -> Iterator[RawRow | BadRow]:
             if blank:
                 notices.append(Notice("blank_line", "row", f"{blank} blank lines before it were passed over"))
                 blank = 0
-            empty = False
-            try:
-                value = loads(text)
-            except RowError as error:
-                yield BadRow(source, error.kind, error.field, error.what, error.fix, text)
-                continue
-            yield RawRow(source, text, value, tuple(notices))
-    if empty:
-        yield BadRow(f"{name}:1", "empty_file", "row", "the file holds no rows", "write one JSON object a line")
+            yield parsed(f"{name}:{number}", text, tuple(notices))
+
+
+def _document_rows(file: Path, name: str) -> Rows:
+    with open_bytes(file) as stream:
+        head = stream.read(len(BOM))
+        notices = (Notice("bom", "row", "the file begins with a byte order mark"),) if head == BOM else ()
+        if head != BOM:
+            stream.seek(0)
+        scanner = Scanner(stream)
+        line, on_line = 0, 0
+        for index, element in enumerate(scanner.elements()):
+            line, on_line = element.line, on_line + 1 if element.line == line else 1
+            source = f"{name}:{line}" if on_line == 1 else f"{name}:{line}[{on_line}]"
+            if index == 0 and scanner.is_array and _is_message(element):
+                stream.seek(0)
+                yield parsed(f"{name}:1", stream.read().removeprefix(BOM), notices)
+                return
+            if scanner.closed:
+                what = "something follows the end of the array"
+                yield BadRow(source, "not_json", "row", what, "write one array", element.raw)
+            elif not element.complete and scanner.is_array:
+                what = f"element {index + 1} of the array ends early"
+                yield BadRow(source, "truncated", "row", what, "write the row again", element.raw)
+            else:
+                yield parsed(source, element.raw, notices)
+            notices = ()
+        if scanner.is_array and not scanner.closed:
+            yield BadRow(f"{name}:1", "truncated", "row", "the array is not closed", "write the file again")
+
+
+def _is_message(element: Element) -> bool:
+    """Whether an array holds the messages of one conversation instead of rows."""
+    try:
+        value = loads(element.raw)
+    except RowError:
+        return False
+    return isinstance(value, dict) and (
+        ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
+    )
+
+
+def parsed(source: str, raw: bytes, notices: tuple[Notice, ...] = ()) -> RawRow | BadRow:
+    """The row that `raw` holds as JSON."""
+    try:
+        return RawRow(source, raw, loads(raw), notices)
+    except RowError as error:
+        return BadRow(source, error.kind, error.field, error.what, error.fix, raw)

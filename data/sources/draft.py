@@ -19,6 +19,7 @@ from counterpoint.data.conversation import (
     Tool,
 )
 from counterpoint.data.sources.arguments import arguments_text
+from counterpoint.data.sources.harmony_system import parse_system
 from counterpoint.data.sources.names import ToolNames
 from counterpoint.data.sources.options import SourceOptions
 from counterpoint.data.sources.pairing import Event, pair
@@ -73,7 +74,9 @@ class Draft:
         """A system or developer message: the instructions, as long as the conversation has not begun."""
         self._check_text(text, field)
         if not self._events and name is None:
-            if self._instructions:
+            if self.options.harmony_system == "parse":
+                text = self._harmony_block(text, field)
+            if text and self._instructions:
                 self.notice("joined_system", field, "several leading system messages were joined")
             self._instructions.append(text)
             return
@@ -83,6 +86,21 @@ class Draft:
         kind = "late_system" if self._events else "named_system"
         self.notice(kind, field, "written as a developer message in its place")
         self._add(Message("developer", text, name=name), field)
+
+    def _harmony_block(self, text: str, field: str) -> str:
+        """Takes what Harmony's own system block says; the rest are instructions."""
+        if text.startswith("# Instructions\n\n"):
+            self.notice("harmony_developer", field, "the heading # Instructions was taken off")
+            return text.removeprefix("# Instructions\n\n")
+        block = parse_system(text)
+        if block is None:
+            return text
+        self.notice("harmony_system", field, "a Harmony system block: effort, date and identity taken from it")
+        self.effort, self.date, self.identity = block.effort or self.effort, block.date, block.identity
+        self.names.offer(block.builtin_tools)
+        if block.rest:
+            self.notice("harmony_system_rest", field, "text of the block that gpt-oss's does not have: instructions")
+        return block.rest
 
     def user(self, text: str, field: str, name: str | None = None) -> None:
         self._check_text(text, field)

@@ -1,0 +1,129 @@
+"""Rows of tables: Parquet and CSV."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from counterpoint.configs.errors import DataError
+from counterpoint.data.conversation import Notice
+from counterpoint.data.sources.rows import BadRow, RawRow
+from counterpoint.data.sources.strict_json import BOM
+
+_BATCH = 64
+
+
+def parquet_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
+    """Rows of a Parquet file, by their number from 1. Raises DataError where it is none."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{name}: not a Parquet file ({_first_line(error)}): write it again") from None
+    number = 0
+    with table:
+        try:
+            for batch in table.iter_batches(batch_size=_BATCH):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield arrow_row(f"{name}:{number}", value)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            what = f"the file is damaged after row {number} ({_first_line(error)})"
+            yield BadRow(f"{name}:{number + 1}", "damaged_parquet", "row", what, "write the file again")
+
+
+def arrow_row(source: str, value: dict[str, Any]) -> RawRow:
+    """A row that Arrow gave: in it, `null` is what an absent key looks like, so nulls are taken away."""
+    raw = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+    notices: list[Notice] = []
+    pruned = {key: _without_nulls(child, key, notices) for key, child in value.items() if child is not None}
+    return RawRow(source, raw, pruned, tuple(notices))
+
+
+def _without_nulls(value: Any, path: str, notices: list[Notice]) -> Any:
+    if isinstance(value, dict):
+        if path.endswith("arguments") and None in value.values():
+            notices.append(Notice("null_arguments", path, "null arguments were left out: Arrow writes absent keys so"))
+        return {k: _without_nulls(v, f"{path}.{k}", notices) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(v, f"{path}[{i}]", notices) for i, v in enumerate(value)]
+    return value
+
+
+def csv_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
+    """Rows of a CSV (or, by its name, TSV) file with a header, by the line that they begin on."""
+    from counterpoint.data.sources.containers import open_bytes
+
+    csv.field_size_limit(sys.maxsize)
+    with open_bytes(file) as stream:
+        lines = _Lines(stream)
+        delimiter = "\t" if ".tsv" in file.suffixes else ","
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        while True:
+            lines.start()
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                source = f"{name}:{lines.first}"
+                yield BadRow(source, "bad_csv", "row", f"not CSV ({error})", "close the quotes", lines.raw())
+                continue
+            if header is None:
+                header = cells
+            elif cells:
+                yield _csv_row(f"{name}:{lines.first}", header, cells, lines.raw())
+
+
+def _csv_row(source: str, header: list[str], cells: list[str], raw: bytes) -> RawRow | BadRow:
+    if len(cells) != len(header):
+        what = f"{len(cells)} cells under {len(header)} columns"
+        return BadRow(source, "csv_columns", "row", what, "quote cells that hold commas or line breaks", raw)
+    for column, cell in zip(header, cells, strict=True):
+        if any("\udc80" <= c <= "\udcff" for c in cell):
+            return BadRow(source, "bad_utf8", column, "not UTF-8", "save the file as UTF-8", raw)
+    return RawRow(source, raw, {column: cell for column, cell in zip(header, cells, strict=True) if cell})
+
+
+class _Lines:
+    """Text lines of a byte stream that remember the bytes since `start`."""
+
+    def __init__(self, stream: Iterable[bytes]) -> None:
+        self._stream = iter(stream)
+        self._kept: list[bytes] = []
+        self._number = 0
+        self.first = 1
+
+    def start(self) -> None:
+        self._kept = []
+        self.first = self._number + 1
+
+    def raw(self) -> bytes:
+        return b"".join(self._kept).rstrip(b"\r\n")
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._stream)
+        self._number += 1
+        self._kept.append(line)
+        if self._number == 1:
+            line = line.removeprefix(BOM)
+        return line.decode("utf-8", errors="surrogateescape")
+
+
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]
