@@ -1,0 +1,65 @@
+# `make quickstart` trains the embedded model, `make test` runs every test; both begin on a bare machine with Python 3.11.
+
+SHELL := bash
+# The first Python that is new enough; `make PYTHON=...` chooses another.
+PYTHON = $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install -qq --constraint constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help quickstart test lint format types package-check schemas constraints clean
+
+help:
+	@echo 'make quickstart     install into .venv, then train and evaluate the embedded model'
+	@echo 'make test           all tests; quick ones only: make test PYTEST="-m \"not slow\""'
+	@echo 'make lint types     ruff and basedpyright; make format rewrites'
+	@echo 'make package-check  build the wheel and run it from a foreign folder'
+	@echo 'make schemas        write configs/schemas after a change of settings'
+	@echo 'make clean          remove what builds and tests leave behind'
+
+quickstart: $(VENV)/.installed
+	@$(BIN)/counterpoint train configs/quickstart.yaml $(SETTINGS)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/pytest $(PYTEST)
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev
+	@$(BIN)/basedpyright
+
+package-check: $(VENV)/.installed-dev
+	@.ci/package-check
+
+schemas: $(VENV)/.installed
+	@$(BIN)/counterpoint configs schema --write
+
+constraints: $(VENV)/.installed-dev
+	@$(BIN)/python .ci/freeze > constraints.new && mv constraints.new constraints.txt
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Installed again only when what is installed changes; an interrupted install leaves no stamp and is taken up again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
+	@test -x $(BIN)/python || { echo 'making $(VENV)'; $(PYTHON) -m venv $(VENV); }
+	@echo 'installing $(TORCH) (the largest part, some minutes)'
+	@$(PIP) '$(TORCH)'
+	@echo 'installing counterpoint and its other requirements'
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo 'installing the tools for tests, lint and types'
+	@$(PIP) --editable '.[dev]'
+	@touch $@
