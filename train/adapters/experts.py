@@ -1,9 +1,157 @@
-"""Experts with LoRA, lean: `(x A_e) B_e` on the routed tokens, never a weight-sized delta."""
+"""Experts with LoRA, lean: `(x A_e) B_e` on the routed tokens, never a weight-sized delta.
+
+Legend: N tokens, K experts a token, R = N K routed rows sorted by expert, E experts, H hidden, I intermediate, r rank.
+
+Two seams, no patch: `counterpoint_lean` in transformers' registry of experts functions, and a wrapper class registered
+with PEFT that hands the two factors of each adapter to that function in place of the weight-sized sum. Modules,
+parameters and files stay PEFT's; disabled, merged and several adapters are PEFT's own logic.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
 from peft.tuners.lora.layer import ParamWrapper as PeftParamWrapper
+from torch.autograd.function import FunctionCtx, once_differentiable
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+
+from counterpoint.train.adapters.expert_math import (
+    Adapter,
+    ExpertWeights,
+    Routing,
+    Saved,
+    grouped_backward,
+    grouped_forward,
+    grouped_serves,
+    loop_backward,
+    loop_forward,
+)
+
+LEAN_EXPERTS = "counterpoint_lean"
+_FACTORS = "_counterpoint_factors"
 
 
 class ParamWrapper(PeftParamWrapper):
-    """PEFT's wrapper of one expert parameter."""
+    """PEFT's wrapper of one expert parameter; while it runs, the lean function finds its factors on the base layer.
+
+    The class keeps PEFT's name, since PEFT tells nested wrappers apart by it.
+    """
+
+    @contextmanager
+    def _activate_lora(self, active_adapters: list[str]) -> Iterator[None]:
+        adapters = [adapter for adapter in active_adapters if adapter in self.lora_A]
+        base = self.get_base_layer()
+        if not adapters or not _is_lean(base) or self.get_param().requires_grad:
+            with super()._activate_lora(active_adapters):
+                yield
+            return
+        held = base.__dict__.setdefault(_FACTORS, {})
+        held[self.parameter_name] = [self.get_delta_factors(adapter) for adapter in adapters]
+        try:
+            yield
+        finally:
+            del held[self.parameter_name]
+
+
+def use_experts(model: PreTrainedModel, lean: bool) -> None:
+    """Choose the experts of a model: the lean function, or transformers' own loop under PEFT's own wrappers."""
+    model.set_experts_implementation(LEAN_EXPERTS if lean else "eager")
+
+
+def lean_experts_forward(
+    self: Any, hidden_NH: torch.Tensor, index_NK: torch.Tensor, weight_NK: torch.Tensor
+) -> torch.Tensor:
+    """The experts' part of a layer: float (N, H) from router indices and weights (N, K).
+
+    The base must be frozen for the lean path; where it trains (full fine-tuning), transformers' grouped form runs.
+    """
+    held = cast(dict[str, Any], self.__dict__.get(_FACTORS, {}))
+    base = (self.gate_up_proj, self.gate_up_proj_bias, self.down_proj, self.down_proj_bias)
+    if self._is_expert_parallel or (torch.is_grad_enabled() and any(part.requires_grad for part in base)):
+        assert not held, "the adapter would be left out"
+        return grouped_mm_experts_forward(self, hidden_NH, index_NK, weight_NK)
+    # The reference computes in the weights' type under autocast too, since grouped_mm is not cast.
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        out_NH = _LeanExperts.apply(
+            hidden_NH.to(self.gate_up_proj.dtype),
+            weight_NK,
+            index_NK,
+            *base,
+            *_joined(held.get("gate_up_proj")),
+            *_joined(held.get("down_proj")),
+            (float(self.alpha), float(self.limit)),
+        )
+    return cast(torch.Tensor, out_NH).to(hidden_NH.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register(LEAN_EXPERTS, lean_experts_forward)
+
+
+class _LeanExperts(torch.autograd.Function):
+    """Saves the input, the first projection and two tensors of rank width; the experts' output is never kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, *inputs: Any) -> torch.Tensor:
+        hidden_NH, weight_NK, index_NK, *tensors, scale_up, shape = _reordered(inputs)
+        w1, b1, w2, b2, a_up, b_up, a_down, b_down, scale_down = tensors
+        weights = ExpertWeights(w1, b1, w2, b2, *shape)
+        up, down = Adapter.of(a_up, b_up, scale_up), Adapter.of(a_down, b_down, scale_down)
+        routing = Routing.of(index_NK, w1.shape[0])
+        run = grouped_forward if grouped_serves(hidden_NH, w1, w2) else loop_forward
+        out_NH, saved = run(hidden_NH, weight_NK, routing, weights, up, down)
+        context = cast(Any, ctx)
+        context.save_for_backward(hidden_NH, weight_NK, *routing, w1, b1, w2, b2, a_up, b_up, a_down, b_down, *saved)
+        context.constants = (scale_up, scale_down, shape)
+        return out_NH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grads: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        context = cast(Any, ctx)
+        hidden_NH, weight_NK, row_R, slot_NK, end_E, w1, b1, w2, b2, a_up, b_up, a_down, b_down, *saved = (
+            context.saved_tensors
+        )
+        scale_up, scale_down, shape = context.constants
+        weights = ExpertWeights(w1, b1, w2, b2, *shape)
+        up, down = Adapter.of(a_up, b_up, scale_up), Adapter.of(a_down, b_down, scale_down)
+        run = grouped_backward if grouped_serves(hidden_NH, w1, w2) else loop_backward
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            gradient = run(
+                grads[0].contiguous(), hidden_NH, weight_NK, Routing(row_R, slot_NK, end_E), weights, up, down,
+                Saved(*saved), context.needs_input_grad[0],
+            )  # fmt: skip
+        return (
+            gradient.hidden_NH, gradient.weight_NK, None, None, None, None, None,
+            gradient.a_up, gradient.b_up, None, gradient.a_down, gradient.b_down, None, None,
+        )  # fmt: skip
+
+
+def _reordered(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    hidden, weight, index, w1, b1, w2, b2, a_up, b_up, scale_up, a_down, b_down, scale_down, shape = inputs
+    return (hidden, weight, index, w1, b1, w2, b2, a_up, b_up, a_down, b_down, scale_down, scale_up, shape)
+
+
+def _joined(factors: list[tuple[torch.Tensor, torch.Tensor, float]] | None) -> tuple[Any, Any, float]:
+    """One pair of factors for all active adapters: (E, in, r), (E, r, out), scale."""
+    if not factors:
+        return None, None, 0.0
+    if len(factors) == 1:
+        return factors[0]
+    return (
+        torch.cat([left * scale for left, _, scale in factors], dim=-1),
+        torch.cat([right for _, right, _ in factors], dim=-2),
+        1.0,
+    )
+
+
+def _is_lean(module: torch.nn.Module) -> bool:
+    config = getattr(module, "config", None)
+    return (
+        isinstance(module, cast(type, GptOssExperts))
+        and getattr(config, "_experts_implementation", None) == LEAN_EXPERTS
+    )

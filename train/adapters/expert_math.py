@@ -1,0 +1,320 @@
+"""Forward and backward of routed experts with low-rank adapters, in two forms: a loop over experts, and grouped GEMMs.
+
+Legend: N tokens, K experts a token, R = N K routed rows sorted by expert, E experts, H hidden, I intermediate,
+J = 2 I (gate and up interleaved, as the checkpoint has them), r rank. An adapter adds `scale (x A_e) B_e`.
+
+    h = x W1 + b1 + up(x);  a = (clamp(h_up) + 1) silu(alpha clamp(h_gate)) / alpha;  o = a W2 + b2 + down(a)
+    y = sum over the K choices of weight o
+
+The backward needs no output of an expert: `d weight = <dy W2^T + down^T(dy), a> + <dy, b2>`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """Frozen base: w1 (E, H, J), b1 (E, J), w2 (E, I, H), b2 (E, H), and the activation's two constants."""
+
+    w1: torch.Tensor
+    b1: torch.Tensor
+    w2: torch.Tensor
+    b2: torch.Tensor
+    alpha: float
+    limit: float
+
+
+class Adapter(NamedTuple):
+    """Factors a (E, in, r) and b (E, r, out) of one projection, and their scale."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+    @staticmethod
+    def of(a: torch.Tensor | None, b: torch.Tensor | None, scale: float) -> Adapter | None:
+        return None if a is None or b is None else Adapter(a, b.contiguous(), scale)
+
+
+class Routing(NamedTuple):
+    """row_R: token of each routed row; slot_NK: routed row of each choice; end_E: last row + 1 of each expert."""
+
+    row_R: torch.Tensor
+    slot_NK: torch.Tensor
+    end_E: torch.Tensor
+
+    @staticmethod
+    def of(index_NK: torch.Tensor, experts: int) -> Routing:
+        flat_R = index_NK.reshape(-1)
+        order_R = torch.argsort(flat_R, stable=True)
+        slot_R = torch.empty_like(order_R)
+        slot_R[order_R] = torch.arange(order_R.numel(), device=order_R.device)
+        # A count by comparison has no synchronisation and is deterministic, unlike bincount on CUDA.
+        edge_E = torch.arange(1, experts + 1, device=flat_R.device, dtype=flat_R.dtype)
+        end_E = torch.searchsorted(flat_R[order_R], edge_E).to(torch.int32)
+        return Routing(order_R // index_NK.shape[1], slot_R.view_as(index_NK), end_E)
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(expert, first row, last row + 1) of every expert that has rows; waits for the device."""
+        ends = self.end_E.tolist()
+        return [(e, a, b) for e, (a, b) in enumerate(zip([0, *ends[:-1]], ends, strict=True)) if b > a]
+
+
+class Saved(NamedTuple):
+    """What backward reads besides its inputs: h before the activation, and x A and a A of the two adapters."""
+
+    hidden_RJ: torch.Tensor
+    low_up_Rr: torch.Tensor | None
+    low_down_Rr: torch.Tensor | None
+
+
+class Gradient(NamedTuple):
+    hidden_NH: torch.Tensor | None
+    weight_NK: torch.Tensor
+    a_up: torch.Tensor | None
+    b_up: torch.Tensor | None
+    a_down: torch.Tensor | None
+    b_down: torch.Tensor | None
+
+
+_NONE = (None, None, 0.0)
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The type that matrix products run in: float32 for bfloat16 on a CPU without AMX, where it is the faster one."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported():
+        return torch.float32
+    return x.dtype
+
+
+def activation(hidden_RJ: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
+    """gpt-oss's clamped SwiGLU on interleaved gate and up: (R, 2 I) -> (R, I), computed in float32 at least."""
+    gate_RI, up_RI = _split(hidden_RJ, limit)
+    out_RI = F.silu(gate_RI.mul_(alpha), inplace=True)
+    return torch.addcmul(out_RI, out_RI, up_RI).mul_(1 / alpha).to(hidden_RJ.dtype)
+
+
+def activation_backward(
+    hidden_RJ: torch.Tensor, grad_RI: torch.Tensor, alpha: float, limit: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(activation (R, I), gradient of h (R, 2 I)) from the gradient of the activation."""
+    gate_RI, up_RI = _split(hidden_RJ, limit)
+    scaled_RI = gate_RI.mul_(alpha)
+    silu_RI = F.silu(scaled_RI)
+    wide_RI = grad_RI.to(up_RI.dtype)
+    grad_RJ = torch.empty_like(hidden_RJ)
+    grad_up_RI = wide_RI * silu_RI
+    grad_RJ[:, 1::2] = grad_up_RI.mul_(1 / alpha)
+    out_RI = torch.addcmul(silu_RI, silu_RI, up_RI).mul_(1 / alpha).to(hidden_RJ.dtype)
+    grad_gate_RI = torch.ops.aten.silu_backward(torch.addcmul(wide_RI, wide_RI, up_RI), scaled_RI)
+    grad_RJ[:, 0::2] = grad_gate_RI
+    # The look costs less than two masked passes, but on CUDA it would wait for the device.
+    if hidden_RJ.is_cuda or _reaches(hidden_RJ, limit):
+        grad_RJ[:, 1::2].masked_fill_(hidden_RJ[:, 1::2].abs() > limit, 0)
+        grad_RJ[:, 0::2].masked_fill_(hidden_RJ[:, 0::2] > limit, 0)
+    return out_RI, grad_RJ
+
+
+def _reaches(hidden_RJ: torch.Tensor, limit: float) -> bool:
+    low, high = hidden_RJ.aminmax()
+    return float(high) > limit or float(low) < -limit
+
+
+def _split(hidden_RJ: torch.Tensor, limit: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clamped gate and up, each contiguous, float32 for narrower types."""
+    wide = torch.promote_types(hidden_RJ.dtype, torch.float32)
+    return hidden_RJ[:, 0::2].clamp(max=limit).to(wide), hidden_RJ[:, 1::2].clamp(min=-limit, max=limit).to(wide)
+
+
+def loop_forward(
+    x_NH: torch.Tensor, weight_NK: torch.Tensor, routing: Routing, base: ExpertWeights, up: Adapter | None,
+    down: Adapter | None,
+) -> tuple[torch.Tensor, Saved]:  # fmt: skip
+    """Expert by expert: best where a small matrix product is not much slower per row than a large one (CPU)."""
+    rows, wide = routing.row_R.numel(), compute_dtype(x_NH)
+    h_RJ = x_NH.new_empty(rows, base.w1.shape[-1])
+    out_RH = x_NH.new_empty(rows, x_NH.shape[-1], dtype=wide)
+    low_up_Rr = None if up is None else x_NH.new_empty(rows, up.a.shape[-1], dtype=wide)
+    low_down_Rr = None if down is None else x_NH.new_empty(rows, down.a.shape[-1], dtype=wide)
+    up, down = _cast(up, wide), _cast(down, wide)
+    for e, first, end in routing.spans():
+        part = slice(first, end)
+        x = x_NH.index_select(0, routing.row_R[part]).to(wide)
+        h = h_RJ[part] if wide == x_NH.dtype else x_NH.new_empty(end - first, h_RJ.shape[1], dtype=wide)
+        _project(x, base.w1[e].to(wide), base.b1[e].to(wide), up, low_up_Rr, e, part, out=h)
+        if wide != x_NH.dtype:
+            h_RJ[part] = h
+        a = activation(h, base.alpha, base.limit)
+        _project(a, base.w2[e].to(wide), base.b2[e].to(wide), down, low_down_Rr, e, part, out=out_RH[part])
+    return _combine(out_RH, routing.slot_NK, weight_NK).to(x_NH.dtype), Saved(h_RJ, low_up_Rr, low_down_Rr)
+
+
+def loop_backward(
+    dy_NH: torch.Tensor, x_NH: torch.Tensor, weight_NK: torch.Tensor, routing: Routing, base: ExpertWeights,
+    up: Adapter | None, down: Adapter | None, saved: Saved, want_x: bool,
+) -> Gradient:  # fmt: skip
+    row_R, wide = routing.row_R, compute_dtype(x_NH)
+    weight_R1 = _by_row(weight_NK, routing.slot_NK)[:, None].to(wide)
+    dweight_R = torch.zeros_like(weight_R1[:, 0])
+    dx_RH = x_NH.new_empty(row_R.numel(), x_NH.shape[-1], dtype=wide) if want_x else None
+    up, down = _cast(up, wide), _cast(down, wide)
+    d_up, d_down = _zeros_like(up), _zeros_like(down)
+    for e, first, end in routing.spans():
+        part = slice(first, end)
+        dy, weight = dy_NH.index_select(0, row_R[part]).to(wide), weight_R1[part]
+        g = dy @ base.w2[e].to(wide).T
+        low_dy = None
+        if down is not None:
+            low_dy = dy @ down.b[e].T
+            g.addmm_(low_dy, down.a[e].T, alpha=down.scale)
+        a, dh = activation_backward(saved.hidden_RJ[part].to(wide), g * weight, base.alpha, base.limit)
+        dweight_R[part] = g.mul_(a).sum(-1) + dy @ base.b2[e].to(wide)
+        if d_down is not None and low_dy is not None:
+            scaled = weight * d_down.scale
+            torch.mm(a.T, low_dy.mul_(scaled), out=d_down.a[e])
+            torch.mm((_held(saved.low_down_Rr)[part] * scaled).T, dy, out=d_down.b[e])
+        low_dh = None
+        if up is not None and d_up is not None:
+            low_dh = (dh @ up.b[e].T).mul_(up.scale)
+            torch.mm(x_NH.index_select(0, row_R[part]).to(wide).T, low_dh, out=d_up.a[e])
+            torch.mm((_held(saved.low_up_Rr)[part] * up.scale).T, dh, out=d_up.b[e])
+        if dx_RH is not None:
+            torch.mm(dh, base.w1[e].to(wide).T, out=dx_RH[part])
+            if up is not None and low_dh is not None:
+                dx_RH[part].addmm_(low_dh, up.a[e].T)
+    dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None).to(x_NH.dtype)
+    dweight_NK = dweight_R[routing.slot_NK].to(weight_NK.dtype)
+    d_up, d_down = _cast(d_up, x_NH.dtype), _cast(d_down, x_NH.dtype)
+    return Gradient(dx_NH, dweight_NK, *(d_up or _NONE)[:2], *(d_down or _NONE)[:2])
+
+
+def grouped_serves(x_NH: torch.Tensor, w1_EHJ: torch.Tensor, w2_EIH: torch.Tensor) -> bool:
+    """Whether `F.grouped_mm` takes these: CUDA from compute capability 8.0, bfloat16, widths of whole 16 bytes."""
+    if x_NH.device.type != "cuda" or x_NH.dtype != torch.bfloat16:
+        return False
+    aligned = all(width % 8 == 0 for width in (*w1_EHJ.shape[1:], *w2_EIH.shape[1:]))
+    return aligned and torch.cuda.get_device_capability(x_NH.device) >= (8, 0)
+
+
+def grouped_forward(
+    x_NH: torch.Tensor, weight_NK: torch.Tensor, routing: Routing, base: ExpertWeights, up: Adapter | None,
+    down: Adapter | None,
+) -> tuple[torch.Tensor, Saved]:  # fmt: skip
+    """All experts in a few grouped GEMMs, without waiting for the device. Equal to the loop; not yet run on a GPU."""
+    expert_R = _expert_of_rows(routing)
+    x_RH = x_NH[routing.row_R]
+    h_RJ, low_up_Rr = _project_all(x_RH, base.w1, base.b1[expert_R], up, routing.end_E)
+    del x_RH
+    a_RI = activation(h_RJ, base.alpha, base.limit)
+    out_RH, low_down_Rr = _project_all(a_RI, base.w2, base.b2[expert_R], down, routing.end_E)
+    return _combine(out_RH, routing.slot_NK, weight_NK), Saved(h_RJ, low_up_Rr, low_down_Rr)
+
+
+def grouped_backward(
+    dy_NH: torch.Tensor, x_NH: torch.Tensor, weight_NK: torch.Tensor, routing: Routing, base: ExpertWeights,
+    up: Adapter | None, down: Adapter | None, saved: Saved, want_x: bool,
+) -> Gradient:  # fmt: skip
+    end_E, row_R = routing.end_E, routing.row_R
+    weight_R1 = _by_row(weight_NK, routing.slot_NK)[:, None].to(x_NH.dtype)
+    dy_RH = dy_NH[row_R]
+    g_RI = F.grouped_mm(dy_RH, _dense(base.w2).transpose(-2, -1), offs=end_E)
+    da_up = db_up = da_down = db_down = None
+    low_dy_Rr = None
+    if down is not None:
+        a_EIr, b_ErH = _padded(down)
+        low_dy_Rr = F.grouped_mm(dy_RH, b_ErH.transpose(-2, -1), offs=end_E)
+        g_RI.add_(F.grouped_mm(low_dy_Rr, a_EIr.transpose(-2, -1), offs=end_E), alpha=down.scale)
+    a_RI, dh_RJ = activation_backward(saved.hidden_RJ, g_RI * weight_R1, base.alpha, base.limit)
+    dweight_R = g_RI.mul_(a_RI).sum(-1) + (dy_RH * base.b2[_expert_of_rows(routing)]).sum(-1)
+    del g_RI
+    if down is not None and low_dy_Rr is not None:
+        scaled_R1, rank = weight_R1 * down.scale, down.a.shape[-1]
+        da_down = F.grouped_mm(a_RI.T, low_dy_Rr * scaled_R1, offs=end_E)[..., :rank]
+        db_down = F.grouped_mm((_held(saved.low_down_Rr) * scaled_R1).T, dy_RH, offs=end_E)[:, :rank]
+    del a_RI, dy_RH
+    dx_RH = F.grouped_mm(dh_RJ, _dense(base.w1).transpose(-2, -1), offs=end_E) if want_x else None
+    if up is not None:
+        a_EHr, b_ErJ = _padded(up)
+        rank = up.a.shape[-1]
+        low_dh_Rr = F.grouped_mm(dh_RJ, b_ErJ.transpose(-2, -1), offs=end_E).mul_(up.scale)
+        da_up = F.grouped_mm(x_NH[row_R].T, low_dh_Rr, offs=end_E)[..., :rank]
+        db_up = F.grouped_mm((_held(saved.low_up_Rr) * up.scale).T, dh_RJ, offs=end_E)[:, :rank]
+        if dx_RH is not None:
+            dx_RH.add_(F.grouped_mm(low_dh_Rr, a_EHr.transpose(-2, -1), offs=end_E))
+    dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None)
+    dweight_NK = dweight_R[routing.slot_NK].to(weight_NK.dtype)
+    return Gradient(dx_NH, dweight_NK, da_up, db_up, da_down, db_down)
+
+
+def _cast(adapter: Adapter | None, dtype: torch.dtype) -> Adapter | None:
+    return None if adapter is None else Adapter(adapter.a.to(dtype), adapter.b.to(dtype), adapter.scale)
+
+
+def _zeros_like(adapter: Adapter | None) -> Adapter | None:
+    if adapter is None:
+        return None
+    contiguous = torch.contiguous_format
+    a, b = (torch.zeros_like(part, memory_format=contiguous) for part in adapter[:2])
+    return Adapter(a, b, adapter.scale)
+
+
+def _project(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, adapter: Adapter | None, low_Rr: torch.Tensor | None,
+    e: int, rows: slice, out: torch.Tensor,
+) -> None:  # fmt: skip
+    torch.addmm(bias, x, weight, out=out)
+    if adapter is not None and low_Rr is not None:
+        low = torch.mm(x, adapter.a[e], out=low_Rr[rows])
+        out.addmm_(low, adapter.b[e], alpha=adapter.scale)
+
+
+def _project_all(
+    x_Ri: torch.Tensor, weight: torch.Tensor, bias_Ro: torch.Tensor, adapter: Adapter | None, end_E: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    out_Ro = F.grouped_mm(x_Ri, _dense(weight), offs=end_E).add_(bias_Ro)
+    if adapter is None:
+        return out_Ro, None
+    a, b = _padded(adapter)
+    low_Rr = F.grouped_mm(x_Ri, a, offs=end_E)
+    out_Ro.add_(F.grouped_mm(low_Rr, b, offs=end_E), alpha=adapter.scale)
+    return out_Ro, low_Rr
+
+
+def _padded(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors with the rank filled up by zeros to a multiple of 8: grouped GEMMs want rows of whole 16 bytes."""
+    short = -adapter.a.shape[-1] % 8
+    return F.pad(adapter.a, (0, short)).contiguous(), F.pad(adapter.b, (0, 0, 0, short))
+
+
+def _combine(out_RH: torch.Tensor, slot_NK: torch.Tensor, weight_NK: torch.Tensor | None) -> torch.Tensor:
+    """Sum of each token's rows, weighted or not: one gather without a (N, K, H) copy, and no atomic addition."""
+    weight = None if weight_NK is None else weight_NK.to(out_RH.dtype)
+    return F.embedding_bag(slot_NK, out_RH, mode="sum", per_sample_weights=weight)
+
+
+def _by_row(value_NK: torch.Tensor, slot_NK: torch.Tensor) -> torch.Tensor:
+    value_R = torch.empty_like(value_NK.reshape(-1))
+    value_R[slot_NK.reshape(-1)] = value_NK.reshape(-1)
+    return value_R
+
+
+def _expert_of_rows(routing: Routing) -> torch.Tensor:
+    index_R = torch.arange(routing.row_R.numel(), device=routing.end_E.device, dtype=routing.end_E.dtype)
+    return torch.searchsorted(routing.end_E, index_R, right=True)
+
+
+def _dense(weight: torch.Tensor) -> torch.Tensor:
+    """The weights of all experts as a plain tensor; quantised ones are unpacked for this use only."""
+    unpack = getattr(weight, "dense", None)
+    return weight if unpack is None else unpack()
+
+
+def _held(tensor: torch.Tensor | None) -> torch.Tensor:
+    assert tensor is not None
+    return tensor
