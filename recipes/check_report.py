@@ -1,0 +1,127 @@
+"""What `counterpoint check` prints: a line or an object a row, and rates with Wilson intervals at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+from counterpoint.data.harmony.check import Checked
+from counterpoint.data.harmony.codes import CODES
+from counterpoint.data.sources.rows import BadRow
+from counterpoint.data.statistics import wilson
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One row's verdict. harmony_accepts: openai-harmony's parser takes it. stop_added: the stop token was put back."""
+
+    source: str
+    checked: Checked
+    harmony_accepts: bool
+    stop_added: bool
+
+
+def as_text(row: Judged) -> str:
+    """A line for each violation, `file:line: code@position: detail`; one line `ok` without any."""
+    violations = row.checked.violations
+    if not violations:
+        return f"{row.source}: ok\n"
+    return "".join(f"{row.source}: {v.code}@{v.position}: {_printable(v.detail)}\n" for v in violations)
+
+
+def as_json(row: Judged | BadRow, number: int) -> str:
+    """`number` counts rows from 1."""
+    if isinstance(row, BadRow):
+        return _line({"row": number, "source": row.source, "error": row.message})
+    return _line(
+        {
+            "row": number,
+            "source": row.source,
+            "violations": [asdict(violation) for violation in row.checked.violations],
+            "harmony_accepts": row.harmony_accepts,
+            "recipient_position": row.checked.recipient_position,
+            "stop_added": row.stop_added,
+        }
+    )
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts over all rows; memory does not grow with them."""
+
+    rows: int = 0
+    bad: int = 0
+    correct: int = 0
+    accepted: int = 0
+    stops_added: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    positions: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def read(self) -> int:
+        return self.rows - self.bad
+
+    def add(self, row: Judged | BadRow) -> None:
+        self.rows += 1
+        if isinstance(row, BadRow):
+            self.bad += 1
+            return
+        self.correct += row.checked.ok
+        self.accepted += row.harmony_accepts
+        self.stops_added += row.stop_added
+        self.codes.update(row.checked.codes)
+        if row.checked.recipient_position is not None:
+            self.positions[row.checked.recipient_position] += 1
+
+    def json(self) -> str:
+        return _line(
+            {
+                "rows": self.read,
+                "bad_rows": self.bad,
+                "correct": self._rate(self.correct),
+                "harmony_accepts": self._rate(self.accepted),
+                "recipient_positions": {name: self.positions[name] for name in ("role", "channel", "mixed")},
+                "stops_added": self.stops_added,
+                "rates": {code: self._rate(self.codes[code]) for code in CODES},
+            }
+        )
+
+    def table(self) -> str:
+        positions = ", ".join(f"{name} {self.positions[name]}" for name in ("channel", "role", "mixed"))
+        lines = [
+            "",
+            f"{self.read} rows checked, {self.bad} could not be read",
+            self._told("fully correct", self.correct),
+            self._told("accepted by openai-harmony", self.accepted),
+            f"recipients stand in: {positions}",
+        ]
+        if self.stops_added:
+            lines.append(f"stop token put back (the log lacks it): {self.stops_added}")
+        if self.read:
+            lines.append("")
+            lines += [f"{self._told(code, n)}  {CODES[code]}" for code, n in self.codes.most_common()]
+            others = len(CODES) - len(self.codes)
+            lines.append(f"{others} other codes: none, each at most {100 * wilson(0, self.read)[1]:.1f} %")
+        return "\n".join(lines) + "\n"
+
+    def _told(self, name: str, count: int) -> str:
+        if not self.read:
+            return f"{name:<30} -"
+        low, high = wilson(count, self.read)
+        return f"{name:<30} {count:>7}  {100 * count / self.read:5.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+
+    def _rate(self, count: int) -> dict[str, Any]:
+        low, high = wilson(count, self.read)
+        return {"count": count, "rate": count / self.read if self.read else None, "low": low, "high": high}
+
+
+def _line(value: dict[str, Any]) -> str:
+    return orjson.dumps(value).decode() + "\n"
+
+
+def _printable(text: str) -> str:
+    """Control characters would reach the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
