@@ -6,9 +6,10 @@ The prompt of an example is byte-identical to what inference sees before that tu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,10 @@ from counterpoint.data.conversation import Conversation, Effort, Message, Notice
 from counterpoint.data.harmony.encoding import CallStyle, Grammar
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.vocabulary import CALL, END, RETURN, Vocabulary
-from counterpoint.data.harmony.window import Turn, history, split_turns
+from counterpoint.data.harmony.window import Turn, histories, history, split_turns
+
+RENDERER_VERSION = 1
+"""Raised with every change of the ids or weights that some conversation gets: caches of older versions are made anew."""
 
 CONTEXT, ANALYSIS, COMMENTARY, FINAL = 0, 1, 2, 3
 CHANNEL_NAMES = ("context", "analysis", "commentary", "final")
@@ -84,8 +88,7 @@ class Example:
     notices: tuple[Notice, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Ids that share their fate.
 
     message: index in the conversation, -1 for the opening, -2 for a `<|start|>assistant` of the prompt.
@@ -113,11 +116,14 @@ class Renderer:
 
         `effort` overrides the row's and the settings'.
         """
-        messages = conversation.messages
-        ids = [i for span in self._opening(conversation, effort or self.effort_of(conversation)) for i in span.ids]
-        for index in history(messages, len(messages)):
-            ids.extend(self.context(messages[index]))
-        return [*ids, *self.grammar.start_assistant]
+        return [i for span in self.prompt_spans(conversation, effort) for i in span.ids]
+
+    def prompt_spans(self, conversation: Conversation, effort: Effort | None = None) -> list[Span]:
+        """The prompt in spans, all of them context."""
+        spans = self._opening(conversation, effort or self.effort_of(conversation))
+        written = _Written(self, conversation)
+        spans.extend(map(written.context, history(conversation.messages, len(conversation.messages))))
+        return [*spans, written.prompt]
 
     def tool_result(self, name: str, channel: str, content: str) -> list[int]:
         """What the environment appends after a call: the result and the next `<|start|>assistant`."""
@@ -133,15 +139,21 @@ class Renderer:
     def examples(self, conversation: Conversation) -> list[Example]:
         """Training examples of a conversation, none for turns whose weights are all 0."""
         examples: list[Example] = []
-        contexts: dict[int, list[int]] = {}
-        for turn, spans in self._turn_spans(conversation, contexts):
+        arrays = _Arrays()
+        for turn, spans in self._turn_spans(conversation):
             if any(span.weight > 0 for span in spans):
-                examples.append(_example(conversation, turn, spans))
+                ids, weights, channels = arrays.of(spans)
+                examples.append(Example(conversation.source, turn.number, ids, weights, channels, conversation.notices))
         return examples
 
-    def spans(self, conversation: Conversation) -> list[tuple[Turn, list[Span]]]:
-        """The spans of every turn, untrained turns too: what `counterpoint show` explains."""
-        return list(self._turn_spans(conversation, {}))
+    def spans(
+        self, conversation: Conversation, turns: Container[int] | None = None
+    ) -> Iterator[tuple[Turn, list[Span]]]:
+        """The spans of every turn (or of those with the numbers `turns`), untrained turns too.
+
+        It is what `counterpoint show` explains.
+        """
+        return self._turn_spans(conversation, turns)
 
     def effort_of(self, conversation: Conversation) -> Effort:
         settings = self.settings
@@ -157,31 +169,30 @@ class Renderer:
         return settings.effort
 
     def _turn_spans(
-        self, conversation: Conversation, contexts: dict[int, list[int]]
+        self, conversation: Conversation, only: Container[int] | None = None
     ) -> Iterator[tuple[Turn, list[Span]]]:
+        """Spans of each turn to train. Messages are encoded once: later turns hold the same Span objects."""
         settings, messages = self.settings, conversation.messages
-        opening = self._opening(conversation, self.effort_of(conversation))
         turns = split_turns(messages)
+        written = _Written(self, conversation)
+        opening = self._opening(conversation, self.effort_of(conversation))
         if settings.train_on == "assistant":
-            yield from self._whole(conversation, opening, turns, contexts)
+            yield from self._whole(opening, turns, written)
             return
-        for turn in turns[-1:] if settings.train_on == "last_turn" else turns:
-            spans = list(opening)
-            for index in history(messages, turn.start):
-                spans.append(self._context(messages, index, contexts))
-            spans.extend(self._target(conversation, turn, contexts))
-            yield turn, spans
+        if settings.train_on == "last_turn":
+            turns = turns[-1:]
+        if only is not None:
+            turns = [turn for turn in turns if turn.number in only]
+        for turn, seen in zip(turns, histories(messages, [turn.start for turn in turns]), strict=True):
+            yield turn, [*opening, *map(written.context, seen), *written.target(turn)]
 
-    def _whole(
-        self, conversation: Conversation, opening: list[Span], turns: list[Turn], contexts: dict[int, list[int]]
-    ) -> Iterator[tuple[Turn, list[Span]]]:
+    def _whole(self, opening: list[Span], turns: list[Turn], written: _Written) -> Iterator[tuple[Turn, list[Span]]]:
         if not turns:
             return
-        messages = conversation.messages
         spans, done = list(opening), 0
         for turn in turns:
-            spans.extend(self._context(messages, index, contexts) for index in range(done, turn.start))
-            spans.extend(self._target(conversation, turn, contexts, last=turn is turns[-1]))
+            spans.extend(map(written.context, range(done, turn.start)))
+            spans.extend(written.target(turn, RETURN if turn is turns[-1] else END))
             done = turn.trained_stop
         yield turns[-1], spans
 
@@ -194,80 +205,123 @@ class Renderer:
         developer = self.openings.developer(conversation.instructions, tools, conversation.response_formats)
         return [Span(system, 0.0, CONTEXT, -1, "system"), Span(developer, 0.0, CONTEXT, -1, "developer")]
 
-    def _context(self, messages: Sequence[Message], index: int, contexts: dict[int, list[int]]) -> Span:
-        ids = contexts.get(index)
+
+class _Written:
+    """The messages of one conversation as spans; each text is encoded once, however many turns see it."""
+
+    def __init__(self, renderer: Renderer, conversation: Conversation) -> None:
+        self.renderer = renderer
+        self.messages = conversation.messages
+        self.scale = conversation.weight
+        self._bodies: dict[int, list[int]] = {}
+        self._contexts: dict[int, Span] = {}
+        self.prompt = Span(renderer.grammar.start_assistant, 0.0, CONTEXT, -2, "prompt")
+
+    def body(self, index: int) -> list[int]:
+        ids = self._bodies.get(index)
         if ids is None:
-            ids = contexts[index] = self.context(messages[index])
-        return Span(ids, 0.0, CONTEXT, index, "context")
+            ids = self._bodies[index] = self.renderer.vocabulary.encode(self.messages[index].content)
+        return ids
 
-    def _target(
-        self, conversation: Conversation, turn: Turn, contexts: dict[int, list[int]], last: bool = True
-    ) -> Iterator[Span]:
-        messages = conversation.messages
-        bare = self.settings.missing_thinking == "final_body" and not any(
-            messages[i].channel == "analysis" for i in range(turn.start, turn.trained_stop)
+    def context(self, index: int) -> Span:
+        """A message as later turns see it."""
+        span = self._contexts.get(index)
+        if span is None:
+            message = self.messages[index]
+            if message.role == "assistant" and message.raw_ids is None:
+                ids = self.renderer.grammar.context(message, self.body(index))
+            else:
+                ids = self.renderer.context(message)
+            span = self._contexts[index] = Span(ids, 0.0, CONTEXT, index, "context")
+        return span
+
+    def target(self, turn: Turn, final_end: int = RETURN) -> list[Span]:
+        """From `<|start|>assistant` to the turn's last terminator, tool results between as context."""
+        messages, stop = self.messages, turn.trained_stop
+        bare = self.renderer.settings.missing_thinking == "final_body" and not any(
+            messages[i].channel == "analysis" for i in range(turn.start, stop)
         )
-        yield Span(self.grammar.start_assistant, 0.0, CONTEXT, -2, "prompt")
-        for index in range(turn.start, turn.trained_stop):
+        spans = [self.prompt]
+        for index in range(turn.start, stop):
             message = messages[index]
+            goes_on = index + 1 < stop and messages[index + 1].role == "assistant"
             if message.role == "tool":
-                yield self._context(messages, index, contexts)
-                if index + 1 < turn.trained_stop and messages[index + 1].role == "assistant":
-                    yield Span(self.grammar.start_assistant, 0.0, CONTEXT, -2, "prompt")
-                continue
-            yield from self._trained(message, index, conversation.weight, bare, RETURN if last else END)
-            if index + 1 < turn.trained_stop and messages[index + 1].role == "assistant":
-                if message.is_call:
-                    yield Span(self.grammar.start_assistant, 0.0, CONTEXT, -2, "prompt")
-                    continue
-                scale = message.weight * conversation.weight * self._final_only(message)
+                spans.append(self.context(index))
+            else:
+                spans += self._trained(message, index, bare, final_end)
+            if goes_on and (message.role == "tool" or message.is_call):
+                spans.append(self.prompt)
+            elif goes_on:
+                weight = self.renderer.settings.weights.terminators * self._scale_of(message)
                 channel = CHANNEL_CODES[messages[index + 1].channel or "context"]
-                start_weight = self.settings.weights.terminators * scale
-                yield Span(self.grammar.start_assistant, start_weight, channel, index, "terminators")
+                spans.append(Span(self.prompt.ids, weight, channel, index, "terminators"))
+        return spans
 
-    def _trained(self, message: Message, index: int, scale: float, bare: bool, final_end: int) -> Iterator[Span]:
+    def _trained(self, message: Message, index: int, bare: bool, final_end: int) -> tuple[Span, ...]:
         """The tokens of one assistant message after `<|start|>assistant`; a token and its weight in the same line."""
-        weights = self.settings.weights
+        settings, grammar = self.renderer.settings, self.renderer.grammar
         channel = CHANNEL_CODES[message.channel or "context"]
-        scale *= message.weight * self._final_only(message)
-        kind = _kind(message)
+        scale, weights = self._scale_of(message), settings.weights
+        head, part = ("call_header", "call_arguments") if message.recipient is not None else _PARTS[message.channel]
+        header, body = getattr(weights, head) * scale, getattr(weights, part) * scale
         if message.raw_ids is not None:
-            yield Span(message.raw_ids, getattr(weights, kind[1]) * scale, channel, index, kind[1])
-            return
-        header, body = getattr(weights, kind[0]) * scale, getattr(weights, kind[1]) * scale
-        if bare and message.is_final:
+            return (Span(message.raw_ids, body, channel, index, part),)
+        is_final = message.is_final
+        if bare and is_final:
             header = 0.0
-        end = CALL if message.is_call else final_end if message.is_final else END
-        end_weight = 0.0 if message.is_final and end == END else weights.terminators * scale
-        yield Span(self.grammar.header_after_role(message, self.settings.call_style), header, channel, index, kind[0])
-        yield Span(self.vocabulary.encode(message.content), body, channel, index, kind[1])
-        yield Span((end,), end_weight, channel, index, "terminators")
+        end = CALL if message.recipient is not None else final_end if is_final else END
+        end_weight = 0.0 if is_final and end == END else weights.terminators * scale
+        return (
+            Span(grammar.header_after_role(message, settings.call_style), header, channel, index, head),
+            Span(self.body(index), body, channel, index, part),
+            Span((end,), end_weight, channel, index, "terminators"),
+        )
 
-    def _final_only(self, message: Message) -> float:
-        return 0.0 if self.settings.train_on == "final" and not message.is_final else 1.0
-
-
-def _kind(message: Message) -> tuple[str, str]:
-    """Fields of `ChannelWeights` for a message's header and body."""
-    if message.is_call:
-        return "call_header", "call_arguments"
-    kind = {"analysis": "analysis", "commentary": "preamble"}.get(message.channel or "", "final")
-    return kind, kind
+    def _scale_of(self, message: Message) -> float:
+        trained = self.renderer.settings.train_on != "final" or message.is_final
+        return message.weight * self.scale if trained else 0.0
 
 
-def _example(conversation: Conversation, turn: Turn, spans: Sequence[Span]) -> Example:
-    ids: list[int] = []
-    trained: list[tuple[int, int, float, int]] = []
-    for span in spans:
-        start = len(ids)
-        ids.extend(span.ids)
-        if span.channel != CONTEXT:
-            trained.append((start, len(ids), span.weight, span.channel))
-    weights = np.zeros(len(ids), dtype=np.float32)
-    channels = np.zeros(len(ids), dtype=np.uint8)
-    for start, stop, weight, channel in trained:
-        weights[start:stop] = weight
-        channels[start:stop] = channel
-    return Example(
-        conversation.source, turn.number, np.array(ids, dtype=np.int32), weights, channels, conversation.notices
-    )
+_PARTS = {"analysis": ("analysis", "analysis"), "commentary": ("preamble", "preamble")} | dict.fromkeys(
+    ("final", None), ("final", "final")
+)
+"""Fields of `ChannelWeights` for header and body of a message that calls no tool, by channel."""
+
+
+class _Arrays:
+    """Spans of one turn after the other -> arrays. Spans that a turn shares with the one before are not laid out again."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._ends: list[int] = []
+        self._ids = array("i")
+
+    def of(self, spans: list[Span]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """ids, weights and channels of an example."""
+        shared = 0
+        for old, new in zip(self._spans, spans, strict=False):
+            if old is not new:
+                break
+            shared += 1
+        size = self._ends[shared - 1] if shared else 0
+        del self._ids[size:], self._ends[shared:]
+        added: list[int] = []
+        runs: list[tuple[int, int, float, int]] = []
+        for span in spans[shared:]:
+            start = size + len(added)
+            added.extend(span.ids)
+            stop = size + len(added)
+            self._ends.append(stop)
+            if span.channel != CONTEXT:
+                if runs and runs[-1][1:] == (start, span.weight, span.channel):
+                    start = runs.pop()[0]
+                runs.append((start, stop, span.weight, span.channel))
+        self._ids.fromlist(added)
+        self._spans = spans
+        ids = np.array(self._ids, dtype=np.int32)
+        weights = np.zeros(len(ids), dtype=np.float32)
+        channels = np.zeros(len(ids), dtype=np.uint8)
+        for start, stop, weight, channel in runs:
+            weights[start:stop] = weight
+            channels[start:stop] = channel
+        return ids, weights, channels
