@@ -28,8 +28,8 @@ class Message:
     recipient: the tool that an assistant message calls (`functions.f`, `python`, `browser.search`), else None.
     content_type: as in the header, for example `<|constrain|>json`; None for plain text.
     weight: factor on the loss of this message; 0 trains none of it. Meaningful for assistant messages only.
-    raw_ids: ids of the whole message as sampled, from the token after `<|start|>assistant` to the terminator;
-        kept verbatim where given (source format `harmony`), never rendered again.
+    raw_ids: ids of the message, kept verbatim where given (source format `harmony`), never rendered again. Of an
+        assistant's: from the token after `<|start|>assistant` to the terminator; of others: from `<|start|>` on.
     """
 
     role: Role
@@ -88,6 +88,8 @@ class Conversation:
     instructions: the developer message that opens the conversation; None where there is none.
     tools: function tools, declared in the opening developer message; builtin_tools: of `python`, `browser`.
     effort, date, identity: None takes the run's setting. date is `YYYY-MM-DD`; "" leaves the line out.
+    opening_ids: ids of the system and developer messages that open the conversation, verbatim where given (source format
+        `harmony`); what the fields above say is then for reports only.
     weight: factor on the loss of every message (a row's weight).
     source: "file:line". metadata: reference fields of the row (`answer`, ...), untouched.
     """
@@ -100,6 +102,7 @@ class Conversation:
     effort: Effort | None = None
     date: str | None = None
     identity: str | None = None
+    opening_ids: tuple[int, ...] | None = None
     weight: float = 1.0
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)

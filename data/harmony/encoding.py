@@ -25,6 +25,8 @@ class Grammar:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._piece = lru_cache(maxsize=65_536)(self._encode_piece)
+        self._after_role = lru_cache(maxsize=65_536)(self._write_after_role)
+        self._head = lru_cache(maxsize=65_536)(self._write_head)
         self.start_assistant: tuple[int, ...] = (START, *self._piece("assistant"))
 
     def _encode_piece(self, text: str) -> tuple[int, ...]:
@@ -41,28 +43,38 @@ class Grammar:
 
     def header_after_role(self, message: Message, style: CallStyle) -> tuple[int, ...]:
         """From the token after the role to `<|message|>`; `style` is the section that a recipient stands in."""
-        recipient = self._piece(f" to={message.recipient}") if message.recipient is not None else ()
-        if message.channel is None:
-            return (*recipient, *self.content_type(message.content_type), MESSAGE)
-        channel = (CHANNEL, *self._piece(message.channel))
-        places = (recipient, channel) if style == "role" else (channel, recipient)
-        return (*places[0], *places[1], *self.content_type(message.content_type), MESSAGE)
+        return self._after_role(message.channel, message.recipient, message.content_type, style)
 
-    def role(self, message: Message) -> tuple[int, ...]:
-        """`<|start|>` and the role; a tool's result has the tool's full name as its role."""
-        if message.role == "tool":
-            return (START, *self._piece(message.name or ""))
-        if message.name is not None:
-            return (START, *self._piece(message.role), *self._piece(f":{message.name}"))
-        return (START, *self._piece(message.role))
+    def _write_after_role(
+        self, channel: str | None, recipient: str | None, content_type: str | None, style: CallStyle
+    ) -> tuple[int, ...]:
+        to = self._piece(f" to={recipient}") if recipient is not None else ()
+        if channel is None:
+            return (*to, *self.content_type(content_type), MESSAGE)
+        named = (CHANNEL, *self._piece(channel))
+        places = (to, named) if style == "role" else (named, to)
+        return (*places[0], *places[1], *self.content_type(content_type), MESSAGE)
 
-    def context(self, message: Message) -> list[int]:
-        """A whole message of the history, as openai-harmony writes it: a final ends with `<|end|>`."""
-        if message.role == "assistant" and message.raw_ids is not None:
+    def _write_head(
+        self, role: str, name: str | None, channel: str | None, recipient: str | None, content_type: str | None
+    ) -> tuple[int, ...]:
+        """`<|start|>` to `<|message|>` in the history; a tool's result has the tool's full name as its role."""
+        after_role = self._after_role(channel, recipient, content_type, "role")
+        if role == "tool":
+            return (START, *self._piece(name or ""), *self._piece(" to=assistant"), *after_role)
+        named = self._piece(f":{name}") if name is not None else ()
+        return (START, *self._piece(role), *named, *after_role)
+
+    def context(self, message: Message, body: list[int] | None = None) -> list[int]:
+        """A whole message of the history, as openai-harmony writes it: a final ends with `<|end|>`.
+
+        `body` is the encoded content, where the caller has it.
+        """
+        if message.raw_ids is not None:
+            if message.role != "assistant":
+                return list(message.raw_ids)
             return [*self.start_assistant, *message.raw_ids[:-1], CALL if message.raw_ids[-1] == CALL else END]
-        if message.role == "tool":
-            head = (*self.role(message), *self._piece(" to=assistant"), *self.header_after_role(message, "role"))
-        else:
-            head = (*self.role(message), *self.header_after_role(message, "role"))
-        end = CALL if message.is_call else END
-        return [*head, *self.vocabulary.encode(message.content), end]
+        head = self._head(message.role, message.name, message.channel, message.recipient, message.content_type)
+        if body is None:
+            body = self.vocabulary.encode(message.content)
+        return [*head, *body, CALL if message.is_call else END]
