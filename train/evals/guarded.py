@@ -1,0 +1,133 @@
+"""Run a scorer that may raise, hang, or return nonsense, and always get a plain answer back.
+
+The work is done in one child process that is kept; a call that outlives its time kills the child, and the next call
+starts a new one. Arguments and results travel by pickle, between this program and its own child only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from counterpoint.configs.errors import ConfigError
+
+Failure = Literal["raised", "hung", "not_a_number"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """`value` in [0, 1], or None with the `failure` and a line of `detail`."""
+
+    value: float | None
+    failure: Failure | None = None
+    detail: str = ""
+
+
+class Guard:
+    """Calls functions named `module:function` or `path/file.py:function` in a child process.
+
+    `seconds` is the limit for one call. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def __call__(self, function: str, *args: Any) -> Guarded:
+        """The function's value as a number between 0 and 1 (True and False count as 1 and 0)."""
+        pipe = self._started()
+        try:
+            pipe.send((function, args))
+            if not pipe.poll(self.seconds):
+                self.close()
+                return Guarded(None, "hung", f"no answer within {self.seconds:g} s")
+            kind, value = pipe.recv()
+        except (EOFError, OSError) as error:
+            self.close()
+            return Guarded(None, "raised", f"its process died ({type(error).__name__})")
+        if kind == "raised":
+            return Guarded(None, "raised", value)
+        return as_score(value)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _started(self) -> Connection:
+        if self._pipe is None or self._process is None or not self._process.is_alive():
+            self.close()
+            # Not forked: the parent holds threads of torch, which a forked child could wait for without end.
+            context = multiprocessing.get_context("spawn")
+            self._pipe, child = context.Pipe()
+            self._process = context.Process(target=_serve, args=(child,), daemon=True)
+            self._process.start()
+            child.close()
+        return self._pipe
+
+
+def as_score(value: Any) -> Guarded:
+    """A scorer's return value, or why it is none."""
+    if isinstance(value, bool):
+        return Guarded(float(value))
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return Guarded(min(1.0, max(0.0, float(value))))
+    return Guarded(None, "not_a_number", f"returned {value!r}"[:200])
+
+
+def resolve(function: str) -> Callable[..., Any]:
+    """The function named `module:function` or `path/file.py:function`. ConfigError where there is none."""
+    place, _, name = function.rpartition(":")
+    fix = "write module:function or path/file.py:function"
+    if not place or not name:
+        raise ConfigError(f"scorer `{function}`: {fix}")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            if spec is None or spec.loader is None:
+                raise ConfigError(f"scorer `{function}`: cannot read {place}: {fix}")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        return getattr(module, name)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"scorer `{function}`: {type(error).__name__}: {error}: {fix}") from None
+
+
+def _serve(pipe: Connection) -> None:
+    functions: dict[str, Callable[..., Any]] = {}
+    while True:
+        try:
+            name, args = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if name not in functions:
+                functions[name] = resolve(name)
+            answer = ("value", functions[name](*args))
+        except Exception as error:
+            answer = ("raised", f"{type(error).__name__}: {error}"[:200])
+        try:
+            pipe.send(answer)
+        except Exception as error:
+            pipe.send(("raised", f"its value cannot be sent ({type(error).__name__})"))

@@ -1,0 +1,290 @@
+"""Is the answer right? Small pure functions from a typed completion and its reference to a score.
+
+The same functions serve the eval hook, `evaluate`, inspect and RL rewards. Only a finished final is an answer: a
+truncated chain of thought, an answer in the analysis alone, or two finals score 0. Nothing is resampled.
+
+    exact, number, math, choice     the final against the row's answer
+    calls                           tool calls against the expected ones (rules of the Berkeley Function Calling
+                                    Leaderboard, https://gorilla.cs.berkeley.edu/leaderboard.html: AST matching)
+    schema                          the final is JSON and valid for a schema
+    instructions                    IFEval and IFBench checks (package if-verifiable)
+    reasoning_gym                   the scorer of the generator that made the item
+    module:function, file.py:f      the user's own, run in a guarded process
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+import jsonschema
+
+from counterpoint.configs.errors import ConfigError
+from counterpoint.data.harmony.completion import Completion, ToolCall
+from counterpoint.train.evals.guarded import Guard, Guarded
+
+Outcome = Literal["right", "partly", "wrong", "missing", "failed"]
+ANSWER_CODES = frozenset({"second_final", "tokens_after_stop"})
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedCall:
+    """A call that the row knows to be right.
+
+    name: the function's, with or without `functions.`. arguments: for each one the value, or with `any_of` the list of
+    accepted values (an empty string in it makes the argument optional, as in BFCL).
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    any_of: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a row knows about its right result; a field that is None is not scored."""
+
+    answer: str | None = None
+    calls: tuple[ExpectedCall, ...] | None = None
+    schema: Mapping[str, Any] | None = None
+    instructions: tuple[tuple[str, Mapping[str, Any]], ...] | None = None
+    prompt: str = ""
+    entry: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """value in [0, 1]. outcome `missing`: there was no answer; `failed`: the scorer raised, hung or gave no number."""
+
+    value: float
+    outcome: Outcome
+    detail: str = ""
+
+
+Scorer = Callable[[Completion, Reference], Score]
+
+
+def answer_of(completion: Completion) -> str | None:
+    """The final that counts as the answer: finished, the only one, with nothing behind it; else None."""
+    if completion.final is None or completion.stop != "return" or completion.codes & ANSWER_CODES:
+        return None
+    return completion.final
+
+
+def exact(completion: Completion, reference: Reference) -> Score:
+    """The final equals the answer, apart from white space at the ends and case."""
+    return _compared(completion, reference, lambda final, answer: final.strip().casefold() == answer.strip().casefold())
+
+
+def number(completion: Completion, reference: Reference) -> Score:
+    """The last number in the final equals the last number in the answer (GSM8K's `#### 42` included), exactly."""
+
+    def same(final: str, answer: str) -> bool:
+        expected = last_number(answer)
+        return expected is not None and last_number(final) == expected
+
+    return _compared(completion, reference, same)
+
+
+def choice(completion: Completion, reference: Reference) -> Score:
+    """The letter that the final settles on (`B`, `(B)`, `Answer: B`) is the answer's."""
+
+    def same(final: str, answer: str) -> bool:
+        found = re.findall(r"(?:^|[^A-Za-z])\(?([A-J])\)?(?=$|[^A-Za-z])", final.strip())
+        return bool(found) and found[-1] == answer.strip().strip("()").upper()
+
+    return _compared(completion, reference, same)
+
+
+def calls(completion: Completion, reference: Reference) -> Score:
+    """Every expected call was made, in any order, with accepted arguments, and no other."""
+    expected = reference.calls
+    if expected is None:
+        raise ConfigError("scorer `calls`: the row names no expected calls: give it `calls`, or take another scorer")
+    if not completion.calls:
+        right = not expected
+        return Score(float(right), "right" if right else "missing", "" if right else "no call")
+    left = list(completion.calls)
+    for want in expected:
+        match = next((call for call in left if call_matches(call, want)), None)
+        if match is None:
+            return Score(0.0, "wrong", f"no call matches {want.name}({json.dumps(dict(want.arguments))})"[:300])
+        left.remove(match)
+    if left:
+        return Score(0.0, "wrong", f"{len(left)} more calls than expected")
+    return Score(1.0, "right")
+
+
+def call_matches(call: ToolCall, want: ExpectedCall) -> bool:
+    """Right tool, no argument too many, every needed one there with an accepted value."""
+    name = want.name.removeprefix("functions.")
+    if call.name != name or call.arguments is None:
+        return False
+    given, accepted = call.arguments, want.arguments
+    if any(key not in accepted for key in given):
+        return False
+    for key, values in accepted.items():
+        options = values if want.any_of else [values]
+        if key not in given:
+            if want.any_of and "" in options:
+                continue
+            return False
+        if not any(same_value(given[key], option) for option in options):
+            return False
+    return True
+
+
+def same_value(given: Any, expected: Any) -> bool:
+    """Equality of JSON values by BFCL's rules: 1 equals 1.0 (but not True), strings without case and punctuation."""
+    if isinstance(given, bool) or isinstance(expected, bool):
+        return given is expected
+    if isinstance(given, (int, float)) and isinstance(expected, (int, float)):
+        return given == expected
+    if isinstance(given, str) and isinstance(expected, str):
+        return _plain(given) == _plain(expected)
+    if isinstance(given, list) and isinstance(expected, list):
+        return len(given) == len(expected) and all(map(same_value, given, expected))
+    if isinstance(given, dict) and isinstance(expected, dict):
+        return given.keys() == expected.keys() and all(same_value(given[k], expected[k]) for k in given)
+    return given is None and expected is None
+
+
+def schema(completion: Completion, reference: Reference) -> Score:
+    """The final is JSON and valid for the row's schema."""
+    final = answer_of(completion)
+    if final is None:
+        return Score(0.0, "missing", "no final")
+    try:
+        value = json.loads(final)
+    except ValueError as error:
+        return Score(0.0, "wrong", f"not JSON: {error}")
+    try:
+        jsonschema.validate(value, dict(reference.schema or {}))
+    except jsonschema.ValidationError as error:
+        return Score(0.0, "wrong", f"{error.json_path}: {error.message}"[:300])
+    except jsonschema.SchemaError as error:
+        return Score(0.0, "failed", f"the row's schema is broken: {error.message}"[:300])
+    return Score(1.0, "right")
+
+
+class Scorers:
+    """Scorers by name. Those that run foreign code (`math`, `instructions`, `reasoning_gym`, the user's) are guarded.
+
+    Close it when done, or use it as a context manager.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._guard = Guard(seconds)
+        self._plain: dict[str, Scorer] = {
+            "exact": exact,
+            "number": number,
+            "choice": choice,
+            "calls": calls,
+            "schema": schema,
+        }
+
+    def score(self, name: str, completion: Completion, reference: Reference) -> Score:
+        """ConfigError for a name that is no scorer."""
+        if name in self._plain:
+            return self._plain[name](completion, reference)
+        if name in _FOREIGN:
+            needs, function = _FOREIGN[name]
+            argument = needs(reference)
+            final = answer_of(completion)
+            if final is None:
+                return Score(0.0, "missing", "no final")
+            return _from_guard(self._guard(f"{__name__}:{function}", final, argument))
+        if ":" in name:
+            return _from_guard(self._guard(name, completion, reference))
+        known = ", ".join([*self._plain, *_FOREIGN])
+        raise ConfigError(f"scorer `{name}` is unknown: take one of {known}, or name a function as file.py:function")
+
+    def close(self) -> None:
+        self._guard.close()
+
+    def __enter__(self) -> Scorers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def math_value(final: str, answer: str) -> bool:
+    """Mathematical equality of the final's answer and the reference (package math-verify)."""
+    from math_verify import parse, verify
+
+    gold = parse(answer) or parse(f"${answer}$")
+    return bool(verify(gold, parse(final)))
+
+
+def instructions_value(final: str, argument: tuple[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> float:
+    """Share of instructions that the final keeps, strictly read (package if-verifiable)."""
+    from if_verifiable import IFEvalSample, evaluate_output_for_sample
+
+    prompt, items = argument
+    sample = IFEvalSample(
+        key=0, prompt=prompt, instruction_id_list=[name for name, _ in items], kwargs=[dict(k) for _, k in items]
+    )
+    _, scores = evaluate_output_for_sample("ifeval", sample, final)
+    return float(scores.partial_strict)
+
+
+def reasoning_gym_value(final: str, entry: Mapping[str, Any]) -> float:
+    """The score of the generator named in `metadata.source_dataset` (package reasoning-gym)."""
+    import reasoning_gym
+
+    function = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
+    return float(function(answer=final, entry=dict(entry)))
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number written in `text`, thousands separators and `$` aside; a fraction or a decimal is exact."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", text.replace("\u2212", "-"))
+    if not found:
+        return None
+    try:
+        return Fraction(found[-1].replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _answer(reference: Reference) -> str:
+    if reference.answer is None:
+        raise ConfigError("the row has no `answer`: give it one, or take another scorer")
+    return reference.answer
+
+
+def _instructions(reference: Reference) -> tuple[str, Any]:
+    if reference.instructions is None:
+        raise ConfigError("the row names no instructions: give it `instruction_id_list` and `kwargs`")
+    return reference.prompt, reference.instructions
+
+
+_FOREIGN: dict[str, tuple[Callable[[Reference], Any], str]] = {
+    "math": (_answer, "math_value"),
+    "instructions": (_instructions, "instructions_value"),
+    "reasoning_gym": (lambda reference: reference.entry, "reasoning_gym_value"),
+}
+
+
+def _compared(completion: Completion, reference: Reference, same: Callable[[str, str], bool]) -> Score:
+    answer, final = _answer(reference), answer_of(completion)
+    if final is None:
+        return Score(0.0, "missing", "no final")
+    right = same(final, answer)
+    return Score(float(right), "right" if right else "wrong")
+
+
+def _from_guard(guarded: Guarded) -> Score:
+    if guarded.value is None:
+        return Score(0.0, "failed", f"{guarded.failure}: {guarded.detail}")
+    outcome: Outcome = "right" if guarded.value == 1 else "partly" if guarded.value > 0 else "wrong"
+    return Score(guarded.value, outcome)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[ ,./\-_*^]", "", text).casefold().replace("'", '"')
