@@ -238,7 +238,7 @@ def reasoning_gym_value(final: str, entry: Mapping[str, Any]) -> float:
     import reasoning_gym
 
     function = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
-    return float(function(answer=final, entry=dict(entry)))
+    return float(function(final, dict(entry)))
 
 
 def last_number(text: str) -> Fraction | None:
