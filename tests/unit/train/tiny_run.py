@@ -1,8 +1,4 @@
-"""A small training run for tests: random gpt-oss, made-up tree rows. Also a script, for runs that are to be killed.
-
-python tiny_run.py FOLDER JSON: trains in FOLDER and writes its loss curve; JSON holds `make`'s arguments, `resume`, and
-`fault`, the name of a function in `FAULTS` that is called before training.
-"""
+"""A small training run for tests: random gpt-oss, made-up tree rows. Also a script, for runs that are to be killed."""
 
 from __future__ import annotations
 
@@ -10,13 +6,14 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GptOssConfig, GptOssForCausalLM, TrainerCallback
+from transformers import GptOssConfig, GptOssForCausalLM, TrainerCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
 
 from counterpoint.data.batches.collate import Collator
@@ -136,10 +133,10 @@ def weights_of(trainer: CounterpointTrainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.base.named_parameters() if p.requires_grad}
 
 
-class Suicide(TrainerCallback):
-    """kill -9 (or another signal) in the step after `step`."""
+class Signal(TrainerCallback):
+    """Sends this process a signal in the middle of the step after `step` (between two micro-batches)."""
 
-    def __init__(self, step: int, number: int = signal.SIGKILL) -> None:
+    def __init__(self, step: int, number: int) -> None:
         self.step, self.number = step, number
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -147,8 +144,8 @@ class Suicide(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
-def kill_at(name: str, count: int) -> None:
-    """kill -9 in place of the `count`-th call of `os.<name>` from the saving code."""
+def kill_at_call(name: str, count: int) -> None:
+    """kill -9 in place of the `count`-th call of `os.<name>`."""
     real, calls = getattr(os, name), [0]
 
     def dying(*args: Any, **kwargs: Any) -> Any:
@@ -160,18 +157,32 @@ def kill_at(name: str, count: int) -> None:
     setattr(os, name, dying)
 
 
-def main(folder: Path, options: dict[str, Any]) -> int:
+def kill_in_phase(method: str, file: str) -> None:
+    """kill -9 in the second save, when `method` has written half of `file`."""
+    owner: Any = TrainerState if method == "save_to_json" else CounterpointTrainer
+    real, calls = getattr(owner, method), [0]
+
+    def dying(self: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
+        result = real(self, path, *args, **kwargs)
+        calls[0] += 1
+        if calls[0] == 2:
+            written = Path(path) if Path(path).name == file else Path(path) / file
+            os.truncate(written, written.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, method, dying)
+
+
+def run(folder: Path, options: dict[str, Any]) -> int:
+    """One run; `fault` is one of `step`, `call`, `phase` with its arguments; `resume` goes on from what is there."""
     torch.set_num_threads(1)
-    callbacks = []
-    if "kill_step" in options:
-        callbacks.append(Suicide(options.pop("kill_step"), options.pop("signal", signal.SIGKILL)))
-    if "kill_call" in options:
-        kill_at(*options.pop("kill_call"))
-    if "kill_write" in options:
-        kill_while_writing(options.pop("kill_write"))
-    resume = options.pop("resume", False)
+    kind, *fault = options.pop("fault", [None])
+    if kind in ("call", "phase"):
+        {"call": kill_at_call, "phase": kill_in_phase}[kind](*fault)
+    callbacks = [Signal(*fault)] if kind == "step" else []
     save.clean_partial(folder / "checkpoints")
-    checkpoint = newest_complete(folder)[0] if resume else None
+    checkpoint = newest_complete(folder)[0] if options.pop("resume", False) else None
     with StopSignal() as stop:
         trainer = make(folder, callbacks=callbacks, stop=stop, **options)
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
@@ -181,19 +192,26 @@ def main(folder: Path, options: dict[str, Any]) -> int:
     return stop.exit_code
 
 
-def kill_while_writing(name: str) -> None:
-    """kill -9 with half of the bytes of the file `name` written, in the second save."""
-    calls = [0]
-
-    def dying(event: str, args: Any) -> None:
-        if event == "open" and str(args[0]).endswith(name) and "w" in str(args[1]):
-            calls[0] += 1
-            if calls[0] == 2:
-                Path(args[0]).write_bytes(b"half")
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(dying)
+def serve() -> None:
+    """Runs a job for each line of standard input, in a forked process, since importing takes longer than training."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with (Path(job["folder"]) / "log.txt").open("a") as log:
+                    os.dup2(log.fileno(), 1)
+                    os.dup2(log.fileno(), 2)
+                code = run(Path(job["folder"]), job["options"])
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
+    serve()

@@ -1,0 +1,182 @@
+"""A run that was broken off, in whatever way, goes on bit for bit as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from counterpoint.train.checkpoints.resume import newest_complete
+
+SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
+# 24 rows, 4 a step: 6 steps an epoch. Saves fall inside and at the end of epochs, and inside windows of the log.
+OPTIONS = {"steps": 14, "every": 3, "log_every": 2}
+
+
+class Jobs:
+    """Runs jobs of tiny_run.py in forked processes; `whole` is a run without a fault, made once."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self.process, self.folder = process, folder
+        self.whole: dict[str, dict[str, Any]] = {}
+
+    def run(self, folder: Path, **options: Any) -> int:
+        folder.mkdir(parents=True, exist_ok=True)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"folder": str(folder), "options": options}) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def unbroken(self, **options: Any) -> dict[str, Any]:
+        key = json.dumps(options, sort_keys=True)
+        if key not in self.whole:
+            folder = self.folder / str(len(self.whole))
+            assert self.run(folder, **options) == 0, (folder / "log.txt").read_text()
+            self.whole[key] = json.loads((folder / "result.json").read_text())
+        return self.whole[key]
+
+    def assert_goes_on(self, folder: Path, **options: Any) -> int:
+        """Resumes the run in `folder`; what it logs and its last weights are those of an unbroken one. Its start."""
+        assert self.run(folder, resume=True, **options) == 0, (folder / "log.txt").read_text()
+        resumed = json.loads((folder / "result.json").read_text())
+        whole = self.unbroken(**options)
+        assert resumed["weights"] == whole["weights"]
+        assert resumed["logs"] == [log for log in whole["logs"] if log["step"] > resumed["from"]]
+        return resumed["from"]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield Jobs(process, tmp_path_factory.mktemp("whole"))
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+# A save makes 11 calls of fsync (7 files, their folder, its parent, the marker, the folder), one of rename and replace.
+PHASES = [
+    ("phase", "save_model", "adapter_model.safetensors"),
+    ("phase", "_save_optimizer_and_scheduler", "optimizer.pt"),
+    ("phase", "_save_optimizer_and_scheduler", "scheduler.pt"),
+    ("phase", "_save_rng_state", "rng_state.pth"),
+    ("phase", "save_to_json", "trainer_state.json"),
+    ("call", "fsync", 13),
+    ("call", "rename", 2),
+    ("call", "fsync", 20),
+    ("call", "replace", 2),
+    ("call", "fsync", 22),
+]
+
+
+@pytest.mark.parametrize("fault", PHASES, ids=lambda f: "-".join(map(str, f[1:])))
+def test_kill_in_every_phase_of_the_second_save(jobs: Jobs, tmp_path: Path, fault: tuple[Any, ...]) -> None:
+    assert jobs.run(tmp_path, fault=fault, **OPTIONS) == -9
+    whole, _ = newest_complete(tmp_path)
+    assert whole is not None
+    # The last call of fsync comes after the marker is in place.
+    assert whole.step == (6 if fault == ("call", "fsync", 22) else 3)
+    assert jobs.assert_goes_on(tmp_path, **OPTIONS) == whole.step
+
+
+@pytest.mark.parametrize("step", [2, 4, 8, 13])
+def test_kill_in_a_step(jobs: Jobs, tmp_path: Path, step: int) -> None:
+    assert jobs.run(tmp_path, fault=("step", step, signal.SIGKILL), **OPTIONS) == -9
+    assert jobs.assert_goes_on(tmp_path, **OPTIONS) == step // 3 * 3
+
+
+@pytest.mark.slow
+def test_kill_at_twenty_random_steps_of_one_run(jobs: Jobs, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    options = {**OPTIONS, "steps": 40, "every": 1, "keep": 2}
+    step = 0
+    for _ in range(20):
+        step = draw.randint(step, min(step + 4, 38))
+        assert jobs.run(tmp_path, resume=True, fault=("step", step, signal.SIGKILL), **options) == -9
+    assert jobs.assert_goes_on(tmp_path, **options) == step
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_signal_saves_within_the_step(jobs: Jobs, tmp_path: Path, number: int, code: int, step: int) -> None:
+    """Step 5 is the last of an epoch: its checkpoint stands at the border."""
+    assert jobs.run(tmp_path, fault=("step", step, number), **OPTIONS) == code
+    stopped = json.loads((tmp_path / "result.json").read_text())
+    assert stopped["from"] == 0
+    assert jobs.assert_goes_on(tmp_path, **OPTIONS) == step + 1
+
+
+@pytest.mark.parametrize("options", [{"lora": False}, {"accumulation": 1, "batch": 5}, {"every": 1}], ids=str)
+def test_other_runs_go_on_as_well(jobs: Jobs, tmp_path: Path, options: dict[str, Any]) -> None:
+    options = {**OPTIONS, **options}
+    half = {**options, "accumulation": options.get("accumulation", 2)}
+    fault = ("step", 7, signal.SIGKILL) if half["accumulation"] > 1 else ("call", "rename", 3)
+    assert jobs.run(tmp_path, fault=fault, **options) == -9
+    assert jobs.assert_goes_on(tmp_path, **options) == {3: 6, 1: 7}[options["every"]]
+
+
+def test_a_damaged_checkpoint_is_passed_over(jobs: Jobs, tmp_path: Path) -> None:
+    assert jobs.run(tmp_path, fault=("step", 7, signal.SIGKILL), **OPTIONS) == -9
+    optimizer = tmp_path / "checkpoints" / "step-000006" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    assert jobs.assert_goes_on(tmp_path, **OPTIONS) == 3
+
+
+def test_state_of_callbacks_guard_and_meter_goes_on(tiny_run: ModuleType, tmp_path: Path) -> None:
+    class Counter(TrainerCallback):
+        def __init__(self) -> None:
+            self.seen = 0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.seen += 1
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.seen = state["seen"]
+
+    first, second = Counter(), Counter()
+    trainer = tiny_run.make(tmp_path, steps=6, every=3, callbacks=[first])
+    trainer.train()
+    folder = tmp_path / "checkpoints" / "step-000003"
+    again = tiny_run.make(tmp_path / "again", steps=6, every=5, callbacks=[second])
+    again.train(resume_from_checkpoint=str(folder))
+    assert first.seen == second.seen == 6
+    assert list(trainer.spikes.losses) == list(again.spikes.losses)
+    assert (trainer.meter.total_tokens, trainer.meter.trained_tokens) == (
+        again.meter.total_tokens,
+        again.meter.trained_tokens,
+    )
+    # The interval of the new process holds, not the checkpoint's.
+    assert [p.name for p in sorted((tmp_path / "again" / "checkpoints").iterdir())] == ["step-000005", "step-000006"]
+
+
+def test_nothing_in_a_checkpoint_runs_code(tiny_run: ModuleType, tmp_path: Path) -> None:
+    tiny_run.make(tmp_path, steps=1).train()
+    folder = tmp_path / "checkpoints" / "step-000001"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "adapter_config.json", "adapter_model.safetensors", "complete.json", "loop_state.json", "optimizer.pt",
+        "rng_state.pth", "scheduler.pt", "trainer_state.json",
+    }  # fmt: skip
+    torch.load(folder / "optimizer.pt", weights_only=True)
+    torch.load(folder / "scheduler.pt", weights_only=True)
