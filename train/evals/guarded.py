@@ -12,7 +12,6 @@ import math
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +38,7 @@ class Guard:
     def __init__(self, seconds: float = 10.0) -> None:
         self.seconds = seconds
         self._process: Any = None
-        self._pipe: Connection[Any, Any] | None = None
+        self._pipe: Any = None
 
     def __call__(self, function: str, *args: Any) -> Guarded:
         """The function's value as a number between 0 and 1 (True and False count as 1 and 0)."""
@@ -71,21 +70,51 @@ class Guard:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _started(self) -> Connection[Any, Any]:
+    def _started(self) -> Any:
         if self._pipe is not None and self._process is not None and self._process.is_alive():
             return self._pipe
         self.close()
         # Not forked: the parent holds threads of torch, which a forked child could wait for without end.
         context = multiprocessing.get_context("spawn")
-        pipe, child = context.Pipe()
+        self._pipe, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(child,), daemon=True)
         self._process.start()
         child.close()
-        self._pipe = pipe
-        return pipe
+        return self._pipe
 
 
-def _serve(pipe: Connection[Any, Any]) -> None:
+def as_score(value: Any) -> Guarded:
+    """A scorer's return value, or why it is none."""
+    if isinstance(value, bool):
+        return Guarded(float(value))
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return Guarded(min(1.0, max(0.0, float(value))))
+    return Guarded(None, "not_a_number", f"returned {value!r}"[:200])
+
+
+def resolve(function: str) -> Callable[..., Any]:
+    """The function named `module:function` or `path/file.py:function`. ConfigError where there is none."""
+    place, _, name = function.rpartition(":")
+    fix = "write module:function or path/file.py:function"
+    if not place or not name:
+        raise ConfigError(f"scorer `{function}`: {fix}")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            if spec is None or spec.loader is None:
+                raise ConfigError(f"scorer `{function}`: cannot read {place}: {fix}")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        return getattr(module, name)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"scorer `{function}`: {type(error).__name__}: {error}: {fix}") from None
+
+
+def _serve(pipe: Any) -> None:
     functions: dict[str, Callable[..., Any]] = {}
     while True:
         try:

@@ -237,7 +237,7 @@ def reasoning_gym_value(final: str, entry: Mapping[str, Any]) -> float:
     """The score of the generator named in `metadata.source_dataset` (package reasoning-gym)."""
     import reasoning_gym
 
-    function = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
+    function: Any = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
     return float(function(final, dict(entry)))
 
 
