@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from counterpoint.configs import builtin
 from counterpoint.configs.errors import ConfigError
-from counterpoint.configs.problems import dotted, explain, place_of
+from counterpoint.configs.problems import dotted, explain, place_of, shown
 from counterpoint.configs.redact import looks_secret
 from counterpoint.configs.schema import RECIPES, EvaluateRun, SftRun
 from counterpoint.configs.yaml_file import COMMAND_LINE, Document, Key, read_file, read_text
@@ -83,7 +83,9 @@ def read_with_extends(path: Path, where: str, seen: tuple[Path, ...] = ()) -> Do
     elif built_in is not None:
         found, name = built_in, built_in.relative_to(builtin.FOLDER).as_posix()
     else:
-        raise ConfigError(f"{place}: `extends: {base}`: no such file in {path.parent}, and no built-in of that name")
+        raise ConfigError(
+            f"{place}: `extends` is {shown(base)}: no such file in {path.parent}, and no built-in of that name"
+        )
     return _merged(read_with_extends(found, name, (*seen, path.resolve())), document)
 
 
@@ -104,7 +106,7 @@ def _overridden(document: Document, override: str) -> Document:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise ConfigError(f"{COMMAND_LINE}: `{override}`: write `section.key=value`, for example `lora.rank=8`")
+        raise ConfigError(f"{COMMAND_LINE}: {shown(override)}: write `section.key=value`, for example `lora.rank=8`")
     if key == "extends":
         raise ConfigError(f"{COMMAND_LINE}: `extends` stands in run files only: write one that extends it")
     try:
@@ -144,7 +146,7 @@ def _recipe_of(document: Document, where: str) -> type[SftRun] | type[EvaluateRu
     close = difflib.get_close_matches(str(recipe), RECIPES, n=1)
     hint = f"; did you mean `{close[0]}`?" if close else ""
     place = place_of(("recipe",), document, where)
-    raise ConfigError(f"{place}: `recipe` is `{recipe}`: it must be one of {known}{hint}")
+    raise ConfigError(f"{place}: `recipe` is {shown(recipe)}: it must be one of {known}{hint}")
 
 
 def _open_sections(value: dict[str, Any], model: type[BaseModel]) -> None:

@@ -54,7 +54,7 @@ class LoraSettings(Settings):
     """Low-rank adapters, in PEFT's own format. Switched off, all weights are trained."""
 
     enabled: bool = True
-    """false trains every weight of the model (full fine-tuning); the other settings here then mean nothing."""
+    """Without adapters every weight is trained (full fine-tuning), and the other settings here mean nothing."""
 
     rank: Count = 16
     """Rank of the adapters on attention, and on experts where `expert_rank` is null."""

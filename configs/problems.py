@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -30,7 +31,7 @@ def explain(error: ValidationError, document: Document, run: type[RunSettings], 
 
 
 def dotted(path: Key) -> str:
-    return ".".join(map(str, path))
+    return " ".join(".".join(map(str, path)).split())
 
 
 def place_of(path: Key, document: Document, where: str) -> str:
@@ -116,6 +117,7 @@ def _wrong(path: Key, problem: Any, document: Document, run: type[RunSettings], 
     return f"{text}; did you mean `{meant}`?" if meant else text
 
 
+@cache
 def _schema_of(run: type[RunSettings]) -> dict[str, Any]:
     return run.model_json_schema()
 

@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise ConfigError(f"{place}: anchors and aliases (`&`, `*`) are not taken: use `extends`, or write it out")
         if (tag := getattr(event, "tag", None)) is not None:
-            tag = tag.replace(_PREFIX, "!!")
+            tag = " ".join(tag.replace(_PREFIX, "!!").split())
             raise ConfigError(f"{place}: the tag `{tag}` is not taken: write a plain value, in quotes if it is text")
         return super().compose_node(parent, index)
 
@@ -117,7 +117,7 @@ def _mapping(node: yaml.MappingNode, where: str, path: Key, places: dict[Key, st
             raise ConfigError(f"{place}: a key must be text: name a setting")
         here = (*path, key)
         if key in result:
-            name = ".".join(map(str, here))
+            name = " ".join(".".join(map(str, here)).split())
             raise ConfigError(f"{place}: `{name}` was set before, at {places[here]}: keep one of them")
         places[here] = place
         result[key] = _value(value_node, where, here, places)

@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from counterpoint.configs import builtin, schema
+from counterpoint.configs.load import load_run
+from counterpoint.configs.schema import RECIPES, DataSettings, EvaluateRun, SftRun, json_schema
+from counterpoint.configs.yaml_file import read_file
+from counterpoint.recipes.configs import schema_text
+
+NAMES = builtin.names()
+MINIMAL: dict[str, Any] = {"recipe": "sft", "data": {"train": "a.jsonl"}}
+
+
+def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+    found = [model]
+    for info in model.model_fields.values():
+        for kind in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found.extend(sections(kind))
+    return found
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_setting_is_documented_on_the_setting(recipe: str) -> None:
+    for section in {*sections(RECIPES[recipe])}:
+        assert section.__doc__
+        for name, info in section.model_fields.items():
+            assert info.description, f"{section.__name__}.{name}"
+            assert info.description[0] == info.description[0].upper() or info.description[0] == "`", name
+            assert info.description.endswith("."), f"{section.__name__}.{name}"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_shipped_schema_is_the_code_s(recipe: str) -> None:
+    shipped = builtin.FOLDER / "schemas" / f"{recipe}.json"
+    assert shipped.read_text(encoding="utf-8") == schema_text(recipe), "run `make schemas`"
+    jsonschema.Draft202012Validator.check_schema(json.loads(shipped.read_text(encoding="utf-8")))
+
+
+def test_a_schema_is_shipped_for_each_recipe_and_no_other() -> None:
+    assert {path.stem for path in (builtin.FOLDER / "schemas").iterdir()} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_run_file_loads_and_agrees_with_its_schema(name: str) -> None:
+    run = load_run(name)
+    path = builtin.find(name)
+    assert path is not None
+    assert run.name == path.stem
+    assert builtin.description(path), "the first line is a comment that `configs ls` shows"
+    jsonschema.validate(read_file(path, name).value, json_schema(run.recipe))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_of_every_shipped_run_file_loads_from_elsewhere(name: str, tmp_path: Path) -> None:
+    source = builtin.find(name)
+    assert source is not None
+    copy = tmp_path / source.name
+    copy.write_bytes(source.read_bytes())
+    assert load_run(copy) == load_run(name)
+
+
+def test_the_defaults_that_matter() -> None:
+    run = SftRun.model_validate(MINIMAL)
+    assert run.train.router_aux_loss_coef == 0.0
+    assert run.tracking.wandb == "offline"
+    assert (run.lora.attention, run.lora.experts, run.lora.router) == (True, True, False)
+    assert set(run.data.weights.model_dump().values()) == {1.0}
+    assert (run.data.train_on, run.data.call_style, run.data.date) == ("turns", "channel", "2025-06-28")
+    assert run.eval.efforts == ("low", "medium", "high")
+    assert run.data.bad_rows_limit == 0.05
+
+
+def test_settings_never_change_after_loading() -> None:
+    run = SftRun.model_validate(MINIMAL)
+    with pytest.raises(ValidationError):
+        run.seed = 1
+    with pytest.raises(ValidationError):
+        run.lora.rank = 1
+    assert isinstance(run.data.train, tuple)
+    assert hash(run) == hash(SftRun.model_validate(MINIMAL))
+
+
+def test_no_setting_takes_a_secret() -> None:
+    names = {name for recipe in RECIPES.values() for section in sections(recipe) for name in section.model_fields}
+    assert not {name for name in names if any(word in name for word in ("key", "secret", "password", "credential"))}
+
+
+def test_a_source_is_a_path_or_a_section_and_one_needs_no_list() -> None:
+    def paths(train: Any) -> list[tuple[str, float]]:
+        return [(source.path, source.weight) for source in DataSettings.model_validate({"train": train}).train]
+
+    assert paths("a") == paths(["a"]) == paths({"path": "a"}) == [("a", 1.0)]
+    assert paths(["a", {"path": "b", "weight": 2}]) == [("a", 1.0), ("b", 2.0)]
+    assert DataSettings.model_validate({"train": "a", "valid": None}).valid == ()
+
+
+def test_shorthands_are_in_the_json_schema() -> None:
+    for train in ("a", ["a", {"path": "b"}], {"path": "b"}):
+        jsonschema.validate({"recipe": "sft", "data": {"train": train}}, json_schema("sft"))
+    for wrong in (5, [5], [], {"path": 5}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"recipe": "sft", "data": {"train": wrong}}, json_schema("sft"))
+    jsonschema.validate({"extends": "quickstart", "eval": {"efforts": "low"}}, json_schema("sft"))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"recipe": "sft"}, json_schema("sft"))
+
+
+def test_recipes_do_not_share_sections_that_they_do_not_have() -> None:
+    with pytest.raises(ValidationError):
+        EvaluateRun.model_validate({"recipe": "evaluate", "train": {"steps": 3}})
+    assert EvaluateRun.model_validate({"recipe": "evaluate"}).model.name == "tiny"
+
+
+def test_the_module_offers_every_section() -> None:
+    for recipe in RECIPES.values():
+        for section in sections(recipe):
+            assert section.__name__ in schema.__all__

@@ -1,0 +1,162 @@
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from counterpoint.recipes.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS = ("configs", "data", "train", "recipes")
+SOURCES = sorted(path.relative_to(ROOT) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+HEAVY = ("torch", "transformers", "trl", "peft", "numpy", "pydantic", "yaml", "tiktoken", "datasets", "rich", "wandb")
+
+
+def module_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(("counterpoint", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imports(path: Path, *, only_at_import: bool = False) -> Iterator[str]:
+    """Modules that a file imports, `from a import b` as both a and a.b; without those inside functions if wanted."""
+    nodes: list[ast.AST] = [ast.parse((ROOT / path).read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        if only_at_import and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_type_checking(node)):
+            continue
+        nodes.extend(ast.iter_child_nodes(node))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_the_list_of_packages_is_the_tree() -> None:
+    folders = {path.parent for path in SOURCES}
+    assert {f"counterpoint.{'.'.join(folder.parts)}" for folder in folders} == set(SETUP["packages"])
+    assert SETUP["package-dir"] == {f"counterpoint.{layer}": layer for layer in LAYERS}
+
+
+def test_every_folder_with_python_in_it_is_a_package() -> None:
+    for folder in {path.parent for path in SOURCES}:
+        for parent in (folder, *folder.parents[:-1]):
+            assert (ROOT / parent / "__init__.py").is_file(), parent
+
+
+def test_no_module_hides_behind_a_folder_of_its_name() -> None:
+    for path in SOURCES:
+        assert not (ROOT / path.with_suffix("")).is_dir(), path
+
+
+def test_checkers_see_the_same_tree() -> None:
+    for layer in LAYERS:
+        assert (ROOT / ".typecheck" / "counterpoint" / layer).resolve() == ROOT / layer
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_imports_go_one_way(path: Path) -> None:
+    allowed = LAYERS[: LAYERS.index(path.parts[0]) + 1]
+    for module in imports(path):
+        if top(module) == "counterpoint" and module != "counterpoint":
+            assert module.split(".")[1] in allowed, f"{path} imports {module}"
+        assert top(module) not in (*LAYERS, "tests"), f"{path} imports {module}, which only lies in the source tree"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    modules = {top(module) for module in imports(path)}
+    folder = path.parent.as_posix()
+    if not (folder == "train/loop" or path.parts[0] == "recipes"):
+        assert "trl" not in modules
+    if folder != "data/harmony":
+        assert "openai_harmony" not in modules
+    if path.parts[0] == "configs":
+        assert not modules & {"torch", "transformers", "numpy"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_files_stay_short(path: Path) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert text.count("\n") <= 400, f"{path} holds two things"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 70, f"{path}: {node.name} holds two things"
+
+
+def reachable(module: str) -> dict[str, str]:
+    """Every module that importing `module` imports, with the one that asks for it."""
+    found: dict[str, str] = {}
+    waiting = [(module, "")]
+    while waiting:
+        name, asker = waiting.pop()
+        if name in found:
+            continue
+        found[name] = asker
+        if name in MODULES:
+            waiting.extend((inner, name) for inner in imports(MODULES[name], only_at_import=True))
+            waiting.extend((parent, name) for parent in parents(name))
+    return found
+
+
+def parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+@pytest.mark.parametrize("module", ["cli", *sorted({module for module, _ in COMMANDS.values()})])
+def test_the_command_line_reaches_nothing_heavy_at_import(module: str) -> None:
+    found = reachable(f"counterpoint.recipes.{module}")
+    for name, asker in found.items():
+        assert top(name) not in HEAVY, f"{asker} imports {name}"
+
+
+@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)], ids=" ".join)
+def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom counterpoint.recipes.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        f"heavy = sorted(set({HEAVY}) & set(sys.modules))\nassert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "counterpoint" in result.stdout
+
+
+def test_every_command_has_its_module_and_a_help_line() -> None:
+    for module, text in COMMANDS.values():
+        assert f"counterpoint.recipes.{module}" in MODULES
+        assert text[0].islower()
+        assert not text.endswith(".")
+
+
+def test_every_data_file_in_the_tree_is_packaged() -> None:
+    patterns = [
+        (package.removeprefix("counterpoint.").replace(".", "/"), pattern)
+        for package, list_ in SETUP["package-data"].items()
+        for pattern in list_
+    ]
+    packaged = {path for folder, pattern in patterns for path in (ROOT / folder).glob(pattern) if path.is_file()}
+    files = {
+        path
+        for layer in LAYERS
+        for path in (ROOT / layer).rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    }
+    assert files == packaged
