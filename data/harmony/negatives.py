@@ -88,9 +88,7 @@ def _wrong_terminator(ids: list[int], spans: list[Span], vocabulary: Vocabulary,
 def _headers(ids: list[int], spans: list[Span]) -> list[tuple[int, Span]]:
     """Each message with the index at which its header begins."""
     starts = [0, *(index for index, id_ in enumerate(ids) if id_ == START)]
-    return [
-        (max(s for s in starts if s < span.body_start), span) for span in spans if MESSAGE in ids[: span.body_start]
-    ]
+    return [(max(at for at in starts if at < span.body_start), span) for span in spans]
 
 
 def _is_thought(span: Span) -> bool:
