@@ -7,6 +7,7 @@ counterpoint train my.yaml --resume"""
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -46,4 +47,18 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.config}: `recipe: {settings.recipe}` trains nothing: use one of {', '.join(_RECIPES)}"
         )
+    if settings.launch.processes * settings.launch.nodes > 1:
+        arguments = ["train", args.config, *settings_given, *(["--resume", resume] if resume else [])]
+        _launch(settings, [*arguments, *(["--overwrite"] if args.overwrite else [])])
     return import_module(_RECIPES[settings.recipe]).run(settings, resume=resume, overwrite=args.overwrite)
+
+
+def _launch(settings: Any, arguments: list[str]) -> None:
+    """Becomes the launcher of the run's processes, unless this is one of them."""
+    from counterpoint.recipes.launch import is_launched, launch_command, launch_environment
+    from counterpoint.train.model.load import device_of
+
+    if not is_launched():
+        environment = launch_environment(settings.launch, device_of(settings.train.device).type)
+        command = launch_command(settings.launch, arguments)
+        os.execve(command[0], command, environment)
