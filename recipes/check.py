@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.configs.errors import DataError, RowError
@@ -144,6 +145,7 @@ def _with_tools(rules: Rules, row: Mapping[str, Any], source: str) -> Rules:
     """Tools that are given make the list complete: a call to any other is unknown, a built-in tool not offered."""
     from dataclasses import replace
 
+    from counterpoint.data.harmony.arguments import schema_fault
     from counterpoint.data.harmony.tools import read_tools
 
     offered = row.get("builtin_tools")
@@ -152,7 +154,15 @@ def _with_tools(rules: Rules, row: Mapping[str, Any], source: str) -> Rules:
     if row.get("tools") is None:
         return rules if offered is None else replace(rules, builtin_tools=tuple(offered))
     read = read_tools(row["tools"], f"{source}: tools" if source else "tools")
+    for tool in read.tools:
+        if tool.parameters is not None and (fault := schema_fault(tool.parameters)) is not None:
+            _tell_once(f"tool {tool.name[:80]}: its schema is broken, so its arguments are not checked: {fault}")
     return replace(rules, tools=read.tools, builtin_tools=(*read.builtin_tools, *(offered or ())))
+
+
+@lru_cache(maxsize=1024)
+def _tell_once(message: str) -> None:
+    print(" ".join(message.split()), file=sys.stderr)
 
 
 def _tools_file(path: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,13 +44,17 @@ from counterpoint.data.harmony.vocabulary import (
 BUILTIN_NAMESPACES = frozenset({"python", "browser"})
 BROWSER_FUNCTIONS = frozenset({"search", "open", "find"})
 THINKING_EFFORTS = frozenset({"medium", "high"})
+TOLD_OF_A_CODE = 100
 _BAD_ID_STANDS_AS = 30  # "?"
 _TOOL_NAME = re.compile(r"[\w.:/@-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the check found. violations: by position. recipient_positions: of each call, in order."""
+    """What the check found.
+
+    violations: by position, the first TOLD_OF_A_CODE of a code. recipient_positions: of each call, in order.
+    """
 
     violations: tuple[Violation, ...]
     recipient_positions: tuple[RecipientPosition, ...]
@@ -92,7 +97,8 @@ class Reading:
     """A completion read once.
 
     ids: clean ids; packed: the same as an array of shape (N,); flags: one byte a token (`text.token_flags`);
-    marks: where special ids stand; first: where the first message starts; then messages and structural faults.
+    marks: where special ids stand; first: where the first message starts; scan: every message; spans: the assistant's
+    (those of another role are a fault, and nothing more is said of them); faults: structural ones.
     """
 
     ids: list[int]
@@ -101,6 +107,7 @@ class Reading:
     marks: list[int]
     first: int
     scan: Scan
+    spans: list[Span]
     faults: list[tuple[Code, int, str]]
 
 
@@ -137,14 +144,15 @@ def read(ids: Sequence[int]) -> Reading:
     first = 2 if given[:2] == [START, ASSISTANT] else 0
     if len(given) == first:
         faults.append((Code.EMPTY, 0, "no token was sampled"))
-        return Reading(given, packed_N, flags, [], first, Scan([], [], "between", 0), faults)
+        return Reading(given, packed_N, flags, [], first, Scan([], [], "between", 0), [], faults)
     marks: list[int] = []
     at = flags.find(SPECIAL, first)
     while at >= 0:
         marks.append(at)
         at = flags.find(SPECIAL, at + 1)
     found = scan(given, marks, first)
-    return Reading(given, packed_N, flags, marks, first, found, faults + found.faults)
+    spans = [span for span in found.spans if span.header.role == "assistant"]
+    return Reading(given, packed_N, flags, marks, first, found, spans, faults + found.faults)
 
 
 def _without_bad_ids(given: Iterable[Any]) -> tuple[list[int], list[tuple[Code, int, str]]]:
@@ -166,7 +174,7 @@ def _without_bad_ids(given: Iterable[Any]) -> tuple[list[int], list[tuple[Code, 
 def judge(reading: Reading, rules: Rules, vocabulary: Vocabulary) -> Checked:
     """The verdict on what was read."""
     faults = reading.faults.copy()
-    spans = reading.scan.spans
+    spans = reading.spans
     if len(reading.ids) > reading.first:
         for span in spans:
             _ending(reading.ids, span, faults)
@@ -181,6 +189,8 @@ def judge(reading: Reading, rules: Rules, vocabulary: Vocabulary) -> Checked:
     if not rules.policy:
         faults = [fault for fault in faults if fault[0] not in POLICY_CODES]
     faults.sort(key=operator.itemgetter(1))
+    if len(faults) > TOLD_OF_A_CODE:
+        faults = _first_of_each_code(faults)
     return Checked(
         tuple(Violation(code.value, at, detail) for code, at, detail in faults),
         tuple(position for span in spans if (position := span.header.recipient_position) is not None),
@@ -188,6 +198,16 @@ def judge(reading: Reading, rules: Rules, vocabulary: Vocabulary) -> Checked:
 
 
 Faults = list[tuple[Code, int, str]]
+
+
+def _first_of_each_code(faults: Faults) -> Faults:
+    told: Counter[Code] = Counter()
+    kept: Faults = []
+    for fault in faults:
+        told[fault[0]] += 1
+        if told[fault[0]] <= TOLD_OF_A_CODE:
+            kept.append(fault)
+    return kept
 
 
 def _ending(ids: list[int], span: Span, faults: Faults) -> None:
@@ -295,7 +315,7 @@ def _loop(reading: Reading, start: int, end: int, faults: Faults) -> None:
 def _stop(reading: Reading, rules: Rules, faults: Faults) -> None:
     """How the completion stops: truncated, or with neither a final nor a call."""
     found, last = reading.scan, len(reading.ids) - 1
-    spans = found.spans
+    spans = reading.spans
     if found.state == "header":
         _open_header(reading, faults)
     ended = spans[-1].header if spans else None
@@ -307,7 +327,7 @@ def _stop(reading: Reading, rules: Rules, faults: Faults) -> None:
     elif rules.finish_reason == "length":
         faults.append((Code.TRUNCATED, last, "finish_reason is length"))
     if found.state == "stopped" and spans and all(span.header.channel is not None for span in spans):
-        unread = any(fault[0] is Code.HEADER_WITHOUT_MESSAGE for fault in reading.faults)
+        unread = any(fault[0] in (Code.HEADER_WITHOUT_MESSAGE, Code.ROLE_NOT_ASSISTANT) for fault in reading.faults)
         answers = any(s.header.channel == "final" or s.header.recipient is not None for s in spans)
         if not answers and not unread:
             faults.append((Code.NO_FINAL_OR_CALL, found.at, "neither a final nor a call"))
@@ -333,7 +353,7 @@ def _open_header(reading: Reading, faults: Faults) -> None:
 def _order(reading: Reading, rules: Rules, faults: Faults) -> None:
     """Analysis before final, one final, and analysis where the effort asks for it."""
     finals, thought, answered = 0, False, False
-    for span in reading.scan.spans:
+    for span in reading.spans:
         header, at = span.header, span.origin + span.header.channel_at
         if header.channel == "analysis" and finals:
             faults.append((Code.ANALYSIS_AFTER_FINAL, at, "analysis after the final"))

@@ -95,7 +95,7 @@ def parse_completion(
     final: str | None = None
     unfinished: tuple[str, Channel | None] | None = None
     tokens = {"analysis": 0, "commentary": 0, "final": 0, "other": 0}
-    for span in reading.scan.spans:
+    for span in reading.spans:
         header = span.header
         tokens[header.channel or "other"] += span.body_end - span.body_start
         text = vocabulary.decode(reading.ids[span.body_start : span.body_end])

@@ -40,7 +40,7 @@ _TERMINATORS = frozenset({END, CALL, RETURN})
 _CONSTRAIN_BYTE = b"\xff"
 _WORD = re.compile(rb"[^\s:\xff]*")
 _CHANNEL_NAME = re.compile(rb"[^\s\xff]*")
-_TAIL = re.compile(rb"(?: to=(?P<to>[^\s\xff]+))?(?: (?P<type>\xff?[A-Za-z0-9_./+-]+))?")
+_TAIL = re.compile(rb"(?: to=(?P<to>[^\s\xff]+))?(?: (?P<type>\xff?[A-Za-z0-9_./+-]+)\Z)?")
 _RECIPIENT = re.compile(rb"(?<!\S)to=([^\s\xff]+)")
 _CONTENT_TYPE = re.compile(rb"(\xff[A-Za-z0-9_./+-]+)|(?<!\S)(json|code|text)\Z")
 
@@ -211,7 +211,7 @@ class _HeaderReader:
             elif id_ < N_TEXT:
                 piece = token_bytes((id_,)).replace(_CONSTRAIN_BYTE, b"?")
             else:
-                piece = b"?"
+                piece = b""
                 self.faults.append((Code.HEADER_GRAMMAR, at, f"special id {id_} in a header"))
             section.append(piece)
             length += len(piece)
@@ -220,7 +220,7 @@ class _HeaderReader:
     def read(self) -> Header:
         (role_bytes, _), *channels = self.sections
         role, name = self._role(role_bytes, bool(channels))
-        channel, channel_at = self._channel(channels)
+        channel, channel_at = self._channel(channels, role)
         if len(self.recipients) > 1:
             self._fault(Code.TWO_RECIPIENTS, self.recipients[1][2], "a second recipient")
         recipient, position, at = self.recipients[0] if self.recipients else (None, None, 0)
@@ -254,10 +254,11 @@ class _HeaderReader:
         self._tail(text[rest:], rest, "role", typed=not has_channel)
         return role.decode("utf-8", "replace"), name
 
-    def _channel(self, channels: list[tuple[bytes, int]]) -> tuple[Channel | None, int]:
+    def _channel(self, channels: list[tuple[bytes, int]], role: str) -> tuple[Channel | None, int]:
         """The channel understood: the last known one; faults are those of the first."""
         if not channels:
-            self._fault(Code.NO_CHANNEL, max(0, self.offsets[-1] if self.offsets else 0), "no <|channel|>")
+            if role == "assistant":
+                self._fault(Code.NO_CHANNEL, self.offsets[-1], "no <|channel|>")
             return None, 0
         understood: tuple[Channel | None, int] = (None, self._token(channels[0][1]))
         for number, (text, offset) in enumerate(channels):
