@@ -20,7 +20,24 @@ from counterpoint.configs.base import (
     Unique,
 )
 
-Format = Literal["auto", "openai", "messages"]
+Format = Literal[
+    "auto",
+    "openai",
+    "messages",
+    "hermes",
+    "sharegpt",
+    "anthropic",
+    "claude_code",
+    "responses",
+    "harmony",
+    "alpaca",
+    "multilingual_thinking",
+    "openai_preference",
+    "preference",
+    "kto",
+    "completion",
+    "rl",
+]
 NO_DATE = "none"
 
 
@@ -52,8 +69,8 @@ class SourceSettings(Settings):
     """A file, seen from the current folder, or `example:NAME` for one that the package brings."""
 
     format: Format = "auto"
-    """Format of the rows: `auto` detects it, `openai` is OpenAI chat fine-tuning, `messages` Hugging Face's with
-    `thinking`, `reasoning_content` or `reasoning`."""
+    """Format of the rows; `auto` detects it row by row. `openai` is OpenAI chat fine-tuning, `messages` Hugging Face's
+    with `thinking`, `reasoning_content` or `reasoning`."""
 
     weight: Positive = 1.0
     """How often its rows are seen in an epoch: 2 takes each twice, 0.5 a half of them, drawn by the seed."""

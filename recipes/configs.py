@@ -1,9 +1,11 @@
 """List, copy and check run files; print the schema of their settings.
 
-counterpoint configs ls
-counterpoint configs cp quickstart my.yaml
-counterpoint configs validate my.yaml lora.rank=8
-counterpoint configs schema sft"""
+examples:
+  counterpoint configs ls
+  counterpoint configs cp quickstart my.yaml
+  counterpoint configs validate my.yaml lora.rank=8
+  counterpoint configs schema sft
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """Train a model as a run file says.
 
-counterpoint train quickstart
-counterpoint train my.yaml lora.rank=8 train.learning_rate=1e-4
-counterpoint train my.yaml --resume"""
+examples:
+  counterpoint train quickstart
+  counterpoint train my.yaml lora.rank=8 train.learning_rate=1e-4
+  counterpoint train my.yaml --resume
+"""
 
 from __future__ import annotations
 
