@@ -13,7 +13,8 @@ class SamplingSettings(Settings):
     """Fixed prompts, sampled token in and token out at each effort, and checked on ids."""
 
     prompts: Text | None = None
-    """File of conversations that end where the model should answer; null takes the prompts that the package brings."""
+    """File of conversations that end where the model should answer, or `example:NAME`; null takes the prompts that the
+    package brings."""
 
     efforts: Annotated[tuple[Effort, ...], NotEmpty, Unique, OneOrMany] = ("low", "medium", "high")
     """Efforts at which every prompt is sampled."""

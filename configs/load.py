@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,31 @@ from counterpoint.configs.yaml_file import COMMAND_LINE, Document, Key, read_fil
 Run = SftRun | EvaluateRun
 
 
-def load_run(source: str | Path, overrides: Iterable[str] = ()) -> Run:
+def load_run(source: str | Path | None, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Run:
     """Settings of a run.
 
-    source: a file, or the name of a built-in run file (`quickstart`). overrides: `section.key=value`, values in YAML.
-    `name` comes back filled with the file's where the run does not set it.
+    source: a file, or the name of a built-in run file (`quickstart`); None for a run that `values` describe alone.
+    overrides: `section.key=value`, values in YAML. values: settings that a command takes from its own arguments, laid
+    over the file's. `name` comes back filled with the file's where the run does not set it.
     """
-    path, where = find_run_file(source)
-    document = read_with_extends(path, where)
+    if source is None:
+        document, where, name = Document({}), COMMAND_LINE, None
+    else:
+        path, where = find_run_file(source)
+        document, name = read_with_extends(path, where), path.stem
+    if values:
+        document = _merged(document, Document(dict(values), _places(values, ())))
     for override in overrides:
         document = _overridden(document, override)
-    return check_run(document, where, name=path.stem)
+    return check_run(document, where, name=name)
+
+
+def _places(value: Any, path: Key) -> dict[Key, str]:
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    places = {path: COMMAND_LINE} if path else {}
+    for key, item in inner:
+        places |= _places(item, (*path, key))
+    return places
 
 
 def check_run(document: Document, where: str, name: str | None = None) -> Run:
@@ -43,7 +57,7 @@ def check_run(document: Document, where: str, name: str | None = None) -> Run:
     _open_sections(value, run)
     _refuse_secrets(value, (), document, where)
     if value.get("name") is None and name is not None:
-        value["name"] = name
+        value["name"] = "".join(filter(str.isprintable, name)).lstrip(".").replace("\\", "_") or "run"
     try:
         return run.model_validate(value)
     except ValidationError as error:

@@ -9,9 +9,9 @@ The docstring under a field is its documentation and the JSON schema's descripti
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from counterpoint.configs.base import CountOrZero, Device, Effort, Settings, Text
@@ -47,6 +47,12 @@ __all__ = [
 ]
 
 
+def _check_name(value: str) -> str:
+    if "/" in value or "\\" in value or value.startswith(".") or not value.isprintable():
+        raise ValueError("it names a folder inside `output`: write it without slashes, and not with a dot in front")
+    return value
+
+
 class RunSettings(Settings):
     """What every recipe has."""
 
@@ -56,7 +62,7 @@ class RunSettings(Settings):
     output: Text = "runs"
     """Folder in which the run makes its own folder, seen from the current one."""
 
-    name: Text | None = None
+    name: Annotated[Text, AfterValidator(_check_name)] | None = None
     """First part of the run folder's name; null takes the run file's."""
 
     model: ModelSettings = ModelSettings()

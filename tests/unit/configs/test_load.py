@@ -84,6 +84,8 @@ WRONG = [
         "eval:\n  efforts: [lwo]",
         "run.yaml:5: `eval.efforts.0` is `lwo`: it must be one of low, medium, high; did you mean",
     ),
+    ("name: ../elsewhere", "run.yaml:4: `name` is `../elsewhere`: it names a folder inside `output`: write it without"),
+    ("name: .hidden", "run.yaml:4: `name` is `.hidden`: it names a folder inside `output`"),
     # Rules between settings
     ("lora:\n  attention: false\n  experts: false", "run.yaml:4: `lora`: it is enabled with no target: set attention"),
     ("lora:\n  layers: []", "run.yaml:4: `lora`: `layers` is empty, so nothing would be trained"),
@@ -254,6 +256,17 @@ class TestName:
         assert loaded(write(HEAD, "deep/my.run.yaml")).name == "my.run"
         assert loaded(write(HEAD + "name: other\n")).name == "other"
         assert loaded("run.yaml", "name=third").name == "third"
+        assert loaded(write(HEAD, ".hidden\x01 a.yaml")).name == "hidden a"
+
+    def test_a_command_s_own_arguments_make_a_run_without_a_file(self) -> None:
+        values = {"recipe": "sft", "data": {"train": [{"path": "a.jsonl", "format": "openai"}]}}
+        run = load_run(None, ["data.max_tokens=9"], values)
+        assert isinstance(run, SftRun)
+        assert (run.name, run.data.max_tokens, run.data.train[0].format) == (None, 9, "openai")
+        with pytest.raises(
+            ConfigError, match="^command line: `data.train.0.format` is `opnai`: .*did you mean `openai`"
+        ):
+            load_run(None, [], {"recipe": "sft", "data": {"train": [{"path": "a", "format": "opnai"}]}})
 
     def test_built_in_names(self, write) -> None:
         for name in ("quickstart", "quickstart.yaml", "configs/quickstart.yaml"):
