@@ -264,7 +264,7 @@ class TestName:
         assert isinstance(run, SftRun)
         assert (run.name, run.data.max_tokens, run.data.train[0].format) == (None, 9, "openai")
         with pytest.raises(
-            ConfigError, match="^command line: `data.train.0.format` is `opnai`: .*did you mean `openai`"
+            ConfigError, match=r"^command line: `data.train.0.format` is `opnai`: .*did you mean `openai`"
         ):
             load_run(None, [], {"recipe": "sft", "data": {"train": [{"path": "a", "format": "opnai"}]}})
 
