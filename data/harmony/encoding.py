@@ -9,6 +9,7 @@ Each header piece is tokenized on its own, as openai-harmony 0.0.8 does. Source:
 
 from __future__ import annotations
 
+from array import array
 from functools import lru_cache
 from typing import Literal
 
@@ -16,18 +17,22 @@ from counterpoint.data.conversation import Message
 from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, START, Vocabulary
 
 CallStyle = Literal["channel", "role"]
+_CALL, _END = array("i", [CALL]), array("i", [END])
 CONSTRAIN_TEXT = "<|constrain|>"
 
 
 class Grammar:
-    """Writes headers and messages with one vocabulary. Header pieces repeat, so they are cached."""
+    """Writes headers and messages with one vocabulary, as arrays of int32.
+
+    Headers repeat, so they are cached: callers must not change what they get.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._piece = lru_cache(maxsize=65_536)(self._encode_piece)
         self._after_role = lru_cache(maxsize=65_536)(self._write_after_role)
         self._head = lru_cache(maxsize=65_536)(self._write_head)
-        self.start_assistant: tuple[int, ...] = (START, *self._piece("assistant"))
+        self.start_assistant = array("i", (START, *self._piece("assistant")))
 
     def _encode_piece(self, text: str) -> tuple[int, ...]:
         return tuple(self.vocabulary.encode(text))
@@ -41,40 +46,41 @@ class Grammar:
             return (*self._piece(" "), CONSTRAIN, *(self._piece(rest) if rest else ()))
         return self._piece(" " + content_type)
 
-    def header_after_role(self, message: Message, style: CallStyle) -> tuple[int, ...]:
+    def header_after_role(self, message: Message, style: CallStyle) -> array[int]:
         """From the token after the role to `<|message|>`; `style` is the section that a recipient stands in."""
         return self._after_role(message.channel, message.recipient, message.content_type, style)
 
     def _write_after_role(
         self, channel: str | None, recipient: str | None, content_type: str | None, style: CallStyle
-    ) -> tuple[int, ...]:
+    ) -> array[int]:
         to = self._piece(f" to={recipient}") if recipient is not None else ()
         if channel is None:
-            return (*to, *self.content_type(content_type), MESSAGE)
+            return array("i", (*to, *self.content_type(content_type), MESSAGE))
         named = (CHANNEL, *self._piece(channel))
         places = (to, named) if style == "role" else (named, to)
-        return (*places[0], *places[1], *self.content_type(content_type), MESSAGE)
+        return array("i", (*places[0], *places[1], *self.content_type(content_type), MESSAGE))
 
     def _write_head(
         self, role: str, name: str | None, channel: str | None, recipient: str | None, content_type: str | None
-    ) -> tuple[int, ...]:
+    ) -> array[int]:
         """`<|start|>` to `<|message|>` in the history; a tool's result has the tool's full name as its role."""
         after_role = self._after_role(channel, recipient, content_type, "role")
         if role == "tool":
-            return (START, *self._piece(name or ""), *self._piece(" to=assistant"), *after_role)
+            return array("i", (START, *self._piece(name or ""), *self._piece(" to=assistant"), *after_role))
         named = self._piece(f":{name}") if name is not None else ()
-        return (START, *self._piece(role), *named, *after_role)
+        return array("i", (START, *self._piece(role), *named, *after_role))
 
-    def context(self, message: Message, body: list[int] | None = None) -> list[int]:
+    def context(self, message: Message, body: array[int] | None = None) -> array[int]:
         """A whole message of the history, as openai-harmony writes it: a final ends with `<|end|>`.
 
         `body` is the encoded content, where the caller has it.
         """
         if message.raw_ids is not None:
             if message.role != "assistant":
-                return list(message.raw_ids)
-            return [*self.start_assistant, *message.raw_ids[:-1], CALL if message.raw_ids[-1] == CALL else END]
+                return array("i", message.raw_ids)
+            end = CALL if message.raw_ids[-1] == CALL else END
+            return array("i", (*self.start_assistant, *message.raw_ids[:-1], end))
         head = self._head(message.role, message.name, message.channel, message.recipient, message.content_type)
         if body is None:
-            body = self.vocabulary.encode(message.content)
-        return [*head, *body, CALL if message.is_call else END]
+            body = self.vocabulary.encode_array(message.content)
+        return head + body + (_CALL if message.is_call else _END)

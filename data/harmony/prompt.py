@@ -7,56 +7,62 @@ that the tuned model will see. It is called once for each distinct opening; the 
 from __future__ import annotations
 
 import json
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 from openai_harmony import DeveloperContent, ReasoningEffort, RenderOptions, Role, SystemContent, ToolDescription
 from openai_harmony import Message as OfficialMessage
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Effort, ResponseFormat, Tool
 from counterpoint.data.harmony.official import official_encoding
+from counterpoint.data.harmony.schema import writable
 from counterpoint.data.harmony.vocabulary import END, MESSAGE, START, Vocabulary
 
 _MAX_OPENINGS = 50_000
 
 
 class Openings:
-    """Ids of system and developer messages, cached by what they say (least recently used go first)."""
+    """Ids of system and developer messages, cached by what they say (least recently used go first).
+
+    Callers must not change the arrays that they get.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._cache: OrderedDict[Any, list[int]] = OrderedDict()
+        self._cache: OrderedDict[Any, array[int]] = OrderedDict()
 
     def system(
         self, effort: Effort, date: str, identity: str | None, builtin_tools: Sequence[str], has_functions: bool
-    ) -> list[int]:
+    ) -> array[int]:
         """The system message. `date` is `YYYY-MM-DD`, or "" for none; `identity` None keeps OpenAI's sentence."""
         key = ("system", effort, date, identity, tuple(builtin_tools), has_functions)
         return self._cached(key, lambda: system_message(effort, date, identity, builtin_tools), has_functions)
 
     def developer(
         self, instructions: str | None, tools: Sequence[Tool] = (), response_formats: Sequence[ResponseFormat] = ()
-    ) -> list[int]:
+    ) -> array[int]:
         """The developer message; no ids where there is nothing to say.
 
         Raises RowError where openai-harmony cannot write a tool's schema.
         """
         if instructions is None and not tools and not response_formats:
-            return []
+            return array("i")
         tool_key = tuple((t.name, t.description, _stable(t.parameters)) for t in tools)
         format_key = tuple((f.name, f.description, _stable(f.schema)) for f in response_formats)
         key = ("developer", instructions, tool_key, format_key)
         suffix = response_formats_text(response_formats)
         return self._cached(key, lambda: developer_message(instructions, tools), bool(tools), suffix)
 
-    def _cached(self, key: Any, make: Any, has_functions: bool, suffix: str = "") -> list[int]:
+    def _cached(self, key: Any, make: Any, has_functions: bool, suffix: str = "") -> array[int]:
         ids = self._cache.get(key)
         if ids is not None:
             self._cache.move_to_end(key)
             return ids
-        ids = self._cache[key] = self._rewrite(official_ids(make(), has_functions), suffix)
+        ids = self._cache[key] = array("i", self._rewrite(official_ids(make(), has_functions), suffix))
         if len(self._cache) > _MAX_OPENINGS:
             self._cache.popitem(last=False)
         return ids
@@ -103,7 +109,7 @@ def developer_message(instructions: str | None, tools: Sequence[Tool] = ()) -> O
         content = content.with_instructions(instructions)
     if tools:
         described = [
-            ToolDescription.new(t.name, t.description, dict(t.parameters) if t.parameters else None) for t in tools
+            ToolDescription.new(t.name, t.description, writable(t.parameters) if t.parameters else None) for t in tools
         ]
         content = content.with_function_tools(described)
     return OfficialMessage.from_role_and_content(Role.DEVELOPER, content)
@@ -121,5 +127,11 @@ def response_formats_text(formats: Sequence[ResponseFormat]) -> str:
     return "# Response Formats\n\n" + "\n\n".join(sections)
 
 
-def _stable(schema: Any) -> str | None:
-    return None if schema is None else json.dumps(schema, ensure_ascii=False)
+def _stable(schema: Any) -> str | bytes | None:
+    """Text of a schema that is equal where the schemas are, order of keys included."""
+    if schema is None:
+        return None
+    try:
+        return orjson.dumps(schema)
+    except TypeError:  # keys that are no strings, integers above 64 bits
+        return json.dumps(schema, ensure_ascii=False)

@@ -21,7 +21,7 @@ from counterpoint.data.harmony.vocabulary import CALL, END, RETURN, Vocabulary
 from counterpoint.data.harmony.window import Turn, histories, history, split_turns
 
 RENDERER_VERSION = 1
-"""Raised with every change of the ids or weights that some conversation gets: caches of older versions are made anew."""
+"""Raised with every change of ids or weights of any conversation: what older versions prepared is made anew."""
 
 CONTEXT, ANALYSIS, COMMENTARY, FINAL = 0, 1, 2, 3
 CHANNEL_NAMES = ("context", "analysis", "commentary", "final")
@@ -130,9 +130,9 @@ class Renderer:
         message = Message(role="tool", content=content, name=name, channel=channel)  # pyright: ignore[reportArgumentType]
         return [*self.grammar.context(message), *self.grammar.start_assistant]
 
-    def context(self, message: Message) -> list[int]:
+    def context(self, message: Message) -> array[int]:
         """A message as later turns see it; a late developer message is written as instructions."""
-        if message.role == "developer":
+        if message.role == "developer" and message.raw_ids is None:
             return self.openings.developer(message.content)
         return self.grammar.context(message)
 
@@ -197,6 +197,8 @@ class Renderer:
         yield turns[-1], spans
 
     def _opening(self, conversation: Conversation, effort: Effort) -> list[Span]:
+        if conversation.opening_ids is not None:
+            return [Span(conversation.opening_ids, 0.0, CONTEXT, -1, "system")]
         settings = self.settings
         date = settings.date if conversation.date is None else conversation.date
         identity = settings.identity if conversation.identity is None else conversation.identity
@@ -213,14 +215,14 @@ class _Written:
         self.renderer = renderer
         self.messages = conversation.messages
         self.scale = conversation.weight
-        self._bodies: dict[int, list[int]] = {}
+        self._bodies: dict[int, array[int]] = {}
         self._contexts: dict[int, Span] = {}
         self.prompt = Span(renderer.grammar.start_assistant, 0.0, CONTEXT, -2, "prompt")
 
-    def body(self, index: int) -> list[int]:
+    def body(self, index: int) -> array[int]:
         ids = self._bodies.get(index)
         if ids is None:
-            ids = self._bodies[index] = self.renderer.vocabulary.encode(self.messages[index].content)
+            ids = self._bodies[index] = self.renderer.vocabulary.encode_array(self.messages[index].content)
         return ids
 
     def context(self, index: int) -> Span:
@@ -228,7 +230,7 @@ class _Written:
         span = self._contexts.get(index)
         if span is None:
             message = self.messages[index]
-            if message.role == "assistant" and message.raw_ids is None:
+            if message.raw_ids is None and message.role != "developer":
                 ids = self.renderer.grammar.context(message, self.body(index))
             else:
                 ids = self.renderer.context(message)
@@ -274,7 +276,7 @@ class _Written:
         return (
             Span(grammar.header_after_role(message, settings.call_style), header, channel, index, head),
             Span(self.body(index), body, channel, index, part),
-            Span((end,), end_weight, channel, index, "terminators"),
+            Span(_ENDS[end], end_weight, channel, index, "terminators"),
         )
 
     def _scale_of(self, message: Message) -> float:
@@ -282,6 +284,7 @@ class _Written:
         return message.weight * self.scale if trained else 0.0
 
 
+_ENDS = {end: array("i", [end]) for end in (CALL, END, RETURN)}
 _PARTS = {"analysis": ("analysis", "analysis"), "commentary": ("preamble", "preamble")} | dict.fromkeys(
     ("final", None), ("final", "final")
 )
@@ -289,7 +292,7 @@ _PARTS = {"analysis": ("analysis", "analysis"), "commentary": ("preamble", "prea
 
 
 class _Arrays:
-    """Spans of one turn after the other -> arrays. Spans that a turn shares with the one before are not laid out again."""
+    """Spans of one turn after the other -> arrays. Context that two turns share is laid out once."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
@@ -303,20 +306,18 @@ class _Arrays:
             if old is not new:
                 break
             shared += 1
-        size = self._ends[shared - 1] if shared else 0
-        del self._ids[size:], self._ends[shared:]
-        added: list[int] = []
+        stop = self._ends[shared - 1] if shared else 0
+        del self._ids[stop:], self._ends[shared:]
         runs: list[tuple[int, int, float, int]] = []
         for span in spans[shared:]:
-            start = size + len(added)
-            added.extend(span.ids)
-            stop = size + len(added)
+            start = stop
+            self._ids.extend(span.ids)
+            stop = len(self._ids)
             self._ends.append(stop)
             if span.channel != CONTEXT:
                 if runs and runs[-1][1:] == (start, span.weight, span.channel):
                     start = runs.pop()[0]
                 runs.append((start, stop, span.weight, span.channel))
-        self._ids.fromlist(added)
         self._spans = spans
         ids = np.array(self._ids, dtype=np.int32)
         weights = np.zeros(len(ids), dtype=np.float32)

@@ -6,7 +6,7 @@ built-in tools and their results included; a tool loop that is still open keeps 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from counterpoint.data.conversation import Message
@@ -50,5 +50,19 @@ def split_turns(messages: Sequence[Message]) -> list[Turn]:
 
 def history(messages: Sequence[Message], stop: int) -> list[int]:
     """Indices of the messages before `stop` that a turn starting there sees."""
-    last_final = next((i for i in range(stop - 1, -1, -1) if messages[i].is_final), 0)
-    return [i for i in range(stop) if i >= last_final or messages[i].channel != "analysis"]
+    return next(histories(messages, [stop]))
+
+
+def histories(messages: Sequence[Message], stops: Iterable[int]) -> Iterator[list[int]]:
+    """`history` before each of the ascending `stops`, in one pass over the messages."""
+    settled: list[int] = []
+    since_final: list[int] = []
+    done = 0
+    for stop in stops:
+        for index in range(done, stop):
+            if messages[index].is_final:
+                settled += [i for i in since_final if messages[i].channel != "analysis"]
+                since_final.clear()
+            since_final.append(index)
+        done = stop
+        yield settled + since_final

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import texts
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony import vocabulary as module
@@ -123,3 +124,10 @@ def test_a_checkpoints_tokenizer_json_is_rebuilt_and_checked(tmp_path: Path) -> 
     path.write_text("{}")
     with pytest.raises(ModelError, match=r"not a tokenizer\.json"):
         ranks_of_tokenizer_json(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(texts, max_size=40).map("".join))
+def test_array_holds_the_same_ids(text: str) -> None:
+    assert FULL.encode_array(text).tolist() == FULL.encode(text)
+    assert FULL.encode_array(text * 20).tolist() == FULL.encode(text * 20)
