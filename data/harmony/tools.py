@@ -1,4 +1,4 @@
-"""Tool declarations of any source as `Tool`s.
+"""Tool declarations of any source as `Tool`s, their schemas cleaned and searched for what a prompt cannot show.
 
 Read: OpenAI nested (`{"type":"function","function":{...}}`) and flat, Anthropic (`input_schema`), MCP (`inputSchema`,
 as a list or `{"tools":[...]}`), and lists that a Parquet column holds as JSON text.
@@ -6,24 +6,17 @@ as a list or `{"tools":[...]}`), and lists that a Parquet column holds as JSON t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Notice, Tool
-
-
-@dataclass(frozen=True, slots=True)
-class ReadTools:
-    """tools: functions; builtin_tools: of `python` and `browser`; notices: what was changed or lost."""
-
-    tools: tuple[Tool, ...]
-    builtin_tools: tuple[str, ...] = ()
-    notices: tuple[Notice, ...] = ()
-
+from counterpoint.data.harmony.schema import clean, lost_keywords, writable
 
 _BUILTIN_TYPES = {
     "code_interpreter": "python",
@@ -34,6 +27,19 @@ _BUILTIN_TYPES = {
     "browser": "browser",
 }
 _FIX = 'write {"type": "function", "function": {"name", "description", "parameters"}}'
+_SCHEMA_KEYS = ("parameters", "input_schema", "inputSchema")
+_ODD_BREAK = re.compile("[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_READ = frozenset({"name", "description", "type", "strict", *_SCHEMA_KEYS})
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTools:
+    """tools: functions, their `parameters` sound JSON schemas. builtin_tools: of `python` and `browser`.
+    notices: what was changed, and (`schema_lost`) every keyword that the prompt will not show."""
+
+    tools: tuple[Tool, ...]
+    builtin_tools: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
 
 def read_tools(value: Any, field: str) -> ReadTools:
@@ -54,30 +60,76 @@ def read_tools(value: Any, field: str) -> ReadTools:
     for i, item in enumerate(value):
         where = f"{field}[{i}]"
         kind = item.get("type") if isinstance(item, Mapping) else None
-        if isinstance(kind, str) and kind in _BUILTIN_TYPES and "function" not in item:
+        if isinstance(kind, str) and kind in _BUILTIN_TYPES and "function" not in item and "parameters" not in item:
             builtin.append(_BUILTIN_TYPES[kind])
             continue
-        tools.append(_tool(item, where, notices))
+        tool, found = _read(item, where)
+        tools.append(tool)
+        notices.extend(found)
     return ReadTools(tuple(tools), tuple(dict.fromkeys(builtin)), tuple(notices))
+
+
+def _read(item: Any, field: str) -> tuple[Tool, list[Notice]]:
+    try:
+        raw = orjson.dumps(item)
+    except TypeError:
+        raise RowError("wrong_type", field, "is not JSON", _FIX) from None
+    tool, notices = _cached(raw)
+    if isinstance(tool, RowError):
+        raise RowError(tool.kind, f"{field}{tool.field}", tool.what, tool.fix)
+    return tool, [replace(notice, field=f"{field}{notice.field}") for notice in notices]
+
+
+@lru_cache(maxsize=4096)
+def _cached(raw: bytes) -> tuple[Tool | RowError, tuple[Notice, ...]]:
+    """A tool, or why it is none, with paths from the tool on: most rows of a file declare the same tools."""
+    notices: list[Notice] = []
+    try:
+        return _tool(orjson.loads(raw), "", notices), tuple(notices)
+    except RowError as error:
+        return error, ()
+    except RecursionError:
+        return RowError("tool_schema", "", "is too deep", "write a smaller JSON schema"), ()
 
 
 def _tool(item: Any, field: str, notices: list[Notice]) -> Tool:
     if not isinstance(item, Mapping):
         raise RowError("wrong_type", field, "is not an object", _FIX)
-    nested = item.get("function")
-    if isinstance(nested, Mapping):
-        item, field = nested, f"{field}.function"
+    for wrapper in ("function", "custom"):
+        if isinstance(item.get(wrapper), Mapping):
+            item, field = item[wrapper], f"{field}.{wrapper}"
+            break
     name = item.get("name")
     if not isinstance(name, str) or not name:
         raise RowError("tool_without_name", f"{field}.name", "missing or not a string", _FIX)
     description = item.get("description")
     if description is not None and not isinstance(description, str):
         raise RowError("wrong_type", f"{field}.description", "is not a string", "write a string")
-    parameters = None
-    for key in ("parameters", "input_schema", "inputSchema"):
-        if item.get(key) is not None:
-            parameters = item[key]
-            if not isinstance(parameters, Mapping):
-                raise RowError("wrong_type", f"{field}.{key}", "is not an object", "write a JSON schema")
-            break
-    return Tool(name, description or "", parameters)
+    for key, value in item.items():
+        if key not in _READ and value is not None:
+            notices.append(Notice("tool_field", f"{field}.{key}", "not shown in the prompt"))
+    return Tool(name, _lines(description or ""), _parameters(item, field, notices))
+
+
+def _parameters(item: Mapping[str, Any], field: str, notices: list[Notice]) -> Mapping[str, Any] | None:
+    key = next((k for k in _SCHEMA_KEYS if item.get(k) is not None), None)
+    if key is None:
+        return None
+    where = f"{field}.{key}"
+    given = item[key]
+    if not isinstance(given, Mapping):
+        raise RowError("wrong_type", where, "is not an object", "write a JSON schema")
+    schema, changes = clean(given, where)
+    notices.extend(changes)
+    if schema and schema.get("type") != "object":
+        notices.append(Notice("schema_not_object", where, "arguments are an object, the schema's top level is not"))
+    notices.extend(
+        Notice("schema_lost", path, "openai-harmony does not write it")
+        for path in lost_keywords(writable(schema), where)
+    )
+    return schema
+
+
+def _lines(text: str) -> str:
+    """Odd line breaks as the one that openai-harmony knows: it makes a comment of every line."""
+    return "\n".join(text.splitlines()) if _ODD_BREAK.search(text) else text

@@ -13,6 +13,8 @@ from counterpoint.configs.errors import RowError
 from counterpoint.data.sources.content import content_text, media
 from counterpoint.data.sources.draft import Call, Draft
 from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, join, text_of
+from counterpoint.data.sources.hermes import add_responses, add_tagged_assistant, add_tagged_system
+from counterpoint.data.sources.row import read_weight
 
 THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
 _ROLES = "system, developer, user, assistant, tool or function"
@@ -33,38 +35,23 @@ _READ = frozenset(
 )
 
 
-def add_messages(draft: Draft, messages: Any, field: str) -> None:
-    """Adds every message of `messages` (a list of objects) to the draft. Raises RowError."""
+def add_messages(draft: Draft, messages: Any, field: str, tags: bool = False) -> None:
+    """Adds every message of `messages` to the draft. tags: texts hold Hermes tags. Raises RowError."""
     if not as_list(messages, field):
         raise RowError("no_messages", field, "is an empty list", "write a user message and its answer")
     for i, message in enumerate(messages):
-        add_message(draft, as_object(message, f"{field}[{i}]"), f"{field}[{i}]")
+        add_message(draft, as_object(message, f"{field}[{i}]"), f"{field}[{i}]", tags)
 
 
-def add_message(draft: Draft, message: Mapping[str, Any], field: str) -> None:
+def add_message(draft: Draft, message: Mapping[str, Any], field: str, tags: bool = False) -> None:
     role = message.get("role")
     if role is None:
         raise RowError("no_role", join(field, "role"), "missing", f"write {_ROLES}")
     name = text_of(message, "name", field)
     if role == "assistant":
-        _assistant(draft, message, field, name)
+        _assistant(draft, message, field, name, tags)
     else:
-        text = content_text(message.get("content"), f"{field}.content", draft.options, draft.notice)
-        if text is None:
-            raise RowError("no_content", f"{field}.content", "missing or null", "write a string")
-        if role in ("system", "developer"):
-            draft.system(text, f"{field}.content", name)
-        elif role == "user":
-            draft.user(text, f"{field}.content", name)
-        elif role == "tool":
-            draft.result(text, f"{field}.content", _result_id(message, field), name)
-        elif role == "function":
-            if not name:
-                raise RowError("no_name", f"{field}.name", "missing: a function's result names it", "write its name")
-            draft.result(text, f"{field}.content", name=name)
-        else:
-            what = f"an unknown role {role[:40]!r}" if isinstance(role, str) else f"is {describe(role)}"
-            raise RowError("unknown_role", f"{field}.role", what, f"write {_ROLES}")
+        _other(draft, message, field, role, name, tags)
         if message.get("weight") is not None:
             draft.notice("weight_ignored", f"{field}.weight", f"a {role} message is never trained")
     for key, value in message.items():
@@ -72,7 +59,29 @@ def add_message(draft: Draft, message: Mapping[str, Any], field: str) -> None:
             draft.unused(f"messages[].{key}", f"{field}.{key}", value)
 
 
-def _assistant(draft: Draft, message: Mapping[str, Any], field: str, name: str | None) -> None:
+def _other(draft: Draft, message: Mapping[str, Any], field: str, role: Any, name: str | None, tags: bool) -> None:
+    if role not in ("system", "developer", "user", "tool", "function"):
+        what = f"an unknown role {role[:40]!r}" if isinstance(role, str) else f"is {describe(role)}"
+        raise RowError("unknown_role", f"{field}.role", what, f"write {_ROLES}")
+    where = f"{field}.content"
+    text = content_text(message.get("content"), where, draft.options, draft.notice)
+    if text is None:
+        raise RowError("no_content", where, "missing or null", "write a string")
+    if role in ("system", "developer"):
+        (add_tagged_system if tags else Draft.system)(draft, text, where, name)
+    elif tags and add_responses(draft, text, where):
+        pass
+    elif role == "user":
+        draft.user(text, where, name)
+    elif role == "tool":
+        draft.result(text, where, _result_id(message, field), name)
+    elif not name:
+        raise RowError("no_name", f"{field}.name", "missing: a function's result names it", "write its name")
+    else:
+        draft.result(text, where, name=name)
+
+
+def _assistant(draft: Draft, message: Mapping[str, Any], field: str, name: str | None, tags: bool) -> None:
     thinking = thinking_of(draft, message, field)
     text = content_text(message.get("content"), f"{field}.content", draft.options, draft.notice)
     refusal = text_of(message, "refusal", field)
@@ -86,7 +95,12 @@ def _assistant(draft: Draft, message: Mapping[str, Any], field: str, name: str |
     if text is None and not calls and thinking is None:
         fix = "write the answer in content, or the calls in tool_calls"
         raise RowError("no_content", f"{field}.content", "an assistant message without content and calls", fix)
-    draft.assistant(field, thinking=thinking, text=text, calls=calls, weight=_weight(message, field), name=name)
+    weight = read_weight(message, field)
+    if tags and text:
+        where = f"{field}.content"
+        add_tagged_assistant(draft, text, where, thinking=thinking, calls=calls, weight=weight, name=name)
+        return
+    draft.assistant(field, thinking=thinking, text=text, calls=calls, weight=weight, name=name)
 
 
 def thinking_of(draft: Draft, message: Mapping[str, Any], field: str) -> str | None:
@@ -106,15 +120,6 @@ def thinking_of(draft: Draft, message: Mapping[str, Any], field: str) -> str | N
         else:
             found = text
     return found
-
-
-def _weight(message: Mapping[str, Any], field: str) -> float:
-    weight = message.get("weight")
-    if weight is None:
-        return 1.0
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-        raise RowError("bad_weight", f"{field}.weight", f"is {describe(weight)}", "write 0, 1 or a positive number")
-    return float(weight)
 
 
 def _result_id(message: Mapping[str, Any], field: str) -> str | None:

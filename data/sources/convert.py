@@ -8,10 +8,23 @@ from typing import Any
 from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.harmony.window import split_turns
+from counterpoint.data.sources.alpaca import convert_alpaca, convert_multilingual
+from counterpoint.data.sources.anthropic import convert_anthropic
 from counterpoint.data.sources.detect import FORMATS, detect
 from counterpoint.data.sources.fields import as_object
+from counterpoint.data.sources.harmony import convert_harmony
 from counterpoint.data.sources.openai import convert_chat
 from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.preference import (
+    convert_completion,
+    convert_kto,
+    convert_openai_preference,
+    convert_preference,
+)
+from counterpoint.data.sources.responses import convert_responses
+from counterpoint.data.sources.rl import convert_rl
+from counterpoint.data.sources.sessions import convert_session
+from counterpoint.data.sources.sharegpt import convert_sharegpt
 
 Converted = Conversation | Preference
 Converter = Callable[[Mapping[str, Any], str, SourceOptions], Converted]
@@ -19,6 +32,19 @@ Converter = Callable[[Mapping[str, Any], str, SourceOptions], Converted]
 _CONVERTERS: dict[str, Converter] = {
     "openai": convert_chat,
     "messages": convert_chat,
+    "hermes": convert_chat,
+    "sharegpt": convert_sharegpt,
+    "anthropic": convert_anthropic,
+    "claude_code": convert_session,
+    "responses": convert_responses,
+    "harmony": convert_harmony,
+    "alpaca": convert_alpaca,
+    "multilingual_thinking": convert_multilingual,
+    "openai_preference": convert_openai_preference,
+    "preference": convert_preference,
+    "kto": convert_kto,
+    "completion": convert_completion,
+    "rl": convert_rl,
 }
 
 
@@ -28,6 +54,8 @@ def convert(value: Any, format: str = "auto", options: SourceOptions | None = No
         format = detect(value)
     if format not in _CONVERTERS:
         raise ConfigError(f"data: unknown format `{format}`: write auto, {', '.join(FORMATS)}")
+    if isinstance(value, list):
+        value = {"items" if format == "responses" else "messages": value}
     try:
         return _CONVERTERS[format](as_object(value, "row"), format, options or SourceOptions())
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Which format a row has."""
+"""Which format a row has: by the fields that only one format writes, from the surest sign to the weakest."""
 
 from __future__ import annotations
 
@@ -6,22 +6,132 @@ from collections.abc import Mapping
 from typing import Any
 
 from counterpoint.configs.errors import RowError
+from counterpoint.data.sources.anthropic import is_block
 from counterpoint.data.sources.chat import THINKING_KEYS
 from counterpoint.data.sources.fields import describe
+from counterpoint.data.sources.harmony import ID_KEYS, RESPONSE_KEYS, TEXT_KEYS, is_harmony_text
+from counterpoint.data.sources.hermes import looks_tagged
 from counterpoint.data.sources.openai import MESSAGE_KEYS
+from counterpoint.data.sources.responses import ITEM_TYPES, PARAMETERS
+from counterpoint.data.sources.rl import REFERENCE_KEYS, prompt_key
+from counterpoint.data.sources.sessions import KEY as SESSION_KEY
+from counterpoint.data.sources.sharegpt import KEYS as SHAREGPT_KEYS
 
-FORMATS = ("openai", "messages")
+FORMATS = (
+    "openai",
+    "messages",
+    "hermes",
+    "sharegpt",
+    "anthropic",
+    "claude_code",
+    "responses",
+    "harmony",
+    "alpaca",
+    "multilingual_thinking",
+    "openai_preference",
+    "preference",
+    "kto",
+    "completion",
+    "rl",
+)
 
 
 def detect(value: Any) -> str:
-    """Name of the format of a row. Raises RowError where no format fits."""
+    """Name of the format of a row. Raises RowError where none fits."""
+    if isinstance(value, list):
+        return _of_messages(value, {})
     if not isinstance(value, Mapping):
         raise RowError("unknown_format", "row", f"is {describe(value)}", "write one JSON object a line")
-    for key in MESSAGE_KEYS:
-        messages = value.get(key)
-        if isinstance(messages, list):
-            thinks = any(isinstance(m, Mapping) and any(m.get(k) is not None for k in THINKING_KEYS) for m in messages)
-            return "messages" if thinks else "openai"
-    keys = ", ".join(list(map(str, value))[:8])
-    what = f"no format has these fields ({keys[:200]})" if keys else "is an empty object"
-    raise RowError("unknown_format", "row", what, "name it with --format, or write messages")
+    for find in (_by_pair, _by_chat, _by_text, _by_columns):
+        if (format := find(value)) is not None:
+            return format
+    raise _unknown(value)
+
+
+def _by_pair(row: Mapping[str, Any]) -> str | None:
+    if "preferred_output" in row or "non_preferred_output" in row:
+        return "openai_preference"
+    if "chosen" in row and "rejected" in row:
+        return "preference"
+    if isinstance(row.get("label"), bool) and ("completion" in row or isinstance(row.get("messages"), list)):
+        return "kto"
+    return None
+
+
+def _by_chat(row: Mapping[str, Any]) -> str | None:
+    if isinstance(row.get(SESSION_KEY), list):
+        return "claude_code"
+    if isinstance(row.get(PARAMETERS), Mapping) or isinstance(row.get("output"), list):
+        return "responses"
+    for key in ("items", "input"):
+        if isinstance(row.get(key), list) and any(_is_item(item) for item in row[key]):
+            return "responses"
+    for key in (*MESSAGE_KEYS, *SHAREGPT_KEYS):
+        if isinstance(row.get(key), list):
+            return _of_messages(row[key], row)
+    return None
+
+
+def _of_messages(messages: list[Any], row: Mapping[str, Any]) -> str:
+    """Format of a row with a list of messages."""
+    objects = [message for message in messages if isinstance(message, Mapping)]
+    if any("from" in m and "value" in m and "role" not in m for m in objects):
+        return "sharegpt"
+    if any(m.get("channel") is not None or m.get("recipient") is not None for m in objects):
+        return "harmony"
+    if any(_is_item(m) for m in objects) and not any("tool_calls" in m for m in objects):
+        return "responses"
+    contents = [part for m in objects if isinstance(m.get("content"), list) for part in m["content"]]
+    if any(is_block(part) for part in contents) or isinstance(row.get("system"), (str, list)):
+        return "anthropic"
+    if any(isinstance(t, Mapping) and "input_schema" in t for t in _listed(row.get("tools"))):
+        return "anthropic"
+    if looks_tagged(messages):
+        return "hermes"
+    thinks = any(m.get(key) is not None for m in objects for key in THINKING_KEYS)
+    return "messages" if thinks else "openai"
+
+
+def _is_item(item: Any) -> bool:
+    """Whether an object is an item of the Responses API that no chat message looks like."""
+    return (
+        isinstance(item, Mapping) and item.get("type") in ITEM_TYPES and ("role" in item) == (item["type"] == "message")
+    )
+
+
+def _by_text(row: Mapping[str, Any]) -> str | None:
+    if any(_are_ids(row.get(key)) for key in ID_KEYS):
+        return "harmony"
+    if any(is_harmony_text(row.get(key)) for key in (*TEXT_KEYS, "prompt")):
+        return "harmony"
+    if any(is_harmony_text(row.get(key)) for key in RESPONSE_KEYS) and not isinstance(row.get("prompt"), list):
+        return "harmony"
+    return None
+
+
+def _by_columns(row: Mapping[str, Any]) -> str | None:
+    if "instruction" in row and "output" in row:
+        return "alpaca"
+    if "user" in row and "final" in row:
+        return "multilingual_thinking"
+    if "prompt" in row and "completion" in row:
+        return "completion"
+    if prompt_key(row) is not None and ("prompt" in row or any(row.get(key) is not None for key in REFERENCE_KEYS)):
+        return "rl"
+    return None
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], int) and not isinstance(value[0], bool)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _unknown(row: Mapping[str, Any]) -> RowError:
+    if "inputSchema" in row or "input_schema" in row or isinstance(row.get("tools"), list):
+        return RowError("tools_only", "row", "tool declarations without a conversation", "write them in a row's tools")
+    keys = ", ".join(list(map(str, row))[:8])[:200]
+    what = f"no format has these fields ({keys})" if keys else "is an empty object"
+    return RowError("unknown_format", "row", what, "name the format with --format, or write messages")

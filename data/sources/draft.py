@@ -47,7 +47,6 @@ class Draft:
         self.options = options
         self.notices: list[Notice] = []
         self.metadata: dict[str, Any] = {}
-        self.tools: tuple[Tool, ...] = ()
         self.response_formats: tuple[ResponseFormat, ...] = ()
         self.effort: Effort | None = None
         self.date: str | None = None
@@ -55,7 +54,7 @@ class Draft:
         self.weight = 1.0
         self.parallel_calls_allowed = True
         self.names = ToolNames(options, self.notice, tuple(dict.fromkeys((*options.builtin_tools, *builtin_tools))))
-        self._instructions: list[str] = []
+        self.instructions: list[str] = []
         self._events: list[Event] = []
         self._seen_unused: set[str] = set()
         self._group = 0
@@ -70,15 +69,16 @@ class Draft:
             self._seen_unused.add(key)
             self.notice("unused_field", key, "kept as metadata, not rendered")
 
+    def declare(self, tools: Sequence[Tool], builtin_tools: Sequence[str], field: str) -> None:
+        """Tools that the row declares. Raises RowError where two of one name differ."""
+        self.names.declare(tools, field)
+        self.names.offer(builtin_tools)
+
     def system(self, text: str, field: str, name: str | None = None) -> None:
         """A system or developer message: the instructions, as long as the conversation has not begun."""
         self._check_text(text, field)
         if not self._events and name is None:
-            if self.options.harmony_system == "parse":
-                text = self._harmony_block(text, field)
-            if text and self._instructions:
-                self.notice("joined_system", field, "several leading system messages were joined")
-            self._instructions.append(text)
+            self.opening_text(text, field)
             return
         if self._events and self.options.late_system == "quarantine":
             what = "a system message after the conversation began"
@@ -86,6 +86,14 @@ class Draft:
         kind = "late_system" if self._events else "named_system"
         self.notice(kind, field, "written as a developer message in its place")
         self._add(Message("developer", text, name=name), field)
+
+    def opening_text(self, text: str, field: str) -> None:
+        """A system or developer text that opens the conversation."""
+        if self.options.harmony_system == "parse":
+            text = self._harmony_block(text, field)
+        if text and any(self.instructions):
+            self.notice("joined_system", field, "several leading system messages were joined")
+        self.instructions.append(text)
 
     def _harmony_block(self, text: str, field: str) -> str:
         """Takes what Harmony's own system block says; the rest are instructions."""
@@ -136,7 +144,7 @@ class Draft:
                 self.notice("text_beside_call", text_field, f"text beside a tool call was written on {channel}")
             self._say(text, channel, text_field, weight, name)
         elif text is not None and not calls and not (thinking and thinking.strip()):
-            if weight:
+            if weight > 0:
                 what = "an empty answer would be trained"
                 raise RowError("empty_answer", text_field, what, "write the answer, or weight 0 for context only")
             self._say("", "final", text_field, weight, name)
@@ -206,29 +214,33 @@ class Draft:
         messages = pair(self._events, self.options, self.notice)
         messages = self._open_end(messages)
         if not any(message.role in ("user", "assistant") for message in messages):
-            what = "no user and no assistant message" if messages or self._instructions else "no messages"
+            what = "no user and no assistant message" if messages or self.instructions else "no messages"
             raise RowError("no_dialogue", "messages", what, "write a user message and its answer")
         if messages[-1].role == "assistant" and messages[-1].channel == "analysis" and not messages[-1].is_call:
             raise RowError(
                 "thinking_only", "messages", "ends in thinking without an answer or a call", "add the answer"
             )
-        instructions = "\n\n".join(part for part in self._instructions if part) or None
-        conversation = Conversation(
-            messages=tuple(messages),
-            instructions=instructions,
-            tools=self.names.declared(self.tools),
+        if (field := missing_thinking(messages)) is not None:
+            self.notice("missing_thinking", field, "an answer or a call without thinking before it")
+        return self.conversation(tuple(messages))
+
+    def conversation(self, messages: tuple[Message, ...], opening_ids: tuple[int, ...] | None = None) -> Conversation:
+        """What was collected, around messages that are Harmony's already."""
+        return Conversation(
+            messages=messages,
+            instructions="\n\n".join(part for part in self.instructions if part) or None,
+            tools=self.names.declared(),
             builtin_tools=self.names.builtin_tools(messages),
             response_formats=self.response_formats,
             effort=self.effort,
             date=self.date,
             identity=self.identity,
             weight=self.weight,
+            opening_ids=opening_ids,
             metadata=self.metadata,
+            notices=tuple(self.notices),
             format=self.format,
         )
-        if (field := missing_thinking(messages)) is not None:
-            self.notice("missing_thinking", field, "an answer or a call without thinking before it")
-        return replace(conversation, notices=tuple(self.notices))
 
     def _preambles(self) -> None:
         """A final directly before more of the same speaker that calls a tool is what was said before the call."""

@@ -18,10 +18,14 @@ _TOOLS = re.compile(r"^# Tools$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class SystemBlock:
-    """What a system block says. identity: None for OpenAI's sentence; date: "" for none; rest: what nothing here holds."""
+    """What a block says.
+
+    identity: None for OpenAI's sentence. date: "" where the block has none, None where only the effort is given.
+    rest: what the other fields do not hold.
+    """
 
     identity: str | None
-    date: str
+    date: str | None
     effort: Effort | None
     builtin_tools: tuple[str, ...]
     rest: str
@@ -29,6 +33,8 @@ class SystemBlock:
 
 def parse_system(text: str) -> SystemBlock | None:
     """The block that `text` is; None where it is an ordinary system prompt."""
+    if alone := _EFFORT.fullmatch(text.strip()):
+        return SystemBlock(None, None, _effort(alone.group(1)), (), "")
     cutoff, effort, channels = _CUTOFF.search(text), _EFFORT.search(text), _CHANNELS.search(text)
     if not (channels or (cutoff and effort)):
         return None
@@ -41,7 +47,7 @@ def parse_system(text: str) -> SystemBlock | None:
     if tools := _TOOLS.search(rest):
         kept, builtin = _split_tools(rest[tools.end() :])
         rest = rest[: tools.start()] + (f"# Tools{kept}" if kept.strip() else "")
-    named = next((e for e in EFFORTS if effort and effort.group(1) == e), None)
+    named = _effort(effort.group(1)) if effort else None
     return SystemBlock(
         identity=None if identity in ("", OFFICIAL_IDENTITY) else identity,
         date=date.group(1) if date else "",
@@ -49,6 +55,10 @@ def parse_system(text: str) -> SystemBlock | None:
         builtin_tools=tuple(builtin),
         rest=rest.strip(),
     )
+
+
+def _effort(name: str) -> Effort | None:
+    return next((effort for effort in EFFORTS if effort == name), None)
 
 
 def _without(text: str, start: int, pieces: list[re.Match[str]]) -> str:

@@ -12,6 +12,7 @@ from counterpoint.data.sources.containers import read_rows
 from counterpoint.data.sources.convert import Converted, convert
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
 from counterpoint.data.sources.rows import BadRow, RawRow
+from counterpoint.data.sources.sessions import by_session
 
 
 def load_conversations(
@@ -28,7 +29,10 @@ def load_conversations(
             spec = SourceSpec(spec)
         if not spec.weight > 0:
             raise ConfigError(f"data: weight {spec.weight} of {spec.path}: write a number above 0")
-        for k, row in enumerate(read_rows(spec.path)):
+        rows = read_rows(spec.path)
+        if spec.format in ("auto", "claude_code"):
+            rows = by_session(rows)
+        for k, row in enumerate(rows):
             if spec.rows is not None and k >= spec.rows:
                 break
             converted = row if isinstance(row, BadRow) else convert_row(row, spec.format, options)

@@ -22,7 +22,7 @@ class ToolNames:
         self.options = options
         self.notice = notice
         self.builtin = tuple(name for name in builtin if name in BUILTIN_TOOLS)
-        self._functions: frozenset[str] = frozenset()
+        self._functions: dict[str, Tool] = {}
         self._told: set[str] = set()
         self._checked: set[str] = set()
         self._renamed: dict[str, str] = {}
@@ -36,16 +36,20 @@ class ToolNames:
                 self.notice("unknown_builtin_tool", "builtin_tools", f"{name[:60]!r} is not python or browser")
 
     def declare(self, tools: Sequence[Tool], field: str) -> None:
-        """The function tools of the row; a repeated name is an error."""
-        names = [tool.name for tool in tools]
-        for i, name in enumerate(names):
-            self._check(name, f"{field}[{i}]")
-            if name in names[:i]:
-                raise RowError("duplicate_tool", f"{field}[{i}]", f"declares {name[:60]!r} twice", "keep one of them")
-        self._functions = frozenset(names)
+        """Function tools of the row. Raises RowError where two of one name differ."""
+        for i, tool in enumerate(tools):
+            where = f"{field}[{i}]"
+            self._check(tool.name, where)
+            known = self._functions.setdefault(tool.name, tool)
+            if known is not tool and known != tool:
+                what = f"a second, different tool {tool.name[:60]!r}"
+                raise RowError("duplicate_tool", where, what, "keep one of them")
+            if known is not tool:
+                self.notice("duplicate_tool", where, "declared twice: once was kept")
 
-    def declared(self, tools: Sequence[Tool]) -> tuple[Tool, ...]:
-        return tuple(replace(tool, name=self.used(tool.name)) for tool in tools)
+    def declared(self) -> tuple[Tool, ...]:
+        """The function tools as they are rendered."""
+        return tuple(replace(tool, name=self.used(tool.name)) for tool in self._functions.values())
 
     def recipient(self, name: str, field: str) -> str:
         """`functions.NAME`, or the built-in tool where the row offers it and declares no function of that name."""

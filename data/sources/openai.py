@@ -18,7 +18,7 @@ from counterpoint.data.sources.options import SourceOptions
 from counterpoint.data.sources.row import read_common
 
 MESSAGE_KEYS = ("messages", "traj", "history", "conversation")
-_READ = frozenset({"tools", "functions", "parallel_tool_calls", "response_format", "weight"})
+DECLARATIONS = frozenset({"tools", "functions", "parallel_tool_calls", "response_format"})
 
 
 def convert_chat(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
@@ -26,8 +26,8 @@ def convert_chat(row: Mapping[str, Any], format: str, options: SourceOptions) ->
     key = next((k for k in MESSAGE_KEYS if isinstance(row.get(k), list)), "messages")
     draft = Draft(format, options)
     read_declarations(draft, row, "")
-    read_common(draft, row, _READ | {key}, quiet=is_prompt(row.get(key)))
-    add_messages(draft, row.get(key), key)
+    read_common(draft, row, DECLARATIONS | {key}, quiet=is_prompt(row.get(key)))
+    add_messages(draft, row.get(key), key, tags=format == "hermes")
     return draft.finish()
 
 
@@ -39,16 +39,11 @@ def is_prompt(messages: Any) -> bool:
 
 def read_declarations(draft: Draft, row: Mapping[str, Any], field: str) -> None:
     """Tools, legacy functions, `parallel_tool_calls` and `response_format` of a row or of a row's `input`."""
-    tools, builtin = [], []
     for key in ("tools", "functions"):
         if row.get(key) is not None:
             read = read_tools(row[key], join(field, key))
-            tools.extend(read.tools)
-            builtin.extend(read.builtin_tools)
             draft.notices.extend(read.notices)
-    draft.tools = tuple(tools)
-    draft.names.declare(draft.tools, join(field, "tools" if row.get("tools") is not None else "functions"))
-    draft.names.offer(builtin)
+            draft.declare(read.tools, read.builtin_tools, join(field, key))
     parallel = row.get("parallel_tool_calls")
     if parallel is not None and not isinstance(parallel, bool):
         raise wrong_type(parallel, join(field, "parallel_tool_calls"), "true or false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import EFFORTS, Effort
 from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_list, as_object, as_text, describe
+from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, join
 
 _NEAREST_EFFORT: dict[str, Effort] = {"minimal": "low", "none": "low", "xhigh": "high", "max": "high"}
 _DATE = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])")
@@ -31,11 +32,7 @@ def read_common(draft: Draft, row: Mapping[str, Any], read: frozenset[str], quie
             listed = as_list(source["builtin_tools"], f"{prefix}builtin_tools")
             draft.names.offer([as_text(name, f"{prefix}builtin_tools[{i}]") for i, name in enumerate(listed)])
     _read_named(draft, row)
-    weight = row.get("weight")
-    if weight is not None:
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-            raise RowError("bad_weight", "weight", f"is {describe(weight)}", "write a number of at least 0")
-        draft.weight = float(weight)
+    draft.weight = read_weight(row, "")
     for key, value in row.items():
         if key in read or key in _COMMON or value is None:
             continue
@@ -43,6 +40,17 @@ def read_common(draft: Draft, row: Mapping[str, Any], read: frozenset[str], quie
             draft.metadata[key] = value
         else:
             draft.unused(key, key, value)
+
+
+def read_weight(row: Mapping[str, Any], field: str) -> float:
+    """The weight of a row or a message; 1 where there is none."""
+    weight = row.get("weight")
+    if weight is None:
+        return 1.0
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        what = f"is {weight}" if isinstance(weight, (int, float)) else f"is {describe(weight)}"
+        raise RowError("bad_weight", join(field, "weight"), what, "write 0, 1 or a positive number")
+    return float(weight)
 
 
 def _read_named(draft: Draft, row: Mapping[str, Any]) -> None:

@@ -1,0 +1,202 @@
+"""OpenAI's Responses API: `input` and `output` items, `instructions`, flat tools; NeMo Gym's rows wrap the same.
+
+Source: https://platform.openai.com/docs/api-reference/responses
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from counterpoint.configs.errors import RowError
+from counterpoint.data.conversation import Conversation
+from counterpoint.data.sources.content import content_text
+from counterpoint.data.sources.draft import Call, Draft
+from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, join, text_of
+from counterpoint.data.sources.hermes import add_tagged_assistant
+from counterpoint.data.sources.openai import DECLARATIONS, read_declarations, read_response_format
+from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.row import read_common, read_effort, read_weight
+from counterpoint.data.sources.tags import has_tags
+
+ITEM_TYPES = frozenset(
+    {
+        "message",
+        "reasoning",
+        "function_call",
+        "function_call_output",
+        "custom_tool_call",
+        "custom_tool_call_output",
+        "code_interpreter_call",
+        "mcp_call",
+    }
+)
+_CALLS = frozenset({"function_call", "custom_tool_call"})
+_PHASES: dict[str, Literal["commentary", "final"]] = {"commentary": "commentary", "final_answer": "final"}
+_REQUEST = frozenset({"input", "output", "items", "instructions", "reasoning", "text", "response"})
+PARAMETERS = "responses_create_params"
+
+
+def convert_responses(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+    """`input` and `output` (or `items`, or NeMo Gym's `responses_create_params` and `response`). Raises RowError."""
+    draft = Draft(format, options)
+    request, base = row, ""
+    if row.get(PARAMETERS) is not None:
+        request, base = as_object(row[PARAMETERS], PARAMETERS), PARAMETERS
+    read_declarations(draft, {k: v for k, v in request.items() if k in DECLARATIONS}, base)
+    _read_settings(draft, request, base)
+    items = _items(draft, request, row, base)
+    quiet = not any(_is_output(item) for item, _ in items)
+    own = _REQUEST | DECLARATIONS | {PARAMETERS} if base == "" else frozenset({PARAMETERS, "response"})
+    read_common(draft, row, own, quiet=quiet)
+    add_items(draft, items)
+    return draft.finish()
+
+
+def _read_settings(draft: Draft, request: Mapping[str, Any], base: str) -> None:
+    instructions = text_of(request, "instructions", base)
+    if instructions is not None:
+        draft.system(instructions, join(base, "instructions"))
+    reasoning = request.get("reasoning")
+    if isinstance(reasoning, Mapping) and reasoning.get("effort") is not None:
+        draft.effort = read_effort(draft, reasoning["effort"], join(base, "reasoning.effort"))
+    text = request.get("text")
+    if isinstance(text, Mapping) and text.get("format") is not None:
+        draft.response_formats = read_response_format(draft, text["format"], join(base, "text.format"))
+
+
+def _items(draft: Draft, request: Mapping[str, Any], row: Mapping[str, Any], base: str) -> list[tuple[Any, str]]:
+    """Every item with its path: of the request, then of the response."""
+    found: list[tuple[Any, str]] = []
+    for key in ("items", "input"):
+        value, where = request.get(key), join(base, key)
+        if isinstance(value, str):
+            found.append(({"role": "user", "content": value}, where))
+        elif value is not None:
+            found.extend((item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
+    response = row.get("response")
+    if isinstance(response, Mapping) and response.get("output") is not None:
+        where, value = "response.output", response["output"]
+    else:
+        where, value = "output", row.get("output")
+    if value is not None:
+        found.extend((item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
+    if not found:
+        raise RowError("no_messages", join(base, "input"), "holds no items", "write a user message and its answer")
+    return found
+
+
+def _is_output(item: Any) -> bool:
+    return isinstance(item, Mapping) and (
+        item.get("role") == "assistant" or item.get("type") in ITEM_TYPES - {"message"}
+    )
+
+
+def add_items(draft: Draft, items: Sequence[tuple[Any, str]]) -> None:
+    """Adds every item; calls that follow each other were made at once. Raises RowError."""
+    calls: list[Call] = []
+    weight = 1.0
+    for item, where in items:
+        item = as_object(item, where)
+        kind = item.get("type", "message")
+        if kind in _CALLS:
+            weight = read_weight(item, where)
+            calls.append(_call(item, where, custom=kind == "custom_tool_call"))
+            continue
+        if calls:
+            draft.assistant(calls[0].field, calls=calls, weight=weight)
+            calls = []
+        _item(draft, item, str(kind), where)
+    if calls:
+        draft.assistant(calls[0].field, calls=calls, weight=weight)
+
+
+def _item(draft: Draft, item: Mapping[str, Any], kind: str, field: str) -> None:
+    if kind == "message":
+        _message(draft, item, field)
+    elif kind == "reasoning":
+        _reasoning(draft, item, field)
+    elif kind in ("function_call_output", "custom_tool_call_output"):
+        text = content_text(item.get("output"), f"{field}.output", draft.options, draft.notice)
+        if text is None:
+            raise RowError("no_content", f"{field}.output", "missing or null", "write the result as a string")
+        draft.result(text, f"{field}.output", as_text(item.get("call_id"), f"{field}.call_id"))
+    elif kind == "code_interpreter_call":
+        _code_call(draft, item, field)
+    elif kind == "mcp_call":
+        id_ = text_of(item, "id", field)
+        name = as_text(item.get("name"), f"{field}.name")
+        draft.assistant(field, calls=[Call(name, item.get("arguments"), field, id_)], weight=read_weight(item, field))
+        if item.get("output") is not None:
+            draft.result(as_text(item["output"], f"{field}.output"), f"{field}.output", id_)
+    else:
+        raise RowError("unknown_item", f"{field}.type", f"is {kind[:40]!r}", f"write {', '.join(sorted(ITEM_TYPES))}")
+
+
+def _message(draft: Draft, item: Mapping[str, Any], field: str) -> None:
+    role = item.get("role")
+    where = f"{field}.content"
+    text = content_text(item.get("content"), where, draft.options, draft.notice)
+    if text is None:
+        raise RowError("no_content", where, "missing or null", "write a string or text parts")
+    if role in ("system", "developer"):
+        draft.system(text, where)
+    elif role == "user":
+        draft.user(text, where)
+    elif role == "assistant":
+        phase = item.get("phase")
+        if phase is not None and phase not in _PHASES:
+            raise RowError("bad_phase", f"{field}.phase", f"is {str(phase)[:40]!r}", "write commentary or final_answer")
+        weight = read_weight(item, field)
+        if phase is None and has_tags(text):
+            draft.notice("tags_in_text", where, "thinking or calls written as tags were taken out")
+            add_tagged_assistant(draft, text, where, weight=weight)
+        else:
+            draft.assistant(field, text=text, weight=weight, text_field=where, phase=_PHASES.get(phase or ""))
+    else:
+        what = f"is {role[:40]!r}" if isinstance(role, str) else f"is {describe(role)}"
+        raise RowError("unknown_role", f"{field}.role", what, "write system, developer, user or assistant")
+
+
+def _reasoning(draft: Draft, item: Mapping[str, Any], field: str) -> None:
+    """The reasoning's content; else its summary, with a notice; encrypted content cannot be read."""
+    weight = read_weight(item, field)
+    if item.get("encrypted_content") is not None:
+        draft.notice("encrypted_reasoning", f"{field}.encrypted_content", "encrypted reasoning was left out")
+    for key in ("content", "summary"):
+        value = item.get(key)
+        if not value:
+            continue
+        parts = [value] if isinstance(value, str) else as_list(value, f"{field}.{key}")
+        texts = [
+            content_text([part], f"{field}.{key}[{i}]", draft.options, draft.notice) or ""
+            for i, part in enumerate(parts)
+        ]
+        thinking = "\n\n".join(text for text in texts if text.strip())
+        if not thinking:
+            continue
+        if key == "summary":
+            draft.notice("reasoning_summary", f"{field}.summary", "a summary, not the chain of thought itself")
+        draft.assistant(field, thinking=thinking, weight=weight)
+        return
+
+
+def _call(item: Mapping[str, Any], field: str, custom: bool) -> Call:
+    name = as_text(item.get("name"), f"{field}.name")
+    id_ = text_of(item, "call_id", field) or text_of(item, "id", field)
+    key = "input" if custom else "arguments"
+    arguments = as_text(item.get(key), f"{field}.input") if custom else item.get(key)
+    return Call(name, arguments, field, id_, f"{field}.{key}", custom)
+
+
+def _code_call(draft: Draft, item: Mapping[str, Any], field: str) -> None:
+    draft.names.offer(("python",))
+    id_ = text_of(item, "id", field)
+    code = Call("python", as_text(item.get("code"), f"{field}.code"), field, id_, f"{field}.code")
+    draft.assistant(field, calls=[code], weight=read_weight(item, field))
+    logs = []
+    for i, output in enumerate(as_list(item.get("outputs") or [], f"{field}.outputs")):
+        where = f"{field}.outputs[{i}]"
+        logs.append(as_text(as_object(output, where).get("logs"), f"{where}.logs"))
+    if item.get("outputs") is not None:
+        draft.result("".join(logs), f"{field}.outputs", id_)

@@ -1,0 +1,58 @@
+"""Prompts for reinforcement learning: a question, and in the metadata what a verifier needs.
+
+TRL and verl (`prompt` with `answer`, `ground_truth`, `reward_model`), reasoning-gym (`question`, `answer`, `metadata`),
+OpenAI evals (`input`, `ideal`), and question-answer files such as GSM8K's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from counterpoint.configs.errors import RowError
+from counterpoint.data.conversation import Conversation
+from counterpoint.data.sources.draft import Draft
+from counterpoint.data.sources.fields import text_of
+from counterpoint.data.sources.openai import DECLARATIONS, read_declarations
+from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.preference import add_prompt
+from counterpoint.data.sources.row import read_common
+
+PROMPT_KEYS = ("prompt", "question", "problem", "input", "query")
+REFERENCE_KEYS = (
+    "answer",
+    "answers",
+    "ground_truth",
+    "reward_model",
+    "solution",
+    "ideal",
+    "target",
+    "reference",
+    "expected_answer",
+    "expected_arguments",
+    "verification_info",
+    "test_cases",
+    "tests",
+)
+
+
+def prompt_key(row: Mapping[str, Any]) -> str | None:
+    """The field that holds the prompt; None where there is none."""
+    return next((key for key in PROMPT_KEYS if isinstance(row.get(key), (str, list))), None)
+
+
+def convert_rl(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+    """The prompt as a conversation; every other field is metadata, untouched. Raises RowError."""
+    key = prompt_key(row)
+    if key is None:
+        fix = f"write one of {', '.join(PROMPT_KEYS)}"
+        raise RowError("no_prompt", "prompt", "missing, or neither a string nor messages", fix)
+    draft = Draft(format, options)
+    read_declarations(draft, row, "")
+    read_common(draft, row, DECLARATIONS | {key, "system"}, quiet=True)
+    if (system := text_of(row, "system", "")) is not None:
+        draft.system(system, "system")
+    add_prompt(draft, row[key], key)
+    if not any(row.get(name) is not None for name in REFERENCE_KEYS):
+        draft.notice("no_reference", key, "a prompt without a reference answer")
+    return draft.finish()

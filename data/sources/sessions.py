@@ -1,0 +1,70 @@
+"""Session logs of Claude Code: a line is an event; a session is a row (`{"loglines": [...]}`, or lines of a JSONL)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from counterpoint.configs.errors import RowError
+from counterpoint.data.conversation import Conversation
+from counterpoint.data.sources.anthropic import add_block_message
+from counterpoint.data.sources.draft import Draft
+from counterpoint.data.sources.fields import as_list, as_object
+from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.rows import BadRow, RawRow
+
+KEY = "loglines"
+_SPOKEN = frozenset({"user", "assistant"})
+_LOG_KEYS = frozenset({"sessionId", "uuid", "leafUuid", "parentUuid"})
+
+
+def convert_session(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+    """The main thread of a session; events that are no messages are counted and kept out. Raises RowError."""
+    draft = Draft(format, options)
+    for i, line in enumerate(as_list(row.get(KEY), KEY)):
+        where = f"{KEY}[{i}]"
+        line = as_object(line, where)
+        if line.get("type") not in _SPOKEN:
+            draft.notice("log_event", where, f"an event of type {str(line.get('type'))[:40]!r} is no message")
+        elif line.get("isSidechain") or line.get("isMeta"):
+            draft.notice("side_message", where, "a message of a side thread or of the program was left out")
+        else:
+            if line.get("isCompactSummary"):
+                draft.notice("compact_summary", where, "a summary of earlier turns was kept as a user message")
+            add_block_message(draft, as_object(line.get("message"), f"{where}.message"), f"{where}.message")
+    if not any(isinstance(line, Mapping) and line.get("type") in _SPOKEN for line in row[KEY]):
+        raise RowError("no_messages", KEY, "holds no messages", "write user and assistant events")
+    return draft.finish()
+
+
+def is_log_line(value: Any) -> bool:
+    """Whether a row is one event of a session log."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+        return False
+    return (isinstance(value.get("message"), Mapping) and bool(_LOG_KEYS & set(value))) or "leafUuid" in value
+
+
+def by_session(rows: Iterable[RawRow | BadRow]) -> Iterator[RawRow | BadRow]:
+    """Log lines that follow each other and belong to one session become one row; every other row passes."""
+    group: list[RawRow] = []
+    session: Any = None
+    for row in rows:
+        if isinstance(row, BadRow) or not is_log_line(row.value):
+            yield from _session(group)
+            group = []
+            yield row
+            continue
+        named = row.value.get("sessionId")
+        if group and named is not None and session is not None and named != session:
+            yield from _session(group)
+            group = []
+        session = named if named is not None or not group else session
+        group.append(row)
+    yield from _session(group)
+
+
+def _session(group: list[RawRow]) -> Iterator[RawRow]:
+    if group:
+        raw = b"\n".join(row.raw for row in group)
+        notices = tuple(notice for row in group for notice in row.notices)
+        yield RawRow(group[0].source, raw, {KEY: [row.value for row in group]}, notices)
