@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from math import floor
 
 from counterpoint.configs.errors import ConfigError, RowError
@@ -29,18 +30,21 @@ def load_conversations(
             spec = SourceSpec(spec)
         if not spec.weight > 0:
             raise ConfigError(f"data: weight {spec.weight} of {spec.path}: write a number above 0")
-        rows = read_rows(spec.path)
-        if spec.format in ("auto", "claude_code"):
-            rows = by_session(rows)
-        for k, row in enumerate(rows):
-            if spec.rows is not None and k >= spec.rows:
-                break
+        for k, row in enumerate(source_rows(spec)):
             converted = row if isinstance(row, BadRow) else convert_row(row, spec.format, options)
             if isinstance(converted, BadRow):
                 yield converted
                 continue
             for _ in range(floor((k + 1) * spec.weight) - floor(k * spec.weight)):
                 yield converted
+
+
+def source_rows(spec: SourceSpec) -> Iterator[RawRow | BadRow]:
+    """The rows of one source, each once; events of a session log as one row. Raises DataError."""
+    rows = read_rows(spec.path)
+    if spec.format in ("auto", "claude_code"):
+        rows = by_session(rows)
+    return islice(rows, spec.rows)
 
 
 def convert_row(row: RawRow, format: str, options: SourceOptions) -> Converted | BadRow:

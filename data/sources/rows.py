@@ -34,7 +34,7 @@ class BadRow:
     @property
     def message(self) -> str:
         """`file:line: field: what is wrong: what to do`, on one line."""
-        return f"{self.source}: {self.field}: {self.what}: {self.fix}"
+        return one_line(f"{self.source}: {self.field}: {self.what}: {self.fix}")
 
     @classmethod
     def of(cls, row: RawRow, error: RowError) -> BadRow:
@@ -42,9 +42,17 @@ class BadRow:
 
     def quarantined(self) -> dict[str, str]:
         """The object that a quarantine file holds; bytes that are not UTF-8 go to `raw_base64`."""
-        out = {"source": self.source, "kind": self.kind, "field": self.field, "what": self.what, "fix": self.fix}
+        told = {"source": self.source, "kind": self.kind, "field": self.field, "what": self.what, "fix": self.fix}
+        out = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in told.items()}
         try:
             out["raw"] = self.raw.decode("utf-8")
         except UnicodeDecodeError:
             out["raw_base64"] = base64.b64encode(self.raw).decode("ascii")
         return out
+
+
+def one_line(text: str) -> str:
+    """A text for a terminal: nothing in it breaks the line, moves the cursor or turns the direction of writing."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
