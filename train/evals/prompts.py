@@ -1,0 +1,122 @@
+"""The fixed prompts that an evaluation samples: conversations that end where the model should answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from counterpoint.configs.errors import DataError
+from counterpoint.data.conversation import Conversation
+from counterpoint.data.harmony.window import split_turns
+from counterpoint.data.sources.load import load_conversations
+from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.rows import BadRow
+from counterpoint.train.evals.scorers import ExpectedCall, Reference
+
+BUILT_IN = "example:probes"
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPrompt:
+    """One item. `scorer` is a name of `scorers.Scorers`, None where the row has no truth to compare with."""
+
+    id: str
+    conversation: Conversation
+    reference: Reference
+    scorer: str | None
+    task: str = ""
+
+
+def load_prompts(path: str | None, options: SourceOptions | None = None) -> list[EvalPrompt]:
+    """Prompts of a file (`example:NAME` of the package; None takes the built-in probes), in its order.
+
+    A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or
+    `calls` (`{name, arguments}`, or BFCL's `{name: {argument: [accepted, ...]}}`); `schema`; `instruction_id_list` with
+    `kwargs`; a reasoning-gym entry; and `scorer` to name the comparison. DataError for an unusable row, or none at all.
+    """
+    path = path or BUILT_IN
+    prompts: list[EvalPrompt] = []
+    for item in load_conversations([path], options):
+        if isinstance(item, BadRow):
+            raise DataError(item.message)
+        if not isinstance(item, Conversation):
+            raise DataError(f"{path}: it holds preference pairs: an evaluation needs conversations")
+        prompts.append(prompt_of(item))
+    if not prompts:
+        raise DataError(f"{path}: no prompts: give a file of conversations that end where the model should answer")
+    return prompts
+
+
+def prompt_of(conversation: Conversation) -> EvalPrompt:
+    """A conversation as an item; its `metadata` holds the truth."""
+    truth = conversation.metadata
+    turns = split_turns(conversation.messages)
+    if turns and turns[-1].stop == len(conversation.messages) and conversation.messages[-1].role == "assistant":
+        conversation = replace(conversation, messages=conversation.messages[: turns[-1].start])
+    if not conversation.messages:
+        raise DataError(f"{conversation.source}: messages: nothing before the assistant's turn: add a user message")
+    reference = Reference(
+        answer=_answer(truth),
+        calls=expected_calls(truth),
+        schema=truth.get("schema"),
+        instructions=_instructions(truth),
+        prompt=next((m.content for m in reversed(conversation.messages) if m.role == "user"), ""),
+        entry=truth if "source_dataset" in (truth.get("metadata") or {}) else {},
+    )
+    return EvalPrompt(
+        id=str(truth.get("id", conversation.source)),
+        conversation=conversation,
+        reference=reference,
+        scorer=truth.get("scorer") or default_scorer(reference),
+        task=str(truth.get("task", "")),
+    )
+
+
+def default_scorer(reference: Reference) -> str | None:
+    """The comparison that fits the truth a row brings."""
+    if reference.calls is not None:
+        return "calls"
+    if reference.entry:
+        return "reasoning_gym"
+    if reference.schema is not None:
+        return "schema"
+    if reference.instructions is not None:
+        return "instructions"
+    if reference.answer is None:
+        return None
+    plain = reference.answer.replace(",", "").removeprefix("-").replace(".", "", 1)
+    return "number" if plain.isdigit() or "####" in reference.answer else "exact"
+
+
+def expected_calls(truth: Mapping[str, Any]) -> tuple[ExpectedCall, ...] | None:
+    """The calls that a row knows to be right; None where it says nothing of calls."""
+    given = truth.get("calls", truth.get("call"))
+    if given is None:
+        return None
+    out: list[ExpectedCall] = []
+    for call in given if isinstance(given, list) else [given]:
+        if "name" in call:
+            out.append(ExpectedCall(call["name"], call.get("arguments") or {}, bool(call.get("any_of", False))))
+        else:
+            out += [ExpectedCall(name, accepted, any_of=True) for name, accepted in call.items()]
+    return tuple(out)
+
+
+def _answer(truth: Mapping[str, Any]) -> str | None:
+    for field in ("answer", "ground_truth", "ideal"):
+        value = truth.get(field)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+    return None
+
+
+def _instructions(truth: Mapping[str, Any]) -> tuple[tuple[str, Mapping[str, Any]], ...] | None:
+    names: Sequence[str] | None = truth.get("instruction_id_list")
+    if not names:
+        return None
+    arguments = truth.get("kwargs") or [{} for _ in names]
+    given = [{key: value for key, value in each.items() if value is not None} for each in arguments]
+    return tuple(zip(names, given, strict=True))
