@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from counterpoint.train.model.precision import compute_dtype
+
 
 @dataclass(frozen=True)
 class ExpertWeights:
@@ -84,13 +86,6 @@ class Gradient(NamedTuple):
 
 
 _NONE = (None, None, 0.0)
-
-
-def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """The type that matrix products run in: float32 for bfloat16 on a CPU without AMX, where it is the faster one."""
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported():
-        return torch.float32
-    return x.dtype
 
 
 def activation(hidden_RJ: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:

@@ -1,0 +1,49 @@
+"""Which implementation of attention and experts a model runs on, and the versions these were tested with."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.version import Version
+
+from counterpoint.configs.errors import ModelError
+from counterpoint.configs.model_section import ModelSettings
+
+TESTED_VERSIONS = {"torch": ("2.13", "2.14"), "transformers": ("5.23", "5.24"), "peft": ("0.21.2", "0.22")}
+"""Package: first version tested, first version not tested. The lean path rests on registries of these three."""
+
+
+def use_paths(model: Any, settings: ModelSettings) -> None:
+    """Set the attention and experts of `model` (or of the model inside a PEFT one) as the run file says.
+
+    ModelError where the lean path is asked for on versions that it was not tested with.
+    """
+    from counterpoint.train.adapters.experts import use_experts
+    from counterpoint.train.model.attention import use_attention
+
+    if "lean" in (settings.attention, settings.experts):
+        for package, found, fits in installed_versions():
+            if not fits:
+                first, last = TESTED_VERSIONS[package]
+                raise ModelError(
+                    f"model.attention, model.experts: the lean path is tested with {package} >={first},<{last} and "
+                    f"{found} is installed: install that, or set both to reference"
+                )
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    use_attention(inner, settings.attention == "lean")
+    use_experts(inner, settings.experts == "lean")
+
+
+def installed_versions() -> list[tuple[str, str, bool]]:
+    """(package, installed version or "not installed", whether it is in the tested range) for the lean path."""
+    found = []
+    for package, (first, last) in TESTED_VERSIONS.items():
+        try:
+            installed = version(package)
+        except PackageNotFoundError:
+            found.append((package, "not installed", False))
+            continue
+        release = Version(Version(installed).base_version)
+        found.append((package, installed, Version(first) <= release < Version(last)))
+    return found

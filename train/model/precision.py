@@ -1,0 +1,12 @@
+"""Which number format the lean path computes in."""
+
+from __future__ import annotations
+
+import torch
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The type that matrix products run in: float32 for bfloat16 on a CPU without AMX, where it is the faster one."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported():
+        return torch.float32
+    return x.dtype
