@@ -79,7 +79,19 @@ def render_sources(
 
     Examples longer than `max_tokens` are left out and counted in the report.
     """
-    for item in load_conversations(specs, options):
+    return render_rows(load_conversations(specs, options), renderer, report, max_tokens=max_tokens, on_bad=on_bad)
+
+
+def render_rows(
+    rows: Iterable[Conversation | Preference | BadRow],
+    renderer: Renderer,
+    report: DataReport,
+    *,
+    max_tokens: int | None = None,
+    on_bad: OnBad | None = None,
+) -> Iterator[Rendered]:
+    """`render_sources` of rows that are read already."""
+    for item in rows:
         if isinstance(item, BadRow):
             _set_aside(item, report, on_bad)
             continue

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.render import CHANNEL_NAMES, Example
 from counterpoint.data.harmony.window import split_turns
@@ -60,8 +62,19 @@ class DataReport:
     def add_example(self, example: Example) -> None:
         self.examples += 1
         self.tokens += len(example.ids)
-        for code in (1, 2, 3):
-            self.trained[CHANNEL_NAMES[code]] += int(((example.channels == code) & (example.weights > 0)).sum())
+        counts = np.bincount(example.channels[example.weights > 0], minlength=len(CHANNEL_NAMES)).tolist()
+        for name, count in zip(CHANNEL_NAMES[1:], counts[1:], strict=True):
+            self.trained[name] += count
+
+    def merge(self, other: DataReport) -> None:
+        """Adds the counts of the rows that follow."""
+        for name in self.__dataclass_fields__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Counter):
+                mine.update(theirs)
+            elif isinstance(mine, int):
+                setattr(self, name, mine + theirs)
+        self.bad_messages += other.bad_messages[: _KEPT_MESSAGES - len(self.bad_messages)]
 
     @property
     def n_bad(self) -> int:

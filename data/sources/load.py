@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, repeat
 from math import floor
 
 from counterpoint.configs.errors import ConfigError, RowError
@@ -25,18 +25,27 @@ def load_conversations(
     does not exist, ConfigError for a weight that is not positive.
     """
     options = options or SourceOptions()
+    for row, format, times in weighted_rows(specs):
+        yield from converted_rows(row, format, times, options)
+
+
+def weighted_rows(specs: Iterable[SourceSpec | str]) -> Iterator[tuple[RawRow | BadRow, str, int]]:
+    """Rows as read, with the format of their source and how often each is taken."""
     for spec in specs:
         if isinstance(spec, str):
             spec = SourceSpec(spec)
         if not spec.weight > 0:
             raise ConfigError(f"data: weight {spec.weight} of {spec.path}: write a number above 0")
         for k, row in enumerate(source_rows(spec)):
-            converted = row if isinstance(row, BadRow) else convert_row(row, spec.format, options)
-            if isinstance(converted, BadRow):
-                yield converted
-                continue
-            for _ in range(floor((k + 1) * spec.weight) - floor(k * spec.weight)):
-                yield converted
+            yield row, spec.format, floor((k + 1) * spec.weight) - floor(k * spec.weight)
+
+
+def converted_rows(
+    row: RawRow | BadRow, format: str, times: int, options: SourceOptions
+) -> Iterator[Converted | BadRow]:
+    """A row's conversation `times` times, or the bad row once."""
+    converted = row if isinstance(row, BadRow) else convert_row(row, format, options)
+    return repeat(converted, 1 if isinstance(converted, BadRow) else times)
 
 
 def source_rows(spec: SourceSpec) -> Iterator[RawRow | BadRow]:
