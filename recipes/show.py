@@ -1,0 +1,201 @@
+"""Print conversations with channels and trained tokens coloured, and why every other token is context.
+
+counterpoint show train.jsonl
+counterpoint show train.jsonl --row 17 --full
+counterpoint show train.jsonl data.train_on=final data.weights.analysis=0
+counterpoint show --config my.yaml --html page.html
+
+Rows are numbered as messages name them: `train.jsonl:17` is row 17."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from counterpoint.configs.errors import DataError, RowError
+from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
+
+if TYPE_CHECKING:
+    from counterpoint.configs.schema import DataSettings
+    from counterpoint.data.explain import Explained
+    from counterpoint.data.harmony.render import Renderer
+    from counterpoint.data.sources.rows import BadRow
+    from counterpoint.data.survey import Item, RowRange, Survey
+
+_ROWS, _EXAMPLES = 5, 200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser)
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--row", type=_row, metavar="N", dest="rows", help="only row N")
+    rows.add_argument("--rows", type=_rows, metavar="A:B", help="only rows A to B")
+    parser.add_argument(
+        "--limit", type=_count, metavar="N", help=f"at most N rows ({_ROWS}; with --html {_EXAMPLES} examples)"
+    )
+    parser.add_argument("--turn", type=_count, metavar="K", help="only assistant turn K, with its whole context")
+    parser.add_argument("--effort", choices=("low", "medium", "high"), help="reasoning effort in place of the rows'")
+    parser.add_argument("--full", action="store_true", help="fold nothing: whole texts, all turns with whole context")
+    parser.add_argument("--plain", action="store_true", help="no colours: trained text in brackets (as in a pipe)")
+    parser.add_argument("--html", type=_page, metavar="PAGE.html", help="write one self-contained page instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    from counterpoint.data.build import render_settings, source_options, source_specs
+    from counterpoint.data.sources.load import load_conversations
+    from counterpoint.data.survey import EVERY_ROW, chosen, first_look
+
+    data = data_settings(args)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = args.rows or EVERY_ROW
+    items: Iterator[Item] = load_conversations(source_specs(data.train), source_options(data))
+    survey, first = first_look(items, wanted)
+    facts = _facts(data, survey)
+    _tell(facts)
+
+    from counterpoint.data.harmony.render import Renderer
+    from counterpoint.data.harmony.vocabulary import load_vocabulary
+
+    renderer = Renderer(load_vocabulary(), render_settings(data))
+    one_file = len(data.train) == 1 and Path(data.train[0].path).is_file()
+    picked = chosen(first, items, wanted, one_file)
+    rows = _explained(picked, renderer, data, args)
+    shown = _write_page(args, facts, rows, renderer) if args.html else _print_rows(args, rows, renderer, survey)
+    if not shown:
+        where = ", ".join(source.path for source in data.train)
+        raise DataError(f"{where}: no such row: rows are numbered as messages name them, `file:17` is row 17")
+    return 0
+
+
+def _facts(data: DataSettings, survey: Survey) -> list[str]:
+    """Which files, their format, and counts of what was read so far."""
+    from counterpoint.data.visible import visible_line
+
+    return [visible_line(", ".join(source.path for source in data.train)), *map(visible_line, survey.lines())]
+
+
+def _tell(facts: list[str]) -> None:
+    for fact in facts:
+        print(fact)
+    sys.stdout.flush()
+
+
+def _explained(
+    items: Iterator[Item], renderer: Renderer, data: DataSettings, args: argparse.Namespace
+) -> Iterator[Explained | BadRow]:
+    from counterpoint.data.explain import explain
+    from counterpoint.data.sources.rows import BadRow
+    from counterpoint.data.survey import source_of
+    from counterpoint.data.terminal import MAX_TURNS
+
+    turns = None
+    if args.turn is not None:
+        turns = range(args.turn - 1, args.turn)
+    elif not args.full:
+        turns = range(args.limit or _EXAMPLES) if args.html else range(MAX_TURNS)
+    for item in items:
+        if isinstance(item, BadRow):
+            yield item
+            continue
+        try:
+            yield explain(item, renderer, effort=args.effort, max_tokens=data.max_tokens, turns=turns)
+        except RowError as error:
+            yield BadRow(source_of(item), error.kind, error.field, error.what, error.fix)
+
+
+def _print_rows(
+    args: argparse.Namespace, rows: Iterator[Explained | BadRow], renderer: Renderer, survey: Survey
+) -> int:
+    from counterpoint.data.sources.rows import BadRow
+    from counterpoint.data.terminal import TerminalView, View, console_for
+
+    console = console_for(args.plain)
+    plain = console.color_system is None
+    view = TerminalView(
+        console,
+        renderer.vocabulary,
+        View(plain=plain, full=args.full, turn=None if args.turn is None else args.turn - 1),
+    )
+    limit = args.limit or (None if args.rows else _ROWS)
+    view.legend()
+    shown = 0
+    for row in islice(rows, limit):
+        shown += 1
+        if isinstance(row, BadRow):
+            view.bad_row(row.message)
+        else:
+            view.row(row)
+        sys.stdout.flush()
+    if shown and limit and shown == limit and (not survey.complete or survey.rows > shown):
+        of = f"{survey.rows:,}" if survey.complete else f"more than {survey.rows:,}"
+        view.line()
+        view.line(
+            f"{shown:,} of {of} rows shown: --limit N, --row N, --rows A:B show others, --html PAGE.html all at once"
+        )
+    return shown
+
+
+def _write_page(
+    args: argparse.Namespace, facts: list[str], rows: Iterator[Explained | BadRow], renderer: Renderer
+) -> int:
+    from counterpoint.data.page.build import PageBuilder
+
+    page = PageBuilder(renderer.vocabulary, args.limit or _EXAMPLES)
+    for row in rows:
+        page.add(row)
+        if page.full:
+            break
+    if not page.rows:
+        return 0
+    told = page.told()
+    write_text(args.html, page.page(Path(facts[0]).name, [*facts, told]))
+    print(f"wrote {args.html}: {told}")
+    return len(page.rows)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside the place and renames, so that a page is whole or not there."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}): check the folder") from None
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"`{text}`: write a whole number from 1")
+    return int(text)
+
+
+def _row(text: str) -> RowRange:
+    from counterpoint.data.survey import RowRange
+
+    return RowRange(_count(text), _count(text))
+
+
+def _rows(text: str) -> RowRange:
+    from counterpoint.data.survey import RowRange
+
+    first, colon, last = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"`{text}`: write A:B, for example 10:20")
+    rows = RowRange(_count(first or "1"), _count(last) if last else None)
+    if rows.last is not None and rows.last < rows.first:
+        raise argparse.ArgumentTypeError(f"`{text}`: the second number is smaller than the first")
+    return rows
+
+
+def _page(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise argparse.ArgumentTypeError(f"`{text}`: name a page that ends in .html")
+    return path
