@@ -15,6 +15,7 @@ from counterpoint.data.harmony.arguments import object_of
 from counterpoint.data.harmony.check import Reading, Rules, judge, read
 from counterpoint.data.harmony.codes import Violation
 from counterpoint.data.harmony.grammar import RecipientPosition, Span
+from counterpoint.data.harmony.text import SPECIAL
 from counterpoint.data.harmony.vocabulary import RETURN, Vocabulary, load_vocabulary
 
 Stop = Literal["return", "call", "length", "end", "empty"]
@@ -98,7 +99,7 @@ def parse_completion(
     for span in reading.spans:
         header = span.header
         tokens[header.channel or "other"] += span.body_end - span.body_start
-        text = vocabulary.decode(reading.ids[span.body_start : span.body_end])
+        text = _text(reading, span, vocabulary)
         if span.terminator is None:
             unfinished = (text, header.channel)
         if header.channel == "analysis" and header.recipient is None:
@@ -123,6 +124,13 @@ def parse_completion(
         violations=violations,
         ids=tuple(ids),
     )
+
+
+def _text(reading: Reading, span: Span, vocabulary: Vocabulary) -> str:
+    body = reading.ids[span.body_start : span.body_end]
+    if reading.flags.find(SPECIAL, span.body_start, span.body_end) >= 0:
+        return vocabulary.decode(body)
+    return vocabulary.text_bytes(body).decode("utf-8", "replace")
 
 
 def _call(span: Span, text: str) -> ToolCall:

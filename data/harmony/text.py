@@ -35,9 +35,7 @@ def token_flags() -> npt.NDArray[np.uint8]:
     """Flags by id, shape (N_VOCAB,): one table, since every vocabulary of this project has o200k's ids."""
     flags = bytearray(N_VOCAB)
     flags[N_TEXT:] = bytes([SPECIAL]) * (N_VOCAB - N_TEXT)
-    text_bytes = load_vocabulary().text_bytes
-    for id_ in range(N_TEXT):
-        token = text_bytes((id_,))
+    for token, id_ in load_vocabulary().tokens().items():
         flag = 0
         if not token.isascii():
             try:
@@ -124,15 +122,17 @@ def repetition_loop(body_L: npt.NDArray[np.uint32]) -> tuple[int, int, int] | No
 
     Any loop holds an anchor (they stand 128 tokens apart) with two whole periods behind it: for periods up to 64
     because 256 - 2 * 64 >= 128, for longer ones because 4 * period - 2 * period > 128. So it is enough to look for the
-    lags at which the tokens of an anchor return; hashes of four tokens find the candidates.
+    lags at which the tokens of an anchor return; hashes of 16 tokens, which likewise lie in the loop, find them.
     """
     n = len(body_L)
     if n < LOOP_TOKENS:
         return None
-    a = body_L.astype(np.uint64)
+    windows_L = body_L.astype(np.uint64)  # hashes of 1, then 2, 4, 8, 16 tokens
+    for width, mix in _MIXES:
+        windows_L = windows_L[:-width] * mix + windows_L[width:]
     hash_L = np.zeros(n + LOOP_PERIOD, dtype=np.uint64)
-    hash_L[: n - 3] = ((a[:-3] * _MIX + a[1:-2]) * _MIX + a[2:-1]) * _MIX + a[3:]
-    n_anchors = (n - 3 + _ANCHORS - 1) // _ANCHORS
+    hash_L[: len(windows_L)] = windows_L
+    n_anchors = (len(windows_L) + _ANCHORS - 1) // _ANCHORS
     for first in range(0, n_anchors, 1024):
         some = hash_L[first * _ANCHORS :]
         shape = (min(n_anchors - first, 1024), LOOP_PERIOD + 1)
@@ -151,7 +151,7 @@ def repetition_loop(body_L: npt.NDArray[np.uint32]) -> tuple[int, int, int] | No
 
 
 _ANCHORS = 128
-_MIX = np.uint64(0x9E3779B97F4A7C15)
+_MIXES = [(width, np.uint64(0x9E3779B97F4A7C15 ** (width + 2) % 2**64)) for width in (1, 2, 4, 8)]
 
 
 def _loop_at(

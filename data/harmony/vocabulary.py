@@ -105,6 +105,10 @@ class Vocabulary:
             single(i) if 0 <= i < N_TEXT or i in SPECIAL_NAMES else f"<|reserved_{i}|>".encode() for i in ids
         )
 
+    def tokens(self) -> dict[bytes, int]:
+        """The id of every text token by its bytes; not to be changed."""
+        return self._encoding._mergeable_ranks
+
     def text_bytes(self, ids: Sequence[int]) -> bytes:
         """Bytes of ids that all are text (below `N_TEXT`), in one call: seven times faster than `decode_bytes`."""
         return self._encoding.decode_bytes(ids)
