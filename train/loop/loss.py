@@ -1,11 +1,22 @@
 """The loss: weighted negative log-likelihood at trained positions only.
 
-Legend: T trained positions, H hidden, V rows of the vocabulary.
+Legend: T trained positions, C positions of a chunk, H hidden, V rows of the vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, cast
+
 import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from counterpoint.train.model.precision import compute_dtype
+
+LOGIT_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
+"""Largest block of logits held at once, by device."""
+WEIGHT_ROWS = 8192
+"""Rows of the head that are widened at once where the head is narrower than the products."""
 
 
 def weighted_nll(
@@ -14,13 +25,116 @@ def weighted_nll(
     target_ids_T: torch.Tensor,
     target_weights_T: torch.Tensor,
     normaliser: torch.Tensor | float,
+    lean: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of weight x nll / normaliser, detached float32 nll of each position).
 
     The normaliser is the sum of weights over the whole optimizer step, so that micro-batches and processes just add up.
+    lean holds the logits of one chunk of positions at a time and forms the gradients in the forward pass; otherwise
+    all logits are made, as plain autograd does.
     """
+    if not lean:
+        return _plain(hidden_TH, weight_VH, target_ids_T, target_weights_T, normaliser)
+    normaliser = torch.as_tensor(normaliser, device=hidden_TH.device)
+    want = torch.is_grad_enabled()
+    inputs = (hidden_TH, weight_VH, target_ids_T, target_weights_T, normaliser)
+    with torch.autocast(hidden_TH.device.type, enabled=False):
+        loss, nll_T = cast(
+            Any, _ChunkedNll.apply(*inputs, want and hidden_TH.requires_grad, want and weight_VH.requires_grad)
+        )
+    return loss, nll_T.float()
+
+
+def _plain(
+    hidden_TH: torch.Tensor, weight_VH: torch.Tensor, target_ids_T: torch.Tensor, target_weights_T: torch.Tensor,
+    normaliser: torch.Tensor | float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     logits_TV = torch.nn.functional.linear(hidden_TH, weight_VH)
     logits_TV = logits_TV.float() if logits_TV.dtype != torch.float64 else logits_TV
     nll_T = torch.nn.functional.cross_entropy(logits_TV, target_ids_T, reduction="none")
     loss = (nll_T * target_weights_T.to(nll_T.dtype)).sum() / normaliser
     return loss, nll_T.detach().float()
+
+
+class _ChunkedNll(torch.autograd.Function):
+    """`d hidden = weight / normaliser (softmax W - W[target])`, formed while the chunk's logits are at hand."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_TH, weight_VH, target_T, target_weight_T, normaliser, want_hidden, want_weight = inputs
+        wide = torch.promote_types(hidden_TH.dtype, torch.float32)
+        factor_T = target_weight_T.to(wide) / normaliser
+        nll_T = hidden_TH.new_empty(len(hidden_TH), dtype=wide)
+        d_hidden_TH = torch.empty_like(hidden_TH) if want_hidden else None
+        d_weight_VH = torch.zeros_like(weight_VH, dtype=wide) if want_weight else None
+        for part, logits_CV in _chunks(hidden_TH, weight_VH, wide):
+            hidden_CH, target_C = hidden_TH[part], target_T[part]
+            _logits(hidden_CH, weight_VH, logits_CV)
+            torch.log_softmax(logits_CV, -1, out=logits_CV)
+            nll_T[part] = -logits_CV.gather(1, target_C[:, None])[:, 0]
+            if d_hidden_TH is None and d_weight_VH is None:
+                continue
+            probability_CV, factor_C1 = logits_CV.exp_(), factor_T[part, None]
+            if d_hidden_TH is not None:
+                d_hidden_CH = _product(probability_CV, weight_VH) - weight_VH[target_C].to(wide)
+                d_hidden_TH[part] = (d_hidden_CH * factor_C1).to(hidden_TH.dtype)
+            if d_weight_VH is not None:
+                scaled_CH = hidden_CH.to(wide) * factor_C1
+                d_weight_VH.addmm_(probability_CV.T, scaled_CH).index_add_(0, target_C, -scaled_CH)
+        context = cast(Any, ctx)
+        context.mark_non_differentiable(nll_T)
+        context.gradients = d_hidden_TH, None if d_weight_VH is None else d_weight_VH.to(weight_VH.dtype)
+        return (nll_T * factor_T).sum(), nll_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grads: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        context = cast(Any, ctx)
+        d_hidden_TH, d_weight_VH = (None if d is None else d * grads[0].to(d.dtype) for d in context.gradients)
+        return d_hidden_TH, d_weight_VH, None, None, None, None, None
+
+
+def _chunks(
+    hidden_TH: torch.Tensor, weight_VH: torch.Tensor, wide: torch.dtype
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Slices of positions, each with room for its logits: one buffer for all."""
+    total, rows = len(hidden_TH), len(weight_VH)
+    size = max(1, min(total, LOGIT_BYTES.get(hidden_TH.device.type, 1 << 28) // (rows * wide.itemsize)))
+    buffer_CV = hidden_TH.new_empty(size, rows, dtype=wide)
+    for first in range(0, total, size):
+        last = min(first + size, total)
+        yield slice(first, last), buffer_CV[: last - first]
+
+
+def _logits(hidden_CH: torch.Tensor, weight_VH: torch.Tensor, out_CV: torch.Tensor) -> None:
+    """out = hidden W^T, summed in float32 at least."""
+    if weight_VH.dtype == out_CV.dtype:
+        torch.mm(hidden_CH.to(out_CV.dtype), weight_VH.T, out=out_CV)
+    elif weight_VH.is_cuda:
+        torch.mm(hidden_CH.to(weight_VH.dtype), weight_VH.T, out_dtype=out_CV.dtype, out=out_CV)
+    elif compute_dtype(weight_VH) == weight_VH.dtype:
+        out_CV.copy_(torch.mm(hidden_CH.to(weight_VH.dtype), weight_VH.T))
+    else:
+        hidden_CH = hidden_CH.to(out_CV.dtype)
+        for part, block in _widened(weight_VH, out_CV.dtype):
+            torch.mm(hidden_CH, block.T, out=out_CV[:, part])
+
+
+def _product(probability_CV: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
+    """probability W (C, H) in the probabilities' type."""
+    if weight_VH.dtype == probability_CV.dtype:
+        return probability_CV @ weight_VH
+    if weight_VH.is_cuda:
+        return torch.mm(probability_CV.to(weight_VH.dtype), weight_VH, out_dtype=probability_CV.dtype)
+    if compute_dtype(weight_VH) == weight_VH.dtype:
+        return (probability_CV.to(weight_VH.dtype) @ weight_VH).to(probability_CV.dtype)
+    out_CH = probability_CV.new_zeros(len(probability_CV), weight_VH.shape[1])
+    for part, block in _widened(weight_VH, probability_CV.dtype):
+        out_CH.addmm_(probability_CV[:, part], block)
+    return out_CH
+
+
+def _widened(weight_VH: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+    for first in range(0, len(weight_VH), WEIGHT_ROWS):
+        part = slice(first, min(first + WEIGHT_ROWS, len(weight_VH)))
+        yield part, weight_VH[part].to(dtype)
