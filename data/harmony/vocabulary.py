@@ -147,8 +147,10 @@ class Vocabulary:
         for run in self._long_run_pattern.finditer(text):
             start, end = max(run.start(), done), run.end()
             if self._takes_newlines(text, done, start):
-                while start < end and text[start] in "\r\n":
+                while start < len(text) and text[start] in "\r\n/":
                     start += 1
+                if start >= end:
+                    continue
             newline = max(text.rfind("\n", start, end), text.rfind("\r", start, end))
             cuts = [start, newline + 1 if newline >= start else start]
             if end == len(text):

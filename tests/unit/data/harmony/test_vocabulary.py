@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import texts
 
@@ -56,6 +56,8 @@ def with_long_run(n: int) -> Vocabulary:
 
 @settings(max_examples=2000, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join), st.integers(1, 8))
+@example("/\n/", 1)
+@example("!\n\n/\n\n  a", 2)
 def test_cutting_at_long_whitespace_runs_changes_no_id(text: str, n: int) -> None:
     assert with_long_run(n).encode(text) == FULL._encoding.encode_ordinary(text)
 
