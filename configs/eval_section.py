@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from counterpoint.configs.base import Count, Effort, NotEmpty, NotNegative, OneOrMany, Settings, Share, Text, Unique
+from counterpoint.configs.base import (
+    Count,
+    CountOrZero,
+    Effort,
+    NotEmpty,
+    NotNegative,
+    OneOrMany,
+    Positive,
+    Settings,
+    Share,
+    Text,
+    Unique,
+)
+from counterpoint.configs.data_section import Format
 
 
 class SamplingSettings(Settings):
@@ -60,4 +73,131 @@ class EvalSettings(SamplingSettings):
                 f"`warn_below` ({self.warn_below}) is under `stop_below` ({self.stop_below}), so it would never warn: "
                 "raise the first or lower the second"
             )
+        return self
+
+
+TaskType = Literal["probes", "arithmetic", "reasoning_gym", "file"]
+
+
+class TaskSettings(Settings):
+    """One task of a suite: items with their truth, and how they are sampled. What is null comes from `eval`."""
+
+    type: TaskType
+    """`probes`: the conversations that the package brings; `arithmetic`: sums, differences and products from a seed;
+    `reasoning_gym`: a generator of that package; `file`: rows of your own with `answer`, `calls`, `schema`, ..."""
+
+    name: Text | None = None
+    """Name in reports; null takes the generator's, the file's, or the type's."""
+
+    path: Text | None = None
+    """Of `file`: a data file, or `example:NAME`. Of `probes`: another file of probes."""
+
+    format: Format = "auto"
+    """Format of the file's rows."""
+
+    generator: Text | None = None
+    """Of `reasoning_gym`: the generator, as `chain_sum`."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the generator, as `{digits: 2}`."""
+
+    size: Count | None = None
+    """Items: of a generator so many (null makes 100), of a file the first so many (null takes all)."""
+
+    seed: CountOrZero = 0
+    """Seed of generated items, apart from the run's seed, so that other samples are drawn for the same items."""
+
+    scorer: Text | None = None
+    """`exact`, `number`, `math`, `choice`, `calls`, `schema`, `instructions`, `reasoning_gym`, or your own function as
+    `module:function` or `file.py:function`; null takes the one that fits the truth of each row."""
+
+    instructions: Text | None = None
+    """Developer message of items that bring none."""
+
+    tools: Annotated[tuple[Text, ...], Unique, OneOrMany] = ()
+    """Tools offered to items that bring none: `python`, `browser`, or a JSON file with OpenAI's list of tools."""
+
+    efforts: Annotated[tuple[Effort, ...], NotEmpty, Unique] | None = None
+    """Efforts at which every item is sampled; null takes `eval.efforts`."""
+
+    samples: Count | None = None
+    """Samples of each item at each effort; null takes `eval.samples`."""
+
+    max_new_tokens: Count | None = None
+    """Longest sample; null takes `eval.max_new_tokens`."""
+
+    temperature: NotNegative | None = None
+    """Temperature of sampling; null takes `eval.temperature`."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> TaskSettings:
+        needs = {"file": "path", "reasoning_gym": "generator"}.get(self.type)
+        if needs is not None and getattr(self, needs) is None:
+            raise ValueError(f"a task of type `{self.type}` needs `{needs}`")
+        foreign = {
+            "path": ("file", "probes"),
+            "generator": ("reasoning_gym",),
+            "options": ("reasoning_gym", "arithmetic"),
+        }
+        for field, types in foreign.items():
+            if getattr(self, field) and self.type not in types:
+                raise ValueError(f"`{field}` belongs to tasks of type {' and '.join(types)}, not to `{self.type}`")
+        return self
+
+
+class ServerSettings(Settings):
+    """A server with OpenAI's `/v1/completions`, given token ids and returning token ids (vLLM, with its
+    `return_token_ids`). A key is read from COUNTERPOINT_SERVER_KEY, never from a run file."""
+
+    url: Text = "http://127.0.0.1:8000/v1"
+    """Address, up to `/v1`."""
+
+    model: Text | None = None
+    """Name that the server gives the model; null takes the first that it lists."""
+
+    parallel: Count = 16
+    """Requests under way at a time."""
+
+    timeout: Positive = 600.0
+    """Seconds that one request may take."""
+
+    retries: CountOrZero = 3
+    """How often a request is made again when the connection fails; an answer that came is never asked for again."""
+
+
+class VllmSettings(Settings):
+    """vLLM in this process (extra `vllm`)."""
+
+    tensor_parallel: Count = 1
+    """GPUs that share the model."""
+
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of each GPU's memory that it takes."""
+
+    max_model_len: Count | None = None
+    """Longest prompt and completion together; null takes the model's."""
+
+
+class SuiteSettings(SamplingSettings):
+    """Tasks, and the engine that samples them."""
+
+    tasks: tuple[TaskSettings, ...] = ()
+    """The tasks, in the order of the report; none samples `prompts` alone."""
+
+    engine: Literal["transformers", "vllm", "server"] = "transformers"
+    """`transformers` and `vllm` sample in this process, `server` asks `server.url`. All take and give token ids."""
+
+    server: ServerSettings = ServerSettings()
+    """Of `engine: server`."""
+
+    vllm: VllmSettings = VllmSettings()
+    """Of `engine: vllm`."""
+
+    scorer_seconds: Positive = 10.0
+    """Time for one call of a scorer that runs foreign code; one that takes longer counts as failed."""
+
+    @model_validator(mode="after")
+    def _suite(self) -> SuiteSettings:
+        if self.tasks and self.prompts is not None:
+            raise ValueError("`prompts` and `tasks` exclude each other: make the prompts a task of type `file`")
         return self

@@ -21,7 +21,14 @@ from counterpoint.configs.data_section import (
     DataSettings,
     SourceSettings,
 )
-from counterpoint.configs.eval_section import EvalSettings, SamplingSettings
+from counterpoint.configs.eval_section import (
+    EvalSettings,
+    SamplingSettings,
+    ServerSettings,
+    SuiteSettings,
+    TaskSettings,
+    VllmSettings,
+)
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.train_section import LaunchSettings, TrackingSettings, TrainSettings
 
@@ -38,11 +45,15 @@ __all__ = [
     "ModelSettings",
     "RunSettings",
     "SamplingSettings",
+    "ServerSettings",
     "Settings",
     "SftRun",
     "SourceSettings",
+    "SuiteSettings",
+    "TaskSettings",
     "TrackingSettings",
     "TrainSettings",
+    "VllmSettings",
     "json_schema",
 ]
 
@@ -111,8 +122,8 @@ class EvaluateRun(RunSettings):
     checkpoint: Text | None = None
     """A run folder, a checkpoint, or an adapter folder to put on `model`; null evaluates `model` itself."""
 
-    eval: SamplingSettings = SamplingSettings()
-    """Prompts and sampling."""
+    eval: SuiteSettings = SuiteSettings()
+    """Tasks and sampling."""
 
     device: Device = "auto"
     """`auto` takes CUDA where there is one."""
