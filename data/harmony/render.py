@@ -141,7 +141,7 @@ class Renderer:
         examples: list[Example] = []
         arrays = _Arrays()
         for turn, spans in self._turn_spans(conversation):
-            if any(span.weight > 0 for span in spans):
+            if any(span.weight > 0 and span.ids for span in spans):
                 ids, weights, channels = arrays.of(spans)
                 examples.append(Example(conversation.source, turn.number, ids, weights, channels, conversation.notices))
         return examples
