@@ -224,7 +224,10 @@ class CounterpointTrainer(SFTTrainer):
             logs.update(self.meter.read(sums_2C))  # pyright: ignore[reportArgumentType]
         self._metrics["train"].clear()
         self._metrics["eval"].clear()
+        still_to_log = self.control.should_log and "loss" not in logs
         super().log(logs, start_time)
+        # transformers takes any log line for the one that was due; a callback's own must not swallow it.
+        self.control.should_log = still_to_log
 
     # ---- checkpoints
 

@@ -1,0 +1,55 @@
+"""One line that says how a run is doing: replaced in a terminal, printed at every log interval elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+CHANNELS = ("analysis", "commentary", "final")
+
+
+def progress_line(step: int, total: int, values: Mapping[str, Any], seconds_left: float | None) -> str:
+    """`step 40/80  loss 1.234  analysis 1.1  commentary 0.9  final 1.3  812 tok/s  1:05 left`."""
+    parts = [f"step {step}/{total}", f"loss {values['loss']:.4f}"]
+    parts += [f"{name} {values[f'loss_{name}']:.3f}" for name in CHANNELS if f"loss_{name}" in values]
+    if "tokens_per_second" in values:
+        parts.append(f"{values['tokens_per_second']:,.0f} tok/s")
+    if seconds_left is not None:
+        parts.append(f"{clock(seconds_left)} left")
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """`0:07`, `12:30`, `3:05:00`."""
+    whole = round(max(seconds, 0))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Prints progress lines; `say` prints anything else without tearing them."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self.out = out or sys.stdout
+        self.live = self.out.isatty()
+        self._width = 0
+
+    def show(self, line: str) -> None:
+        if self.live:
+            # A line that wraps could not be replaced; blanks cover what is left of a longer one before.
+            line = line[: shutil.get_terminal_size().columns - 1]
+            self.out.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self.out.write(line + "\n")
+        self.out.flush()
+
+    def say(self, text: str) -> None:
+        if self._width:
+            self.out.write("\n")
+            self._width = 0
+        self.out.write(text + "\n")
+        self.out.flush()

@@ -1,0 +1,179 @@
+"""The folder of a run: everything that is needed to understand it, repeat it, and go on with it. No secrets.
+
+runs/quickstart-20261122-160501/
+    config.yaml        every setting, defaults written out; a run file like any other
+    versions.json      packages, commit, machine
+    run.json           seeds, data fingerprint, state (running, finished, stopped, failed), last step
+    metrics.jsonl      one line a log interval
+    log.txt            what happened, with times, and the warnings of all libraries
+    checkpoints/       see train/checkpoints/save.py
+    eval/              samples and reports
+    adapter/ or model/ the result
+    lock               pid and host of the process that uses the folder
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from counterpoint.configs.dump import to_yaml
+from counterpoint.configs.errors import RunError
+from counterpoint.configs.redact import redact
+from counterpoint.configs.schema import RunSettings
+from counterpoint.train.loop.lock import FolderLock, lock_folder
+
+CONFIG, VERSIONS, STATE, METRICS, LOG = "config.yaml", "versions.json", "run.json", "metrics.jsonl", "log.txt"
+LIBRARIES = ("counterpoint", "py.warnings", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def new_run_folder(settings: RunSettings) -> Path:
+    """Make a folder that nobody else has: `<output>/<name>-<UTC yyyymmdd-hhmmss>`, numbered if taken."""
+    stem = f"{settings.name or 'run'}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    parent = Path(settings.output)
+    for count in range(1, 1000):
+        folder = parent / (stem if count == 1 else f"{stem}-{count}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"{parent}: no run folder can be made there ({error.strerror}): set `output`") from None
+    raise RunError(f"{parent}: a thousand runs began in this second: set `name`")
+
+
+def newest_run_folder(settings: RunSettings) -> Path:
+    """The newest run folder of this name. RunError where there is none."""
+    pattern = re.compile(re.escape(settings.name or "run") + r"-(\d{8}-\d{6})(?:-(\d+))?")
+    parent = Path(settings.output)
+    found = []
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        match = pattern.fullmatch(folder.name)
+        if match and (folder / CONFIG).is_file():
+            found.append((match[1], int(match[2] or 1), folder))
+    if not found:
+        raise RunError(f"{parent}: no run of the name {settings.name or 'run'} to go on with: leave out --resume")
+    return max(found)[2]
+
+
+def named_run_folder(path: str) -> Path:
+    """A run folder that the user named; a checkpoint in one stands for its run. RunError where there is none."""
+    folder = Path(path)
+    if folder.parent.name == "checkpoints":
+        folder = folder.parent.parent
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{path}: not a run folder (it has no {CONFIG}): give one made by `counterpoint train`")
+    return folder
+
+
+class RunFolder:
+    """A locked run folder; the lock goes with `close`. Only the main process has one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock: FolderLock = lock_folder(path)
+        self._handler = _LogHandler(self)
+        self._loggers: list[tuple[logging.Logger, int, bool, list[logging.Handler]]] = []
+        if self.lock.stale is not None:
+            self.log(f"took over the lock of {self.lock.stale}, which is dead")
+
+    def empty(self) -> None:
+        """Remove what an earlier run left in the folder, for one that starts anew."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != self.lock.path:
+                entry.unlink()
+
+    def describe(self, settings: RunSettings, versions: Mapping[str, Any]) -> None:
+        """Write config.yaml and versions.json."""
+        write_whole(self.path / CONFIG, to_yaml(settings))
+        self.write_json(VERSIONS, versions)
+
+    def state(self, **values: Any) -> None:
+        """Add to run.json."""
+        path = self.path / STATE
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.write_json(STATE, {**before, **values})
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        write_whole(self.path / name, json.dumps(redact(dict(value)), indent=1) + "\n")
+
+    def metrics(self, values: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop lines of steps that a resumed run will take again, and a line that a kill cut short."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        write_whole(path, "".join(line + "\n" for line in kept))
+
+    def log(self, text: str) -> None:
+        """Append to log.txt, with the time."""
+        with (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {redact(text)}\n")
+
+    def take_library_logs(self) -> None:
+        """Warnings of the libraries go to log.txt instead of the terminal, until `close`."""
+        logging.captureWarnings(True)
+        for name in LIBRARIES:
+            logger = logging.getLogger(name)
+            self._loggers.append((logger, logger.level, logger.propagate, logger.handlers))
+            logger.setLevel(logging.WARNING)
+            logger.propagate, logger.handlers = False, [self._handler]
+
+    def close(self) -> None:
+        for logger, level, propagate, handlers in self._loggers:
+            logger.setLevel(level)
+            logger.propagate, logger.handlers = propagate, handlers
+        if self._loggers:
+            logging.captureWarnings(False)
+        self._loggers = []
+        self.lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _LogHandler(logging.Handler):
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(logging.WARNING)
+        self.folder = folder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.folder.log(f"{record.name}: {' '.join(record.getMessage().split())}")
+        except OSError:
+            self.handleError(record)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that a kill leaves the old or the new text, never a part."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
