@@ -98,7 +98,7 @@ def _assistant(draft: Draft, blocks: list[Any], field: str, weight: float) -> No
         elif kind == "tool_use":
             name = as_text(block.get("name"), f"{where}.name")
             groups[-1].calls.append(
-                Call(name, block.get("input"), where, text_of(block, "id", where), f"{where}.input")
+                Call(name, block.get("input"), where, text_of(block, "id", where), f"{where}.input", native=True)
             )
         else:
             if groups[-1].calls:

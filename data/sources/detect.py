@@ -9,9 +9,9 @@ from counterpoint.configs.errors import RowError
 from counterpoint.data.sources.anthropic import is_block
 from counterpoint.data.sources.chat import THINKING_KEYS
 from counterpoint.data.sources.fields import describe
-from counterpoint.data.sources.harmony import ID_KEYS, RESPONSE_KEYS, TEXT_KEYS, is_harmony_text
+from counterpoint.data.sources.harmony_raw import ID_KEYS, RESPONSE_KEYS, TEXT_KEYS, is_harmony_text
 from counterpoint.data.sources.hermes import looks_tagged
-from counterpoint.data.sources.openai import MESSAGE_KEYS
+from counterpoint.data.sources.openai import MESSAGE_KEYS, holds_messages
 from counterpoint.data.sources.responses import ITEM_TYPES, PARAMETERS
 from counterpoint.data.sources.rl import REFERENCE_KEYS, prompt_key
 from counterpoint.data.sources.sessions import KEY as SESSION_KEY
@@ -67,7 +67,7 @@ def _by_chat(row: Mapping[str, Any]) -> str | None:
         if isinstance(row.get(key), list) and any(_is_item(item) for item in row[key]):
             return "responses"
     for key in (*MESSAGE_KEYS, *SHAREGPT_KEYS):
-        if isinstance(row.get(key), list):
+        if holds_messages(row, key):
             return _of_messages(row[key], row)
     return None
 

@@ -23,13 +23,17 @@ from counterpoint.data.sources.harmony_system import parse_system
 from counterpoint.data.sources.names import ToolNames
 from counterpoint.data.sources.options import SourceOptions
 from counterpoint.data.sources.pairing import Event, pair
+from counterpoint.data.sources.strict_json import dumps, loads
 
 _MARKUP = re.compile(r"<\|(?:start|end|message|channel|constrain|call|return|startoftext|endoftext)\|>")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A tool call as a source gives it. custom: the arguments are free text, not JSON."""
+    """A tool call as a source gives it.
+
+    custom: the arguments are free text, not JSON. native: the source's format has arguments as an object.
+    """
 
     name: str
     arguments: Any
@@ -37,6 +41,7 @@ class Call:
     id: str | None = None
     arguments_field: str = ""
     custom: bool = False
+    native: bool = False
 
 
 class Draft:
@@ -53,6 +58,7 @@ class Draft:
         self.identity: str | None = None
         self.weight = 1.0
         self.parallel_calls_allowed = True
+        self.is_context = False  # while it is set, assistant messages are context: their weight is 0
         self.names = ToolNames(options, self.notice, tuple(dict.fromkeys((*options.builtin_tools, *builtin_tools))))
         self.instructions: list[str] = []
         self._events: list[Event] = []
@@ -131,6 +137,8 @@ class Draft:
         phase: where the source says itself what the text is.
         """
         text_field = text_field or f"{field}.content"
+        if self.is_context:
+            weight = 0.0
         if thinking is not None and thinking.strip():
             self._check_text(thinking, field)
             self._say(thinking, "analysis", field, weight, name)
@@ -191,6 +199,8 @@ class Draft:
             text = call.arguments if isinstance(call.arguments, str) else ""
             self.notice("custom_tool", call.field, "a call with free text: written without a content type")
             content_type = None
+        elif call.native and isinstance(call.arguments, Mapping):
+            text, content_type = dumps(call.arguments), CONSTRAIN_JSON
         else:
             text = arguments_text(call.arguments, where, self.options, self.notice)
             content_type = CONSTRAIN_JSON
@@ -297,8 +307,6 @@ def builtin_text(recipient: str, arguments: Any, field: str, draft: Draft) -> st
         text = arguments.strip()
         if not text.startswith("{"):
             return arguments
-        from counterpoint.data.sources.strict_json import loads
-
         try:
             arguments = loads(text.encode("utf-8", "surrogatepass"))
         except RowError:

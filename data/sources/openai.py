@@ -23,12 +23,18 @@ DECLARATIONS = frozenset({"tools", "functions", "parallel_tool_calls", "response
 
 def convert_chat(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
     """A row with `messages` (or `traj`, `history`, `conversation`) and optional `tools`. Raises RowError."""
-    key = next((k for k in MESSAGE_KEYS if isinstance(row.get(k), list)), "messages")
+    key = next((k for k in MESSAGE_KEYS if holds_messages(row, k)), "messages")
     draft = Draft(format, options)
     read_declarations(draft, row, "")
     read_common(draft, row, DECLARATIONS | {key}, quiet=is_prompt(row.get(key)))
     add_messages(draft, row.get(key), key, tags=format == "hermes")
     return draft.finish()
+
+
+def holds_messages(row: Mapping[str, Any], key: str) -> bool:
+    """Whether a field is a list of messages; `history` and the like may be lists of other things."""
+    value = row.get(key)
+    return isinstance(value, list) and (key == "messages" or (bool(value) and isinstance(value[0], Mapping)))
 
 
 def is_prompt(messages: Any) -> bool:

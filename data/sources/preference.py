@@ -85,7 +85,7 @@ def convert_kto(row: Mapping[str, Any], format: str, options: SourceOptions) -> 
 
 
 def convert_completion(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
-    """`prompt` and `completion`, strings or messages; or `messages` alone. Raises RowError."""
+    """`prompt` and `completion` (of which the completion is trained), or `messages`. Raises RowError."""
     draft = Draft(format, options)
     read_declarations(draft, row, "")
     read_common(draft, row, DECLARATIONS | {"prompt", "completion", "messages", "label", "system"})
@@ -94,7 +94,9 @@ def convert_completion(row: Mapping[str, Any], format: str, options: SourceOptio
     if row.get("messages") is not None:
         add_messages(draft, row["messages"], "messages", tags=looks_tagged(row["messages"]))
     else:
+        draft.is_context = True
         add_prompt(draft, row.get("prompt"), "prompt")
+        draft.is_context = False
         _add_answer(draft, row.get("completion"), "completion")
     return draft.finish()
 

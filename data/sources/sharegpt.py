@@ -17,7 +17,7 @@ from counterpoint.data.sources.hermes import (
     add_tagged_system,
     looks_tagged,
 )
-from counterpoint.data.sources.openai import DECLARATIONS, read_declarations
+from counterpoint.data.sources.openai import DECLARATIONS, holds_messages, read_declarations
 from counterpoint.data.sources.options import SourceOptions
 from counterpoint.data.sources.row import read_common, read_weight
 
@@ -62,7 +62,7 @@ def add_turns(draft: Draft, turns: Any, field: str, tags: bool) -> None:
 
 def convert_sharegpt(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
     """A row with `conversations`, and maybe `system` and `tools`. Raises RowError."""
-    key = next((k for k in KEYS if isinstance(row.get(k), list)), KEYS[0])
+    key = next((k for k in KEYS if holds_messages(row, k)), KEYS[0])
     draft = Draft(format, options)
     read_declarations(draft, row, "")
     if (system := text_of(row, "system", "")) is not None:
@@ -96,7 +96,7 @@ def _calls(text: str, field: str) -> list[Call]:
         where = f"{field}[{i}]" if isinstance(value, list) else field
         if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
             raise RowError("bad_call", where, "is not an object with a name", fix)
-        calls.append(Call(item["name"], item.get("arguments", item.get("parameters")), where))
+        calls.append(Call(item["name"], item.get("arguments", item.get("parameters")), where, native=True))
     if not calls:
         raise RowError("bad_call", field, "is an empty list", fix)
     return calls

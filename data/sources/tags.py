@@ -128,7 +128,7 @@ def _call(text: str, field: str, notice: AddNotice) -> Call:
         raise RowError("bad_call", f"{field}.name", "missing or not a string", 'write {"name", "arguments"}')
     id_ = value.get("id")
     arguments = value.get("arguments", value.get("parameters"))
-    return Call(name, arguments, field, id_ if isinstance(id_, str) else None)
+    return Call(name, arguments, field, id_ if isinstance(id_, str) else None, native=True)
 
 
 def _response(text: str, field: str, notice: AddNotice) -> Response:
