@@ -1,4 +1,4 @@
-"""Run a scorer that may raise, hang, or return nonsense, and always get a plain answer back.
+"""Run a function that may raise, hang, or return nonsense, and always get a plain answer back.
 
 The work is done in one child process that is kept; a call that outlives its time kills the child, and the next call
 starts a new one. Arguments and results travel by pickle, between this program and its own child only.
@@ -13,7 +13,7 @@ import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from counterpoint.configs.errors import ConfigError
 
@@ -29,7 +29,16 @@ class Guarded:
     detail: str = ""
 
 
-class Guard:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a function returned; with a `failure`, nothing and a line of `detail`."""
+
+    value: Any
+    failure: Failure | None = None
+    detail: str = ""
+
+
+class Worker:
     """Calls functions named `module:function` or `path/file.py:function` in a child process.
 
     `seconds` is the limit for one call. Close it, or use it as a context manager.
@@ -40,21 +49,19 @@ class Guard:
         self._process: Any = None
         self._pipe: Any = None
 
-    def __call__(self, function: str, *args: Any) -> Guarded:
-        """The function's value as a number between 0 and 1 (True and False count as 1 and 0)."""
+    def call(self, function: str, *args: Any, **kwargs: Any) -> Answer:
+        """The function's value, whatever it is, as long as it can be pickled."""
         pipe = self._started()
         try:
-            pipe.send((function, args))
+            pipe.send((function, args, kwargs))
             if not pipe.poll(self.seconds):
                 self.close()
-                return Guarded(None, "hung", f"no answer within {self.seconds:g} s")
+                return Answer(None, "hung", f"no answer within {self.seconds:g} s")
             kind, value = pipe.recv()
         except (EOFError, OSError) as error:
             self.close()
-            return Guarded(None, "raised", f"its process died ({type(error).__name__})")
-        if kind == "raised":
-            return Guarded(None, "raised", value)
-        return as_score(value)
+            return Answer(None, "raised", f"its process died ({type(error).__name__})")
+        return Answer(None, "raised", value) if kind == "raised" else Answer(value)
 
     def close(self) -> None:
         if self._process is not None:
@@ -64,7 +71,7 @@ class Guard:
             self._pipe.close()
         self._process = self._pipe = None
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,6 +90,15 @@ class Guard:
         return self._pipe
 
 
+class Guard(Worker):
+    """A worker whose functions are scorers."""
+
+    def __call__(self, function: str, *args: Any) -> Guarded:
+        """The function's value as a number between 0 and 1 (True and False count as 1 and 0)."""
+        answer = self.call(function, *args)
+        return as_score(answer.value) if answer.failure is None else Guarded(None, answer.failure, answer.detail)
+
+
 def as_score(value: Any) -> Guarded:
     """A scorer's return value, or why it is none."""
     if isinstance(value, bool):
@@ -97,12 +113,12 @@ def resolve(function: str) -> Callable[..., Any]:
     place, _, name = function.rpartition(":")
     fix = "write module:function or path/file.py:function"
     if not place or not name:
-        raise ConfigError(f"scorer `{function}`: {fix}")
+        raise ConfigError(f"function `{function}`: {fix}")
     try:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
             if spec is None or spec.loader is None:
-                raise ConfigError(f"scorer `{function}`: cannot read {place}: {fix}")
+                raise ConfigError(f"function `{function}`: cannot read {place}: {fix}")
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
@@ -111,20 +127,20 @@ def resolve(function: str) -> Callable[..., Any]:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"scorer `{function}`: {type(error).__name__}: {error}: {fix}") from None
+        raise ConfigError(f"function `{function}`: {type(error).__name__}: {error}: {fix}") from None
 
 
 def _serve(pipe: Any) -> None:
     functions: dict[str, Callable[..., Any]] = {}
     while True:
         try:
-            name, args = pipe.recv()
+            name, args, kwargs = pipe.recv()
         except (EOFError, OSError):
             return
         try:
             if name not in functions:
                 functions[name] = resolve(name)
-            answer = ("value", functions[name](*args))
+            answer = ("value", functions[name](*args, **kwargs))
         except Exception as error:
             answer = ("raised", f"{type(error).__name__}: {error}"[:200])
         try:
