@@ -57,7 +57,10 @@ class Scanner:
 
     def _element(self, first: bytes) -> Element:
         line = self._line
-        size = self._bracket_size() if first in b"{[" else self._scalar_size()
+        if first in b"{[":
+            size = self._bracket_size()
+        else:
+            size = self._line_size() if first in b"}]:," else self._scalar_size()
         complete = size is not None
         if size is None:
             size = len(self._buffer) - self._position
@@ -89,6 +92,13 @@ class Scanner:
                 depth -= 1
                 if depth == 0:
                     return at - self._position
+
+    def _line_size(self) -> int:
+        """What no value begins with is passed over up to the end of its line."""
+        while (end := self._buffer.find(b"\n", self._position)) < 0:
+            if not self._grow():
+                return len(self._buffer) - self._position
+        return end - self._position
 
     def _scalar_size(self) -> int | None:
         while True:
