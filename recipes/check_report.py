@@ -102,8 +102,9 @@ class Totals:
             lines.append(f"stop token put back (the log lacks it): {self.stops_added}")
         if self.read:
             lines.append("")
-            lines += [f"{self._told(code, n)}  {CODES[code]}" for code, n in self.codes.most_common()]
-            others = len(CODES) - len(self.codes)
+            told = sorted((code for code in CODES if self.codes[code]), key=lambda code: -self.codes[code])
+            lines += [f"{self._told(code, self.codes[code])}  {CODES[code]}" for code in told]
+            others = len(CODES) - len(told)
             lines.append(f"{others} other codes: none, each at most {100 * wilson(0, self.read)[1]:.1f} %")
         return "\n".join(lines) + "\n"
 
