@@ -1,0 +1,218 @@
+"""A gpt-oss model with the vocabulary that goes with it: the embedded one, a folder, or a Hugging Face name.
+
+Weights are read from safetensors only and no code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import GptOssConfig, GptOssForCausalLM, PretrainedConfig
+from transformers.utils.hub import cached_file
+
+from counterpoint.configs.errors import ModelError
+from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
+from counterpoint.data.harmony.vocabulary import (
+    ENDOFTEXT,
+    STOP_IDS,
+    Vocabulary,
+    load_vocabulary,
+    ranks_of_tokenizer_json,
+)
+from counterpoint.train.model.tiny import tiny_folder
+from counterpoint.train.model.vocabulary_map import MAP_FILE, VocabularyMap
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what translates for it.
+
+    model: `GptOssForCausalLM`, or a `PeftModel` around one. vocabulary: encodes text to real ids that the model has.
+    vocabulary_map: real ids <-> rows of `input_ids` and logits. source: where it came from, for a person.
+    """
+
+    model: Any
+    vocabulary: Vocabulary
+    vocabulary_map: VocabularyMap
+    source: str
+
+    @property
+    def pad_row(self) -> int:
+        """The row that fills batches (`<|endoftext|>`)."""
+        return self.vocabulary_map.row(ENDOFTEXT)
+
+    @property
+    def stop_rows(self) -> list[int]:
+        """Rows of `<|return|>` and `<|call|>`."""
+        return self.vocabulary_map.rows(STOP_IDS).tolist()
+
+    def with_model(self, model: Any) -> LoadedModel:
+        """The same vocabulary around another model (an adapter attached to this one)."""
+        return replace(self, model=model)
+
+
+def device_of(setting: str = "auto") -> torch.device:
+    """`auto` is CUDA where there is one. ModelError for `cuda` without one."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device: cuda was asked for and torch sees none: use `auto` or `cpu`")
+    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(setting: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
+    if setting == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
+
+
+def load_model(settings: ModelSettings, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model of a run file's section `model`, on `device`, with reference attention and experts.
+
+    `init: random` draws the weights from torch's global generator. ModelError for everything that is not a whole
+    gpt-oss checkpoint in safetensors.
+    """
+    device = torch.device(device)
+    folder = tiny_folder() if settings.name == EMBEDDED_MODEL else Path(settings.name).expanduser()
+    name = str(folder) if folder.is_dir() else settings.name
+    config = _config(name, settings)
+    mapping = _map(folder, config)
+    dtype = dtype_of(settings.dtype, device)
+    if settings.init == "random":
+        model = cast(Any, _random(config, dtype)).to(device)
+    else:
+        model = _pretrained(name, settings, config, dtype, device)
+    return finish_model(model, mapping, settings.name)
+
+
+def finish_model(model: GptOssForCausalLM, mapping: VocabularyMap, source: str) -> LoadedModel:
+    """Put the vocabulary beside a model and set what ends sampling: both `<|return|>` and `<|call|>`."""
+    loaded = LoadedModel(model, mapping.vocabulary(load_vocabulary()), mapping, source)
+    config = model.generation_config
+    assert config is not None
+    config.eos_token_id, config.pad_token_id, config.bos_token_id = loaded.stop_rows, loaded.pad_row, None
+    config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
+    model.config.pad_token_id, model.config.eos_token_id = loaded.pad_row, loaded.stop_rows
+    return loaded
+
+
+def _config(name: str, settings: ModelSettings) -> GptOssConfig:
+    fix = "give `tiny`, a checkpoint folder, or a Hugging Face name such as openai/gpt-oss-20b"
+    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+        raise ModelError(f"model.name: there is no folder `{settings.name}`: {fix}")
+    try:
+        # The values alone, before any class is made from them: a foreign `auto_map` is never followed.
+        values, _ = PretrainedConfig.get_config_dict(name, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.name: no config.json at `{settings.name}` ({_first_line(error)}): {fix}") from None
+    if not values:
+        raise ModelError(f"model.name: no config.json in `{settings.name}`: {fix}")
+    if values.get("model_type") != "gpt_oss":
+        kind = values.get("model_type", "unknown")
+        raise ModelError(f"model.name: `{settings.name}` is a model of type {kind}, not gpt_oss: {fix}")
+    values.pop("auto_map", None)
+    if settings.init == "random":
+        values.pop("quantization_config", None)
+    return GptOssConfig.from_dict(values)
+
+
+def _map(folder: Path, config: GptOssConfig) -> VocabularyMap:
+    mapping = VocabularyMap.load(folder, n_rows=config.vocab_size)
+    if mapping.n_rows != config.vocab_size:
+        path = folder / MAP_FILE
+        raise ModelError(f"{path}: {mapping.n_rows} ids for {config.vocab_size} rows: copy it from the model again")
+    return mapping
+
+
+def _random(config: GptOssConfig, dtype: torch.dtype) -> GptOssForCausalLM:
+    config._attn_implementation = "eager"
+    return cast(Any, GptOssForCausalLM(config)).to(dtype)
+
+
+def _pretrained(
+    name: str, settings: ModelSettings, config: GptOssConfig, dtype: torch.dtype, device: torch.device
+) -> GptOssForCausalLM:
+    options: dict[str, Any] = {}
+    if getattr(config, "quantization_config", None) is not None:
+        options["quantization_config"] = _dequantised(settings, config)
+    if device.type == "cuda":
+        options["device_map"] = {"": device}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            model, info = cast(Any, GptOssForCausalLM).from_pretrained(
+                name,
+                config=config,
+                revision=settings.revision,
+                dtype=dtype,
+                attn_implementation="eager",
+                use_safetensors=True,
+                weights_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as error:
+        raise _load_error(settings.name, error) from error
+    if wrong := sorted(info["missing_keys"]) or sorted(str(k) for k in info["mismatched_keys"]):
+        raise ModelError(f"model.name: `{settings.name}` lacks {wrong[0]} ({len(wrong)} in all): is the copy whole?")
+    _check_tokenizer(name, settings)
+    return model
+
+
+def _dequantised(settings: ModelSettings, config: GptOssConfig) -> Any:
+    from transformers.utils.quantization_config import Mxfp4Config
+
+    method = config.quantization_config.get("quant_method")  # pyright: ignore[reportAttributeAccessIssue]
+    if method != "mxfp4":
+        raise ModelError(f"model.name: `{settings.name}` is quantised by {method}: use an original or bf16 checkpoint")
+    return Mxfp4Config(dequantize=True)
+
+
+def _check_tokenizer(name: str, settings: ModelSettings) -> None:
+    """ModelError where the checkpoint brings a tokenizer.json that is not o200k."""
+    if Path(name).is_dir():
+        found = Path(name) / "tokenizer.json"
+        path = found if found.is_file() else None
+    else:
+        found = cached_file(
+            name,
+            "tokenizer.json",
+            revision=settings.revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        path = Path(found) if found else None
+    if path is not None:
+        ranks_of_tokenizer_json(path)
+
+
+def _load_error(name: str, error: Exception) -> ModelError:
+    folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
+        what = f"only pickled weights ({pickles[0]}), which are never loaded" if pickles else "no weights"
+        return ModelError(f"model.name: `{name}` holds {what}: save them as safetensors")
+    return ModelError(f"model.name: `{name}` cannot be loaded ({_first_line(error)}): is the copy whole?")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a checkpoint. ModelError where it is not one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({_first_line(error)}): copy it again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: not a JSON object: copy it again")
+    return value
