@@ -2,7 +2,7 @@
 
     python benchmarks/check.py [--repeat N]
 
-Prints microseconds of CPU a completion (the best of N rounds, each side in turn) and the ratio. Both sides hold warm caches.
+Prints microseconds of CPU a completion (the best of N rounds, each side in turn) and the ratio; caches are warm.
 Shapes of completions follow gpt-oss's own: analysis and final, analysis and call (both recipient positions, with the
 arguments checked against a schema), preamble, built-in call, and a long chain of thought.
 """
