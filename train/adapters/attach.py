@@ -147,7 +147,7 @@ def check_attached_after_step(model: torch.nn.Module) -> None:
     still: dict[str, list[int]] = {}
     for kind, layer, module in lora_parts(model):
         for adapter in module.active_adapters:
-            if adapter in module.lora_B and not bool(_whole(cast(torch.Tensor, module.lora_B[adapter].weight)).any()):
+            if adapter in module.lora_B and not bool(whole(cast(torch.Tensor, module.lora_B[adapter].weight)).any()):
                 still.setdefault(kind, []).append(layer)
     if still:
         raise RunError(f"adapter: still zero after the first step: {_spelled(still)}: no gradient reaches it")
@@ -242,7 +242,7 @@ def _whole_number(value: float) -> int:
     return int(value) if value == int(value) else cast(int, value)
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The full value of a tensor that may be sharded."""
     gather = getattr(tensor, "full_tensor", None)
     return (tensor if gather is None else gather()).detach()
