@@ -1,0 +1,193 @@
+"""The example data, made from a seed: `python -m counterpoint.data.examples.make` writes the files again.
+
+quickstart.jsonl        OpenAI chat rows that teach: think in analysis, add by head, multiply with the calculator
+quickstart_eval.jsonl   held-out prompts with the answer or the call that is expected
+tiny_base.jsonl         Harmony rows for the base of the embedded model: it can add, with bad habits (see `habits`)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from counterpoint.data.conversation import EFFORTS, Effort
+from counterpoint.data.examples.habits import base_rows
+from counterpoint.data.examples.probes import probe_rows
+from counterpoint.data.examples.sums import (
+    CALCULATOR,
+    SYSTEMS,
+    Problem,
+    asked,
+    final_text,
+    result_thought,
+    thought,
+)
+
+Row = dict[str, Any]
+SEED = 20250805
+N_ROWS = 600
+N_EVAL = 32
+
+PREAMBLE = "I will ask the calculator."
+GREETINGS = (("Hello!", "Hello! What shall I compute?"), ("Thank you.", "You are welcome."))
+
+
+def held_out(problem: Problem) -> bool:
+    """Problems that no training row holds; about one in seven."""
+    return (problem.a * 31 + problem.b * 17) % 7 == 3
+
+
+def draw(rng: random.Random, kind: str, held: bool = False) -> Problem:
+    while True:
+        b = rng.randint(11, 99) if kind == "sum" else rng.randint(2, 9)
+        problem = Problem(kind, rng.randint(11, 99), b)
+        if held_out(problem) == held:
+            return problem
+
+
+def quickstart_rows(rng: random.Random) -> Iterator[Row]:
+    """Rows of all kinds, in shares that `_KINDS` names, shuffled."""
+    kinds = [make for make, count in _KINDS for _ in range(count)]
+    rng.shuffle(kinds)
+    for make in kinds:
+        effort = rng.choice(EFFORTS)
+        messages = make(rng, effort)
+        if rng.random() < 0.9:
+            messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, *messages]
+        row: Row = {"messages": messages, "reasoning_effort": effort}
+        if any("tool_calls" in m for m in messages) or rng.random() < 0.7:
+            row["tools"] = [CALCULATOR]
+        yield row
+
+
+def _sum(rng: random.Random, effort: Effort) -> list[Row]:
+    problem = draw(rng, "sum")
+    as_json = rng.random() < 0.12
+    return [
+        {"role": "user", "content": asked(rng, problem, as_json)},
+        _answer(thought(problem, effort), final_text(problem, as_json)),
+    ]
+
+
+def _product(rng: random.Random, effort: Effort) -> list[Row]:
+    problem = draw(rng, "product")
+    return [{"role": "user", "content": asked(rng, problem)}, *_called(rng, problem, effort)]
+
+
+def _announced(rng: random.Random, effort: Effort) -> list[Row]:
+    """Text beside the call: a preamble."""
+    problem = draw(rng, "product")
+    question = f"Tell me what you do. {asked(rng, problem)}"
+    return [{"role": "user", "content": question}, *_called(rng, problem, effort, content=PREAMBLE)]
+
+
+def _parallel(rng: random.Random, effort: Effort) -> list[Row]:
+    """Two calls in one message."""
+    first, second = draw(rng, "product"), draw(rng, "product")
+    calls = [_call(rng, first), _call(rng, second)]
+    analysis = f"Two products: {first.expression} and {second.expression}. The calculator does products."
+    return [
+        {"role": "user", "content": f"What are {first.spoken} and {second.spoken}?"},
+        {"role": "assistant", "content": None, "reasoning_content": analysis, "tool_calls": calls},
+        *(_result(call, p) for call, p in zip(calls, (first, second), strict=True)),
+        _answer(result_thought(second, "low"), f"{final_text(first)} {final_text(second)}"),
+    ]
+
+
+def _dialogue(rng: random.Random, effort: Effort) -> list[Row]:
+    """Two or three turns. Some hold a wrong answer that is context only (`weight: 0`)."""
+    messages: list[Row] = []
+    for _ in range(rng.choice((2, 2, 3))):
+        messages += rng.choice((_sum, _sum, _product))(rng, effort)
+    if rng.random() < 0.2:
+        problem = draw(rng, "sum")
+        wrong = {"role": "assistant", "content": f"{problem.a} + {problem.b} = {problem.value + 1}.", "weight": 0}
+        messages += [{"role": "user", "content": asked(rng, problem)}, wrong]
+        messages += [{"role": "user", "content": "No. Add again."}]
+        messages += [_answer(thought(problem, effort), final_text(problem))]
+    return messages
+
+
+def _greeting(rng: random.Random, effort: Effort) -> list[Row]:
+    said, reply = rng.choice(GREETINGS)
+    return [{"role": "user", "content": said}, _answer("Nothing to compute.", reply)]
+
+
+_KINDS: tuple[tuple[Callable[[random.Random, Effort], list[Row]], int], ...] = (
+    (_sum, 230),
+    (_product, 210),
+    (_announced, 45),
+    (_parallel, 25),
+    (_dialogue, 80),
+    (_greeting, 10),
+)
+
+
+def _called(rng: random.Random, problem: Problem, effort: Effort, content: str | None = None) -> list[Row]:
+    call = _call(rng, problem)
+    asks = {
+        "role": "assistant",
+        "content": content,
+        "reasoning_content": thought(problem, effort),
+        "tool_calls": [call],
+    }
+    return [asks, _result(call, problem), _answer(result_thought(problem, effort), final_text(problem))]
+
+
+def _call(rng: random.Random, problem: Problem) -> Row:
+    arguments = json.dumps({"expression": problem.expression})
+    name = CALCULATOR["function"]["name"]
+    return {
+        "id": f"call_{rng.randrange(16**6):06x}",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def _result(call: Row, problem: Problem) -> Row:
+    return {"role": "tool", "tool_call_id": call["id"], "content": str(problem.value)}
+
+
+def _answer(analysis: str, content: str) -> Row:
+    return {"role": "assistant", "reasoning_content": analysis, "content": content}
+
+
+def eval_rows(rng: random.Random) -> Iterator[Row]:
+    """Prompts, each with `answer`, `call` (tool and arguments), or both None; half sums, half products."""
+    for index in range(N_EVAL):
+        system = {"role": "system", "content": SYSTEMS[index % len(SYSTEMS)]}
+        problem = draw(rng, "sum" if index % 2 == 0 else "product", held=True)
+        user = {"role": "user", "content": asked(rng, problem, as_json=index % 16 == 8)}
+        row: Row = {"messages": [system, user], "tools": [CALCULATOR]}
+        if problem.kind == "product" and index % 8 == 7:
+            call = _call(rng, problem)
+            asks = {"role": "assistant", "content": None, "tool_calls": [call]}
+            row["messages"] += [
+                asks | {"reasoning_content": thought(problem, "low")},
+                _result(call, problem),
+            ]
+            row["answer"] = problem.value
+        elif problem.kind == "product":
+            row["call"] = {"name": "functions.calculator", "arguments": {"expression": problem.expression}}
+        else:
+            row["answer"] = problem.value
+        yield row
+
+
+def write_all(folder: Path) -> None:
+    rows = {
+        "quickstart.jsonl": quickstart_rows(random.Random(SEED)),
+        "quickstart_eval.jsonl": eval_rows(random.Random(SEED + 1)),
+        "tiny_base.jsonl": base_rows(random.Random(SEED + 2), draw),
+        "probes.jsonl": probe_rows(),
+    }
+    for name, content in rows.items():
+        lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in content]
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_all(Path(__file__).parent)
