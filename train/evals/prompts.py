@@ -10,7 +10,7 @@ from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.sources.load import load_conversations
-from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.options import SourceOptions, SourceSpec
 from counterpoint.data.sources.rows import BadRow
 from counterpoint.train.evals.scorers import ExpectedCall, Reference
 
@@ -19,32 +19,36 @@ BUILT_IN = "example:probes"
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """One item. `scorer` is a name of `scorers.Scorers`, None where the row has no truth to compare with."""
+    """One item. `scorer` is a name of `scorers.Scorers`, None where the row has no truth to compare with.
+
+    cluster: items of the same one depend on each other (questions on one text, variants of one problem); "" is the id.
+    """
 
     id: str
     conversation: Conversation
     reference: Reference
     scorer: str | None
     task: str = ""
+    cluster: str = ""
 
 
-def load_prompts(path: str | None, options: SourceOptions | None = None) -> list[EvalPrompt]:
+def load_prompts(path: str | SourceSpec | None, options: SourceOptions | None = None) -> list[EvalPrompt]:
     """Prompts of a file (`example:NAME` of the package; None takes the built-in probes), in its order.
 
     A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or
     `calls` (`{name, arguments}`, or BFCL's `{name: {argument: [accepted, ...]}}`); `schema`; `instruction_id_list` with
     `kwargs`; a reasoning-gym entry; and `scorer` to name the comparison. DataError for an unusable row, or none at all.
     """
-    path = path or BUILT_IN
+    spec = path if isinstance(path, SourceSpec) else SourceSpec(path or BUILT_IN)
     prompts: list[EvalPrompt] = []
-    for item in load_conversations([path], options):
+    for item in load_conversations([spec], options):
         if isinstance(item, BadRow):
             raise DataError(item.message)
         if not isinstance(item, Conversation):
-            raise DataError(f"{path}: it holds preference pairs: an evaluation needs conversations")
+            raise DataError(f"{spec.path}: it holds preference pairs: an evaluation needs conversations")
         prompts.append(prompt_of(item))
     if not prompts:
-        raise DataError(f"{path}: no prompts: give a file of conversations that end where the model should answer")
+        raise DataError(f"{spec.path}: no prompts: give a file of conversations that end where the model should answer")
     return prompts
 
 
@@ -70,6 +74,7 @@ def prompt_of(conversation: Conversation) -> EvalPrompt:
         reference=reference,
         scorer=truth.get("scorer") or default_scorer(reference),
         task=str(truth.get("task", "")),
+        cluster=str(truth.get("cluster", "")),
     )
 
 

@@ -1,0 +1,85 @@
+"""What an evaluation will sample: every item at each effort k times, in a fixed order, each with a seed of its own.
+
+Samples are drawn in groups that the plan fixes, so that an evaluation that was killed draws the same ones, bit for bit,
+when it goes on: a group that was cut short is drawn again whole, and only what is missing is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from counterpoint.configs.errors import ConfigError, RowError
+from counterpoint.data.conversation import Effort
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.train.evals.journal import Key
+from counterpoint.train.evals.prompts import EvalPrompt
+from counterpoint.train.evals.tasks import Task
+from counterpoint.train.rollout.sample import sample_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sample to draw."""
+
+    task: Task
+    prompt: EvalPrompt
+    effort: Effort
+    sample: int
+    seed: int
+    prompt_ids: array[int]
+
+    @property
+    def key(self) -> Key:
+        return self.task.name, self.prompt.id, self.effort, self.sample
+
+    @property
+    def prompt_hash(self) -> str:
+        return hashlib.sha256(self.prompt_ids.tobytes()).hexdigest()[:16]
+
+
+def plan(tasks: Sequence[Task], renderer: Renderer, seed: int) -> list[Draw]:
+    """All draws. A draw's seed depends on `seed`, item, effort and number alone. ConfigError for an unwritable item."""
+    draws: list[Draw] = []
+    for task in tasks:
+        for prompt in task.prompts:
+            for effort in task.efforts:
+                try:
+                    ids = array("i", renderer.prompt(prompt.conversation, effort))
+                except RowError as error:
+                    raise ConfigError(f"task {task.name}: {prompt.id}: {error}") from None
+                draws += [
+                    Draw(task, prompt, effort, k, sample_seed(seed, prompt.id, effort, k), ids)
+                    for k in range(task.samples)
+                ]
+    return draws
+
+
+def groups(draws: Sequence[Draw], size: int) -> Iterator[list[Draw]]:
+    """Draws that are sampled together: neighbours with the same limits, at most `size`."""
+    group: list[Draw] = []
+    for draw in draws:
+        if group and (len(group) == size or _limits(draw) != _limits(group[0])):
+            yield group
+            group = []
+        group.append(draw)
+    if group:
+        yield group
+
+
+def fingerprint(draws: Sequence[Draw], identity: Mapping[str, Any]) -> str:
+    """Equal for equal plans: every key, seed, prompt, truth and limit, and what `identity` says of model and engine."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
+    for draw in draws:
+        prompt, truth = draw.prompt, draw.prompt.reference
+        digest.update(repr((draw.key, draw.seed, draw.prompt_hash, *_limits(draw))).encode())
+        digest.update(repr((prompt.scorer, prompt.cluster, truth.answer, truth.calls, truth.schema)).encode())
+    return digest.hexdigest()
+
+
+def _limits(draw: Draw) -> tuple[int, float]:
+    return draw.task.max_new_tokens, draw.task.temperature

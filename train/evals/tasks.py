@@ -1,0 +1,167 @@
+"""The tasks of a suite, made from its settings: items with their truth, and how they are to be sampled.
+
+Everything that can be wrong with a task is told before anything is sampled.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from counterpoint.configs.errors import ConfigError, DataError
+from counterpoint.configs.schema import SuiteSettings, TaskSettings
+from counterpoint.data.conversation import Effort, Tool
+from counterpoint.data.harmony.completion import parse_completion
+from counterpoint.data.harmony.tools import read_tools
+from counterpoint.data.sources.options import SourceSpec
+from counterpoint.data.sources.strict_json import loads
+from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
+from counterpoint.train.evals.guarded import Guard
+from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
+from counterpoint.train.evals.scorers import Scorers
+
+DEFAULT_SIZE = 100
+_BUILTIN_TOOLS = ("python", "browser")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Items and how they are sampled. notices: what a reader of the results should know."""
+
+    name: str
+    prompts: tuple[EvalPrompt, ...]
+    efforts: tuple[Effort, ...]
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    notices: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Samples of the whole task."""
+        return len(self.prompts) * len(self.efforts) * self.samples
+
+
+def build_tasks(suite: SuiteSettings) -> list[Task]:
+    """The tasks of a suite in order; without any, its `prompts` as one task.
+
+    ConfigError and DataError for what cannot be used: a scorer that does not fit the truth of a row, an id twice, ...
+    """
+    settings = suite.tasks or (_prompts_task(suite),)
+    names = _names(settings)
+    with Scorers(suite.scorer_seconds) as scorers, Guard(suite.scorer_seconds) as guard:
+        tasks = [_build(task, name, suite, guard) for task, name in zip(settings, names, strict=True)]
+        for task in tasks:
+            _check_scorers(task, scorers)
+    return tasks
+
+
+def _prompts_task(suite: SuiteSettings) -> TaskSettings:
+    if suite.prompts is None:
+        return TaskSettings(type="probes")
+    return TaskSettings(type="file", path=suite.prompts)
+
+
+def _names(settings: Sequence[TaskSettings]) -> list[str]:
+    names = [task.name or _default_name(task) for task in settings]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(f"eval.tasks: {count} tasks are called `{name}`: give them each a `name`")
+    return names
+
+
+def _default_name(task: TaskSettings) -> str:
+    if task.path is not None:
+        return PurePath(task.path.rpartition(":")[2]).stem or task.type
+    return task.generator or task.type
+
+
+def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard) -> Task:
+    prompts, notices = _items(task, guard)
+    prompts = [_offered(prompt, task) for prompt in prompts]
+    repeated = [id for id, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"task {name}: {len(repeated)} ids stand there more than once (`{repeated[0]}`): make them differ"
+        )
+    return Task(
+        name=name,
+        prompts=tuple(
+            replace(p, task=name, scorer=task.scorer or p.scorer, cluster=p.cluster or p.id) for p in prompts
+        ),
+        efforts=task.efforts or suite.efforts,
+        samples=task.samples or suite.samples,
+        max_new_tokens=task.max_new_tokens or suite.max_new_tokens,
+        temperature=suite.temperature if task.temperature is None else task.temperature,
+        notices=tuple(notices),
+    )
+
+
+def _items(task: TaskSettings, guard: Guard) -> tuple[list[EvalPrompt], list[str]]:
+    size = task.size or DEFAULT_SIZE
+    if task.type == "arithmetic":
+        return arithmetic_items(size, task.seed, task.options), []
+    if task.type == "reasoning_gym":
+        assert task.generator is not None
+        return gym_items(task.generator, size, task.seed, task.options, guard)
+    source = None if task.path is None else SourceSpec(task.path, task.format, rows=task.size)
+    prompts = load_prompts(source)
+    if source is None:
+        prompts = prompts[: task.size]
+    return [replace(prompt, id=_file_id(prompt)) for prompt in prompts], []
+
+
+def _file_id(prompt: EvalPrompt) -> str:
+    """The row's own id, else the file's name and the line: the same wherever the file lies."""
+    if prompt.id != prompt.conversation.source:
+        return prompt.id
+    return prompt.id.rpartition("/")[2]
+
+
+def _offered(prompt: EvalPrompt, task: TaskSettings) -> EvalPrompt:
+    """Instructions and tools for an item that brings none."""
+    conversation = prompt.conversation
+    instructions = task.instructions or (ONLY_THE_ANSWER if task.type == "reasoning_gym" else None)
+    if conversation.instructions is None and conversation.opening_ids is None and instructions is not None:
+        conversation = replace(conversation, instructions=instructions)
+    if task.tools and not conversation.tools and not conversation.builtin_tools and conversation.opening_ids is None:
+        functions, builtins = read_tool_names(task.tools)
+        conversation = replace(conversation, tools=functions, builtin_tools=builtins)
+    return replace(prompt, conversation=conversation)
+
+
+def read_tool_names(names: Iterable[str]) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
+    """Function tools and built-in tools of `python`, `browser`, and JSON files with OpenAI's list of tools."""
+    functions: list[Tool] = []
+    builtins: list[str] = []
+    for name in names:
+        if name in _BUILTIN_TOOLS:
+            builtins.append(name)
+            continue
+        try:
+            value = loads(Path(name).read_bytes(), name)
+        except OSError as error:
+            fix = f"give {', '.join(_BUILTIN_TOOLS)}, or a JSON file with a list of tools"
+            raise ConfigError(f"tools: {name}: cannot be read ({error.strerror}): {fix}") from None
+        read = read_tools(value if isinstance(value, list) else [value], name)
+        functions += read.tools
+        builtins += read.builtin_tools
+    return tuple(functions), tuple(dict.fromkeys(builtins))
+
+
+def _check_scorers(task: Task, scorers: Scorers) -> None:
+    """Score an empty completion: that tells a missing truth, or a function that is not there, before hours of work."""
+    nothing = parse_completion([])
+    tried: set[str] = set()
+    for prompt in task.prompts:
+        if prompt.scorer is None or (":" in prompt.scorer and prompt.scorer in tried):
+            continue
+        tried.add(prompt.scorer)
+        try:
+            score = scorers.score(prompt.scorer, nothing, prompt.reference)
+        except ConfigError as error:
+            raise ConfigError(f"task {task.name}: {prompt.id}: {error}") from None
+        if ":" in prompt.scorer and "ConfigError: " in score.detail:
+            raise ConfigError(f"task {task.name}: {score.detail.partition('ConfigError: ')[2]}")

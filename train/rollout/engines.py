@@ -1,0 +1,52 @@
+"""What samples: transformers in this process, vLLM in this process, or a server. Token ids in, token ids out.
+
+Each takes prompts as real ids and returns real ids up to and with the stop token, so that the checks read the same
+kind of thing whatever drew it. Their random numbers differ; what is the same is what they are asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from counterpoint.configs.errors import ConfigError
+from counterpoint.configs.schema import SuiteSettings
+from counterpoint.data.harmony.vocabulary import STOP_IDS
+from counterpoint.train.model.load import LoadedModel
+from counterpoint.train.rollout.sample import Sampled, Sampler
+
+
+class Engine(Protocol):
+    """`Sampler` is one."""
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        stop_ids: Sequence[int] = STOP_IDS,
+    ) -> list[Sampled]:
+        """One completion for each prompt, in order; `seed` is one for all or one a prompt."""
+        ...
+
+
+def make_engine(
+    settings: SuiteSettings, *, loaded: LoadedModel | None = None, model: str = "", adapter: str | None = None
+) -> Engine:
+    """The engine of the settings.
+
+    loaded: of `transformers`, the model in memory. model, adapter: of `vllm`, where they lie. ConfigError for what is
+    not installed.
+    """
+    if settings.engine == "server":
+        from counterpoint.train.rollout.server import ServerEngine
+
+        return ServerEngine.connected(settings.server)
+    if settings.engine == "vllm":
+        from counterpoint.train.rollout.vllm_engine import VllmEngine
+
+        return VllmEngine.started(model, settings.vllm, adapter)
+    if loaded is None:
+        raise ConfigError("eval.engine: transformers samples a model in memory, and none was loaded")
+    return Sampler(loaded, batch_rows=settings.batch)
