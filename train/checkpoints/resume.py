@@ -122,7 +122,7 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, allow_changes: bo
     if changes and not allow_changes:
         raise RunError(
             f"{where}: the settings changed: {'; '.join(changes)}: "
-            "use the old ones, start a new run, or pass --allow-changes"
+            "use the old ones, start a new run, or pass --overwrite to go on with the new ones"
         )
     return changes
 

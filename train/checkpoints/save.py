@@ -108,9 +108,14 @@ def rotate(parent: Path, keep: int) -> list[Path]:
     complete = [folder for folder in checkpoints_in(parent) if (folder / MARKER).exists()]
     gone = complete[:-keep] if keep > 0 else []
     for folder in gone:
-        (folder / MARKER).unlink()
-        shutil.rmtree(folder)
+        remove(folder)
     return gone
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint; killed in between, it is not taken for a whole one."""
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def clean_partial(parent: Path) -> list[Path]:

@@ -25,7 +25,8 @@ NEVER = 2**31 - 1
 class LoopSettings:
     """What the loop needs beyond TRL's arguments.
 
-    checkpoints: their folder; keep: how many stay; router_aux_loss_coef: factor of the load-balancing loss, 0 for none.
+    checkpoints: their folder; keep: how many stay; router_aux_loss_coef: factor of the load-balancing loss, 0 for none;
+    lean_loss: hold the logits of a chunk of positions at a time.
     """
 
     checkpoints: Path
@@ -33,6 +34,7 @@ class LoopSettings:
     on_loss_spike: SpikePolicy = "warn"
     spike_factor: float = 4.0
     router_aux_loss_coef: float = 0.0
+    lean_loss: bool = True
 
 
 def world_size() -> int:
@@ -66,6 +68,7 @@ def loop_settings(settings: SftRun, run_folder: Path) -> LoopSettings:
         on_loss_spike=train.on_loss_spike,
         spike_factor=train.spike_factor,
         router_aux_loss_coef=train.router_aux_loss_coef,
+        lean_loss=settings.model.loss == "lean",
     )
 
 

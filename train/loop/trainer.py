@@ -89,6 +89,12 @@ class CounterpointTrainer(SFTTrainer):
         self.router_loss = RouterLoss(self.base) if loop.router_aux_loss_coef else None
         self.autocast = any(p.dtype == torch.bfloat16 for p in self.base.parameters())
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended training before its last step."""
+        asked = self.stop.received is not None or self.stop_agreed
+        return asked and self.state.global_step < self.state.max_steps
+
     def _send_telemetry(self) -> None:
         """TRL reports each run to its makers; nothing leaves this machine from here."""
 
@@ -141,7 +147,9 @@ class CounterpointTrainer(SFTTrainer):
         hidden_TH = hidden_BSH.flatten(0, 1).index_select(0, inputs["target_index"])
         weight_VH = self.base.get_output_embeddings().weight
         weight_VH = weight_VH.full_tensor() if hasattr(weight_VH, "full_tensor") else weight_VH
-        return weighted_nll(hidden_TH, weight_VH, inputs["target_ids"], inputs["target_weights"], normaliser)
+        return weighted_nll(
+            hidden_TH, weight_VH, inputs["target_ids"], inputs["target_weights"], normaliser, self.loop.lean_loss
+        )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Sum of weights over the whole step: all micro-batches of all processes."""

@@ -92,6 +92,12 @@ def load_model(settings: ModelSettings, device: torch.device | str = "cpu") -> L
     return finish_model(model, mapping, settings.name)
 
 
+def load_vocabulary_of(settings: ModelSettings) -> Vocabulary:
+    """The vocabulary that `load_model` would put beside the model, without loading any weights."""
+    folder = tiny_folder() if settings.name == EMBEDDED_MODEL else Path(settings.name).expanduser()
+    return VocabularyMap.load(folder).vocabulary(load_vocabulary())
+
+
 def finish_model(model: GptOssForCausalLM, mapping: VocabularyMap, source: str) -> LoadedModel:
     """Put the vocabulary beside a model and set what ends sampling: both `<|return|>` and `<|call|>`."""
     loaded = LoadedModel(model, mapping.vocabulary(load_vocabulary()), mapping, source)

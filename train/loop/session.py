@@ -1,0 +1,215 @@
+"""A run from its folder to its end: who holds the folder, where it goes on from, and what is said on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from counterpoint.configs.dump import plain
+from counterpoint.configs.errors import CounterpointError, RunError
+from counterpoint.configs.redact import redact
+from counterpoint.configs.schema import SftRun
+from counterpoint.train.checkpoints.resume import (
+    CHECKPOINTS,
+    Checkpoint,
+    Identity,
+    check_same_run,
+    newest_complete,
+    read_checkpoint,
+)
+from counterpoint.train.checkpoints.save import checkpoints_in, clean_partial, remove, step_of
+from counterpoint.train.loop.arguments import rows_per_step, world_size
+from counterpoint.train.loop.progress import Progress
+from counterpoint.train.loop.run_folder import RunFolder, named_run_folder, new_run_folder, newest_run_folder
+from counterpoint.train.loop.tracking import NoTracker, Tracker, start_tracker
+from counterpoint.train.loop.versions import versions
+from counterpoint.train.model.load import device_of
+
+NEWEST = "newest"
+T = TypeVar("T")
+
+
+@dataclass
+class Session:
+    """What a recipe holds while it runs. Processes other than the main one have no `folder` and say nothing.
+
+    checkpoint: where the run goes on from, None for a fresh one.
+    """
+
+    path: Path
+    checkpoint: Checkpoint | None
+    folder: RunFolder | None = None
+    tracker: Tracker = field(default_factory=NoTracker)
+    progress: Progress = field(default_factory=Progress)
+
+    def say(self, text: str) -> None:
+        """Print, and write to log.txt."""
+        if self.folder is not None:
+            self.progress.say(redact(text))
+            self.folder.log(text)
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}")
+
+    def began(self, identity: Identity, steps: int, allow_changes: bool) -> None:
+        """Compare with the checkpoint (RunError where the run is another one), and note what the run is."""
+        if self.checkpoint is not None:
+            for change in check_same_run(self.checkpoint, identity, allow_changes):
+                self.warn(f"goes on with another setting: {change}")
+        if self.folder is not None:
+            step = self.checkpoint.step if self.checkpoint else 0
+            self.folder.forget_metrics_after(step)
+            seeds = {"seed": identity.settings["seed"], "data": identity.settings["seed"]}
+            self.folder.state(seeds=seeds, data=identity.data, steps=steps)
+
+    def ended(self, state: str, **values: Any) -> None:
+        if self.folder is not None:
+            self.folder.state(state=state, ended=_now(), **values)
+
+
+@contextmanager
+def open_session(settings: SftRun, resume: str | None = None, overwrite: bool = False) -> Iterator[Session]:
+    """The run's folder, locked and described; its tracker; on the way out its end, whatever it was.
+
+    resume: None for a new run, `newest` for the newest of this name, or a run folder or checkpoint. overwrite: start
+    anew in the newest folder of this name; with `resume`, go on although settings changed. RunError in plain words for
+    a full disk and for too little memory.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(plain_errors(settings))
+        own: list[RunFolder] = []
+
+        def begin() -> tuple[Path, Checkpoint | None]:
+            own.append(stack.enter_context(RunFolder(_choose_folder(settings, resume, overwrite))))
+            return own[0].path, _prepare(settings, own[0], resume, overwrite)
+
+        session = Session(*agreed(begin, settings))
+        if own:
+            session.folder = own[0]
+            session.folder.take_library_logs()
+            session.tracker = start_tracker(settings.tracking, session.path, plain(settings), session.warn)
+            stack.callback(session.tracker.close)
+        try:
+            yield session
+        except BaseException as error:
+            _note_failure(session, error)
+            raise
+
+
+def agreed(decide: Callable[[], T], settings: SftRun) -> T:
+    """What the main process decides, told to all; its error is raised in all."""
+    if world_size() == 1:
+        return decide()
+    state = PartialState(cpu=device_of(settings.train.device).type == "cpu")
+    told: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            told[0] = decide()
+        except CounterpointError as error:
+            told[1] = str(error)
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise RunError(told[1])
+    return told[0]
+
+
+@contextmanager
+def plain_errors(settings: SftRun) -> Iterator[None]:
+    """A full disk and too little memory, in one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"the disk is full ({error.filename or 'run folder'}): free some space, then --resume"
+        ) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(settings) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise _out_of_memory(settings) from error
+
+
+def _out_of_memory(settings: SftRun) -> RunError:
+    train, data = settings.train, settings.data
+    tokens = f"data.pack_tokens={data.pack_tokens}" if data.pack_tokens else f"data.max_tokens={data.max_tokens}"
+    return RunError(
+        f"out of memory: lower train.batch_rows={train.batch_rows} (raising train.accumulation={train.accumulation} "
+        f"keeps the step the same), lower {tokens}, or set train.activation_checkpointing=true "
+        f"(now {str(train.activation_checkpointing).lower()}), then --resume"
+    )
+
+
+def _choose_folder(settings: SftRun, resume: str | None, overwrite: bool) -> Path:
+    if resume is not None:
+        return newest_run_folder(settings) if resume == NEWEST else named_run_folder(resume)
+    if overwrite:
+        try:
+            return newest_run_folder(settings)
+        except RunError:
+            pass
+    return new_run_folder(settings)
+
+
+def _prepare(settings: SftRun, folder: RunFolder, resume: str | None, overwrite: bool) -> Checkpoint | None:
+    """Clean the folder, find the checkpoint to go on from, and write down what the run is."""
+    checkpoint = None
+    if resume is None:
+        folder.empty()
+    else:
+        checkpoint = _find_checkpoint(folder, resume, overwrite)
+    if checkpoint is not None:
+        # The data is compared later; settings now, before anything slow, and before they are written down.
+        now = Identity(plain(settings), checkpoint.details["data"], rows_per_step(settings))
+        check_same_run(checkpoint, now, allow_changes=overwrite)
+    folder.describe(settings, versions(device_of(settings.train.device).type))
+    folder.state(state="running", began=_now(), pid=os.getpid(), resumed=checkpoint.step if checkpoint else None)
+    return checkpoint
+
+
+def _find_checkpoint(folder: RunFolder, resume: str, overwrite: bool) -> Checkpoint | None:
+    checkpoints = folder.path / CHECKPOINTS
+    if Path(resume).parent.name != CHECKPOINTS:
+        checkpoint, passed_over = newest_complete(folder.path)
+        for line in passed_over:
+            folder.log(f"passed over {line}")
+        clean_partial(checkpoints)
+        return checkpoint
+    checkpoint = read_checkpoint(Path(resume))
+    later = [other for other in checkpoints_in(checkpoints) if (step_of(other) or 0) > checkpoint.step]
+    if later and not overwrite:
+        raise RunError(
+            f"{resume}: {later[-1].name} is newer and would be lost: take its run folder, or pass --overwrite"
+        )
+    for other in later:
+        remove(other)
+    clean_partial(checkpoints)
+    return checkpoint
+
+
+def _note_failure(session: Session, error: BaseException) -> None:
+    reason = redact(f"{type(error).__name__}: {error}")
+    try:
+        if session.folder is not None:
+            session.folder.log("".join(traceback.format_exception(error)))
+        session.ended("failed", reason=reason)
+    except OSError:
+        # The disk is full: the error itself is on its way to the user.
+        pass
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
