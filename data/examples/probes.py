@@ -1,6 +1,6 @@
 """Prompts that any gpt-oss model should answer well on every channel: what a training run must not make it forget.
 
-Tool calls, an answer after a tool's result, JSON under a schema, several turns and languages, and markup typed by a user.
+Tool calls, an answer after a result, JSON under a schema, several turns and languages, markup typed by a user.
 """
 
 from __future__ import annotations
