@@ -130,7 +130,7 @@ class TerminalView:
         above: list[Block] = []
         for block in example.blocks:
             if block.message < 0 and block.spans and not seen and self._known(block):
-                self._margin_line("", block.label, Text("as in the row before", style="dim"))
+                self._margin("", block.label, Text("as in the row before", style="dim"))
                 continue
             if seen and (block.label == "dropped" or (block.message in seen and not block.trained)):
                 above.append(block)
@@ -154,21 +154,19 @@ class TerminalView:
         missing = tuple(item for block in blocks for item in block.missing)
         if kept:
             tokens = sum(block.n_tokens for block in kept)
-            self._margin_line("…", "above", Text(f"{len(kept)} messages as context, {tokens:,} tokens", style="dim"))
+            self._margin("…", "above", Text(f"{len(kept)} messages as context, {tokens:,} tokens", style="dim"))
         if missing:
-            self._margin_line("", "dropped", Text(visible_line(reasons.dropped(missing)), style="dim italic"))
+            self._margin("", "dropped", Text(visible_line(reasons.dropped(missing)), style="dim italic"))
 
     def _block(self, block: Block) -> None:
         number = str(block.message + 1) if block.message >= 0 else ""
         label = Text(block.label, style=_label_style(block))
         if not block.spans:
-            self._margin_line("", label, Text(visible_line(block.note), style="dim italic"), block)
+            self._margin("", label, Text(visible_line(block.note), style="dim italic"), block)
             return
-        body = self._body(block)
-        for index, line in enumerate(self._lines(body)):
-            self._margin_line(number if index == 0 else "", label if index == 0 else "", line, block)
+        self._margin(number, label, self._body(block), block)
         for reason in block.reasons:
-            self._margin_line("", "", Text(f"↳ {visible_line(reason)}", style="dim italic"), block)
+            self._margin("", "", Text(f"↳ {visible_line(reason)}", style="dim italic"), block)
 
     def _lines(self, body: Text) -> Iterable[Text]:
         for line in body.split("\n", allow_blank=True):
@@ -178,14 +176,17 @@ class TerminalView:
             else:
                 yield from line.wrap(self.console, self.wrap)
 
-    def _margin_line(self, number: str, label: str | Text, text: Text, block: Block | None = None) -> None:
+    def _margin(self, number: str, label: str | Text, text: Text, block: Block | None = None) -> None:
+        """Text in its margin: number, label, and a bar in the colour of the channel where the block is trained."""
         channel = block.channel if block is not None else "context"
         trained = block is not None and block.trained
-        line = Text().append(f"{number:>4} ", style="dim")
-        line.append_text(label if isinstance(label, Text) else Text(label, style="dim"))
-        line.append(" " * (_MARGIN - 2 - len(line)))
-        line.append("┃ " if trained else "│ ", style=COLOURS.get(channel, "dim") if trained else "dim")
-        self.line(line.append_text(text))
+        head = Text().append(f"{number:>4} ", style="dim")
+        head.append_text(label if isinstance(label, Text) else Text(label, style="dim"))
+        for line in self._lines(text):
+            head.append(" " * (_MARGIN - 2 - len(head)))
+            head.append("┃ " if trained else "│ ", style=COLOURS.get(channel, "dim") if trained else "dim")
+            self.line(head.append_text(line))
+            head = Text()
 
     def _body(self, block: Block) -> Text:
         body = Text()

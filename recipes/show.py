@@ -136,7 +136,7 @@ def _print_rows(
         of = f"{survey.rows:,}" if survey.complete else f"more than {survey.rows:,}"
         view.line()
         view.line(
-            f"{shown:,} of {of} rows shown: --limit N, --row N, --rows A:B show others, --html PAGE.html all at once"
+            f"{shown:,} of {of} rows shown; --limit, --row and --rows choose, --html PAGE.html pages through them"
         )
     return shown
 
