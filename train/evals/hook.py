@@ -1,0 +1,222 @@
+"""The eval hook: fixed prompts at each effort, sampled from the live model while it trains, every output checked.
+
+It never changes a run: random state is put back (a run with and without it has the same losses bit for bit), and its
+own failure is told and training goes on. Only `stop_below` ends a run, and then with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from peft import PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from counterpoint.configs.eval_section import EvalSettings, SamplingSettings
+from counterpoint.data.conversation import Effort
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.statistics import wilson
+from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
+from counterpoint.train.evals.prompts import EvalPrompt
+from counterpoint.train.evals.scorers import Scorers
+from counterpoint.train.model.load import LoadedModel
+from counterpoint.train.rollout.sample import Sampler, sample_seed
+
+Who = Literal["base", "tuned"]
+METRICS = "metrics.jsonl"
+TABLE_ROWS = 60
+
+
+class Log(Protocol):
+    """What the hook needs of a tracker (train/loop/tracking.py)."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPoint:
+    """One evaluation. step 0 is before training; `base` is the model with its adapter off."""
+
+    step: int
+    who: Who
+    seconds: float
+    summary: Summary
+
+    def line(self) -> str:
+        """One line for a terminal."""
+        s = self.summary
+        low, high = wilson(s.correct.count, s.correct.n)
+        parts = [f"eval step {self.step} {self.who}: channel-correct {s.correct.share:.2f} [{low:.2f}, {high:.2f}]"]
+        if s.right_answers.n:
+            parts.append(f"answers {s.right_answers.share:.2f}")
+        if s.right_calls.n:
+            parts.append(f"calls {s.right_calls.share:.2f}")
+        parts.append(f"analysis {s.with_analysis.share:.2f}")
+        lengths = "/".join(f"{mean:.0f}" for mean in s.analysis_tokens.values())
+        parts.append(f"thought tokens {lengths} ({'/'.join(s.analysis_tokens)})")
+        worst = sorted(s.violations.items(), key=lambda item: -item[1].count)[:2]
+        parts += [f"{code} {rate.share:.2f}" for code, rate in worst]
+        return ", ".join(parts) + f" ({self.seconds:.1f} s)"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "who": self.who, "seconds": round(self.seconds, 3), **self.summary.scalars()}
+
+
+def sample_and_judge(
+    loaded: LoadedModel,
+    renderer: Renderer,
+    prompts: Sequence[EvalPrompt],
+    settings: SamplingSettings,
+    scorers: Scorers,
+    seed: int,
+) -> list[Judged]:
+    """Every prompt at every effort, `settings.samples` times; a seed depends on prompt, effort and number alone."""
+    numbers = range(settings.samples)
+    plan: list[tuple[EvalPrompt, Effort, int]] = [(p, e, k) for p in prompts for e in settings.efforts for k in numbers]
+    ids = [renderer.prompt(prompt.conversation, effort) for prompt, effort, _ in plan]
+    seeds = [sample_seed(seed, prompt.id, effort, k) for prompt, effort, k in plan]
+    sampler = Sampler(loaded, batch_rows=settings.batch)
+    sampled = sampler.sample(ids, settings.max_new_tokens, settings.temperature, seeds)
+    return [
+        judge(prompt, effort, k, out.ids, out.finish_reason, loaded.vocabulary, scorers)
+        for (prompt, effort, k), out in zip(plan, sampled, strict=True)
+    ]
+
+
+class ChannelEval(TrainerCallback):
+    """The hook as a callback, for the process that samples.
+
+    loaded: the live model, a PEFT model or a plain one. folder: gets `step-000050-tuned.jsonl` with every sample and
+    `metrics.jsonl`. log: scalars `eval/...` and a table of samples. say, warn: a line each. `points` holds what was
+    measured, `stopped` the reason where `stop_below` ended the run.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        renderer: Renderer,
+        prompts: Sequence[EvalPrompt],
+        settings: EvalSettings,
+        folder: Path,
+        *,
+        log: Log | None = None,
+        say: Callable[[str], None] = print,
+        warn: Callable[[str], None] = print,
+        seed: int = 0,
+    ) -> None:
+        self.loaded, self.renderer, self.prompts, self.settings = loaded, renderer, prompts, settings
+        self.folder, self.log, self.say, self.warn, self.seed = folder, log, say, warn, seed
+        self.points: list[EvalPoint] = []
+        self.stopped: str | None = None
+        self._measured_step = -1
+
+    @property
+    def before(self) -> EvalPoint | None:
+        """The first measurement of the run: of the base where it was measured."""
+        return self.points[0] if self.points else None
+
+    @property
+    def after(self) -> EvalPoint | None:
+        """The newest measurement of the trained model."""
+        return next((point for point in reversed(self.points) if point.who == "tuned"), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing but what was measured, which `metrics.jsonl` holds as well."""
+        return {}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not self.settings.at_start or state.global_step > 0:
+            return
+        adapted = isinstance(self.loaded.model, PeftModel)
+        if adapted and self.settings.base:
+            self.measure(0, "base", control)
+        # A fresh adapter changes nothing: its B is zero, so the base's figures are the model's own.
+        if not adapted or not self.settings.base:
+            self.measure(0, "tuned", control)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        last = state.global_step >= state.max_steps > 0
+        due = self.settings.every is not None and state.global_step % self.settings.every == 0
+        if (due and not last) or (last and self.settings.at_end):
+            self.measure(state.global_step, "tuned", control)
+
+    def measure(self, step: int, who: Who, control: TrainerControl | None = None) -> EvalPoint | None:
+        """Sample, check, write and log; None when it failed, which is told and nothing else."""
+        try:
+            point, samples = self._measured(step, who)
+            self._write(point, samples)
+        except Exception as error:
+            self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training goes on")
+            return None
+        self.points.append(point)
+        self.say(point.line())
+        if who == "tuned" and step > 0:
+            self._thresholds(point, control)
+        return point
+
+    def _measured(self, step: int, who: Who) -> tuple[EvalPoint, list[Judged]]:
+        began = time.monotonic()
+        with self._who(who), Scorers() as scorers:
+            samples = sample_and_judge(self.loaded, self.renderer, self.prompts, self.settings, scorers, self.seed)
+        return EvalPoint(step, who, time.monotonic() - began, summarise(samples)), samples
+
+    @contextlib.contextmanager
+    def _who(self, who: Who) -> Iterator[None]:
+        model = self.loaded.model
+        if who == "base" and isinstance(model, PeftModel):
+            with model.disable_adapter():
+                yield
+        else:
+            yield
+
+    def _write(self, point: EvalPoint, samples: Sequence[Judged]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = [sample.as_row(self.loaded.vocabulary) for sample in samples]
+        path = self.folder / f"step-{point.step:06d}-{point.who}.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(point.as_dict()) + "\n")
+        if self.log is None:
+            return
+        prefix = "eval" if point.who == "tuned" else "eval_base"
+        self.log.scalars(point.step, {f"{prefix}/{name}": value for name, value in point.summary.scalars().items()})
+        columns = ("id", "effort", "analysis", "calls", "final", "violations", "text")
+        table = [
+            (r["id"], r["effort"], r["analysis"], json.dumps(r["calls"]), r["final"], _codes(r), r["text"])
+            for r in rows[:TABLE_ROWS]
+        ]
+        self.log.table(point.step, f"{prefix}/samples", columns, table)
+
+    def _thresholds(self, point: EvalPoint, control: TrainerControl | None) -> None:
+        share = point.summary.correct.share or 0.0
+        stop, warn = self.settings.stop_below, self.settings.warn_below
+        if stop is not None and share < stop:
+            self.stopped = f"channel-correct {share:.2f} at step {point.step} is below eval.stop_below ({stop:.2f})"
+            self.warn(f"{self.stopped}: the run ends here, with a checkpoint")
+            if control is not None:
+                control.should_save = control.should_training_stop = True
+        elif warn is not None and share < warn:
+            self.warn(f"channel-correct {share:.2f} at step {point.step} is below eval.warn_below ({warn:.2f})")
+
+
+def read_points(folder: Path) -> list[dict[str, Any]]:
+    """What `metrics.jsonl` of an eval folder holds; a last line that a kill cut off is left out."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    points: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            points.append(json.loads(line))
+    # A resumed run may have measured a step twice; the newer one counts.
+    return list({(point["step"], point["who"]): point for point in points}.values())
+
+
+def _codes(row: Mapping[str, Any]) -> str:
+    return ", ".join(sorted({violation["code"] for violation in row["violations"]}))
