@@ -1,0 +1,196 @@
+"""Episodes keep sampled ids verbatim, mask what tools wrote, and end whatever a model or a tool does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from counterpoint.data.conversation import Conversation, Message
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.vocabulary import STOP_IDS, load_vocabulary
+from counterpoint.train.model.tiny import random_tiny
+from counterpoint.train.rollout.episodes import Episode, EpisodeLimits, continued, run_episodes
+from counterpoint.train.rollout.sample import Sampler
+from counterpoint.train.rollout.scripted import ScriptedEngine
+from counterpoint.train.rollout.toolkit import Toolkit
+
+VOCABULARY = load_vocabulary()
+RENDERER = Renderer(VOCABULARY)
+FUNCTIONS = '''
+import time
+
+def multiply(a: int, b: int) -> int:
+    """Multiplies."""
+    return a * b
+
+def raises() -> str:
+    """Raises."""
+    raise KeyError("no")
+
+def hangs() -> str:
+    """Hangs."""
+    time.sleep(60)
+
+def floods() -> str:
+    """Floods."""
+    return "x" * 100_000
+'''
+THINK = "<|channel|>analysis<|message|>Call it.<|end|><|start|>assistant"
+MULTIPLY = '{"a": 6, "b": 7}'
+IN_CHANNEL = f"{THINK}<|channel|>commentary to=functions.multiply <|constrain|>json<|message|>{MULTIPLY}<|call|>"
+IN_ROLE = f"{THINK} to=functions.multiply<|channel|>commentary <|constrain|>json<|message|>{MULTIPLY}<|call|>"
+ANSWER = "<|channel|>final<|message|>42<|return|>"
+
+
+@pytest.fixture(scope="module")
+def toolkit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toolkit]:
+    path = tmp_path_factory.mktemp("tools") / "functions.py"
+    path.write_text(FUNCTIONS)
+    names = ("multiply", "raises", "hangs", "floods")
+    with Toolkit([f"{path}:{name}" for name in names], seconds=5.0) as made:
+        yield made
+
+
+def question(toolkit: Toolkit | None = None, text: str = "What is 6 times 7?") -> Conversation:
+    conversation = Conversation(messages=(Message("user", text),))
+    return toolkit.declared(conversation) if toolkit is not None else conversation
+
+
+def play(toolkit: Toolkit, *answers: str, limits: EpisodeLimits | None = None) -> tuple[Episode, ScriptedEngine]:
+    engine = ScriptedEngine(VOCABULARY, answers)
+    prompt = question(toolkit)
+    (episode,) = run_episodes([prompt], RENDERER, engine, limits=limits, toolbox=toolkit.toolbox)
+    return episode, engine
+
+
+@pytest.mark.parametrize("said", [IN_CHANNEL, IN_ROLE], ids=["channel", "role"])
+def test_sampled_ids_are_kept_and_the_result_is_masked(toolkit: Toolkit, said: str) -> None:
+    episode, engine = play(toolkit, said, ANSWER)
+    call, answer = VOCABULARY.encode_with_specials(said), VOCABULARY.encode_with_specials(ANSWER)
+    result = VOCABULARY.encode_with_specials(
+        "<|start|>functions.multiply to=assistant<|channel|>commentary<|message|>42<|end|><|start|>assistant"
+    )
+    assert episode.completion_ids == [*call, *result, *answer]
+    assert episode.env_mask == [1] * len(call) + [0] * len(result) + [1] * len(answer)
+    assert episode.prompt_ids == RENDERER.prompt(question(toolkit))
+    assert engine.asked == [[episode.prompt_ids], [[*episode.prompt_ids, *call, *result]]]
+    assert (episode.stop, episode.called[0].result.content, episode.completion().final) == ("return", "42", "42")
+    assert episode.completion().violations == ()
+    assert episode.completion().analysis == "Call it."
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "fault", "said"),
+    [
+        ("raises", "{}", "raised", "error: "),
+        ("hangs", "{}", "hung", "error: "),
+        ("floods", "{}", None, "xxxx"),
+        ("multiply", "{nonsense", "bad_arguments", "error: the arguments are not a JSON object"),
+        ("multiply", '{"a": "six"}', "bad_arguments", "error: ValidationError"),
+        ("missing", "{}", "unknown_tool", "error: there is no tool `functions.missing`"),
+    ],
+)
+def test_whatever_a_tool_does_the_model_reads_a_result_and_goes_on(
+    toolkit: Toolkit, name: str, arguments: str, fault: str | None, said: str
+) -> None:
+    call = f"{THINK}<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}<|call|>"
+    episode, _ = play(toolkit, call, ANSWER)
+    assert (episode.called[0].result.fault, episode.stop) == (fault, "return")
+    assert episode.called[0].result.content.startswith(said)
+    assert len(episode.called[0].result.content) < 8_100
+
+
+def test_an_episode_ends_at_its_limits(toolkit: Toolkit) -> None:
+    episode, engine = play(toolkit, IN_CHANNEL, limits=EpisodeLimits(calls=2))
+    assert (episode.stop, len(episode.called), len(engine.asked)) == ("calls", 2, 3)
+    call = len(VOCABULARY.encode_with_specials(IN_CHANNEL))
+    episode, _ = play(toolkit, IN_CHANNEL, limits=EpisodeLimits(completion_tokens=call + 5))
+    assert (episode.stop, len(episode.completion_ids)) == ("length", call), "the result no longer fits"
+    episode, _ = play(toolkit, IN_CHANNEL, limits=EpisodeLimits(action_tokens=4))
+    assert (episode.stop, len(episode.completion_ids), episode.completion().stop) == ("length", 4, "length")
+
+
+@pytest.mark.parametrize(
+    ("said", "stop"),
+    [
+        ("<|channel|>commentary<|message|>hello<|call|>", "malformed"),
+        ("hello<|call|>", "malformed"),
+        ("<|call|>", "malformed"),
+        ("<|return|>", "return"),
+        ("", "malformed"),
+    ],
+)
+def test_nonsense_ends_an_episode(toolkit: Toolkit, said: str, stop: str) -> None:
+    episode, _ = play(toolkit, said)
+    assert (episode.stop, episode.called) == (stop, ())
+    assert not episode.completion().ok
+
+
+def test_without_tools_a_call_ends_the_episode() -> None:
+    (episode,) = run_episodes([question()], RENDERER, ScriptedEngine(VOCABULARY, [IN_CHANNEL]))
+    assert (episode.stop, episode.called) == ("calls", ())
+    assert "unknown_tool" in episode.completion().codes
+
+
+def test_a_final_before_the_last_action_is_a_second_final(toolkit: Toolkit) -> None:
+    early = IN_CHANNEL.replace(THINK, "<|channel|>final<|message|>42<|end|><|start|>assistant")
+    episode, _ = play(toolkit, early, ANSWER)
+    assert "second_final" in episode.completion().codes
+
+
+def test_the_next_user_message_drops_earlier_analysis(toolkit: Toolkit) -> None:
+    prompt = question(toolkit)
+    engine = ScriptedEngine(VOCABULARY, [IN_CHANNEL, ANSWER])
+    (episode,) = run_episodes([prompt], RENDERER, engine, toolbox=toolkit.toolbox)
+    again = continued(prompt, episode, "And 6 times 8?")
+    assert [m.channel or m.role for m in again.messages] == [
+        "user", "analysis", "commentary", "commentary", "final", "user",
+    ]  # fmt: skip
+    text = VOCABULARY.decode(RENDERER.prompt(again))
+    assert "Call it." not in text
+    assert text.endswith(
+        " to=functions.multiply<|channel|>commentary <|constrain|>json<|message|>" + MULTIPLY + "<|call|>"
+        "<|start|>functions.multiply to=assistant<|channel|>commentary<|message|>42<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>42<|end|>"
+        "<|start|>user<|message|>And 6 times 8?<|end|><|start|>assistant"
+    )
+
+
+def test_each_python_session_is_an_episodes_own(tmp_path: Path) -> None:
+    first = "<|channel|>analysis to=python<|message|>x = 41; print(x + 1)<|call|>"
+    second = "<|channel|>analysis to=python<|message|>print('x' in globals())<|call|>"
+    with Toolkit(python=True, seconds=30) as toolkit:
+        prompts = [question(toolkit, "a"), question(toolkit, "b")]
+        engine = ScriptedEngine(VOCABULARY, [first, second, second, ANSWER, ANSWER])
+        a, b = run_episodes(prompts, RENDERER, engine, toolbox=toolkit.toolbox)
+    assert [called.result.content.strip() for called in a.called] == ["42", "True"]
+    assert [called.result.content.strip() for called in b.called] == ["False"]
+    assert VOCABULARY.decode(a.completion_ids).count("<|start|>python to=assistant<|channel|>analysis<|message|>") == 2
+
+
+MARKUP = [*STOP_IDS, 200003, 200005, 200006, 200007, 200008, 35644, 17196, 12606, 815, 13]
+
+
+@given(st.lists(st.sampled_from(MARKUP), max_size=20))
+def test_any_ids_make_an_episode(ids: list[int]) -> None:
+    (episode,) = run_episodes([question()], RENDERER, ScriptedEngine(VOCABULARY, lambda prompt, seed: ids))
+    assert episode.completion_ids == ids[: next((i for i, id_ in enumerate(ids) if id_ in STOP_IDS), len(ids)) + 1]
+    assert len(episode.env_mask) == len(episode.completion_ids)
+    episode.completion()
+
+
+def test_a_model_is_sampled_like_by_the_sampler_alone(toolkit: Toolkit) -> None:
+    loaded = random_tiny(seed=3)
+    renderer = Renderer(loaded.vocabulary)
+    prompts = [question(text=f"What is {n}?") for n in range(3)]
+    limits = EpisodeLimits(action_tokens=12)
+    seeds = [5, 6, 7]
+    run = [run_episodes(prompts, renderer, Sampler(loaded), limits=limits, seed=seeds) for _ in range(2)]
+    assert run[0] == run[1]
+    swapped = run_episodes(prompts[::-1], renderer, Sampler(loaded), limits=limits, seed=seeds[::-1])
+    assert swapped[::-1] == run[0]
+    assert run_episodes(prompts, renderer, Sampler(loaded), limits=limits, seed=[8, 9, 10]) != run[0]

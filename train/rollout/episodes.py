@@ -1,0 +1,252 @@
+"""Rollouts of several turns: the model samples, its call is run, the result is appended, and it samples on.
+
+Token ids in, token ids out. What was sampled is kept id for id and never rendered again; only tool results are written
+by the renderer, and they are masked. Whatever a tool or a model does, there is an episode at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from counterpoint.data.conversation import Conversation, Effort, Message
+from counterpoint.data.harmony.codes import Code, Violation
+from counterpoint.data.harmony.completion import Completion, ToolCall, parse_completion
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.train.rollout.engines import Engine
+from counterpoint.train.rollout.sample import Sampled, sample_seed
+from counterpoint.train.rollout.tools import Toolbox, ToolResult
+
+EpisodeStop = Literal["return", "length", "calls", "malformed"]
+BUILTIN = ("python", "browser")
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeLimits:
+    """action_tokens: of one action. completion_tokens: of all actions and results together. calls: of an episode."""
+
+    action_tokens: int = 512
+    completion_tokens: int = 4096
+    calls: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A call and what the model read as its result."""
+
+    call: ToolCall
+    result: ToolResult
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One rollout.
+
+    completion_ids: from the token after the prompt to the end, results among them; env_mask: 1 for each that was
+    sampled, 0 for each that the environment wrote. actions: what was sampled, by action, and starts: where each begins
+    in completion_ids. called: the calls that were run. stop: `return` a final; `length` out of tokens; `calls` one more
+    call than allowed; `malformed` neither a final nor a call that names a tool.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    env_mask: list[int]
+    actions: tuple[Completion, ...]
+    starts: tuple[int, ...]
+    called: tuple[Called, ...]
+    stop: EpisodeStop
+    effort: Effort = "medium"
+
+    def completion(self) -> Completion:
+        """The whole episode as one typed result: all thoughts and calls, the last action's final and stop."""
+        return joined(self)
+
+
+def run_episodes(
+    prompts: Sequence[Conversation],
+    renderer: Renderer,
+    engine: Engine,
+    *,
+    limits: EpisodeLimits | None = None,
+    toolbox: Callable[[], Toolbox] | None = None,
+    efforts: Sequence[Effort | None] | None = None,
+    temperature: float = 1.0,
+    seed: int | Sequence[int] = 0,
+) -> list[Episode]:
+    """One episode of each prompt, in order; all that still go on are sampled together.
+
+    prompts: conversations that end where the model should answer, with the tools that it is told of. toolbox: makes
+    the tools that one episode can call; None runs no call, and a call ends the episode. efforts: of each prompt, None
+    takes the conversation's. seed: one for all, from which each derives its own by its index, or one a prompt.
+    """
+    seeds = [sample_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    wanted = list(efforts) if efforts is not None else [None] * len(prompts)
+    running = [
+        _Running(prompt, renderer, limits or EpisodeLimits(), effort or renderer.effort_of(prompt), seed)
+        for prompt, effort, seed in zip(prompts, wanted, seeds, strict=True)
+    ]
+    with ExitStack() as stack:
+        while active := [episode for episode in running if episode.stop is None]:
+            sampled = engine.sample(
+                [episode.ids for episode in active],
+                min(active[0].limits.action_tokens, max(episode.left for episode in active)),
+                temperature,
+                [sample_seed(episode.seed, len(episode.actions)) for episode in active],
+            )
+            for episode, found in zip(active, sampled, strict=True):
+                episode.take(found)
+                if episode.wants is not None and episode.toolbox is None and toolbox is not None:
+                    episode.toolbox = stack.enter_context(toolbox())
+                episode.answer()
+    return [episode.finished() for episode in running]
+
+
+def continued(prompt: Conversation, episode: Episode, text: str) -> Conversation:
+    """The conversation that goes on with the user's `text`; rendered, it drops earlier analysis as at inference."""
+    messages = list(prompt.messages)
+    called = list(episode.called)
+    for action in episode.actions:
+        messages += _messages(action, called)
+    return replace(prompt, messages=(*messages, Message("user", text)))
+
+
+def joined(episode: Episode) -> Completion:
+    """All actions of an episode as one completion; positions of violations count from its first token."""
+    actions = episode.actions
+    violations: list[Violation] = []
+    for number, (action, offset) in enumerate(zip(actions, episode.starts, strict=True)):
+        violations += [replace(v, position=v.position + offset) for v in action.violations]
+        if action.final is not None and number + 1 < len(actions):
+            violations.append(Violation(Code.SECOND_FINAL.value, offset, "a final before the last action"))
+    thoughts = [action.analysis for action in actions if action.analysis is not None]
+    names = {name for action in actions for name in action.n_tokens_by_channel}
+    last = actions[-1]
+    return Completion(
+        analysis="\n".join(thoughts) if thoughts else None,
+        preambles=tuple(text for action in actions for text in action.preambles),
+        calls=tuple(call for action in actions for call in action.calls),
+        final=last.final,
+        unfinished=last.unfinished,
+        unfinished_channel=last.unfinished_channel,
+        n_tokens_by_channel={name: sum(a.n_tokens_by_channel.get(name, 0) for a in actions) for name in sorted(names)},
+        stop=last.stop,
+        violations=tuple(violations),
+        ids=tuple(episode.completion_ids),
+    )
+
+
+@dataclass
+class _Running:
+    """An episode while it is sampled."""
+
+    prompt: Conversation
+    renderer: Renderer
+    limits: EpisodeLimits
+    effort: Effort
+    seed: int
+    toolbox: Toolbox | None = None
+    wants: ToolCall | None = None
+    stop: EpisodeStop | None = None
+    actions: list[Completion] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    called: list[Called] = field(default_factory=list)
+    completion: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.prompt_ids = self.renderer.prompt(self.prompt, self.effort)
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt_ids, *self.completion]
+
+    @property
+    def left(self) -> int:
+        return self.limits.completion_tokens - len(self.completion)
+
+    def take(self, sampled: Sampled) -> None:
+        """An action as it was sampled, cut where this episode's tokens end."""
+        ids, reason = sampled.ids, sampled.finish_reason
+        if len(ids) > self.left:
+            ids, reason = ids[: self.left], "length"
+        action = parse_completion(
+            ids,
+            self.renderer.vocabulary,
+            tools=self.prompt.tools,
+            builtin_tools=self.prompt.builtin_tools,
+            # What follows a result may answer at once: only the first action must think.
+            effort=self.effort if not self.actions else None,
+            response_format=bool(self.prompt.response_formats),
+            finish_reason=reason,
+        )
+        self.actions.append(action)
+        self.starts.append(len(self.completion))
+        self._write(ids, 1)
+        self.wants = None
+        if action.stop == "length":
+            self.stop = "length"
+        elif action.stop == "return":
+            self.stop = "return"
+        elif action.stop == "call" and action.calls and Code.CALL_WITHOUT_RECIPIENT.value not in action.codes:
+            self.wants = action.calls[-1]
+        else:
+            self.stop = "malformed"
+
+    def answer(self) -> None:
+        """Run the call that is wanted and write its result, unless the episode is at a limit."""
+        if self.wants is None:
+            return
+        if self.toolbox is None or len(self.called) >= self.limits.calls:
+            self.stop = "calls"
+            return
+        call, self.wants = self.wants, None
+        result = self.toolbox.call(call)
+        self.called.append(Called(call, result))
+        ids = self.renderer.tool_result(call.recipient, _channel_of(call), result.content)
+        if len(ids) >= self.left:
+            self.stop = "length"
+            return
+        self._write(ids, 0)
+
+    def _write(self, ids: Sequence[int], sampled: int) -> None:
+        self.completion.extend(ids)
+        self.mask.extend([sampled] * len(ids))
+
+    def finished(self) -> Episode:
+        assert self.stop is not None
+        return Episode(
+            self.prompt_ids,
+            self.completion,
+            self.mask,
+            tuple(self.actions),
+            tuple(self.starts),
+            tuple(self.called),
+            self.stop,
+            self.effort,
+        )
+
+
+def _channel_of(call: ToolCall) -> str:
+    """A result carries the channel of its call; of a call without one, the channel that its tool belongs to."""
+    if call.channel in ("analysis", "commentary"):
+        return call.channel
+    return "analysis" if call.recipient.partition(".")[0] in BUILTIN else "commentary"
+
+
+def _messages(action: Completion, called: list[Called]) -> list[Message]:
+    """An action's messages, and the result of the call that was run; takes that one off `called`."""
+    out: list[Message] = []
+    if action.analysis:
+        out.append(Message("assistant", action.analysis, "analysis"))
+    out += [Message("assistant", text, "commentary") for text in action.preambles]
+    if action.stop == "call" and called:
+        call, result = called[0].call, called.pop(0).result
+        channel = "analysis" if _channel_of(call) == "analysis" else "commentary"
+        kind = "<|constrain|>json" if call.arguments is not None else None
+        out.append(Message("assistant", call.arguments_text, channel, call.recipient, content_type=kind))
+        out.append(Message("tool", result.content, channel, name=call.recipient))
+    if action.final is not None:
+        out.append(Message("assistant", action.final, "final"))
+    return out

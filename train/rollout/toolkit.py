@@ -1,0 +1,78 @@
+"""The tools of a run: what all episodes share, and what each gets afresh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from counterpoint.configs.errors import ConfigError
+from counterpoint.data.conversation import Conversation, Tool
+from counterpoint.data.harmony.completion import ToolCall
+from counterpoint.train.rollout.mcp_tools import McpTools
+from counterpoint.train.rollout.sandbox import SandboxLimits
+from counterpoint.train.rollout.tools import BuiltinPython, FunctionTools, Provider, Toolbox, ToolResult
+
+
+class Toolkit:
+    """Makes the toolbox of each episode. Close it, or use it as a context manager.
+
+    Functions and MCP servers are started once; the built-in `python` has a session of its own in every episode, so that
+    no rollout sees what another one left.
+    ConfigError for a tool that cannot be had (no such function, no server, no sandbox).
+    """
+
+    def __init__(
+        self, functions: Sequence[str] = (), mcp: Sequence[str] = (), python: bool = False, seconds: float = 10.0
+    ) -> None:
+        self._limits = SandboxLimits(seconds=seconds) if python else None
+        self._shared: list[Provider] = []
+        try:
+            if functions:
+                self._shared.append(FunctionTools(functions, seconds))
+            self._shared += [McpTools(command, seconds) for command in mcp]
+            with self.toolbox() as one:
+                self.tools: tuple[Tool, ...] = one.tools
+                self.builtin_tools: tuple[str, ...] = one.builtin_tools
+        except ConfigError:
+            self.close()
+            raise
+
+    @property
+    def empty(self) -> bool:
+        return not self.tools and not self.builtin_tools
+
+    def toolbox(self) -> Toolbox:
+        """The tools of one episode; closing it ends what was its own."""
+        own: list[Provider] = [] if self._limits is None else [BuiltinPython(self._limits)]
+        return Toolbox([*map(_Shared, self._shared), *own])
+
+    def declared(self, conversation: Conversation) -> Conversation:
+        """The conversation with these tools declared, where it declares none of the same name."""
+        known = {tool.name for tool in conversation.tools}
+        tools = (*conversation.tools, *(tool for tool in self.tools if tool.name not in known))
+        builtin = tuple(dict.fromkeys((*conversation.builtin_tools, *self.builtin_tools)))
+        return replace(conversation, tools=tools, builtin_tools=builtin)
+
+    def close(self) -> None:
+        for provider in self._shared:
+            provider.close()
+
+    def __enter__(self) -> Toolkit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Shared:
+    """A provider that outlives the toolbox it is in."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self.tools = provider.tools
+        self.builtin_tools = provider.builtin_tools
+
+    def call(self, call: ToolCall) -> ToolResult | None:
+        return self._provider.call(call)
+
+    def close(self) -> None: ...
