@@ -1,7 +1,7 @@
-"""Seeded rows for the benchmarks: made-up dialogues in the shape of real ones, as Hugging Face messages with `thinking`.
+"""Seeded rows for the benchmarks: made-up dialogues in the shape of real ones, as messages with `thinking`.
 
-Words are drawn from the vocabulary by Zipf's law, some of them run together so that they need several tokens; about a
-tenth of the text is code, numbers, other scripts and emoji. Nothing is downloaded and nothing is repeated word for word.
+Words are drawn from the vocabulary by Zipf's law, some of them run together so that they need several tokens; a part of
+the text is code, numbers, other scripts and emoji. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def words() -> tuple[list[str], list[float]]:
     """Words of the vocabulary and their cumulative weights, 1/rank."""
     vocabulary = load_vocabulary()
     found = [
-        text[1:] for i in range(1000, 40_000) if (text := vocabulary.decode([i])).startswith(" ") and text[1:].isalpha()
+        text[1:]
+        for i in range(1000, 40_000)
+        if (text := vocabulary.decode([i])).startswith(" ") and text[1:].isalpha() and text.isascii()
     ]
     total, weights = 0.0, []
     for rank in range(1, len(found) + 1):
@@ -64,7 +66,7 @@ def words() -> tuple[list[str], list[float]]:
 
 
 def rows(kind: Kind, count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """mixed: one to four turns, a third with tools, long texts; short: ten turns of a few words; turns: twelve turns."""
+    """mixed: one to four turns, a third with tools. short: ten turns of a few words. turns: twelve turns."""
     rng = random.Random(f"{kind}{seed}")
     instructions = [_text(rng, 20, 120) for _ in range(40)]
     for _ in range(count):

@@ -16,6 +16,7 @@ from counterpoint.data.batches.tree import TreeRow, tree_of, trees_of
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import Vocabulary
+from counterpoint.data.prepared_source import is_prepared, prepared_rows
 from counterpoint.data.report import DataReport
 from counterpoint.data.sources.load import load_conversations
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
@@ -100,19 +101,18 @@ def render_rows(
             _set_aside(BadRow(item.prompt.source, row.kind, row.field, row.what, row.fix), report, on_bad)
             continue
         try:
-            examples = renderer.examples(item)
+            examples, too_long = renderer.examples_within(item, max_tokens)
             effort = renderer.effort_of(item)
         except RowError as error:
             raw = orjson.dumps(item.metadata, default=str)
             _set_aside(BadRow(item.source, error.kind, error.field, error.what, error.fix, raw), report, on_bad)
             continue
         report.add_conversation(item, effort)
-        kept = [e for e in examples if max_tokens is None or len(e.ids) <= max_tokens]
-        report.too_long += len(examples) - len(kept)
-        report.prompts += not examples
-        for example in kept:
+        report.too_long += too_long
+        report.prompts += not examples and not too_long
+        for example in examples:
             report.add_example(example)
-        yield Rendered(item, kept)
+        yield Rendered(item, examples)
 
 
 def build_training_rows(
@@ -123,7 +123,7 @@ def build_training_rows(
     quarantine: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingData:
-    """Rows of tokens of `sources` (`data.train` or `data.valid`), all in memory.
+    """Rows of tokens of `sources` (`data.train` or `data.valid`), all in memory. A source may be a prepared folder.
 
     Bad rows are written to `quarantine` as JSON lines. Raises DataError where their share passes
     `data.bad_rows_limit`, where nothing is left to train, or with `too_long: error` for a long example.
@@ -131,10 +131,8 @@ def build_training_rows(
     report = DataReport()
     renderer = Renderer(vocabulary, render_settings(data))
     bad: list[BadRow] = []
-    rendered = render_sources(
-        source_specs(sources), source_options(data), renderer, report, max_tokens=data.max_tokens, on_bad=bad.append
-    )
-    trees = _trees(rendered, data, progress)
+    rows_of_examples = _rows_of_examples(sources, data, renderer, report, bad.append)
+    trees = _trees(rows_of_examples, data, progress)
     rows = list(pack(trees, data.pack_tokens) if data.pack_tokens else trees)
     report.row_tokens = sum(len(row) for row in rows)
     if quarantine is not None and bad:
@@ -156,14 +154,27 @@ def _set_aside(row: BadRow, report: DataReport, on_bad: OnBad | None) -> None:
         on_bad(row)
 
 
-def _trees(rendered: Iterable[Rendered], data: DataSettings, progress: Progress | None) -> Iterator[TreeRow]:
-    for count, item in enumerate(rendered, 1):
+def _rows_of_examples(
+    sources: Sequence[SourceSettings], data: DataSettings, renderer: Renderer, report: DataReport, on_bad: OnBad
+) -> Iterator[list[Example]]:
+    """The examples of each row: read where the source is prepared already, rendered where it is not."""
+    options = source_options(data)
+    for spec in source_specs(sources):
+        if is_prepared(spec.path):
+            yield from prepared_rows(spec, options, renderer, report, data.max_tokens)
+            continue
+        rendered = render_sources([spec], options, renderer, report, max_tokens=data.max_tokens, on_bad=on_bad)
+        yield from (item.examples for item in rendered)
+
+
+def _trees(rows: Iterable[list[Example]], data: DataSettings, progress: Progress | None) -> Iterator[TreeRow]:
+    for count, examples in enumerate(rows, 1):
         if progress is not None:
             progress(count)
         if data.tree:
-            yield from trees_of(item.examples, data.max_tokens)
+            yield from trees_of(examples, data.max_tokens)
         else:
-            yield from (tree_of([example]) for example in item.examples)
+            yield from (tree_of([example]) for example in examples)
 
 
 def _check(report: DataReport, data: DataSettings, sources: Sequence[SourceSettings]) -> None:

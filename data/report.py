@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +54,7 @@ class DataReport:
         self.conversations += 1
         self.efforts[effort] += 1
         self.formats[conversation.format or "unnamed"] += 1
-        self.notices.update({notice.kind for notice in conversation.notices})
+        self.notices.update(sorted({notice.kind for notice in conversation.notices}))
         for turn in split_turns(conversation.messages):
             self.turns += 1
             messages = conversation.messages[turn.start : turn.trained_stop]
@@ -75,6 +76,15 @@ class DataReport:
             elif isinstance(mine, int):
                 setattr(self, name, mine + theirs)
         self.bad_messages += other.bad_messages[: _KEPT_MESSAGES - len(self.bad_messages)]
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> DataReport:
+        """A report out of `as_dict`."""
+        report = cls()
+        for name, default in report.as_dict().items():
+            found = value.get(name, default)
+            setattr(report, name, Counter(found) if isinstance(default, dict) else found)
+        return report
 
     @property
     def n_bad(self) -> int:

@@ -138,13 +138,22 @@ class Renderer:
 
     def examples(self, conversation: Conversation) -> list[Example]:
         """Training examples of a conversation, none for turns whose weights are all 0."""
+        return self.examples_within(conversation, None)[0]
+
+    def examples_within(self, conversation: Conversation, max_tokens: int | None) -> tuple[list[Example], int]:
+        """The examples of at most `max_tokens` tokens, and how many are longer."""
         examples: list[Example] = []
+        too_long = 0
         arrays = _Arrays()
         for turn, spans in self._turn_spans(conversation):
-            if any(span.weight > 0 and span.ids for span in spans):
-                ids, weights, channels = arrays.of(spans)
-                examples.append(Example(conversation.source, turn.number, ids, weights, channels, conversation.notices))
-        return examples
+            if not any(span.weight > 0 for span in spans):
+                continue
+            if max_tokens is not None and sum(len(span.ids) for span in spans) > max_tokens:
+                too_long += 1
+                continue
+            ids, weights, channels = arrays.of(spans)
+            examples.append(Example(conversation.source, turn.number, ids, weights, channels, conversation.notices))
+        return examples, too_long
 
     def spans(
         self, conversation: Conversation, turns: Container[int] | None = None

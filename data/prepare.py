@@ -1,0 +1,272 @@
+"""Data files -> prepared training examples on disk, in chunks, by one or several processes; memory stays flat.
+
+The result does not depend on the number of processes: chunks are the same and are written in order.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from counterpoint.configs.errors import DataError, RunError
+from counterpoint.data import cache
+from counterpoint.data.build import render_rows
+from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer, RenderSettings
+from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, load_vocabulary
+from counterpoint.data.place import LINES, PAGE, STATISTICS, Output, Place
+from counterpoint.data.prepared import ArrowFolder, arrow_batch, json_lines
+from counterpoint.data.report import DataReport
+from counterpoint.data.sources.load import converted_rows, weighted_rows
+from counterpoint.data.sources.options import SourceOptions, SourceSpec
+from counterpoint.data.sources.rows import BadRow, RawRow
+from counterpoint.data.statistics_page import statistics_page
+from counterpoint.data.tally import Tally
+
+Numbered = tuple[int, RawRow | BadRow, str, int]
+"""A row with its number among all rows, the format of its source, and how often it is taken."""
+
+_CHUNK_BYTES, _CHUNK_ROWS = 1 << 20, 256
+_BATCH_TOKENS = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How rows become examples. kept_ids: of a restricted vocabulary (the embedded tiny model's), else None."""
+
+    options: SourceOptions = field(default_factory=SourceOptions)
+    render: RenderSettings = field(default_factory=RenderSettings)
+    max_tokens: int | None = None
+    kept_ids: tuple[int, ...] | None = None
+    output: Output = "arrow"
+
+    def vocabulary(self) -> Vocabulary:
+        full = load_vocabulary()
+        return full if self.kept_ids is None else RestrictedVocabulary(full, self.kept_ids)
+
+    def settings(self, specs: Sequence[SourceSpec]) -> dict[str, Any]:
+        """Everything that decides the result beside data and vocabulary, by dotted name."""
+        sources = [[spec.path, spec.format, spec.weight, spec.rows] for spec in specs]
+        rest = {"data.max_tokens": self.max_tokens, "output": self.output, "sources": sources}
+        return cache.settings_of(self.render, self.options) | rest
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What became of the rows. made: false where all was there already. why: what there was is not taken."""
+
+    report: DataReport
+    made: bool
+    why: str = ""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Examples of some rows in the form that is written, and the counts of those rows."""
+
+    payloads: list[bytes] = field(default_factory=list)
+    report: DataReport = field(default_factory=DataReport)
+    tally: Tally = field(default_factory=Tally)
+    bad: list[BadRow] = field(default_factory=list)
+    read_bytes: int = 0
+
+
+OnChunk = Callable[[DataReport, int], None]
+
+
+def prepare(
+    specs: Sequence[SourceSpec],
+    out: Path,
+    job: Job,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    quarantine: Path | None = None,
+    bad_rows_limit: float | None = None,
+    on_chunk: OnChunk | None = None,
+) -> Prepared:
+    """Writes the training examples of `specs` to `out`, unless they are there already.
+
+    `out` is a folder (output "arrow") or a file (output "jsonl"); it appears whole or not at all. on_chunk gets the
+    report so far and the bytes of the rows read. Raises DataError where `out` holds something else, where nothing can
+    be trained, or where more than `bad_rows_limit` of the rows are bad; RunError where a worker process dies.
+    """
+    vocabulary = job.vocabulary()
+    place = Place(out, job.output)
+    place.check(job.settings(specs), overwrite)
+    stamps = cache.data_stamps(specs)
+    fingerprint = cache.Fingerprint(
+        job.settings(specs), cache.data_hashes(specs), vocabulary.fingerprint, RENDERER_VERSION
+    )
+    found = place.cached(fingerprint)
+    if isinstance(found, DataReport) and not (quarantine and found.bad):
+        if quarantine is not None:
+            quarantine.write_bytes(b"")
+        return Prepared(found, made=False)
+    with cache.folder_beside(out) as work:
+        whole = _write(specs, work, job, fingerprint, workers, on_chunk)
+        if cache.data_stamps(specs) != stamps:
+            raise DataError(f"{_names(specs)}: changed while it was read: prepare it again when it is complete")
+        _check(whole.report, specs, bad_rows_limit)
+        statistics = {"report": whole.report.as_dict(), **whole.tally.as_dict()}
+        options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+        (work / STATISTICS).write_bytes(orjson.dumps(statistics, option=options))
+        page = statistics_page(whole.report, statistics, fingerprint, sources=[spec.path for spec in specs])
+        cache.write_durably(work / PAGE, page)
+        bad = work / "quarantine"
+        if quarantine is not None:
+            shutil.move(bad, quarantine)
+        else:
+            bad.unlink()
+        place.fill(work, fingerprint, whole.report)
+    return Prepared(whole.report, made=True, why=found if isinstance(found, str) else "")
+
+
+def _write(
+    specs: Sequence[SourceSpec],
+    work: Path,
+    job: Job,
+    fingerprint: cache.Fingerprint,
+    workers: int,
+    on_chunk: OnChunk | None,
+) -> Chunk:
+    """Writes examples and quarantine into `work`; returns the counts."""
+    whole = Chunk()
+    with ExitStack() as stack:
+        quarantine = stack.enter_context((work / "quarantine").open("wb"))
+        folder = ArrowFolder(work) if job.output == "arrow" else None
+        lines = stack.enter_context((work / LINES).open("wb")) if folder is None else None
+        for chunk in _chunks_done(_chunks(weighted_rows(specs)), job, workers):
+            for payload in chunk.payloads:
+                if folder is not None:
+                    folder.write(payload)
+                elif lines is not None:
+                    lines.write(payload)
+            for row in chunk.bad:
+                quarantine.write(orjson.dumps(row.quarantined()) + b"\n")
+            whole.report.merge(chunk.report)
+            whole.tally.merge(chunk.tally)
+            whole.read_bytes += chunk.read_bytes
+            if on_chunk is not None:
+                on_chunk(whole.report, whole.read_bytes)
+        if folder is not None:
+            folder.close(fingerprint.digest)
+    return whole
+
+
+def _chunks(rows: Iterable[tuple[RawRow | BadRow, str, int]]) -> Iterator[list[Numbered]]:
+    chunk: list[Numbered] = []
+    size = 0
+    for number, (row, format, times) in enumerate(rows):
+        chunk.append((number, row, format, times))
+        size += len(row.raw)
+        if size >= _CHUNK_BYTES or len(chunk) >= _CHUNK_ROWS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _chunks_done(chunks: Iterable[list[Numbered]], job: Job, workers: int) -> Iterator[Chunk]:
+    """The chunks in order, each worked on by any of the processes; only so many are under way at once."""
+    if workers <= 1:
+        yield from map(_Worker(job), chunks)
+        return
+    under_way: deque[Future[Chunk]] = deque()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (job,))
+    try:
+        for chunk in chunks:
+            under_way.append(pool.submit(_work, chunk))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool:
+        raise RunError(
+            f"a worker process died, most likely for want of memory: prepare again with fewer than --workers {workers}"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """Converts and renders the rows of a chunk. One a process: vocabularies cannot be sent to another."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.vocabulary = job.vocabulary()
+        self.renderer = Renderer(self.vocabulary, job.render)
+        self.encode = arrow_batch if job.output == "arrow" else json_lines
+
+    def __call__(self, rows: Sequence[Numbered]) -> Chunk:
+        chunk = Chunk(read_bytes=sum(len(row.raw) for _, row, _, _ in rows))
+        held: list[Example] = []
+        tokens = 0
+        for number, row, format, times in rows:
+            converted = converted_rows(row, format, times, self.job.options)
+            rendered = render_rows(
+                converted, self.renderer, chunk.report, max_tokens=self.job.max_tokens, on_bad=chunk.bad.append
+            )
+            for copy, item in enumerate(rendered):
+                chunk.tally.add(item.conversation, item.examples, self.vocabulary, number, first=copy == 0)
+                for example in item.examples:
+                    held.append(example)
+                    tokens += len(example.ids)
+                    if tokens >= _BATCH_TOKENS:
+                        chunk.payloads.append(self.encode(held))
+                        held, tokens = [], 0
+        if held:
+            chunk.payloads.append(self.encode(held))
+        return chunk
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(job: Job) -> None:
+    """Runs once in each process: loads the vocabulary, leaves Ctrl-C to the parent, and dies with it."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    _worker = _Worker(job)
+
+
+def _work(rows: list[Numbered]) -> Chunk:
+    assert _worker is not None
+    return _worker(rows)
+
+
+def _check(report: DataReport, specs: Sequence[SourceSpec], bad_rows_limit: float | None) -> None:
+    first = "; ".join(report.bad_messages[:3])
+    if bad_rows_limit is not None and report.n_bad > bad_rows_limit * report.rows:
+        raise DataError(
+            f"{_names(specs)}: {report.n_bad} of {report.rows} rows are bad, more than data.bad_rows_limit "
+            f"({bad_rows_limit:.0%}) allows: {first}: run `counterpoint validate` and mend or remove them"
+        )
+    if not report.examples:
+        why = f" ({first})" if first else ""
+        raise DataError(f"{_names(specs)}: no row gives a training example{why}: look at it with `counterpoint show`")
+
+
+def _names(specs: Sequence[SourceSpec]) -> str:
+    return ", ".join(spec.path for spec in specs)

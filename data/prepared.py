@@ -1,0 +1,173 @@
+"""Prepared training examples as files: JSON lines, or a folder of Arrow shards that `datasets.load_from_disk` opens.
+
+Columns: source ("file:line"), turn, input_ids, weights (0 = context), channel_of (channel of each trained token, null
+for context), warnings ("kind: field: detail" of the row's notices).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from counterpoint.configs.errors import DataError
+from counterpoint.data.conversation import Notice
+from counterpoint.data.harmony.render import CHANNEL_CODES, CHANNEL_NAMES, Example
+
+SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("turn", pa.int32()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("weights", pa.list_(pa.float32())),
+        ("channel_of", pa.list_(pa.string())),
+        ("warnings", pa.list_(pa.string())),
+    ]
+)
+INFO_FILE, STATE_FILE = "dataset_info.json", "state.json"
+_SHARD_BYTES = 500 << 20
+_NAMES = np.array([None, *CHANNEL_NAMES[1:]], dtype=object)
+
+
+def json_lines(examples: Iterable[Example]) -> bytes:
+    """One JSON object a line and example."""
+    lines = []
+    for example in examples:
+        row = {
+            "source": example.source,
+            "turn": example.turn,
+            "input_ids": example.ids,
+            "weights": example.weights,
+            "channel_of": _NAMES[_trained_channels(example)].tolist(),
+            "warnings": _warnings(example),
+        }
+        lines.append(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+    return b"".join(lines)
+
+
+def arrow_batch(examples: Sequence[Example]) -> bytes:
+    """The examples as one serialised record batch of `SCHEMA`."""
+    offsets = pa.array(np.cumsum([0, *(len(e.ids) for e in examples)]), pa.int32())
+    codes = np.concatenate([_trained_channels(e) for e in examples])
+    names = pa.DictionaryArray.from_arrays(
+        pa.array(np.maximum(codes, 1).astype(np.int8) - 1, mask=codes == 0), pa.array(CHANNEL_NAMES[1:])
+    )
+    columns = [
+        pa.array([e.source for e in examples], pa.string()),
+        pa.array([e.turn for e in examples], pa.int32()),
+        pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([e.ids for e in examples]))),
+        pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([e.weights for e in examples]))),
+        pa.ListArray.from_arrays(offsets, names.cast(pa.string())),
+        pa.array([_warnings(e) for e in examples], pa.list_(pa.string())),
+    ]
+    return pa.record_batch(columns, schema=SCHEMA).serialize().to_pybytes()
+
+
+class ArrowFolder:
+    """Writes serialised record batches to shards in a folder, one at a time."""
+
+    def __init__(self, folder: Path, shard_bytes: int = _SHARD_BYTES) -> None:
+        self.folder = folder
+        self._shard_bytes = shard_bytes
+        self._shards: list[Path] = []
+        self._file: Any = None
+        self._writer: Any = None
+
+    def write(self, batch: bytes) -> None:
+        self._open_writer().write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), SCHEMA))
+
+    def close(self, fingerprint: str) -> None:
+        """Ends the last shard and writes the two files by which `datasets` knows the folder."""
+        self._open_writer()
+        self._close_shard()
+        names = []
+        for n, shard in enumerate(self._shards):
+            name = f"data-{n:05d}-of-{len(self._shards):05d}.arrow"
+            os.replace(shard, self.folder / name)
+            names.append({"filename": name})
+        state = {
+            "_data_files": names,
+            "_fingerprint": fingerprint[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        (self.folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+        info = {"citation": "", "description": "", "features": _features(), "homepage": "", "license": ""}
+        (self.folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n")
+
+    def _open_writer(self) -> Any:
+        """The writer of the shard that is being filled."""
+        if self._writer is not None and self._file.tell() >= self._shard_bytes:
+            self._close_shard()
+        if self._writer is None:
+            self._shards.append(self.folder / f"shard-{len(self._shards)}")
+            self._file = pa.OSFile(str(self._shards[-1]), "wb")
+            self._writer = pa.ipc.new_stream(self._file, SCHEMA)
+        return self._writer
+
+    def _close_shard(self) -> None:
+        self._writer.close()
+        self._file.close()
+        self._writer = None
+
+
+def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    """Record batches of a prepared folder in order; memory stays flat. Raises DataError where it is damaged."""
+    try:
+        names = [entry["filename"] for entry in json.loads((folder / STATE_FILE).read_bytes())["_data_files"]]
+        for name in names:
+            with pa.OSFile(str(folder / name), "rb") as file:
+                yield from pa.ipc.open_stream(file)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DataError(f"{folder}: damaged prepared data ({error}): prepare it again") from None
+
+
+def examples_of(batch: pa.RecordBatch) -> Iterator[Example]:
+    """The examples of a record batch; the arrays are views on it."""
+    columns = {name: batch.column(name) for name in SCHEMA.names}
+    offsets = columns["input_ids"].offsets.to_numpy().tolist()
+    ids = columns["input_ids"].values.to_numpy()
+    weights = columns["weights"].values.to_numpy()
+    coded = columns["channel_of"].values.dictionary_encode()
+    codes = np.array([CHANNEL_CODES[name] for name in coded.dictionary.to_pylist()] + [0], dtype=np.uint8)
+    channels = codes[coded.indices.fill_null(len(codes) - 1).to_numpy(zero_copy_only=False)]
+    sources, turns, warnings = (columns[name].to_pylist() for name in ("source", "turn", "warnings"))
+    for n, (start, stop) in enumerate(pairwise(offsets)):
+        notices = tuple(_notice(text) for text in warnings[n])
+        row = slice(start, stop)
+        yield Example(sources[n], turns[n], ids[row], weights[row], channels[row], notices)
+
+
+def _trained_channels(example: Example) -> np.ndarray:
+    return np.where(example.weights > 0, example.channels, 0)
+
+
+def _warnings(example: Example) -> list[str]:
+    return [f"{notice.kind}: {notice.field}: {notice.detail}" for notice in example.notices]
+
+
+def _notice(text: str) -> Notice:
+    kind, field, detail = [*text.split(": ", 2), "", ""][:3]
+    return Notice(kind, field, detail)
+
+
+def _features() -> dict[str, Any]:
+    """The columns as `datasets` describes them."""
+
+    def value(dtype: str) -> dict[str, Any]:
+        return {"dtype": dtype, "_type": "Value"}
+
+    lists = {"input_ids": "int32", "weights": "float32", "channel_of": "string", "warnings": "string"}
+    return {"source": value("string"), "turn": value("int32")} | {
+        name: {"feature": value(dtype), "_type": "List"} for name, dtype in lists.items()
+    }

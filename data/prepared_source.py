@@ -1,0 +1,93 @@
+"""A folder that `counterpoint prepare` wrote, as a source of training examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from math import floor
+from pathlib import Path
+
+from counterpoint.configs.errors import DataError
+from counterpoint.data import cache
+from counterpoint.data.cache import MANIFEST, Manifest
+from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer
+from counterpoint.data.prepared import examples_of, read_batches
+from counterpoint.data.report import DataReport
+from counterpoint.data.sources.options import SourceOptions, SourceSpec
+
+
+def is_prepared(path: str) -> bool:
+    """Whether `path` is a folder that `counterpoint prepare` wrote."""
+    return Manifest.read(Path(path) / MANIFEST) is not None
+
+
+def read_prepared(path: str | Path) -> Iterator[Example]:
+    """The examples of a prepared folder in order; memory stays flat. Raises DataError where it is damaged."""
+    folder = Path(path)
+    manifest = Manifest.read(folder / MANIFEST)
+    if manifest is None:
+        raise DataError(f"{folder}: not a folder of prepared data: write one with `counterpoint prepare`")
+    if damaged := cache.damaged_file(folder, manifest.files):
+        raise DataError(f"{folder}: {damaged} is damaged: prepare it again")
+    for batch in read_batches(folder):
+        yield from examples_of(batch)
+
+
+def prepared_rows(
+    spec: SourceSpec, options: SourceOptions, renderer: Renderer, report: DataReport, max_tokens: int
+) -> Iterator[list[Example]]:
+    """The examples of each source row. What became of the rows when they were prepared is added to the report.
+
+    Raises DataError where the folder is damaged, or was prepared with other settings or another vocabulary.
+    """
+    manifest = Manifest.read(Path(spec.path) / MANIFEST)
+    assert manifest is not None
+    _check(spec.path, manifest, options, renderer, max_tokens)
+    whole = spec.rows is None and spec.weight == 1
+    if whole:
+        told = DataReport.from_dict(manifest.report)
+        told.examples = told.tokens = told.row_tokens = 0
+        told.trained.clear()
+        report.merge(told)
+    for k, examples in enumerate(islice(_by_row(read_prepared(spec.path)), spec.rows)):
+        kept = [example for example in examples if len(example.ids) <= max_tokens]
+        for _ in range(floor((k + 1) * spec.weight) - floor(k * spec.weight)):
+            report.rows += not whole
+            report.conversations += not whole
+            report.too_long += len(examples) - len(kept)
+            for example in kept:
+                report.add_example(example)
+            yield kept
+
+
+def _by_row(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    row: list[Example] = []
+    for example in examples:
+        # A row that was taken several times comes again with its first turn.
+        if row and (example.source != row[-1].source or example.turn <= row[-1].turn):
+            yield row
+            row = []
+        row.append(example)
+    if row:
+        yield row
+
+
+def _check(path: str, manifest: Manifest, options: SourceOptions, renderer: Renderer, max_tokens: int) -> None:
+    made_from = manifest.fingerprint
+    wanted = cache.settings_of(renderer.settings, options)
+    known = {name: made_from.settings[name] for name in wanted if name in made_from.settings}
+    again = "prepare it again with --config and this run file"
+    if changed := cache.difference(known, wanted):
+        raise DataError(f"{path}: was prepared with other settings ({changed}): {again}, or change the run's")
+    if made_from.vocabulary != renderer.vocabulary.fingerprint:
+        raise DataError(
+            f"{path}: was prepared with vocabulary {made_from.vocabulary}, the model has "
+            f"{renderer.vocabulary.fingerprint}: {again}"
+        )
+    if made_from.renderer != RENDERER_VERSION:
+        raise DataError(f"{path}: was prepared by another version of the renderer: prepare it again")
+    limit = made_from.settings.get("data.max_tokens")
+    if limit is not None and limit < max_tokens and manifest.report.get("too_long"):
+        raise DataError(
+            f"{path}: examples of more than {limit} tokens were left out, but data.max_tokens is {max_tokens}: {again}"
+        )
