@@ -87,9 +87,8 @@ class TerminalView:
     def row(self, row: Explained) -> None:
         """A row with its notices and examples; what an earlier turn has shown is folded to one line."""
         self.line()
-        turns = f"{row.turns} turn{'s' * (row.turns != 1)}" if row.kind != "prompt" else "prompt"
-        kind = f"{row.format} · preference" if row.kind == "preference" else row.format or "conversation"
-        heading = f"{row.source} · {kind} · {turns} · effort {row.effort} ({row.effort_reason})"
+        turns = f"{row.turns:,} turn{'s' * (row.turns != 1)}" if row.kind == "conversation" else row.kind
+        heading = f"{row.source} · {row.format or 'unnamed'} · {turns} · effort {row.effort} ({row.effort_reason})"
         self.line(Text(f"━━ {visible_line(heading)}", style="bold"))
         self._notices(row)
         seen: set[int] = set()
@@ -117,9 +116,9 @@ class TerminalView:
             self.line(Text().append("   ! ", _WARNING).append(kind, f"bold {_WARNING}").append(f"  {text}", _WARNING))
 
     def _example(self, row: Explained, example: ExplainedExample, seen: set[int]) -> None:
-        parts = [] if example.turn is None else [f"turn {example.turn + 1} of {row.turns}"]
+        parts = [] if example.turn is None else [f"turn {example.turn + 1:,} of {row.turns:,}"]
         parts = [f"all {row.turns} turns in one sequence"] if example.whole else parts
-        parts += [example.side] if example.side else []
+        parts = [example.side] if example.side else parts
         parts.append(f"{example.n_tokens:,} tokens")
         by_channel = ", ".join(f"{name} {count:,}" for name, count in example.trained.items())
         parts.append(f"{example.n_trained:,} trained" + (f" ({by_channel})" if by_channel else ""))

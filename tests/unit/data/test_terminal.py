@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Notice
+from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Notice, Preference
 from counterpoint.data.explain import explain
 from counterpoint.data.harmony.render import ChannelWeights, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -200,3 +200,16 @@ def test_weights_change_inside_a_message() -> None:
     talk = Conversation((Message("user", "q"), Message("assistant", "a", "final")))
     weights = ChannelWeights(final=2, terminators=0.25)
     assert "⟦<|channel|>final<|message|>a⟧×2⟦<|return|>⟧×0.25" in shown(talk, explained={"weights": weights})
+
+
+def test_both_sides_of_a_pair() -> None:
+    prompt = Conversation((Message("user", "q"),), source="p.jsonl:1", format="trl_preference")
+    pair = Preference(prompt, (Message("assistant", "good", "final"),), (Message("assistant", "bad", "final"),))
+    vocabulary, file = load_vocabulary(), io.StringIO()
+    TerminalView(Console(file=file), vocabulary, View(plain=True)).row(explain(pair, Renderer(vocabulary)))
+    lines = file.getvalue().splitlines()
+    assert lines[1] == "━━ p.jsonl:1 · trl_preference · preference · effort medium (data.effort)"
+    assert [line for line in lines if line.startswith("──")] == [
+        "── chosen · 73 tokens · 5 trained (final 5)",
+        "── rejected · 73 tokens · 5 trained (final 5)",
+    ]
