@@ -12,7 +12,7 @@ from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.sources.content import content_text, part_text
 from counterpoint.data.sources.draft import Call, Draft
-from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, text_of
+from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, one_of, text_of
 from counterpoint.data.sources.openai import DECLARATIONS, is_prompt, read_declarations
 from counterpoint.data.sources.options import SourceOptions
 from counterpoint.data.sources.row import read_common, read_weight
@@ -88,7 +88,7 @@ def _assistant(draft: Draft, blocks: list[Any], field: str, weight: float) -> No
         where = f"{field}[{i}]"
         block = as_object(block, where)
         kind = block.get("type")
-        if kind in THINKING_BLOCKS:
+        if one_of(kind, THINKING_BLOCKS):
             if groups[-1].texts or groups[-1].calls:
                 groups.append(_Group(where))
             if kind == "redacted_thinking":
@@ -134,4 +134,4 @@ class _Group:
 
 def is_block(part: Any) -> bool:
     """Whether a content part is one that only Anthropic's API has."""
-    return isinstance(part, Mapping) and part.get("type") in THINKING_BLOCKS | TOOL_BLOCKS
+    return isinstance(part, Mapping) and one_of(part.get("type"), THINKING_BLOCKS | TOOL_BLOCKS)

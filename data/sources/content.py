@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.sources.fields import as_text, describe, wrong_type
+from counterpoint.data.sources.fields import as_text, describe, one_of, wrong_type
 from counterpoint.data.sources.options import SourceOptions
 
 TEXT_TYPES = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text"})
@@ -48,7 +48,7 @@ def part_text(part: Any, field: str, options: SourceOptions, notice: AddNotice) 
     if not isinstance(part, Mapping):
         raise wrong_type(part, field, 'a text part {"type": "text", "text": "..."}')
     kind = part.get("type")
-    if kind in TEXT_TYPES or (kind is None and "text" in part):
+    if one_of(kind, TEXT_TYPES) or (kind is None and "text" in part):
         return as_text(part.get("text"), f"{field}.text")
     if kind == "refusal":
         notice("refusal", field, "a refusal was taken as text")

@@ -8,7 +8,7 @@ from typing import Any
 from counterpoint.configs.errors import RowError
 from counterpoint.data.sources.anthropic import is_block
 from counterpoint.data.sources.chat import THINKING_KEYS
-from counterpoint.data.sources.fields import describe
+from counterpoint.data.sources.fields import describe, one_of
 from counterpoint.data.sources.harmony_raw import ID_KEYS, RESPONSE_KEYS, TEXT_KEYS, is_harmony_text
 from counterpoint.data.sources.hermes import looks_tagged
 from counterpoint.data.sources.openai import MESSAGE_KEYS, holds_messages
@@ -95,7 +95,9 @@ def _of_messages(messages: list[Any], row: Mapping[str, Any]) -> str:
 def _is_item(item: Any) -> bool:
     """Whether an object is an item of the Responses API that no chat message looks like."""
     return (
-        isinstance(item, Mapping) and item.get("type") in ITEM_TYPES and ("role" in item) == (item["type"] == "message")
+        isinstance(item, Mapping)
+        and one_of(item.get("type"), ITEM_TYPES)
+        and ("role" in item) == (item["type"] == "message")
     )
 
 

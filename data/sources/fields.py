@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from counterpoint.configs.errors import RowError
@@ -27,6 +27,11 @@ def describe(value: Any) -> str:
 
 def wrong_type(value: Any, field: str, wanted: str) -> RowError:
     return RowError("wrong_type", field, f"is {describe(value)}", f"write {wanted}")
+
+
+def one_of(value: Any, names: Container[str]) -> bool:
+    """Whether a value is one of some words; it may be anything, lists too."""
+    return isinstance(value, str) and value in names
 
 
 def as_text(value: Any, field: str) -> str:

@@ -15,7 +15,7 @@ from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.parse import messages_of
 from counterpoint.data.harmony.vocabulary import CALL, END, MESSAGE, N_VOCAB, RETURN, START, load_vocabulary
 from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_list, as_text, describe
+from counterpoint.data.sources.fields import as_list, as_text, describe, one_of
 from counterpoint.data.sources.harmony_system import parse_system
 from counterpoint.data.sources.options import SourceOptions
 from counterpoint.data.sources.row import read_common
@@ -131,7 +131,7 @@ def _ended(ids: list[int], field: str, draft: Draft, row: Mapping[str, Any]) -> 
     last = ids[starts[-1] :] if starts else []
     if len(last) < 3 or last[-1] in (END, CALL, RETURN):
         return ids
-    if row.get("finish_reason") not in _STOPPED:
+    if not one_of(row.get("finish_reason"), _STOPPED):
         raise RowError("truncated", field, "the last message does not end", 'end it, or say finish_reason "stop"')
     header = load_vocabulary().decode(last[: last.index(MESSAGE)] if MESSAGE in last else last)
     draft.notice("stop_added", field, "the stop token that the server left out was written again")

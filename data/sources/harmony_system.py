@@ -42,11 +42,14 @@ def parse_system(text: str) -> SystemBlock | None:
     pieces = [piece for piece in (cutoff, date, effort, channels) if piece is not None]
     head_end = min(piece.start() for piece in pieces)
     identity = text[:head_end].strip()
-    rest = _without(text, head_end, pieces)
+    tools_end = channels.start() if channels else head_end
+    inside = _without(text[:tools_end], head_end, [p for p in pieces if p.end() <= tools_end])
+    behind = _without(text, tools_end, [p for p in pieces if p.start() >= tools_end])
     builtin: list[str] = []
-    if tools := _TOOLS.search(rest):
-        kept, builtin = _split_tools(rest[tools.end() :])
-        rest = rest[: tools.start()] + (f"# Tools{kept}" if kept.strip() else "")
+    if tools := _TOOLS.search(inside):
+        kept, builtin = _split_tools(inside[tools.end() :])
+        inside = inside[: tools.start()] + (f"# Tools{kept}" if kept.strip() else "")
+    rest = f"{inside.strip()}\n\n{behind.strip()}"
     named = _effort(effort.group(1)) if effort else None
     return SystemBlock(
         identity=None if identity in ("", OFFICIAL_IDENTITY) else identity,

@@ -12,7 +12,7 @@ from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.sources.content import content_text
 from counterpoint.data.sources.draft import Call, Draft
-from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, join, text_of
+from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, join, one_of, text_of
 from counterpoint.data.sources.hermes import add_tagged_assistant
 from counterpoint.data.sources.openai import DECLARATIONS, read_declarations, read_response_format
 from counterpoint.data.sources.options import SourceOptions
@@ -88,7 +88,7 @@ def _items(draft: Draft, request: Mapping[str, Any], row: Mapping[str, Any], bas
 
 def _is_output(item: Any) -> bool:
     return isinstance(item, Mapping) and (
-        item.get("role") == "assistant" or item.get("type") in ITEM_TYPES - {"message"}
+        item.get("role") == "assistant" or one_of(item.get("type"), ITEM_TYPES - {"message"})
     )
 
 
@@ -99,7 +99,7 @@ def add_items(draft: Draft, items: Sequence[tuple[Any, str]]) -> None:
     for item, where in items:
         item = as_object(item, where)
         kind = item.get("type", "message")
-        if kind in _CALLS:
+        if one_of(kind, _CALLS):
             weight = read_weight(item, where)
             calls.append(_call(item, where, custom=kind == "custom_tool_call"))
             continue
@@ -145,7 +145,7 @@ def _message(draft: Draft, item: Mapping[str, Any], field: str) -> None:
         draft.user(text, where)
     elif role == "assistant":
         phase = item.get("phase")
-        if phase is not None and phase not in _PHASES:
+        if phase is not None and not one_of(phase, _PHASES):
             raise RowError("bad_phase", f"{field}.phase", f"is {str(phase)[:40]!r}", "write commentary or final_answer")
         weight = read_weight(item, field)
         if phase is None and has_tags(text):

@@ -9,7 +9,7 @@ from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.sources.anthropic import add_block_message
 from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_list, as_object
+from counterpoint.data.sources.fields import as_list, as_object, one_of
 from counterpoint.data.sources.options import SourceOptions
 from counterpoint.data.sources.rows import BadRow, RawRow
 
@@ -24,7 +24,7 @@ def convert_session(row: Mapping[str, Any], format: str, options: SourceOptions)
     for i, line in enumerate(as_list(row.get(KEY), KEY)):
         where = f"{KEY}[{i}]"
         line = as_object(line, where)
-        if line.get("type") not in _SPOKEN:
+        if not one_of(line.get("type"), _SPOKEN):
             draft.notice("log_event", where, f"an event of type {str(line.get('type'))[:40]!r} is no message")
         elif line.get("isSidechain") or line.get("isMeta"):
             draft.notice("side_message", where, "a message of a side thread or of the program was left out")
@@ -32,7 +32,7 @@ def convert_session(row: Mapping[str, Any], format: str, options: SourceOptions)
             if line.get("isCompactSummary"):
                 draft.notice("compact_summary", where, "a summary of earlier turns was kept as a user message")
             add_block_message(draft, as_object(line.get("message"), f"{where}.message"), f"{where}.message")
-    if not any(isinstance(line, Mapping) and line.get("type") in _SPOKEN for line in row[KEY]):
+    if not any(isinstance(line, Mapping) and one_of(line.get("type"), _SPOKEN) for line in row[KEY]):
         raise RowError("no_messages", KEY, "holds no messages", "write user and assistant events")
     return draft.finish()
 
