@@ -20,8 +20,8 @@ from counterpoint.data.explain import Block, Explained, ExplainedExample, Explai
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.visible import cut, segments, visible_line
 
-COLOURS = {"analysis": "#2f7de1", "commentary": "#c2660a", "final": "#00857a"}
-_WARNING = "#b05000"
+COLOURS = {"analysis": "#2f7de1", "commentary": "#c2660a", "final": "#008f82"}
+_WARNING = "#c2660a"
 _OPEN, _CLOSE = "⟦", "⟧"
 _MARGIN = 17
 _CONTEXT_FOLD = (90, 30)
@@ -123,7 +123,7 @@ class TerminalView:
         by_channel = ", ".join(f"{name} {count:,}" for name, count in example.trained.items())
         parts.append(f"{example.n_trained:,} trained" + (f" ({by_channel})" if by_channel else ""))
         self.line()
-        self.line(Text("── ", style="dim").append(" · ".join(parts), style="bold"))
+        self.line(Text().append("── ", style="dim").append(" · ".join(parts), style="bold"))
         if example.left_out:
             self.line(Text(f"   ✗ {visible_line(example.left_out)}", style=_WARNING))
         above: list[Block] = []
