@@ -41,7 +41,7 @@ Format = Literal[
 NO_DATE = "none"
 
 
-def _check_date(value: str) -> str:
+def check_date(value: str) -> str:
     if value in ("", NO_DATE):
         return ""
     try:
@@ -178,7 +178,7 @@ class DataSettings(ConversionSettings):
     """Effort by the tokens of the analysis, for rows that bring none: low below the first number, medium below the
     second, else high. null gives those rows `effort`."""
 
-    date: Annotated[str, AfterValidator(_check_date)] = "2025-06-28"
+    date: Annotated[str, AfterValidator(check_date)] = "2025-06-28"
     """Current date in the system message, as YYYY-MM-DD; fixed, so that training does not depend on the day it runs.
     `none` leaves the line out, and reads as empty text."""
 

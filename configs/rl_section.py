@@ -1,0 +1,181 @@
+"""Settings of learning from rewards: prompts, rollouts, tools, rewards, and the loss (sections of `recipe: grpo`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from counterpoint.configs.base import (
+    Count,
+    CountOrZero,
+    Effort,
+    NotEmpty,
+    NotNegative,
+    OneOrMany,
+    Positive,
+    Settings,
+    Share,
+    Text,
+    Unique,
+)
+from counterpoint.configs.data_section import check_date
+from counterpoint.configs.eval_section import TaskSettings
+
+
+class PromptSettings(Settings):
+    """The prompts that are sampled, and how they are rendered."""
+
+    train: Annotated[tuple[TaskSettings, ...], NotEmpty, OneOrMany]
+    """Where prompts and their truth come from: files, reasoning-gym generators, arithmetic, as tasks of an evaluation.
+    Their `samples`, `temperature` and `max_new_tokens` mean nothing here."""
+
+    effort: Effort = "medium"
+    """Reasoning effort of prompts that bring none."""
+
+    date: Annotated[str, AfterValidator(check_date)] = "2025-06-28"
+    """Current date in the system message, as YYYY-MM-DD; `none` leaves the line out."""
+
+    identity: Text | None = None
+    """First sentence of the system message; null keeps OpenAI's."""
+
+    max_tokens: Count = 8192
+    """Longest prompt in tokens; longer ones are an error."""
+
+    shuffle: bool = True
+    """Draw a new order of prompts for every pass from the seed."""
+
+
+class RolloutSettings(Settings):
+    """How completions are sampled: token in, token out, through tool calls to the final."""
+
+    temperature: Positive = 1.0
+    """Temperature of sampling."""
+
+    action_tokens: Count = 512
+    """Longest action: what is sampled between two tool results."""
+
+    completion_tokens: Count = 4096
+    """Longest rollout: all actions and tool results together."""
+
+    calls: CountOrZero = 8
+    """Tool calls that are run in one rollout; one more ends it."""
+
+    batch: Count = 64
+    """Rollouts sampled at a time."""
+
+
+class ToolSettings(Settings):
+    """Tools that are run inside a rollout. Prompts that do not declare them get their declarations."""
+
+    functions: Annotated[tuple[Text, ...], Unique, OneOrMany] = ()
+    """Python functions as `module:function` or `file.py:function`; the schema comes from the signature. They run in a
+    child process of this program, not in the sandbox."""
+
+    mcp: Annotated[tuple[Text, ...], Unique, OneOrMany] = ()
+    """Commands that start MCP servers on their standard input and output."""
+
+    python: bool = False
+    """gpt-oss's built-in `python` tool, in a sandbox (bubblewrap); refused where there is none."""
+
+    seconds: Positive = 10.0
+    """Time for one call; one that takes longer gives the model an error."""
+
+
+RewardType = Literal["channel", "answer", "calls", "length", "language", "json", "function"]
+Script = Literal[
+    "latin", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "thai", "hangul", "chinese", "japanese"
+]
+
+
+class RewardSettings(Settings):
+    """One reward, a number from 0 to 1 for each rollout, and its weight in the sum."""
+
+    type: RewardType
+    """`channel`: every Harmony rule is kept. `answer`: the final is right. `calls`: tool calls are valid, right, and
+    succeed. `length`: the analysis keeps to the budget of its effort. `language`: analysis or final is in a script.
+    `json`: the final is JSON, valid for the row's schema. `function`: your own."""
+
+    name: Text | None = None
+    """Name in the metrics; null takes the type."""
+
+    weight: float = 1.0
+    """Factor in the sum. Weigh the answer over the format, else the format alone is learned."""
+
+    scorer: Text | None = None
+    """Of `answer`: `exact`, `number`, `math`, `choice`, `reasoning_gym`, ...; null takes what fits each row's truth."""
+
+    need: Annotated[tuple[Literal["valid", "right", "succeeded"], ...], NotEmpty, Unique, OneOrMany] = (
+        "valid",
+        "right",
+        "succeeded",
+    )
+    """Of `calls`: what every call must be: `valid` for a declared tool's schema, `right` by the row's truth (where it
+    has one), `succeeded` when it was run."""
+
+    budgets: dict[Effort, tuple[CountOrZero, Count]] = Field(default_factory=dict)
+    """Of `length`: for each effort the fewest and the most tokens of analysis that earn 1; outside, less and less."""
+
+    script: Script | None = None
+    """Of `language`: the writing that is wanted."""
+
+    channel: Literal["analysis", "final"] = "final"
+    """Of `language`: the channel that is looked at."""
+
+    share: Share = 0.9
+    """Of `language`: the share of letters in that script which earns 1."""
+
+    function: Text | None = None
+    """Of `function`: `module:function` or `file.py:function`, called with the typed completion and the row's reference
+    in a process of its own; it returns a number from 0 to 1. One that raises or hangs earns 0 and is counted."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> RewardSettings:
+        needs = {"length": "budgets", "language": "script", "function": "function"}.get(self.type)
+        if needs is not None and not getattr(self, needs):
+            raise ValueError(f"a reward of type `{self.type}` needs `{needs}`")
+        foreign = {"budgets": "length", "script": "language", "function": "function", "scorer": "answer"}
+        for field, kind in foreign.items():
+            if getattr(self, field) and self.type != kind:
+                raise ValueError(f"`{field}` belongs to a reward of type `{kind}`, not to `{self.type}`")
+        for effort, (least, most) in self.budgets.items():
+            if least > most:
+                raise ValueError(f"`budgets.{effort}`: {least} is more than {most}: write the fewest tokens first")
+        return self
+
+
+GrpoLoss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
+
+
+class GrpoSettings(Settings):
+    """Groups of completions and the loss on their rewards (TRL's GRPOTrainer)."""
+
+    group: Annotated[int, Field(ge=2)] = 8
+    """Completions of a prompt that are compared with each other."""
+
+    efforts: Annotated[tuple[Effort, ...], Unique, OneOrMany] = ()
+    """Efforts at each of which every prompt is sampled in a group of its own; empty samples a prompt at its effort."""
+
+    loss: GrpoLoss = "dapo"
+    """How the loss is formed and normalised."""
+
+    beta: NotNegative = 0.0
+    """Factor of the divergence from the model as it was before training; 0 needs no such model."""
+
+    epsilon: Positive = 0.2
+    """Lower clip of the probability ratio."""
+
+    epsilon_high: Positive | None = None
+    """Upper clip; null takes `epsilon`."""
+
+    scale: Literal["group", "batch", "none"] = "group"
+    """Advantages are divided by the deviation of the rewards in their group, in the batch, or not at all."""
+
+    ratio: Literal["token", "sequence"] = "token"
+    """Whether probability ratios are of tokens or of whole sequences (GSPO)."""
+
+    iterations: Count = 1
+    """Passes over the same rollouts."""
+
+    mask_truncated: bool = False
+    """Leave rollouts out of the loss that ran out of tokens."""

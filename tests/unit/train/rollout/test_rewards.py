@@ -1,0 +1,180 @@
+"""Each reward on what it should pay and what it must not; probes of reward hacking earn nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from counterpoint.configs.rl_section import RewardSettings
+from counterpoint.data.conversation import Effort, Tool
+from counterpoint.data.harmony.completion import parse_completion
+from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.train.evals.scorers import ExpectedCall, Reference
+from counterpoint.train.rollout.episodes import Called
+from counterpoint.train.rollout.rewards import Outcome, Rewards, script_share, zero_variance_share
+from counterpoint.train.rollout.tools import ToolResult
+
+VOCABULARY = load_vocabulary()
+ADD = Tool("add", "", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+THINK = "<|channel|>analysis<|message|>I add them up.<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>"
+RIGHT = f"{THINK}<|channel|>final<|message|>42<|return|>"
+PROMPT = "Is 40 + 2 equal to 42?"
+
+
+def outcome(
+    said: str, *, reference: Reference | None = None, faults: tuple[str | None, ...] = (), effort: Effort = "medium"
+) -> Outcome:
+    completion = parse_completion(VOCABULARY.encode_with_specials(said), tools=[ADD], effort=effort)
+    called = tuple(
+        Called(call, ToolResult("", fault))  # pyright: ignore[reportArgumentType]
+        for call, fault in zip(completion.calls, faults, strict=False)
+    )
+    return Outcome(completion, called, reference or Reference(answer="42", prompt=PROMPT), effort)
+
+
+def paid(found: Outcome, **setting: object) -> float:
+    with Rewards([RewardSettings.model_validate(setting)]) as rewards:
+        return rewards.score(found)[0]
+
+
+PROBES = {
+    "empty": "",
+    "stop alone": "<|return|>",
+    "junk": "42 42 42 42<|return|>",
+    "prompt echoed as tokens": f"<|start|>user<|message|>{PROMPT}<|end|><|start|>assistant",
+    "answer in analysis alone": "<|channel|>analysis<|message|>42<|return|>",
+    "answer in analysis, cut": "<|channel|>analysis<|message|>it is 42",
+    "two finals": f"{THINK}{FINAL}41<|end|><|start|>assistant{FINAL}42<|return|>",
+    "two finals, both right": f"{THINK}{FINAL}42<|end|><|start|>assistant{FINAL}42<|return|>",
+    "more after the final": RIGHT + RIGHT,
+    "empty final": f"{THINK}<|channel|>final<|message|><|return|>",
+    "unfinished final": f"{THINK}<|channel|>final<|message|>42",
+}
+EVERY = [
+    {"type": "channel"},
+    {"type": "answer"},
+    {"type": "answer", "scorer": "exact"},
+    {"type": "calls"},
+    {"type": "length", "budgets": {"medium": [0, 50]}},
+    {"type": "language", "script": "latin"},
+    {"type": "language", "script": "latin", "channel": "analysis"},
+    {"type": "json"},
+]
+
+
+@pytest.mark.parametrize("said", PROBES.values(), ids=PROBES)
+def test_hacking_probes_earn_nothing(said: str) -> None:
+    with Rewards([RewardSettings.model_validate(setting) for setting in EVERY]) as rewards:
+        assert rewards.score(outcome(said)) == [0.0] * len(EVERY)
+
+
+def test_an_echoed_prompt_is_no_answer() -> None:
+    echo = f"{THINK}<|channel|>final<|message|>{PROMPT}<|return|>"
+    assert paid(outcome(echo), type="answer") == 0
+    assert paid(outcome(echo.replace(PROMPT, f"{PROMPT} Yes: 42")), type="answer") == 1
+    assert paid(outcome(echo), type="language", script="latin") == 0
+
+
+def test_a_right_answer_earns_each_of_them() -> None:
+    assert paid(outcome(RIGHT), type="channel") == 1
+    assert paid(outcome(RIGHT), type="answer") == 1
+    assert paid(outcome(RIGHT.replace("42", "41")), type="answer") == 0
+    assert paid(outcome(RIGHT), type="answer", scorer="math") == 1
+    assert paid(outcome(RIGHT), type="language", script="latin", channel="analysis") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "faults", "need", "value"),
+    [
+        ('{"a": 1}', (None,), ["valid", "right", "succeeded"], 1),
+        ('{"a": 2}', (None,), ["valid", "right", "succeeded"], 0),
+        ('{"a": 2}', (None,), ["valid", "succeeded"], 1),
+        ('{"a": "x"}', (None,), ["valid"], 0),
+        ('{"a": 1}', ("raised",), ["valid", "right"], 1),
+        ('{"a": 1}', ("raised",), ["succeeded"], 0),
+        ('{"a": 1}', (), ["succeeded"], 0),
+    ],
+)
+def test_calls_must_be_what_is_needed(arguments: str, faults: tuple, need: list[str], value: float) -> None:
+    call = f"{THINK}<|channel|>commentary to=functions.add <|constrain|>json<|message|>{arguments}<|call|>"
+    reference = Reference(calls=(ExpectedCall("add", {"a": 1}),))
+    assert paid(outcome(call, reference=reference, faults=faults), type="calls", need=need) == value
+
+
+def test_no_call_is_right_only_where_none_is_wanted() -> None:
+    assert paid(outcome(RIGHT, reference=Reference(calls=())), type="calls") == 1
+    assert paid(outcome(RIGHT, reference=Reference(calls=(ExpectedCall("add", {}),))), type="calls") == 0
+    assert paid(outcome(RIGHT), type="calls") == 0
+
+
+@pytest.mark.parametrize(("tokens", "value"), [(0, 0.0), (2, 0.5), (4, 1.0), (8, 1.0), (12, 0.5), (16, 0.0), (20, 0.0)])
+def test_length_against_a_budget(tokens: int, value: float) -> None:
+    think = f"<|channel|>analysis<|message|>{' a' * tokens}<|end|><|start|>assistant"
+    said = f"{think}<|channel|>final<|message|>42<|return|>"
+    assert paid(outcome(said, effort="low"), type="length", budgets={"low": [4, 8]}) == value
+    assert paid(outcome(said, effort="low"), type="length", budgets={"high": [4, 8]}) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "script", "share"),
+    [
+        ("Hello there, 42!", "latin", 1.0),
+        ("Привет", "cyrillic", 1.0),
+        ("ab Привет", "cyrillic", 0.75),
+        ("你好", "chinese", 1.0),
+        ("こんにちは世界", "japanese", 1.0),
+        ("안녕", "hangul", 1.0),
+        ("नमस्ते", "devanagari", 1.0),
+        ("42 + 1 = ?", "latin", None),
+    ],
+)
+def test_script_by_unicode_names(text: str, script: str, share: float | None) -> None:
+    assert script_share(text, script) == share
+
+
+@pytest.mark.parametrize(
+    ("final", "schema", "value"),
+    [
+        ('{"answer": 42}', {"type": "object", "required": ["answer"]}, 1),
+        ('{"other": 42}', {"type": "object", "required": ["answer"]}, 0),
+        ('{"answer": 42}', None, 1),
+        ("42", None, 0),
+        ("{", None, 0),
+        ("[" * 100_000, None, 0),
+    ],
+)
+def test_json_finals(final: str, schema: dict | None, value: float) -> None:
+    said = f"{THINK}<|channel|>final<|message|>{final}<|return|>"
+    assert paid(outcome(said, reference=Reference(schema=schema)), type="json") == value
+
+
+def test_a_user_s_function_gets_the_typed_result_and_may_fail(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import time\n"
+        "def good(completion, reference): return 0.5 * (completion.final == reference.answer)\n"
+        "def raises(completion, reference): return 1 / 0\n"
+        "def hangs(completion, reference): time.sleep(60)\n"
+        "def nan(completion, reference): return float('nan')\n"
+    )
+    names = ("good", "raises", "nan", "hangs")
+    settings = [RewardSettings(type="function", name=name, function=f"{path}:{name}", weight=2.0) for name in names]
+    with Rewards(settings, seconds=5.0) as rewards:
+        values = rewards.score(outcome(RIGHT))
+        assert values == [0.5, 0.0, 0.0, 0.0]
+        assert rewards.total(values) == 1.0
+        assert rewards.failures == {"raises": 1, "nan": 1, "hangs": 1}
+
+
+def test_share_of_groups_without_variance() -> None:
+    assert zero_variance_share([1, 1, 0, 1, 0, 0], 2) == pytest.approx(2 / 3)
+    assert zero_variance_share([0.5] * 8, 8) == 1.0
+    assert zero_variance_share([], 8) == 0.0
+
+
+def test_names_are_distinct() -> None:
+    settings = [RewardSettings(type="channel"), RewardSettings(type="answer"), RewardSettings(type="answer")]
+    with Rewards(settings) as rewards:
+        assert rewards.names == ("channel", "answer", "answer_2")

@@ -1,0 +1,183 @@
+"""What a rollout earns: small judgements on the typed result, each a number from 0 to 1, composed with weights.
+
+Only a finished, single final is an answer, and a reward for manners (length, language, JSON) is paid for answers alone,
+so that saying nothing, junk, an echo of the prompt, or an answer left in the analysis earns nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import jsonschema
+
+from counterpoint.configs.rl_section import RewardSettings
+from counterpoint.data.conversation import Effort
+from counterpoint.data.harmony.codes import GROUPS
+from counterpoint.data.harmony.completion import Completion
+from counterpoint.train.evals.prompts import default_scorer
+from counterpoint.train.evals.scorers import Reference, Scorers, answer_of
+from counterpoint.train.rollout.episodes import Called
+
+TOOL_CODES = frozenset(code.value for code in GROUPS["tools"])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a reward sees of a rollout: the typed result of all its actions, the calls that were run, the row's truth.
+
+    scorer: the comparison that the row asks for; None takes what fits its truth.
+    """
+
+    completion: Completion
+    called: tuple[Called, ...]
+    reference: Reference
+    effort: Effort = "medium"
+    scorer: str | None = None
+
+
+class Rewards:
+    """The rewards of a run file. Close it, or use it as a context manager: foreign code runs in a child process.
+
+    failures: how often each reward's own code raised, hung or gave no number; such a rollout earns 0 from it.
+    """
+
+    def __init__(self, settings: Sequence[RewardSettings], seconds: float = 10.0) -> None:
+        self.settings = tuple(settings)
+        self.names = _names(self.settings)
+        self.weights = tuple(setting.weight for setting in self.settings)
+        self.failures: Counter[str] = Counter()
+        self._scorers = Scorers(seconds)
+
+    def score(self, outcome: Outcome) -> list[float]:
+        """One number a reward, in their order, before weights."""
+        return [self._value(name, setting, outcome) for name, setting in zip(self.names, self.settings, strict=True)]
+
+    def total(self, values: Sequence[float]) -> float:
+        return sum(value * weight for value, weight in zip(values, self.weights, strict=True))
+
+    def close(self) -> None:
+        self._scorers.close()
+
+    def __enter__(self) -> Rewards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _value(self, name: str, setting: RewardSettings, outcome: Outcome) -> float:
+        if setting.type in _OWN:
+            return _OWN[setting.type](outcome, setting)
+        if setting.type == "calls":
+            return self._calls(outcome, setting)
+        scorer = setting.function if setting.type == "function" else setting.scorer or outcome.scorer
+        scorer = scorer or default_scorer(outcome.reference)
+        return 0.0 if scorer is None else self._scored(name, scorer, outcome)
+
+    def _scored(self, name: str, scorer: str, outcome: Outcome) -> float:
+        completion = outcome.completion
+        if ":" not in scorer:  # the user's own function reads the completion as it is
+            completion = without_echo(completion, outcome.reference.prompt)
+        score = self._scorers.score(scorer, completion, outcome.reference)
+        if score.outcome == "failed":
+            self.failures[name] += 1
+            return 0.0
+        return score.value
+
+    def _calls(self, outcome: Outcome, setting: RewardSettings) -> float:
+        calls = outcome.completion.calls
+        expected = outcome.reference.calls
+        if not calls:
+            return float(expected == () and answer_of(outcome.completion) is not None)
+        if "valid" in setting.need and outcome.completion.codes & TOOL_CODES:
+            return 0.0
+        known = "right" in setting.need and expected is not None
+        if known and self._scorers.score("calls", outcome.completion, outcome.reference).value < 1:
+            return 0.0
+        ran = len(outcome.called) == len(calls) and not any(called.result.fault for called in outcome.called)
+        return float(ran or "succeeded" not in setting.need)
+
+
+def zero_variance_share(values: Sequence[float], group: int) -> float:
+    """Share of groups of `group` neighbours in which all values are equal: those teach nothing."""
+    groups = [values[i : i + group] for i in range(0, len(values), group)]
+    return sum(max(g) - min(g) < 1e-9 for g in groups) / len(groups) if groups else 0.0
+
+
+def without_echo(completion: Completion, prompt: str) -> Completion:
+    """The completion with the prompt cut out of its final: what repeats the question answers nothing."""
+    if completion.final is None or not prompt.strip() or prompt.strip() not in completion.final:
+        return completion
+    return replace(completion, final=completion.final.replace(prompt.strip(), " "))
+
+
+def channel(outcome: Outcome, setting: RewardSettings) -> float:
+    """Every rule of the checker is kept, in all actions."""
+    return float(outcome.completion.ok and outcome.completion.stop in ("return", "call"))
+
+
+def length(outcome: Outcome, setting: RewardSettings) -> float:
+    """1 where the analysis has the tokens of its effort's budget; below in proportion, above falling to 0 at twice."""
+    if answer_of(outcome.completion) is None or not outcome.completion.ok or outcome.effort not in setting.budgets:
+        return 0.0
+    least, most = setting.budgets[outcome.effort]
+    n = outcome.completion.n_tokens_by_channel["analysis"]
+    if n < least:
+        return n / least
+    return max(0.0, 1.0 - max(0, n - most) / most)
+
+
+def language(outcome: Outcome, setting: RewardSettings) -> float:
+    """Share of letters in the script, up to the share that is asked for. No letters, or no answer: 0."""
+    completion = outcome.completion
+    final = answer_of(without_echo(completion, outcome.reference.prompt))
+    if final is None or not final.strip() or setting.script is None:
+        return 0.0
+    found = script_share(final if setting.channel == "final" else completion.analysis or "", setting.script)
+    return 0.0 if found is None else min(1.0, found / setting.share) if setting.share else 1.0
+
+
+def json_final(outcome: Outcome, setting: RewardSettings) -> float:
+    """The final is JSON, an object or a list, and valid for the row's schema where it has one."""
+    final = answer_of(outcome.completion)
+    if final is None:
+        return 0.0
+    try:
+        value = json.loads(final)
+    except (ValueError, RecursionError):
+        return 0.0
+    schema = outcome.reference.schema
+    if schema is None:
+        return float(isinstance(value, dict | list))
+    return float(jsonschema.Draft202012Validator(dict(schema)).is_valid(value))
+
+
+_SCRIPTS = {"chinese": ("CJK",), "japanese": ("HIRAGANA", "KATAKANA", "CJK")}
+
+
+def script_share(text: str, script: str) -> float | None:
+    """Share of the letters of `text` that are of the script, by their Unicode names; None without a letter."""
+    wanted = _SCRIPTS.get(script, (script.upper(),))
+    letters = [unicodedata.name(c, "").split(" ")[0].split("-")[0] for c in text if c.isalpha()]
+    return sum(name in wanted for name in letters) / len(letters) if letters else None
+
+
+_OWN: dict[str, Callable[[Outcome, RewardSettings], float]] = {
+    "channel": channel,
+    "length": length,
+    "language": language,
+    "json": json_final,
+}
+
+
+def _names(settings: Sequence[RewardSettings]) -> tuple[str, ...]:
+    """A name each; those of the same name are numbered."""
+    names: list[str] = []
+    for setting in settings:
+        name = setting.name or setting.type
+        taken = sum(other == name or other.startswith(f"{name}_") for other in names)
+        names.append(f"{name}_{taken + 1}" if taken else name)
+    return tuple(names)
