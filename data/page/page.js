@@ -5,7 +5,7 @@ const number = (value) => value.toLocaleString("en-US");
 const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 const FIRST_SPECIAL = 199998;
 const CLAMP_TOKENS = 150;
-const state = { found: [], at: 0, tokens: [], on: -1, starts: [] };
+const state = { found: [], at: 0, tokens: [], on: -1, starts: [], address: 0 };
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -93,7 +93,9 @@ function go(at) {
   element("jump").value = index === undefined ? "0" : String(state.at + 1);
   const all = state.found.length === data.examples.length;
   element("count").textContent = `of ${number(state.found.length)}${all ? "" : " found"}`;
-  if (index !== undefined) history.replaceState(null, "", `#${index + 1}`);
+  /* Browsers refuse hundreds of these in a row, as a held key would ask for. */
+  clearTimeout(state.address);
+  if (index !== undefined) state.address = setTimeout(() => history.replaceState(null, "", `#${index + 1}`), 200);
   draw(index);
 }
 

@@ -113,10 +113,10 @@ def test_paging_by_button_key_number_and_address(opened: Chrome, page: Path) -> 
     opened.set_value("#jump", "4")
     assert heading(opened) == "talk.jsonl:3"
     assert "prompt only: nothing to train, the row ends in a user message" in opened.text(".gone")
-    assert opened.run("location.hash") == "#4"
+    opened.wait("location.hash === '#4'")
     opened.set_value("#jump", "99")
     assert opened.run("document.querySelector('#next').disabled")
-    assert opened.run("location.hash") == "#7"
+    opened.wait("location.hash === '#7'")
     opened.run("location.hash = '#3'")
     opened.wait("document.querySelector('#example h2').innerText === 'talk.jsonl:2'")
     assert opened.run("document.querySelector('#jump').value") == "3"
