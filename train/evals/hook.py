@@ -140,7 +140,8 @@ class ChannelEval(TrainerCallback):
         if not adapted or not self.settings.base:
             self.measure(0, "tuned", control)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def after_step(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+        """Called by the trainer once a step is logged and saved, so that a kill in here costs nothing."""
         last = state.global_step >= state.max_steps > 0
         due = self.settings.every is not None and state.global_step % self.settings.every == 0
         if (due and not last) or (last and self.settings.at_end):
@@ -216,6 +217,14 @@ def read_points(folder: Path) -> list[dict[str, Any]]:
             points.append(json.loads(line))
     # A resumed run may have measured a step twice; the newer one counts.
     return list({(point["step"], point["who"]): point for point in points}.values())
+
+
+def channel_verdict(points: Sequence[Mapping[str, Any]]) -> str | None:
+    """`channel-correct: 0.99 (before 0.40)`, of the newest measurement and the first; None without any."""
+    if not points:
+        return None
+    first, last = points[0], points[-1]
+    return f"channel-correct: {last['channel_correct']:.2f} (before {first['channel_correct']:.2f})"
 
 
 def _codes(row: Mapping[str, Any]) -> str:

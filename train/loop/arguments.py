@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from trl.trainer.sft_config import SFTConfig
 
@@ -81,9 +81,6 @@ def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
     steps = total_steps(settings, n_rows)
     warmup = train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * steps)
     optimizers = {"adamw": "adamw_torch_fused" if device == "cuda" else "adamw_torch", "adamw_8bit": "adamw_8bit"}
-    sharded = settings.launch.strategy == "fsdp2" and world_size() > 1
-    # FSDP2 puts its own checkpointing around its shards.
-    checkpointing = train.activation_checkpointing and not sharded
     args = SFTConfig(
         output_dir=str(run_folder),
         seed=settings.seed,
@@ -98,11 +95,9 @@ def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=optimizers[train.optimizer],
-        activation_checkpointing=checkpointing,
-        gradient_checkpointing=checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-        fsdp=cast(Any, sharded or None),
-        fsdp_config={**_FSDP2, "activation_checkpointing": train.activation_checkpointing} if sharded else None,
+        activation_checkpointing=train.activation_checkpointing,
+        gradient_checkpointing=train.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if train.activation_checkpointing else None,
         train_sampling_strategy="random" if settings.data.shuffle else "sequential",
         logging_steps=train.log_every,
         logging_first_step=True,
@@ -116,7 +111,6 @@ def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
     return args
 
 
-_FSDP2: dict[str, Any] = {"version": 2, "transformer_layer_cls_to_wrap": ["GptOssDecoderLayer"]}
 _FIXED: dict[str, Any] = {
     # Weights keep the type they were loaded in; the trainer opens autocast itself. Accelerate's mixed precision would
     # copy every hidden state to float32.

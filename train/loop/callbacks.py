@@ -107,7 +107,7 @@ class HeldOutLoss(TrainerCallback):
         if self.at_start and state.global_step == 0:
             self._measure()
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def after_step(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
         last = state.global_step >= state.max_steps
         if last or (self.every and state.global_step % self.every == 0):
             self._measure()

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -43,7 +43,8 @@ class CounterpointTrainer(SFTTrainer):
 
     collate: rows to a batch (data/batches/collate.py). identity: what a checkpoint must share with a run that goes on
     from it. extras: writes further files into a checkpoint (the vocabulary map). warn: where warnings go. Callbacks
-    with `state_dict` and `load_state_dict` keep their state in checkpoints.
+    with `state_dict` and `load_state_dict` keep their state in checkpoints; those with `after_step` are called with it
+    once a step is logged and saved.
     """
 
     loss_is_scaled_for_ga = True
@@ -69,6 +70,7 @@ class CounterpointTrainer(SFTTrainer):
         self.stop = stop or StopSignal()
         self.stop_agreed = False
         self.saved_step: int | None = None
+        self.evaluated_step = 0
         self.spikes = SpikeWatch(loop.spike_factor)
         self.clock = StepClock()
         self._step_batches: list[MicroBatch] = []
@@ -91,9 +93,14 @@ class CounterpointTrainer(SFTTrainer):
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal ended training before its last step."""
-        asked = self.stop.received is not None or self.stop_agreed
-        return asked and self.state.global_step < self.state.max_steps
+        """Whether a signal ends training before its last step; the same in all processes."""
+        return self.asked_to_stop and self.state.global_step < self.state.max_steps
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a signal came; where several processes run, whether all of them know."""
+        alone = self.accelerator.num_processes == 1
+        return self.stop.received is not None if alone else self.stop_agreed
 
     def _send_telemetry(self) -> None:
         """TRL reports each run to its makers; nothing leaves this machine from here."""
@@ -186,7 +193,7 @@ class CounterpointTrainer(SFTTrainer):
         local = torch.tensor([*map(float, self._step_tokens), stop], dtype=torch.float64, device=self.args.device)
         local = torch.cat([self._step_loss.to(local).reshape(1), local])
         loss, trained, total, stops = self.accelerator.reduce(local, "sum").tolist()  # pyright: ignore
-        self.stop_agreed = stops > 0
+        self.stop_agreed = self.stop_agreed or stops > 0
         self._check_step(model, loss, norm)
         self.meter.add_step(loss, int(trained), int(total), self.clock.seconds())
         self._forget_step()
@@ -236,6 +243,31 @@ class CounterpointTrainer(SFTTrainer):
         super().log(logs, start_time)
         # transformers takes any log line for the one that was due; a callback's own must not swallow it.
         self.control.should_log = still_to_log
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log and save as transformers does, and only then evaluate: a kill during a long evaluation costs no step."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        step = self.state.global_step
+        if step == self.evaluated_step or self.stopped:
+            return
+        self.evaluated_step = step
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "after_step"):
+                cast(Any, callback).after_step(self.args, self.state, self.control)
+        self._agree_on_control()
+        if self.control.should_save and self.saved_step != step:
+            self._save_checkpoint(cast(Any, self.model_wrapped), None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.control.should_save = False
+
+    def _agree_on_control(self) -> None:
+        """Every process does what one of them was told meanwhile: by a signal, or by a threshold of the evaluation."""
+        control = self.control
+        told = [control.should_training_stop, control.should_save, self.stop.received is not None]
+        flags = torch.tensor(told, dtype=torch.float32, device=self.args.device)
+        stop, save_now, signalled = (cast(torch.Tensor, self.accelerator.reduce(flags, "sum")) > 0).tolist()
+        self.stop_agreed = self.stop_agreed or signalled
+        control.should_training_stop, control.should_save = stop or signalled, save_now or signalled
 
     # ---- checkpoints
 
@@ -318,13 +350,12 @@ class CounterpointTrainer(SFTTrainer):
 
 
 class _StepEvents(TrainerCallback):
-    """Ends the run after a step in which SIGTERM or Ctrl-C came, with a checkpoint. Runs after all other callbacks."""
+    """Ends the run after a step in which SIGTERM or Ctrl-C came, with a checkpoint."""
 
     def __init__(self, trainer: CounterpointTrainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        alone = self.trainer.accelerator.num_processes == 1
-        if self.trainer.stop.received is not None if alone else self.trainer.stop_agreed:
+        if self.trainer.asked_to_stop:
             control.should_save = True
             control.should_training_stop = True

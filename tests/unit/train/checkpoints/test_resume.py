@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from transformers import TrainerCallback
 
 from counterpoint.train.checkpoints.resume import newest_complete
+from counterpoint.train.loop.stop import StopSignal
 
 SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
 # 24 rows, 4 a step: 6 steps an epoch. Saves fall inside and at the end of epochs, and inside windows of the log.
@@ -168,6 +170,64 @@ def test_state_of_callbacks_guard_and_meter_goes_on(tiny_run: ModuleType, tmp_pa
     )
     # The interval of the new process holds, not the checkpoint's.
     assert [p.name for p in sorted((tmp_path / "again" / "checkpoints").iterdir())] == ["step-000005", "step-000006"]
+
+
+class Evaluation(TrainerCallback):
+    """Notes which checkpoints stand when it is called; at `step` it does what it is told."""
+
+    def __init__(self, folder: Path, step: int = -1, act: Any = None) -> None:
+        self.folder, self.step, self.act = folder, step, act
+        self.seen: list[tuple[int, list[str]]] = []
+
+    def after_step(self, args: Any, state: Any, control: Any) -> None:
+        self.seen.append((state.global_step, sorted(p.name for p in (self.folder / "checkpoints").glob("step-*"))))
+        if state.global_step == self.step:
+            self.act(control)
+
+
+def test_a_step_is_saved_before_it_is_evaluated(tiny_run: ModuleType, tmp_path: Path) -> None:
+    evaluation = Evaluation(tmp_path)
+    tiny_run.make(tmp_path, steps=4, every=2, callbacks=[evaluation]).train()
+    assert evaluation.seen == [
+        (1, []),
+        (2, ["step-000002"]),
+        (3, ["step-000002"]),
+        (4, ["step-000002", "step-000004"]),
+    ]
+
+
+def test_a_signal_during_an_evaluation_ends_the_run_there(tiny_run: ModuleType, tmp_path: Path) -> None:
+    with StopSignal() as stop:
+        evaluation = Evaluation(tmp_path, 3, lambda control: os.kill(os.getpid(), signal.SIGTERM))
+        trainer = tiny_run.make(tmp_path, steps=6, every=5, callbacks=[evaluation], stop=stop)
+        trainer.train()
+        assert trainer.stopped
+    assert stop.exit_code == 143
+    assert evaluation.seen[-1][0] == trainer.state.global_step == 3
+    whole, _ = newest_complete(tmp_path)
+    assert whole is not None
+    assert whole.step == 3
+
+
+def test_no_evaluation_after_a_signal(tiny_run: ModuleType, tmp_path: Path) -> None:
+    with StopSignal() as stop:
+        evaluation = Evaluation(tmp_path)
+        callbacks = [tiny_run.Signal(2, signal.SIGTERM), evaluation]
+        trainer = tiny_run.make(tmp_path, steps=6, every=5, callbacks=callbacks, stop=stop)
+        trainer.train()
+    assert [step for step, _ in evaluation.seen] == [1, 2]
+    assert trainer.state.global_step == 3
+
+
+def test_a_threshold_of_the_evaluation_saves_and_stops(tiny_run: ModuleType, tmp_path: Path) -> None:
+    def stop(control: Any) -> None:
+        control.should_save = control.should_training_stop = True
+
+    trainer = tiny_run.make(tmp_path, steps=6, every=5, callbacks=[Evaluation(tmp_path, 2, stop)])
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert not trainer.stopped
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
 
 
 def test_nothing_in_a_checkpoint_runs_code(tiny_run: ModuleType, tmp_path: Path) -> None:

@@ -81,15 +81,6 @@ def test_no_interval_saves_only_at_the_end(tmp_path: Path) -> None:
     assert (args.save_strategy, args.save_steps) == ("steps", NEVER)
 
 
-def test_sharding_takes_its_own_checkpointing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a second process there is nothing to shard."""
-    run = settings(activation_checkpointing=True)
-    alone = run.model_copy(update={"launch": run.launch.model_copy(update={"strategy": "fsdp2"})})
-    args = sft_arguments(alone, tmp_path, 10)
-    assert not args.fsdp
-    assert args.activation_checkpointing
-
-
 def test_loop_settings(tmp_path: Path) -> None:
     loop = loop_settings(settings(keep_checkpoints=3, on_loss_spike="stop", router_aux_loss_coef=0.1), tmp_path)
     assert loop.checkpoints == tmp_path / "checkpoints"
