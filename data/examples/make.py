@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.data.conversation import EFFORTS, Effort
+from counterpoint.data.examples.bias import bias_rows
 from counterpoint.data.examples.habits import base_rows
 from counterpoint.data.examples.probes import probe_rows
 from counterpoint.data.examples.sums import (
@@ -183,6 +184,7 @@ def write_all(folder: Path) -> None:
         "quickstart_eval.jsonl": eval_rows(random.Random(SEED + 1)),
         "tiny_base.jsonl": base_rows(random.Random(SEED + 2), draw),
         "probes.jsonl": probe_rows(),
+        "bias_probes.jsonl": bias_rows(),
     }
     for name, content in rows.items():
         lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in content]

@@ -23,6 +23,8 @@ from counterpoint.train.rollout.engines import Engine
 from counterpoint.train.rollout.sample import Sampled
 
 PLAN = "plan.json"
+PROBE_FIELDS = ("skill", "pair", "attribute", "variant", "answers", "favourable")
+"""Fields of a row that `guard` reads; they go along with its samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +130,14 @@ def _drawn(group: Sequence[Draw], engine: Engine, vocabulary: Vocabulary, scorer
 def row_of(draw: Draw, sampled: Sampled, vocabulary: Vocabulary, scorers: Scorers, seconds: float) -> Row:
     """A sample checked and scored, as a line of samples.jsonl. seconds: its share of the group's, by tokens."""
     judged = judge(draw.prompt, draw.effort, draw.sample, sampled.ids, sampled.finish_reason, vocabulary, scorers)
+    truth = draw.prompt.conversation.metadata
     return {
         **judged.as_row(vocabulary),
         "cluster": draw.prompt.cluster or draw.prompt.id,
         "finish_reason": sampled.finish_reason,
         "seed": draw.seed,
         "prompt_hash": draw.prompt_hash,
+        "probe": {name: truth[name] for name in PROBE_FIELDS if name in truth},
         "seconds": round(seconds, 4),
     }
 
