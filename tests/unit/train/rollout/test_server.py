@@ -1,0 +1,157 @@
+"""The server engine against a small server of the test's own: what it asks, what it takes, what it does with faults."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from counterpoint.configs.errors import ModelError, RunError
+from counterpoint.configs.schema import ServerSettings
+from counterpoint.data.harmony.vocabulary import CALL, RETURN
+from counterpoint.train.rollout.server import KEY_VARIABLE, ServerEngine
+
+
+class Fake(ThreadingHTTPServer):
+    """Answers each prompt with its own ids backwards; `faults` are statuses to give first."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.faults: list[int] = []
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.change: dict[str, Any] = {}
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Fake  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.reply(200, {"data": [{"id": "openai/gpt-oss-20b"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked.append(body)
+            self.server.keys.append(self.headers.get("Authorization"))
+            fault = self.server.faults.pop() if self.server.faults else 200
+        if fault == 0:
+            self.connection.close()
+            return
+        if fault != 200:
+            self.reply(fault, {"error": {"message": "no room"}})
+            return
+        ids = body["prompt"][::-1]
+        long = len(ids) > body["max_tokens"]
+        choice = {
+            "token_ids": ids[: body["max_tokens"]] if long else [*ids, RETURN],
+            "prompt_token_ids": body["prompt"],
+            "finish_reason": "length" if long else "stop",
+            "stop_reason": None if long else RETURN,
+            **self.server.change,
+        }
+        self.reply(200, {"choices": [choice]})
+
+    def reply(self, status: int, value: Any) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def server() -> Iterator[Fake]:
+    fake = Fake()
+    thread = threading.Thread(target=fake.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield fake
+    fake.shutdown()
+    fake.server_close()
+
+
+def engine(server: Fake, **settings: Any) -> ServerEngine:
+    made = ServerEngine.connected(ServerSettings(url=server.url, **settings))
+    made.pause = 0
+    return made
+
+
+def test_ids_go_in_and_out(server: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "sesame")
+    found = engine(server, parallel=3).sample([[1, 2], [3, 4, 5, 6, 7], [8]], 4, 0.7, seed=[11, 12, 2**62])
+    assert [s.ids for s in found] == [[2, 1, RETURN], [7, 6, 5, 4], [8, RETURN]]
+    assert [s.finish_reason for s in found] == ["stop", "length", "stop"]
+    asked = sorted(server.asked, key=lambda body: body["prompt"])
+    assert asked[0] == {
+        "model": "openai/gpt-oss-20b", "prompt": [1, 2], "max_tokens": 4, "temperature": 0.7, "seed": 11,
+        "stop_token_ids": [RETURN, CALL], "ignore_eos": True, "return_token_ids": True, "skip_special_tokens": False,
+        "n": 1,
+    }  # fmt: skip
+    assert asked[2]["seed"] == 2**62
+    assert set(server.keys) == {"Bearer sesame"}
+
+
+def test_one_seed_is_derived_for_each_prompt(server: Fake) -> None:
+    engine(server, model="mine").sample([[1], [1]], 4, seed=5)
+    assert len({body["seed"] for body in server.asked}) == 2
+    assert {body["model"] for body in server.asked} == {"mine"}
+    assert server.keys == [None, None]
+
+
+def test_a_stop_token_that_the_server_left_out_is_put_back(server: Fake) -> None:
+    server.change = {"token_ids": [5], "stop_reason": CALL}
+    assert engine(server).sample([[1]], 4)[0].ids == [5, CALL]
+
+
+@pytest.mark.parametrize("fault", [0, 429, 500, 503])
+def test_a_failed_request_is_made_again(server: Fake, fault: int) -> None:
+    made = engine(server)
+    server.faults = [fault, fault]
+    assert made.sample([[9]], 4)[0].ids == [9, RETURN]
+    assert len(server.asked) == 3
+
+
+def test_a_server_that_stays_down_is_told(server: Fake) -> None:
+    made = engine(server, retries=1)
+    server.faults = [503] * 9
+    with pytest.raises(RunError, match=r"503.*no room"):
+        made.sample([[9], [8]], 4)
+    with pytest.raises(RunError, match=r"server\.url"):
+        ServerEngine.connected(ServerSettings(url="http://127.0.0.1:9/v1", retries=0))
+
+
+def test_a_refused_request_is_not_made_again(server: Fake) -> None:
+    made = engine(server)
+    server.faults = [400]
+    with pytest.raises(RunError, match=r"400.*no room"):
+        made.sample([[9]], 4)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"token_ids": None}, "no token ids"),
+        ({"prompt_token_ids": [1, 1]}, "other prompt"),
+        ({"token_ids": [1], "stop_reason": None}, "which token"),
+        ({"token_ids": ["a"]}, "no token ids"),
+    ],
+)
+def test_answers_that_cannot_be_checked_are_refused(server: Fake, change: dict[str, Any], told: str) -> None:
+    server.change = change
+    with pytest.raises(ModelError, match=told):
+        engine(server).sample([[9]], 4)
