@@ -26,11 +26,12 @@ SCRIPTS = (
 KINDS = (CODE, EMOJI, NUMBERS, SPACE, SIGNS, OTHER, *SCRIPTS)
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 
+# In this order: what comes later wins (Arabic digits are numbers).
 _PATTERNS = {
+    **{script: rf"\p{{Script={script}}}" for script in SCRIPTS},
     SIGNS: r"[\p{P}\p{S}]",
     SPACE: r"[\s\p{Z}]",
     NUMBERS: r"\p{N}",
-    **{script: rf"\p{{Script={script}}}" for script in SCRIPTS},
     EMOJI: r"[\p{Emoji_Presentation}\p{Emoji_Modifier}\p{Regional_Indicator}\uFE0F\u2600-\u27BF]",
 }
 _TABLE = 0x20000

@@ -39,6 +39,7 @@ from counterpoint.data.tally import Tally
 Numbered = tuple[int, RawRow | BadRow, str, int]
 """A row with its number among all rows, the format of its source, and how often it is taken."""
 
+QUARANTINE = "quarantine"
 _CHUNK_BYTES, _CHUNK_ROWS = 1 << 20, 256
 _BATCH_TOKENS = 2_000_000
 
@@ -118,6 +119,9 @@ def prepare(
         return Prepared(found, made=False)
     with cache.folder_beside(out) as work:
         whole = _write(specs, work, job, fingerprint, workers, on_chunk)
+        if quarantine is not None:
+            shutil.copyfile(work / QUARANTINE, quarantine)
+        (work / QUARANTINE).unlink()
         if cache.data_stamps(specs) != stamps:
             raise DataError(f"{_names(specs)}: changed while it was read: prepare it again when it is complete")
         _check(whole.report, specs, bad_rows_limit)
@@ -126,11 +130,6 @@ def prepare(
         (work / STATISTICS).write_bytes(orjson.dumps(statistics, option=options))
         page = statistics_page(whole.report, statistics, fingerprint, sources=[spec.path for spec in specs])
         cache.write_durably(work / PAGE, page)
-        bad = work / "quarantine"
-        if quarantine is not None:
-            shutil.move(bad, quarantine)
-        else:
-            bad.unlink()
         place.fill(work, fingerprint, whole.report)
     return Prepared(whole.report, made=True, why=found if isinstance(found, str) else "")
 
@@ -146,7 +145,7 @@ def _write(
     """Writes examples and quarantine into `work`; returns the counts."""
     whole = Chunk()
     with ExitStack() as stack:
-        quarantine = stack.enter_context((work / "quarantine").open("wb"))
+        quarantine = stack.enter_context((work / QUARANTINE).open("wb"))
         folder = ArrowFolder(work) if job.output == "arrow" else None
         lines = stack.enter_context((work / LINES).open("wb")) if folder is None else None
         for chunk in _chunks_done(_chunks(weighted_rows(specs)), job, workers):

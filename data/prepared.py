@@ -41,7 +41,7 @@ def json_lines(examples: Iterable[Example]) -> bytes:
     lines = []
     for example in examples:
         row = {
-            "source": example.source,
+            "source": _text(example.source),
             "turn": example.turn,
             "input_ids": example.ids,
             "weights": example.weights,
@@ -54,18 +54,17 @@ def json_lines(examples: Iterable[Example]) -> bytes:
 
 def arrow_batch(examples: Sequence[Example]) -> bytes:
     """The examples as one serialised record batch of `SCHEMA`."""
-    offsets = pa.array(np.cumsum([0, *(len(e.ids) for e in examples)]), pa.int32())
+    warnings = [_warnings(e) for e in examples]
+    offsets = _offsets(len(e.ids) for e in examples)
     codes = np.concatenate([_trained_channels(e) for e in examples])
-    names = pa.DictionaryArray.from_arrays(
-        pa.array(np.maximum(codes, 1).astype(np.int8) - 1, mask=codes == 0), pa.array(CHANNEL_NAMES[1:])
-    )
+    turns = np.array([e.turn for e in examples], dtype=np.int32)
     columns = [
-        pa.array([e.source for e in examples], pa.string()),
-        pa.array([e.turn for e in examples], pa.int32()),
-        pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([e.ids for e in examples]))),
-        pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([e.weights for e in examples]))),
-        pa.ListArray.from_arrays(offsets, names.cast(pa.string())),
-        pa.array([_warnings(e) for e in examples], pa.list_(pa.string())),
+        _strings([_text(e.source) for e in examples]),
+        _numbers(pa.int32(), turns),
+        pa.ListArray.from_arrays(offsets, _numbers(pa.int32(), np.concatenate([e.ids for e in examples]))),
+        pa.ListArray.from_arrays(offsets, _numbers(pa.float32(), np.concatenate([e.weights for e in examples]))),
+        pa.ListArray.from_arrays(offsets, _channel_names(codes)),
+        pa.ListArray.from_arrays(_offsets(map(len, warnings)), _strings([text for row in warnings for text in row])),
     ]
     return pa.record_batch(columns, schema=SCHEMA).serialize().to_pybytes()
 
@@ -152,8 +151,45 @@ def _trained_channels(example: Example) -> np.ndarray:
     return np.where(example.weights > 0, example.channels, 0)
 
 
+# Arrow arrays from buffers: `pa.array` would import pandas, half a second in each process.
+
+
+def _numbers(kind: pa.DataType, values: np.ndarray) -> pa.Array:
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def _offsets(lengths: Iterable[int]) -> pa.Array:
+    return _numbers(pa.int32(), np.cumsum([0, *lengths], dtype=np.int32))
+
+
+def _strings(texts: Sequence[str]) -> pa.Array:
+    encoded = [text.encode() for text in texts]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+def _channel_names(codes: np.ndarray) -> pa.Array:
+    """Names of channel codes, null for context; the names are written run by run."""
+    names = ["", *CHANNEL_NAMES[1:]]
+    lengths = np.array([len(name) for name in names], dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths[codes])]).astype(np.int32)
+    starts = np.flatnonzero(np.diff(codes, prepend=255)).tolist()
+    runs = zip(codes[starts].tolist(), np.diff([*starts, len(codes)]).tolist(), strict=True)
+    data = "".join(names[code] * count for code, count in runs).encode()
+    valid = np.packbits(codes != 0, bitorder="little")
+    nulls = int((codes == 0).sum())
+    return pa.StringArray.from_buffers(
+        len(codes), pa.py_buffer(offsets), pa.py_buffer(data), pa.py_buffer(valid), null_count=nulls
+    )
+
+
 def _warnings(example: Example) -> list[str]:
-    return [f"{notice.kind}: {notice.field}: {notice.detail}" for notice in example.notices]
+    return [_text(f"{notice.kind}: {notice.field}: {notice.detail}") for notice in example.notices]
+
+
+def _text(text: str) -> str:
+    """File names may hold bytes that are no UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _notice(text: str) -> Notice:

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     )
     size = _bytes_of(specs)
     workers = args.workers or max(1, min(_cores(), size // _BYTES_PER_WORKER))
-    signal.signal(signal.SIGTERM, _stop)
+    handler = signal.signal(signal.SIGTERM, _stop)
     progress = _Progress(sys.stderr, size) if sys.stderr.isatty() else None
     start = time.monotonic()
     try:
@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             on_chunk=progress,
         )
     finally:
+        signal.signal(signal.SIGTERM, handler)
         if progress is not None:
             progress.clear()
     if done.why:

@@ -1,0 +1,71 @@
+"""Statistics over rows: sums do not depend on the chunks, memory is bounded, duplicates are found."""
+
+from __future__ import annotations
+
+import pytest
+
+from counterpoint.data import tally as module
+from counterpoint.data.conversation import Conversation, Message, Tool
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.tally import OTHERS, Tally, sampled
+
+RENDERER = Renderer(load_vocabulary())
+
+
+def conversation(n: int) -> Conversation:
+    call = Message("assistant", "{}", "commentary", f"functions.f{n % 3}")
+    messages = (Message("user", f"question {n}"), call, Message("tool", "r", "commentary", name=f"functions.f{n % 3}"))
+    return Conversation((*messages, Message("assistant", "a " * n, "final")), tools=(Tool("f0"), Tool("g")))
+
+
+def tally(numbers: range) -> Tally:
+    out = Tally()
+    for n in numbers:
+        item = conversation(n)
+        out.add(item, RENDERER.examples(item), RENDERER.vocabulary, n)
+    return out
+
+
+def test_sums_do_not_depend_on_the_chunks() -> None:
+    whole, parts = tally(range(60)), Tally()
+    for start in range(0, 60, 7):
+        parts.merge(tally(range(start, min(start + 7, 60))))
+    assert parts.as_dict() == whole.as_dict()
+
+
+def test_what_is_counted() -> None:
+    counted = tally(range(30)).as_dict()
+    assert counted["tools_called"] == {"functions.f0": 10, "functions.f1": 10, "functions.f2": 10}
+    assert counted["tools_declared"] == {"functions.f0": 30, "functions.g": 30}
+    assert counted["turns"] == {"1": 30}
+    lengths = [len(example.ids) for n in range(30) for example in RENDERER.examples(conversation(n))]
+    assert counted["lengths"]["max"] == max(lengths)
+    assert counted["lengths"]["median"] == sorted(lengths)[14]
+    assert sum(counted["tokens"].values()) == sum(lengths)
+    for part in counted["lengths"]["histogram"]:
+        assert part["examples"] == sum(part["from"] <= n <= part["to"] for n in lengths)
+
+
+def test_repeated_rows_are_counted_once_each() -> None:
+    out = tally(range(5))
+    out.merge(tally(range(3)))
+    assert out.duplicates == 3
+
+
+def test_hashes_and_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_HASHES", 50)
+    monkeypatch.setattr(module, "_MAX_NAMES", 2)
+    out = Tally()
+    for _ in range(2):
+        for start in range(0, 200, 10):
+            out.merge(tally(range(start, start + 10)))
+    assert len(out._hashes) <= 50
+    assert 100 <= out.duplicates <= 300  # 200, from a sample of them
+    assert out.as_dict()["duplicates_estimated"]
+    assert set(out.called) == {"functions.f0", "functions.f1", OTHERS}
+
+
+def test_sample_is_all_first_rows_and_some_of_the_rest() -> None:
+    assert sum(map(sampled, range(1_000))) == 1_000
+    assert sum(map(sampled, range(1_000, 17_000))) == 1_000
