@@ -68,9 +68,7 @@ def test_examples_come_back_as_they_were(source: Path) -> None:
         assert a.channels.tolist() == b.channels.tolist()
 
 
-@pytest.mark.parametrize(
-    "values", [{}, {"pack_tokens": 1000, "max_tokens": 1000}, {"tree": False}, {"max_tokens": 86}]
-)
+@pytest.mark.parametrize("values", [{}, {"pack_tokens": 1000, "max_tokens": 1000}, {"tree": False}, {"max_tokens": 86}])
 def test_training_rows_equal_those_of_the_source(source: Path, values: dict[str, object]) -> None:
     folder = made(source)
     direct, prepared = rows(settings(source, **values)), rows(settings(folder, **values))
