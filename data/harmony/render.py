@@ -146,7 +146,7 @@ class Renderer:
         too_long = 0
         arrays = _Arrays()
         for turn, spans in self._turn_spans(conversation):
-            if not any(span.weight > 0 for span in spans):
+            if not any(span.weight > 0 and span.ids for span in spans):
                 continue
             if max_tokens is not None and sum(len(span.ids) for span in spans) > max_tokens:
                 too_long += 1
