@@ -17,10 +17,8 @@ from counterpoint.configs import builtin
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.problems import dotted, explain, place_of, shown
 from counterpoint.configs.redact import looks_secret
-from counterpoint.configs.schema import RECIPES, EvaluateRun, SftRun
+from counterpoint.configs.schema import RECIPES, Run
 from counterpoint.configs.yaml_file import COMMAND_LINE, Document, Key, read_file, read_text
-
-Run = SftRun | EvaluateRun
 
 
 def load_run(source: str | Path | None, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Run:
@@ -150,7 +148,7 @@ def _set(value: Any, path: Key, new: Any, name: str) -> Any:
     return {**(value or {}), head: _set(inner, tuple(rest), new, name)}
 
 
-def _recipe_of(document: Document, where: str) -> type[SftRun] | type[EvaluateRun]:
+def _recipe_of(document: Document, where: str) -> type[Run]:
     recipe = document.value.get("recipe")
     known = ", ".join(RECIPES)
     if recipe is None:

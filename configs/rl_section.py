@@ -76,7 +76,7 @@ class ToolSettings(Settings):
     """Commands that start MCP servers on their standard input and output."""
 
     python: bool = False
-    """gpt-oss's built-in `python` tool, in a sandbox (bubblewrap); refused where there is none."""
+    """The built-in `python` tool of gpt-oss, in a sandbox (bubblewrap); refused where there is none."""
 
     seconds: Positive = 10.0
     """Time for one call; one that takes longer gives the model an error."""

@@ -2,6 +2,9 @@
 
     RECIPES       recipe -> its class
     SftRun        sections model, lora, data, train, eval, tracking, launch
+    DpoRun        the same, and dpo
+    GrpoRun       the same, and grpo, rollout, rewards, tools
+    DistillRun    sections model, data, distill, tracking
     EvaluateRun   sections model, eval, tracking
 
 The docstring under a field is its documentation and the JSON schema's description (`counterpoint configs schema sft`).
@@ -14,13 +17,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
-from counterpoint.configs.base import CountOrZero, Device, Effort, Settings, Text
+from counterpoint.configs.base import CountOrZero, Device, Effort, NotEmpty, Settings, Text
 from counterpoint.configs.data_section import (
     ChannelWeights,
     ConversionSettings,
     DataSettings,
     SourceSettings,
 )
+from counterpoint.configs.distill_section import DistillSettings
 from counterpoint.configs.eval_section import (
     EvalSettings,
     SamplingSettings,
@@ -30,6 +34,8 @@ from counterpoint.configs.eval_section import (
     VllmSettings,
 )
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.preference_section import DpoSettings
+from counterpoint.configs.rl_section import GrpoSettings, PromptSettings, RewardSettings, RolloutSettings, ToolSettings
 from counterpoint.configs.train_section import LaunchSettings, TrackingSettings, TrainSettings
 
 __all__ = [
@@ -37,12 +43,21 @@ __all__ = [
     "ChannelWeights",
     "ConversionSettings",
     "DataSettings",
+    "DistillRun",
+    "DistillSettings",
+    "DpoRun",
+    "DpoSettings",
     "Effort",
     "EvalSettings",
     "EvaluateRun",
+    "GrpoRun",
+    "GrpoSettings",
     "LaunchSettings",
     "LoraSettings",
     "ModelSettings",
+    "PromptSettings",
+    "RewardSettings",
+    "RolloutSettings",
     "RunSettings",
     "SamplingSettings",
     "ServerSettings",
@@ -51,6 +66,7 @@ __all__ = [
     "SourceSettings",
     "SuiteSettings",
     "TaskSettings",
+    "ToolSettings",
     "TrackingSettings",
     "TrainSettings",
     "VllmSettings",
@@ -113,6 +129,93 @@ class SftRun(RunSettings):
         return self
 
 
+class DpoRun(RunSettings):
+    """Learning from pairs of a wanted and an unwanted completion."""
+
+    recipe: Literal["dpo"]
+    """What the run does: the first line of a run file."""
+
+    lora: LoraSettings = LoraSettings()
+    """Adapters, or full fine-tuning."""
+
+    data: DataSettings
+    """The pairs, or conversations of which pairs are made."""
+
+    dpo: DpoSettings = DpoSettings()
+    """What is compared, and the loss."""
+
+    train: TrainSettings = TrainSettings(learning_rate=5e-5)
+    """The loop; `batch_rows` counts pairs."""
+
+    eval: EvalSettings = EvalSettings()
+    """The evaluation by sampling."""
+
+    launch: LaunchSettings = LaunchSettings()
+    """Processes and machines."""
+
+
+class GrpoRun(RunSettings):
+    """Learning from rewards on groups of rollouts."""
+
+    recipe: Literal["grpo"]
+    """What the run does: the first line of a run file."""
+
+    lora: LoraSettings = LoraSettings()
+    """Adapters, or full fine-tuning."""
+
+    data: PromptSettings
+    """The prompts."""
+
+    rollout: RolloutSettings = RolloutSettings()
+    """Sampling."""
+
+    tools: ToolSettings = ToolSettings()
+    """Tools that are run inside a rollout."""
+
+    rewards: Annotated[tuple[RewardSettings, ...], NotEmpty]
+    """What a rollout earns: each with its weight."""
+
+    grpo: GrpoSettings = GrpoSettings()
+    """Groups and the loss."""
+
+    train: TrainSettings = TrainSettings(learning_rate=1e-5)
+    """The loop; `batch_rows` counts rollouts, and `batch_rows` times `accumulation` are those of one step."""
+
+    eval: EvalSettings = EvalSettings()
+    """The evaluation by sampling."""
+
+    launch: LaunchSettings = LaunchSettings()
+    """Processes and machines."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> GrpoRun:
+        rows = self.train.batch_rows * self.train.accumulation
+        if rows % self.grpo.group:
+            raise ValueError(
+                f"`train.batch_rows` x `train.accumulation` ({rows}) does not hold whole groups of `grpo.group` "
+                f"({self.grpo.group}): change one of them"
+            )
+        if not any(reward.weight for reward in self.rewards):
+            raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
+        return self
+
+
+class DistillRun(RunSettings):
+    """Reasoning for rows that hold answers only, sampled until it ends in the row's answer."""
+
+    recipe: Literal["distill"]
+    """What the run does: the first line of a run file."""
+
+    data: PromptSettings
+    """The questions with their answers."""
+
+    distill: DistillSettings = DistillSettings()
+    """Sampling and acceptance."""
+
+    device: Device = "auto"
+    """`auto` takes CUDA where there is one."""
+
+
 class EvaluateRun(RunSettings):
     """Evaluation of a checkpoint by sampling, without training."""
 
@@ -129,7 +232,15 @@ class EvaluateRun(RunSettings):
     """`auto` takes CUDA where there is one."""
 
 
-RECIPES: dict[str, type[SftRun] | type[EvaluateRun]] = {"sft": SftRun, "evaluate": EvaluateRun}
+Run = SftRun | DpoRun | GrpoRun | DistillRun | EvaluateRun
+
+RECIPES: dict[str, type[Run]] = {
+    "sft": SftRun,
+    "dpo": DpoRun,
+    "grpo": GrpoRun,
+    "distill": DistillRun,
+    "evaluate": EvaluateRun,
+}
 
 
 class _UntitledSchema(GenerateJsonSchema):
@@ -149,5 +260,6 @@ def json_schema(recipe: str) -> dict[str, Any]:
     }
     # What a run file must hold may as well come from the one it extends.
     schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
-    schema["$defs"].get("DataSettings", {}).pop("required", None)
+    for section in ("DataSettings", "PromptSettings"):
+        schema["$defs"].get(section, {}).pop("required", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -125,6 +125,11 @@ class Renderer:
         spans.extend(map(written.context, history(conversation.messages, len(conversation.messages))))
         return [*spans, written.prompt]
 
+    def completion_spans(self, conversation: Conversation, start: int) -> list[Span]:
+        """The assistant's messages from index `start` to the end, as sampled after the prompt of those before it."""
+        size = len(conversation.messages)
+        return _Written(self, conversation).target(Turn(0, start, size, size))[1:]
+
     def tool_result(self, name: str, channel: str, content: str) -> list[int]:
         """What the environment appends after a call: the result and the next `<|start|>assistant`."""
         message = Message(role="tool", content=content, name=name, channel=channel)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,50 @@
+"""Settings of learning from pairs: section `dpo`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from counterpoint.configs.base import Count, NotEmpty, NotNegative, OneOrMany, Positive, Settings, Unique
+
+DpoLoss = Literal[
+    "sigmoid", "sft", "hinge", "ipo", "robust", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
+    "sigmoid_norm",
+]  # fmt: skip
+NegativeKind = Literal["malformed_header", "wrong_channel", "leaked_analysis", "empty_analysis", "wrong_terminator"]
+
+
+class DpoSettings(Settings):
+    """Pairs and their loss (TRL's DPOTrainer)."""
+
+    beta: Positive = 0.1
+    """How far the model may move from what it was before training; larger keeps it nearer."""
+
+    losses: Annotated[tuple[DpoLoss, ...], NotEmpty, Unique, OneOrMany] = ("sigmoid", "sft")
+    """Losses that are added up. `sigmoid` alone lowers the probability of the wanted answers as well; `sft` keeps it
+    up."""
+
+    loss_weights: tuple[NotNegative, ...] | None = None
+    """A factor for each of `losses`; null takes 1 for each."""
+
+    loss_on: Literal["turn", "final", "analysis", "calls"] = "turn"
+    """What of both sides is compared: the whole turn, or one channel of it; the rest is context."""
+
+    negatives: Annotated[tuple[NegativeKind, ...], Unique, OneOrMany] = ()
+    """Faults put into right completions to make the rejected side: rows that are conversations (and not pairs) give a
+    pair for each action. Empty takes pairs only."""
+
+    negatives_each: Count = 1
+    """Pairs made of one action, each with another fault, drawn from the seed."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of pairs that are taken to be the wrong way round."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> DpoSettings:
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
+            raise ValueError(f"`loss_weights` has {len(self.loss_weights)} entries and `losses` {len(self.losses)}")
+        if self.negatives and self.loss_on != "turn":
+            raise ValueError("`negatives` are faults of whole turns: use `loss_on: turn` with them")
+        return self

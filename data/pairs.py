@@ -1,0 +1,209 @@
+"""Pairs of completions behind one prompt, as tokens: what preference training takes.
+
+Both sides share their prompt id for id. A pair comes from a preference row, or from a right completion and the same
+completion with one fault built in (`counterpoint.data.harmony.negatives`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import get_args
+
+import numpy as np
+
+from counterpoint.configs.errors import DataError, RowError
+from counterpoint.configs.preference_section import DpoSettings
+from counterpoint.configs.schema import DataSettings, SourceSettings
+from counterpoint.data.build import render_settings, source_options, source_specs, write_quarantine
+from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.harmony.negatives import Negative, negative
+from counterpoint.data.harmony.render import CHANNEL_CODES, CONTEXT, Example, Renderer, Span
+from counterpoint.data.harmony.vocabulary import CALL, Vocabulary
+from counterpoint.data.sources.load import load_conversations
+from counterpoint.data.sources.rows import BadRow
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """prompt_ids end with `<|start|>assistant`. Masks: 1 for each token of a side that is compared.
+
+    kind: `given`, or the fault that was built in.
+    """
+
+    source: str
+    kind: str
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_mask: list[int]
+    rejected_mask: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Of the longer side, prompt included."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+@dataclass
+class PairData:
+    """Pairs, and what became of the rows. fingerprint: hash of every id and mask in order."""
+
+    pairs: list[Pair]
+    kinds: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+    bad: list[BadRow] = field(default_factory=list)
+    without: int = 0
+    too_long: int = 0
+    fingerprint: str = ""
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
+        lines = [f"{self.rows} rows, {len(self.pairs)} pairs ({kinds})"]
+        if self.without:
+            lines.append(f"{self.without} rows make no pair")
+        if self.too_long:
+            lines.append(f"{self.too_long} pairs are longer than data.max_tokens and left out")
+        if self.bad:
+            lines.append(f"{len(self.bad)} bad rows set aside, the first: {self.bad[0].message}")
+        return lines
+
+
+def build_pairs(
+    sources: Sequence[SourceSettings],
+    data: DataSettings,
+    dpo: DpoSettings,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    quarantine: Path | None = None,
+) -> PairData:
+    """All pairs of the sources, in memory.
+
+    Raises DataError where the share of bad rows passes `data.bad_rows_limit`, where there is no pair, or with
+    `too_long: error` for a long one.
+    """
+    renderer = Renderer(vocabulary, render_settings(data))
+    found = PairData([])
+    for item in load_conversations(source_specs(sources), source_options(data)):
+        found.rows += 1
+        if isinstance(item, BadRow):
+            found.bad.append(item)
+            continue
+        try:
+            pairs = list(_pairs_of(item, renderer, dpo, seed))
+        except RowError as error:
+            source = item.prompt.source if isinstance(item, Preference) else item.source
+            found.bad.append(BadRow(source, error.kind, error.field, error.what, error.fix))
+            continue
+        found.without += not pairs
+        for pair in pairs:
+            if pair.tokens > data.max_tokens:
+                found.too_long += 1
+            else:
+                found.pairs.append(pair)
+                found.kinds[pair.kind] += 1
+    if quarantine is not None and found.bad:
+        write_quarantine(quarantine, found.bad)
+    _check(found, data, sources)
+    found.fingerprint = _fingerprint(found.pairs)
+    return found
+
+
+def pair_of(preference: Preference, renderer: Renderer, loss_on: str = "turn") -> Pair:
+    """A preference row as tokens. RowError where nothing of it is compared."""
+    prompt = preference.prompt
+    whole = [replace(prompt, messages=(*prompt.messages, *side)) for side in (preference.chosen, preference.rejected)]
+    effort = renderer.effort_of(whole[0])
+    sides = [_side(renderer.completion_spans(side, len(prompt.messages)), loss_on) for side in whole]
+    (chosen, chosen_mask), (rejected, rejected_mask) = sides
+    if not any(chosen_mask) and not any(rejected_mask):
+        raise RowError("nothing_compared", "chosen", f"neither side has {loss_on}", "set dpo.loss_on: turn")
+    if chosen == rejected:
+        raise RowError("same_answers", "rejected", "is the same in tokens", "write two different answers")
+    ids = renderer.prompt(prompt, effort)
+    return Pair(prompt.source, "given", ids, chosen, rejected, chosen_mask, rejected_mask)
+
+
+def built_pairs(
+    examples: Iterable[Example], kinds: Sequence[Negative], each: int, vocabulary: Vocabulary, seed: int = 0
+) -> Iterator[Pair]:
+    """Pairs of every action of `examples`: as it is, against the same with one fault. What is drawn depends on the
+    source, the action and the seed alone."""
+    for example in examples:
+        for number, (start, stop) in enumerate(actions_of(example)):
+            prompt, right = example.ids[:start].tolist(), example.ids[start:stop].tolist()
+            rng = Random(f"{seed}/{example.source}/{example.turn}/{number}")
+            made = 0
+            for kind in rng.sample(list(kinds), len(kinds)):
+                wrong = negative(kind, right, vocabulary, rng.randrange(2**31)) if made < each else None
+                if wrong is not None and wrong != right:
+                    made += 1
+                    yield Pair(example.source, kind, prompt, right, wrong, [1] * len(right), [1] * len(wrong))
+
+
+def actions_of(example: Example) -> list[tuple[int, int]]:
+    """(start, stop) of each action of an example: what is sampled between the prompt or a result and a stop token."""
+    inside = np.concatenate([[False], example.channels != CONTEXT, [False]]).astype(np.int8)
+    edges = np.flatnonzero(np.diff(inside)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _pairs_of(item: Conversation | Preference, renderer: Renderer, dpo: DpoSettings, seed: int) -> Iterator[Pair]:
+    if isinstance(item, Preference):
+        yield pair_of(item, renderer, dpo.loss_on)
+    elif dpo.negatives:
+        assert set(dpo.negatives) <= set(get_args(Negative))
+        yield from built_pairs(renderer.examples(item), dpo.negatives, dpo.negatives_each, renderer.vocabulary, seed)
+    else:
+        fix = "give pairs (`prompt`, `chosen`, `rejected`), or set dpo.negatives"
+        raise RowError("no_pair", "row", "a conversation, not a pair", fix)
+
+
+def _side(spans: Sequence[Span], loss_on: str) -> tuple[list[int], list[int]]:
+    ids: list[int] = []
+    mask: list[int] = []
+    for span in spans:
+        ids.extend(span.ids)
+        mask.extend([int(_compared(span, loss_on))] * len(span.ids))
+    return ids, mask
+
+
+def _compared(span: Span, loss_on: str) -> bool:
+    if span.channel == CONTEXT or not span.weight > 0:
+        return False
+    ends = span.part == "terminators"
+    if loss_on == "calls":
+        return span.part in ("call_header", "call_arguments") or (ends and list(span.ids) == [CALL])
+    if loss_on == "turn":
+        return True
+    return span.part == loss_on or (ends and len(span.ids) == 1 and span.channel == CHANNEL_CODES[loss_on])
+
+
+def _check(found: PairData, data: DataSettings, sources: Sequence[SourceSettings]) -> None:
+    where = ", ".join(source.path for source in sources)
+    if len(found.bad) > data.bad_rows_limit * found.rows:
+        first = "; ".join(row.message for row in found.bad[:3])
+        raise DataError(
+            f"{where}: {len(found.bad)} of {found.rows} rows are bad, more than data.bad_rows_limit "
+            f"({data.bad_rows_limit:.0%}) allows: {first}"
+        )
+    if found.too_long and data.too_long == "error":
+        raise DataError(
+            f"{where}: {found.too_long} pairs are longer than data.max_tokens ({data.max_tokens}): raise it"
+        )
+    if not found.pairs:
+        raise DataError(f"{where}: no row makes a pair: give pairs, or conversations and dpo.negatives")
+
+
+def _fingerprint(pairs: Iterable[Pair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, pair.chosen_mask, pair.rejected_mask):
+            digest.update(np.asarray(ids, dtype=np.int32).tobytes() + b"|")
+    return digest.hexdigest()
