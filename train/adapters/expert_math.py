@@ -142,11 +142,11 @@ def loop_forward(
         part = slice(first, end)
         x = x_NH.index_select(0, routing.row_R[part]).to(wide)
         h = h_RJ[part] if wide == x_NH.dtype else x_NH.new_empty(end - first, h_RJ.shape[1], dtype=wide)
-        _project(x, base.w1[e].to(wide), base.b1[e].to(wide), up, low_up_Rr, e, part, out=h)
+        _project(x, _expert(base.w1, e, wide), base.b1[e].to(wide), up, low_up_Rr, e, part, out=h)
         if wide != x_NH.dtype:
             h_RJ[part] = h
         a = activation(h, base.alpha, base.limit)
-        _project(a, base.w2[e].to(wide), base.b2[e].to(wide), down, low_down_Rr, e, part, out=out_RH[part])
+        _project(a, _expert(base.w2, e, wide), base.b2[e].to(wide), down, low_down_Rr, e, part, out=out_RH[part])
     return _combine(out_RH, routing.slot_NK, weight_NK).to(x_NH.dtype), Saved(h_RJ, low_up_Rr, low_down_Rr)
 
 
@@ -163,7 +163,7 @@ def loop_backward(
     for e, first, end in routing.spans():
         part = slice(first, end)
         dy, weight = dy_NH.index_select(0, row_R[part]).to(wide), weight_R1[part]
-        g = dy @ base.w2[e].to(wide).T
+        g = dy @ _expert(base.w2, e, wide).T
         low_dy = None
         if down is not None:
             low_dy = dy @ down.b[e].T
@@ -180,7 +180,7 @@ def loop_backward(
             torch.mm(x_NH.index_select(0, row_R[part]).to(wide).T, low_dh, out=d_up.a[e])
             torch.mm((_held(saved.low_up_Rr)[part] * up.scale).T, dh, out=d_up.b[e])
         if dx_RH is not None:
-            torch.mm(dh, base.w1[e].to(wide).T, out=dx_RH[part])
+            torch.mm(dh, _expert(base.w1, e, wide).T, out=dx_RH[part])
             if up is not None and low_dh is not None:
                 dx_RH[part].addmm_(low_dh, up.a[e].T)
     dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None).to(x_NH.dtype)
@@ -302,6 +302,12 @@ def _by_row(value_NK: torch.Tensor, slot_NK: torch.Tensor) -> torch.Tensor:
 def _expert_of_rows(routing: Routing) -> torch.Tensor:
     index_R = torch.arange(routing.row_R.numel(), device=routing.end_E.device, dtype=routing.end_E.dtype)
     return torch.searchsorted(routing.end_E, index_R, right=True)
+
+
+def _expert(weight: torch.Tensor, e: int, dtype: torch.dtype) -> torch.Tensor:
+    """One expert's matrix; a quantised one is unpacked straight to `dtype`."""
+    unpack = getattr(weight, "expert", None)
+    return weight[e].to(dtype) if unpack is None else unpack(e, dtype)
 
 
 def _dense(weight: torch.Tensor) -> torch.Tensor:

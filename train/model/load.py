@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import GptOssConfig, GptOssForCausalLM, PretrainedConfig
 from transformers.utils.hub import cached_file
 
@@ -25,6 +26,7 @@ from counterpoint.data.harmony.vocabulary import (
     load_vocabulary,
     ranks_of_tokenizer_json,
 )
+from counterpoint.train.model.mxfp4_load import load_mxfp4
 from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.model.vocabulary_map import MAP_FILE, VocabularyMap
 
@@ -87,6 +89,9 @@ def load_model(settings: ModelSettings, device: torch.device | str = "cpu") -> L
     dtype = dtype_of(settings.dtype, device)
     if settings.init == "random":
         model = cast(Any, _random(config, dtype)).to(device)
+    elif settings.base == "mxfp4":
+        model = load_mxfp4(_folder(name, settings), config, dtype, device)
+        _check_tokenizer(name, settings)
     else:
         model = _pretrained(name, settings, config, dtype, device)
     return finish_model(model, mapping, settings.name)
@@ -171,6 +176,19 @@ def _pretrained(
         raise ModelError(f"model.name: `{settings.name}` lacks {wrong[0]} ({len(wrong)} in all): is the copy whole?")
     _check_tokenizer(name, settings)
     return model
+
+
+def _folder(name: str, settings: ModelSettings) -> Path:
+    """A checkpoint's folder on this machine; one of the hub is fetched, without its copies in other formats."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        others = ["original/*", "metal/*"]
+        wanted = ["*.safetensors", "*.json"]
+        found = snapshot_download(name, revision=settings.revision, allow_patterns=wanted, ignore_patterns=others)
+    except (OSError, ValueError) as error:
+        raise _load_error(settings.name, error) from error
+    return Path(found)
 
 
 def _dequantised(settings: ModelSettings, config: GptOssConfig) -> Any:
