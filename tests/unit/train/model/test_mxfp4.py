@@ -15,7 +15,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
-from counterpoint.data.harmony.vocabulary import SPECIAL_NAMES
+from counterpoint.data.harmony.vocabulary import SPECIAL_NAMES, byte_ids, load_vocabulary
 from counterpoint.train.adapters.attach import attach_lora, attachment_table, load_lora
 from counterpoint.train.model.load import load_model
 from counterpoint.train.model.mxfp4 import Mxfp4Tensor, frozen_mxfp4, unpacked
@@ -24,7 +24,7 @@ from counterpoint.train.model.paths import use_paths
 from counterpoint.train.model.vocabulary_map import VocabularyMap
 
 IDS = torch.randint(1, 64, (2, 24), generator=torch.Generator().manual_seed(0))
-SHAPE = {"hidden_size": 64, "intermediate_size": 32}
+SHAPE = {"hidden_size": 64, "intermediate_size": 32, "vocab_size": 256 + len(SPECIAL_NAMES)}
 
 
 def packed_experts(experts, inputs, outputs, scales=(118, 124), seed=0):
@@ -221,7 +221,7 @@ def test_a_parameter_of_blocks_and_scales():
 
 
 def test_the_setting_loads_it(checkpoint):
-    VocabularyMap.from_ids([*range(55), *SPECIAL_NAMES]).save(checkpoint)
+    VocabularyMap.from_ids([*byte_ids(load_vocabulary()), *SPECIAL_NAMES]).save(checkpoint)
     found = load_model(ModelSettings(name=str(checkpoint), base="mxfp4", dtype="float32")).model
     assert isinstance(found.model.layers[0].mlp.experts.gate_up_proj, Mxfp4Tensor)
     with torch.no_grad():
