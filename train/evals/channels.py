@@ -35,6 +35,7 @@ class Judged:
             "task": self.prompt.task,
             "effort": self.effort,
             "sample": self.sample,
+            "asked": self.prompt.reference.prompt,
             "ids": list(c.ids),
             "text": vocabulary.decode(c.ids),
             "analysis": c.analysis,

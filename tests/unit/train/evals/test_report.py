@@ -1,0 +1,219 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from counterpoint.configs.errors import DataError
+from counterpoint.data.conversation import Conversation, Message, Tool
+from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.train.evals.channels import Rate, judge
+from counterpoint.train.evals.figures import Pair, Series, dumbbells, lines
+from counterpoint.train.evals.page import page_of
+from counterpoint.train.evals.prompts import EvalPrompt
+from counterpoint.train.evals.report import Report, Side, numbers_of, run_report, verdict
+from counterpoint.train.evals.scorers import ExpectedCall, Reference, Scorers
+
+VOCABULARY = load_vocabulary()
+RIGHT = "<|channel|>analysis<|message|>Add.<|end|><|start|>assistant<|channel|>final<|message|>It is 5.<|return|>"
+BARE = "<|channel|>final<|message|>It is 5.<|return|>"
+WRONG = "<|channel|>analysis<|message|>Hm, so.<|end|><|start|>assistant<|channel|>final<|message|>It is 6.<|return|>"
+CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}<|call|>'
+NAMELESS = '<|channel|>commentary to=f <|constrain|>json<|message|>{"x": 1}<|call|>'
+CUT = "<|channel|>analysis<|message|>One and one and"
+
+
+def row(text: str, effort: str = "low", id_: str = "sum", calls: bool = False, asked: str = "2 + 3?", sample: int = 0):
+    reference = Reference(calls=(ExpectedCall("f", {"x": 1}),)) if calls else Reference(answer="5", prompt=asked)
+    tool = Tool("f", "", {"type": "object", "properties": {"x": {"type": "integer"}}})
+    conversation = Conversation((Message("user", asked),), tools=(tool,))
+    prompt = EvalPrompt(id_, conversation, reference, "calls" if calls else "number")
+    ids = VOCABULARY.encode_with_specials(text)
+    with Scorers() as scorers:
+        reason = "stop" if text.endswith(("<|return|>", "<|call|>")) else "length"
+        return judge(prompt, effort, sample, ids, reason, VOCABULARY, scorers).as_row(VOCABULARY)
+
+
+def two_sides() -> Report:
+    base = [row(BARE, "medium"), row(BARE, "high", "b"), row(NAMELESS, "low", "c", calls=True), row(CUT, "low", "d")]
+    tuned = [row(RIGHT, "medium"), row(WRONG, "high", "b"), row(CALL, "low", "c", calls=True), row(RIGHT, "low", "d")]
+    points = [
+        {"step": 0, "who": "base", "channel_correct": 0.0, "right_calls": 0.0, "right_answers": 0.67},
+        {"step": 8, "who": "tuned", "channel_correct": 1.0, "right_calls": 1.0, "right_answers": 0.67},
+    ]
+    losses = [{"step": 1, "loss": 2.0, "loss_final": 3.0}, {"step": 8, "loss": 0.5, "loss_final": 0.4}]
+    return Report("run-1", Side("tuned", tuned), Side("base", base), [("model", "tiny")], points, losses)
+
+
+class Page(HTMLParser):
+    """Every tag and attribute of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_numbers_are_counted_from_the_samples() -> None:
+    report = two_sides()
+    assert report.base is not None
+    assert report.tuned is not None
+    base, tuned = report.base.numbers, report.tuned.numbers
+    assert (base.n, base.items) == (4, 4)
+    assert (base.correct, tuned.correct) == (Rate(0, 4), Rate(4, 4))
+    assert base.violations == {"no_analysis": Rate(2, 4), "bare_name": Rate(1, 4), "truncated": Rate(1, 4)}
+    assert tuned.violations == {}
+    assert (base.answers, tuned.answers) == (Rate(2, 3), Rate(2, 3))
+    assert (base.calls, tuned.calls) == (Rate(1, 1), Rate(1, 1))
+    assert (base.valid_calls, tuned.valid_calls) == (Rate(0, 1), Rate(1, 1))
+    assert base.truncated == Rate(1, 4)
+    assert base.with_analysis == Rate(1, 4)
+    assert tuned.efforts["low"].analysis_tokens == pytest.approx(len(VOCABULARY.encode("Add.")) / 2)
+
+
+def test_no_samples_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        numbers_of([])
+
+
+def test_the_verdict_says_the_rate_first_and_what_got_worse() -> None:
+    said = verdict(two_sides())
+    assert said[0].startswith(
+        "The tuned model is right on every channel in 4 of 4 samples (1.00, 95 % interval 0.51 to"
+    )
+    assert "the base in 0 of 4 samples (0.00" in said[0]
+    assert "Right answers: 0.67 of 3 (base 0.67)." in said
+    assert said[-1].startswith("4 prompts can tell differences of 63 points or more")
+    worse = Report("x", Side("tuned", [row(BARE, "high")] * 40), Side("base", [row(RIGHT, "high")] * 40))
+    assert any(s == "Worse than the base: no_analysis in 1.00 of samples (base 0.00)." for s in verdict(worse))
+    assert any(s == "Worse than the base: samples with analysis, 1.00 to 0.00." for s in verdict(worse))
+
+
+def test_efforts_out_of_order_raise_an_alarm() -> None:
+    report = Report("x", Side("tuned", [row(WRONG, "low"), row(RIGHT, "medium"), row(RIGHT, "high")]))
+    assert report.shown.numbers.efforts_in_order is False
+    assert any(s.startswith("More effort does not mean longer analysis any more") for s in verdict(report))
+    assert Report("x", Side("tuned", [row(RIGHT, "low")])).shown.numbers.efforts_in_order is None
+
+
+def test_the_json_holds_both_sides_and_survives_a_round_trip() -> None:
+    told = json.loads(json.dumps(two_sides().as_dict()))
+    assert told["tuned"]["correct"] == {
+        "count": 4,
+        "n": 4,
+        "rate": 1.0,
+        "low": pytest.approx(0.51, abs=0.01),
+        "high": 1.0,
+    }
+    assert told["base"]["violations"]["bare_name"]["rate"] == 0.25
+    assert told["points"][1]["step"] == 8
+
+
+def test_the_page_makes_no_request_and_runs_nothing() -> None:
+    page = Page(page_of(two_sides()))
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "iframe", "object", "embed", "link", "img", "base", "form", "audio", "video"}
+    attributes = {name for _, attrs in page.tags for name in attrs}
+    assert not {name for name in attributes if name.startswith("on")} | attributes & {"style", "src", "href"}
+    policy = next(attrs["content"] for tag, attrs in page.tags if "http-equiv" in attrs)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "url(" not in page_of(two_sides())
+
+
+def test_the_verdict_comes_first_on_the_page() -> None:
+    text = page_of(two_sides())
+    places = [text.index(word) for word in ("<h2>Verdict", "<h2>On the way", "<h2>Violations", "<h2>Samples")]
+    assert places == sorted(places)
+    assert '<span class="was">0.00</span><span class="to">→</span><strong>1.00</strong>' in text
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        "</pre><script>alert(1)</script>",
+        '"><img src=x onerror=alert(1)>',
+        "<!--",
+        "&lt;b&gt;",
+        "\u202eevil\u2066",
+        "\x00\x1b[31m",
+    ],
+)
+def test_hostile_text_is_inert_everywhere(evil: str) -> None:
+    text = f"<|channel|>analysis<|message|>{evil}<|end|><|start|>assistant<|channel|>final<|message|>{evil}<|return|>"
+    rows = [row(text, asked=evil, id_=evil), row(f"<|channel|>{evil}<|message|>x<|return|>", id_="header")]
+    report = Report(evil, Side("tuned", rows), Side("base", rows), [(evil, evil)], notes=[evil])
+    written = page_of(report)
+    page = Page(written)
+    assert not {tag for tag, _ in page.tags} & {"script", "img", "pre"}
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x00\x1b]", written)
+    if evil.isascii() and evil.isprintable():
+        assert evil in page.text
+
+
+def test_tokens_are_coloured_by_channel_and_faults_are_marked() -> None:
+    text = page_of(Report("x", Side("tuned", [row(NAMELESS, calls=True)])))
+    assert '<span class="t commentary">' in text
+    assert "<mark>" in text
+    assert "bare_name" in text
+    clean = page_of(Report("x", Side("tuned", [row(RIGHT)])))
+    assert '<span class="t analysis"><span class="special">&lt;|channel|&gt;</span>analysis' in clean
+    assert '<span class="t final">' in clean
+    assert "<mark>" not in clean
+
+
+def test_figures_keep_points_inside_and_say_what_they_show() -> None:
+    drawn = lines([Series("a", [(0, 0.2), (10, 5.0)]), Series("b", [])], "step", "rate", (0.0, 1.0))
+    ys = [float(y) for y in re.findall(r'cy="([\d.]+)"', drawn)]
+    assert len(ys) == 2
+    assert min(ys) == 12.0
+    assert "a from 0.2 to 5" in drawn
+    assert 'aria-label="channel-correct base 0.50; channel-correct tuned 1.00"' in dumbbells(
+        [Pair("channel-correct", (0.5, 0.4, 0.6), (1.0, 0.9, 1.0)), Pair("calls", None, None)]
+    )
+    assert lines([Series("one", [(3, 1.0)])], "step", "rate").startswith("<svg")
+
+
+def write_rows(path: Path, rows: list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_a_run_folder_gives_its_report(tmp_path) -> None:
+    write_rows(tmp_path / "eval/step-000000-base.jsonl", [row(BARE, "high")])
+    write_rows(tmp_path / "eval/step-000004-tuned.jsonl", [row(BARE, "high")])
+    write_rows(tmp_path / "eval/step-000008-tuned.jsonl", [row(RIGHT, "high")])
+    points = [{"step": 0, "who": "base"}, {"step": 4, "who": "tuned"}, {"step": 8, "who": "tuned"}]
+    write_rows(tmp_path / "eval/metrics.jsonl", [{**p, "channel_correct": 0.5} for p in points])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "lr": 1}\n{"step": 2, "lo')
+    report = run_report(tmp_path)
+    assert report.base is not None
+    assert report.tuned is not None
+    assert report.base.numbers.correct == Rate(0, 1)
+    assert report.tuned.numbers.correct == Rate(1, 1)
+    assert [p["step"] for p in report.points] == [0, 4, 8]
+    assert len(report.losses) == 1
+    assert "Verdict" in page_of(report)
+
+
+def test_full_fine_tuning_compares_with_its_own_start(tmp_path) -> None:
+    write_rows(tmp_path / "eval/step-000000-tuned.jsonl", [row(BARE, "high")])
+    write_rows(tmp_path / "eval/step-000008-tuned.jsonl", [row(RIGHT, "high")])
+    points = [{"step": 0, "who": "tuned"}, {"step": 8, "who": "tuned"}]
+    write_rows(tmp_path / "eval/metrics.jsonl", [{**p, "channel_correct": 0.5} for p in points])
+    report = run_report(tmp_path)
+    assert report.base is not None
+    assert report.base.numbers.correct == Rate(0, 1)
+
+
+def test_a_run_without_evaluations_is_told(tmp_path) -> None:
+    with pytest.raises(DataError, match="measured nothing"):
+        run_report(tmp_path)

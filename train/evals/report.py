@@ -1,0 +1,280 @@
+"""What an evaluation found, as numbers for a page and for `report.json`: base against tuned, and the way there.
+
+Everything is computed from the samples themselves (`Judged.as_row`), so that a report can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from counterpoint.configs.errors import CounterpointError, DataError
+from counterpoint.configs.load import load_run
+from counterpoint.configs.schema import SftRun
+from counterpoint.data.conversation import EFFORTS
+from counterpoint.data.statistics import minimal_detectable_difference
+from counterpoint.train.evals.channels import TOOL_CODES, Rate
+
+Row = Mapping[str, Any]
+BASE, TUNED = "base", "tuned"
+
+
+@dataclass(frozen=True, slots=True)
+class EffortNumbers:
+    """One effort of one side. Token counts are means a sample; right is over samples with a truth."""
+
+    correct: Rate
+    with_analysis: Rate
+    right: Rate
+    analysis_tokens: float
+    final_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """One side. violations: samples with a code. valid_calls: samples with a call and no fault of the tool rules, of
+    those with a call. truncated: samples cut by the limit of new tokens."""
+
+    n: int
+    items: int
+    correct: Rate
+    with_analysis: Rate
+    answers: Rate
+    calls: Rate
+    valid_calls: Rate
+    truncated: Rate
+    violations: dict[str, Rate]
+    efforts: dict[str, EffortNumbers]
+
+    @property
+    def efforts_in_order(self) -> bool | None:
+        """Whether more effort means longer analysis; None with less than two efforts."""
+        lengths = [self.efforts[effort].analysis_tokens for effort in EFFORTS if effort in self.efforts]
+        return None if len(lengths) < 2 else all(a < b for a, b in itertools.pairwise(lengths))
+
+    def as_dict(self) -> dict[str, Any]:
+        return _plain(self) | {"efforts_in_order": self.efforts_in_order}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Samples of one model. label: `base`, `tuned`, or a name."""
+
+    label: str
+    rows: Sequence[Row]
+
+    @property
+    def numbers(self) -> Numbers:
+        return numbers_of(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a page shows.
+
+    facts: (name, value) under the title. points: `EvalPoint.as_dict` of each evaluation, by step. losses: lines of the
+    run's metrics. Either side may be missing, not both.
+    """
+
+    title: str
+    tuned: Side | None
+    base: Side | None = None
+    facts: Sequence[tuple[str, str]] = ()
+    points: Sequence[Mapping[str, Any]] = ()
+    losses: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def shown(self) -> Side:
+        """The side that the report is about."""
+        side = self.tuned or self.base
+        assert side is not None
+        return side
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types for `report.json`."""
+        return {
+            "title": self.title,
+            "facts": dict(self.facts),
+            "verdict": verdict(self),
+            "base": None if self.base is None else self.base.numbers.as_dict(),
+            "tuned": None if self.tuned is None else self.tuned.numbers.as_dict(),
+            "points": [dict(point) for point in self.points],
+        }
+
+
+def numbers_of(rows: Sequence[Row]) -> Numbers:
+    """Rates over all samples. ValueError for none."""
+    if not rows:
+        raise ValueError("no samples: give at least one")
+    codes = Counter(code for row in rows for code in codes_of(row))
+    called = [row for row in rows if row["calls"]]
+    by_effort = {effort: [row for row in rows if row["effort"] == effort] for effort in EFFORTS}
+    return Numbers(
+        n=len(rows),
+        items=len({(row["task"], row["id"]) for row in rows}),
+        correct=_rate(rows, is_correct),
+        with_analysis=_rate(rows, _thinks),
+        answers=right_rate([row for row in rows if row["scorer"] != "calls"]),
+        calls=right_rate([row for row in rows if row["scorer"] == "calls"]),
+        valid_calls=_rate(called, lambda row: not codes_of(row) & TOOL_CODES),
+        truncated=_rate(rows, lambda row: row["stop"] == "length"),
+        violations={code: Rate(count, len(rows)) for code, count in codes.most_common()},
+        efforts={effort: _effort(group) for effort, group in by_effort.items() if group},
+    )
+
+
+def verdict(report: Report) -> list[str]:
+    """Plain sentences, the most important one first; what got worse is among them."""
+    tuned, base = report.tuned and report.tuned.numbers, report.base and report.base.numbers
+    shown = report.shown.numbers
+    name = report.shown.label
+    said = [f"The {name} model is right on every channel in {_told(shown.correct)}"]
+    if tuned and base:
+        said[0] += f"; the base in {_told(base.correct)}."
+        said += _worse(base, tuned)
+    else:
+        said[0] += "."
+    for kind, rate in (("answers", shown.answers), ("expected tool calls", shown.calls)):
+        before = base and tuned and {"answers": base.answers, "expected tool calls": base.calls}[kind]
+        if rate.n:
+            was = f" (base {_share(before)})" if before and before.n else ""
+            said.append(f"Right {kind}: {_share(rate)} of {rate.n}{was}.")
+    if shown.efforts_in_order is False:
+        lengths = ", ".join(f"{effort} {e.analysis_tokens:.0f}" for effort, e in shown.efforts.items())
+        said.append(f"More effort does not mean longer analysis any more (mean tokens: {lengths}).")
+    if tuned and base:
+        points = 100 * minimal_detectable_difference(shown.items)
+        said.append(
+            f"{shown.items} prompts can tell differences of {points:.0f} points or more; smaller ones may be chance."
+        )
+    return said
+
+
+def _worse(base: Numbers, tuned: Numbers) -> list[str]:
+    """What the tuned model does worse than the base by more than the intervals explain."""
+    said = []
+    for code, rate in tuned.violations.items():
+        before = base.violations.get(code, Rate(0, base.n))
+        if _above(rate, before):
+            said.append(f"Worse than the base: {code} in {_share(rate)} of samples (base {_share(before)}).")
+    pairs = (
+        ("answers", base.answers, tuned.answers),
+        ("tool calls", base.calls, tuned.calls),
+        ("samples with analysis", base.with_analysis, tuned.with_analysis),
+    )
+    said += [f"Worse than the base: {what}, {_share(b)} to {_share(t)}." for what, b, t in pairs if _above(b, t)]
+    return said
+
+
+def _above(a: Rate, b: Rate) -> bool:
+    """Whether a's interval lies wholly above b's."""
+    return bool(a.n and b.n and a.as_dict()["low"] > b.as_dict()["high"])
+
+
+def run_report(run_folder: Path) -> Report:
+    """The report of a training run, from what the eval hook left in its folder. DataError where there is nothing."""
+    from counterpoint.train.evals.hook import read_points
+
+    folder = run_folder / "eval"
+    points = sorted(read_points(folder), key=lambda point: (point["step"], point["who"]))
+    newest = {who: max((p["step"] for p in points if p["who"] == who), default=None) for who in (BASE, TUNED)}
+    sides = {}
+    for who, step in newest.items():
+        path = folder / f"step-{step or 0:06d}-{who}.jsonl"
+        if step is not None and path.is_file():
+            sides[who] = Side(who, read_jsonl(path))
+    first = next((p for p in points if p["who"] == TUNED), None)
+    if BASE not in sides and first is not None and first["step"] != newest[TUNED]:
+        path = folder / f"step-{first['step']:06d}-{TUNED}.jsonl"
+        if first["step"] == 0 and path.is_file():
+            sides[BASE] = Side(BASE, read_jsonl(path))
+    sides = {who: side for who, side in sides.items() if side.rows}
+    if not sides:
+        raise DataError(f"{run_folder}: its eval hook measured nothing: use `counterpoint evaluate {run_folder}`")
+    return Report(
+        title=run_folder.name,
+        tuned=sides.get(TUNED),
+        base=sides.get(BASE),
+        facts=_run_facts(run_folder),
+        points=points,
+        losses=[line for line in read_jsonl(run_folder / "metrics.jsonl") if "loss" in line],
+    )
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; none where there is no file. A line that a kill cut short is left out."""
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
+
+
+def _run_facts(run_folder: Path) -> list[tuple[str, str]]:
+    try:
+        settings = load_run(run_folder / "config.yaml")
+    except CounterpointError:
+        return []
+    facts = [("recipe", settings.recipe), ("model", settings.model.name)]
+    if isinstance(settings, SftRun):
+        trained = f"LoRA, rank {settings.lora.rank}" if settings.lora.enabled else "all weights"
+        facts += [("trained", trained), ("data", ", ".join(source.path for source in settings.data.train))]
+    return [*facts, ("seed", str(settings.seed))]
+
+
+def codes_of(row: Row) -> set[str]:
+    return {violation["code"] for violation in row["violations"]}
+
+
+def is_correct(row: Row) -> bool:
+    return not row["violations"]
+
+
+def right_rate(rows: Sequence[Row]) -> Rate:
+    """Samples that score 1, of those with a truth."""
+    return _rate([row for row in rows if row["score"] is not None], lambda row: row["score"] == 1)
+
+
+def _thinks(row: Row) -> bool:
+    return bool((row["analysis"] or "").strip())
+
+
+def _effort(rows: Sequence[Row]) -> EffortNumbers:
+    return EffortNumbers(
+        correct=_rate(rows, is_correct),
+        with_analysis=_rate(rows, _thinks),
+        right=right_rate(rows),
+        analysis_tokens=sum(row["tokens"]["analysis"] for row in rows) / len(rows),
+        final_tokens=sum(row["tokens"]["final"] for row in rows) / len(rows),
+    )
+
+
+def _rate(rows: Sequence[Row], holds: Any) -> Rate:
+    return Rate(sum(bool(holds(row)) for row in rows), len(rows))
+
+
+def _share(rate: Rate) -> str:
+    return "none" if rate.share is None else f"{rate.share:.2f}"
+
+
+def _told(rate: Rate) -> str:
+    low, high = rate.as_dict()["low"], rate.as_dict()["high"]
+    return f"{rate.count} of {rate.n} samples ({_share(rate)}, 95 % interval {low:.2f} to {high:.2f})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Rate):
+        return value.as_dict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
