@@ -1,0 +1,124 @@
+"""What a user means by a checkpoint: a run folder, a checkpoint in one, an adapter, merged weights, or a name.
+
+runs/quickstart-...                         its result (`adapter/` or `model/`), else its newest whole checkpoint
+runs/quickstart-.../checkpoints/step-000040
+an adapter folder                           on the base that its run, its manifest or its config names
+a model folder, a Hugging Face name, tiny   the model itself
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterpoint.configs.errors import ConfigError, ModelError
+from counterpoint.configs.load import load_run
+from counterpoint.configs.model_section import ModelSettings
+from counterpoint.configs.schema import SftRun
+from counterpoint.train.adapters.attach import load_lora
+from counterpoint.train.checkpoints.resume import CHECKPOINTS, newest_complete, why_broken
+from counterpoint.train.checkpoints.weights import ADAPTER_FILE
+from counterpoint.train.model.load import LoadedModel, load_model
+from counterpoint.train.model.paths import use_paths
+
+RUN_FILE = "config.yaml"
+RESULTS = ("adapter", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint in parts. base: the model under it, or the model itself. adapter: LoRA to put on it, None without.
+
+    run: settings of the run it came from, where that is known; prompts are then rendered as in training.
+    """
+
+    source: str
+    base: ModelSettings
+    adapter: Path | None
+    run: SftRun | None
+
+
+def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
+    """What `name` is. `model` is the base of an adapter that names none, and how weights are held in memory.
+
+    ModelError where there is nothing of the kind.
+    """
+    place = Path(name).expanduser()
+    if not place.is_dir():
+        if place.exists():
+            raise ModelError(f"{name}: a file, not a folder: give a run folder, an adapter, or a model")
+        return Found(name, _like(model, name), None, None)
+    run = _run_of(place)
+    weights = _weights_of(place, name)
+    if not (weights / ADAPTER_FILE).is_file():
+        return Found(name, _like(model or (run.model if run else None), str(weights)), None, run)
+    base = run.model if run is not None else model or _base_of(weights)
+    return Found(name, base, weights, run)
+
+
+def open_checkpoint(found: Found, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model in memory, its adapter on it."""
+    loaded = load_model(found.base, device)
+    if found.adapter is not None:
+        loaded = loaded.with_model(load_lora(loaded.model, found.adapter))
+    use_paths(loaded.model, found.base)
+    return loaded
+
+
+def _run_of(place: Path) -> SftRun | None:
+    """Settings of the run whose folder, result or checkpoint this is; None where it is none."""
+    place = place.resolve()
+    run_folder = place
+    if place.name in RESULTS:
+        run_folder = place.parent
+    elif place.parent.name == CHECKPOINTS:
+        run_folder = place.parent.parent
+    if not (run_folder / RUN_FILE).is_file():
+        return None
+    try:
+        run = load_run(run_folder / RUN_FILE)
+    except ConfigError as error:
+        raise ModelError(f"{error}: so this is no run folder that can be read") from None
+    return run if isinstance(run, SftRun) else None
+
+
+def _weights_of(place: Path, name: str) -> Path:
+    """The folder of the weights: `place` itself, or of a run folder what it made."""
+    if not (place / RUN_FILE).is_file():
+        if place.resolve().parent.name == CHECKPOINTS and (fault := why_broken(place)) is not None:
+            raise ModelError(f"{name}: not a whole checkpoint ({fault}): take another one of its run")
+        return place
+    for result in RESULTS:
+        if (place / result).is_dir():
+            return place / result
+    checkpoint, _ = newest_complete(place)
+    if checkpoint is None:
+        raise ModelError(f"{name}: this run has neither a result nor a whole checkpoint yet: wait for one")
+    return checkpoint.folder
+
+
+def _base_of(adapter: Path) -> ModelSettings:
+    """What an adapter says of its base: the manifest of our export, else PEFT's own config."""
+    for file, name_key, revision_key in (
+        ("manifest.json", "base", "base_revision"),
+        ("adapter_config.json", "base_model_name_or_path", "revision"),
+    ):
+        try:
+            value: Any = json.loads((adapter / file).read_bytes())
+            name, revision = value[name_key], value.get(revision_key)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if isinstance(name, str) and name:
+            return ModelSettings(name=name, revision=revision)
+    raise ModelError(f"{adapter}: says nothing of its base model: set `model.name`")
+
+
+def _like(model: ModelSettings | None, name: str) -> ModelSettings:
+    """`name` with the number format and implementation of `model`."""
+    if model is None:
+        return ModelSettings(name=name)
+    return model.model_copy(update={"name": name, "init": "pretrained", "revision": None})
