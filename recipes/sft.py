@@ -8,16 +8,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
 from counterpoint.configs.dump import plain
+from counterpoint.configs.errors import RunError
 from counterpoint.configs.schema import SftRun
 from counterpoint.data.batches.collate import Collator
-from counterpoint.data.build import TrainingData, build_training_rows
+from counterpoint.data.build import TrainingData, build_training_rows, render_settings, source_options
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.attach import attach_lora, attachment_table
+from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.checkpoints.resume import Identity
+from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
+from counterpoint.train.evals.page import page_of
+from counterpoint.train.evals.prompts import load_prompts
+from counterpoint.train.evals.report import run_report
 from counterpoint.train.loop.arguments import loop_settings, rows_per_step, sft_arguments, total_steps
 from counterpoint.train.loop.callbacks import AttachmentProof, HeldOutLoss, RunLog
+from counterpoint.train.loop.run_folder import write_whole
 from counterpoint.train.loop.session import Session, open_session
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.trainer import CounterpointTrainer
@@ -42,17 +50,19 @@ def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) ->
 
         set_seed(settings.seed)
         loaded = prepare_model(settings, session)
-        trainer = make_trainer(settings, session, loaded, train, valid, identity, stop)
+        trainer = make_trainer(settings, session, loaded, train, identity, stop)
+        hook = add_measurements(settings, session, loaded, trainer, valid)
         checkpoint = session.checkpoint
         session.say(f"{steps} steps" + (f", going on from step {checkpoint.step}" if checkpoint else ""))
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-        if trainer.stopped:
-            return stopped_early(session, trainer, stop)
+        if trainer.state.global_step < steps:
+            return ended_early(session, trainer, hook)
 
         result = session.path / ("adapter" if settings.lora.enabled else "model")
         trainer.save_final(result)
-        session.ended("finished", step=trainer.state.global_step)
-        report(session, result)
+        session.ended("finished", step=steps)
+        if session.folder is not None:
+            report(session, loaded, result)
     return 0
 
 
@@ -85,45 +95,67 @@ def make_trainer(
     session: Session,
     loaded: LoadedModel,
     train: TrainingData,
-    valid: TrainingData | None,
     identity: Identity,
     stop: StopSignal,
 ) -> CounterpointTrainer:
-    """The trainer with what happens around its steps."""
     mapping = loaded.vocabulary_map
-    collate = Collator(None if mapping.is_identity else mapping.rows, loaded.pad_row)
-    callbacks: list[TrainerCallback] = [AttachmentProof()]
-    if session.folder is not None:
-        callbacks.append(RunLog(session.folder, session.tracker, session.progress))
-    held_out = HeldOutLoss(valid.rows, collate, settings.eval.every, settings.eval.at_start) if valid else None
-    trainer = CounterpointTrainer(
+    return CounterpointTrainer(
         loaded.model,
         sft_arguments(settings, session.path, len(train.rows)),
         train.rows,
-        collate,
+        Collator(None if mapping.is_identity else mapping.rows, loaded.pad_row),
         loop_settings(settings, session.path),
         identity,
-        callbacks=[*callbacks, *([held_out] if held_out else [])],
+        callbacks=[AttachmentProof()],
         extras=mapping.save,
         warn=session.warn,
         stop=stop,
     )
-    if held_out is not None:
-        held_out.trainer = trainer
-    return trainer
 
 
-def stopped_early(session: Session, trainer: CounterpointTrainer, stop: StopSignal) -> int:
+def add_measurements(
+    settings: SftRun, session: Session, loaded: LoadedModel, trainer: CounterpointTrainer, valid: TrainingData | None
+) -> ChannelEval | None:
+    """Metrics, experts, held-out loss, and the evaluation by sampling (None where this process does not sample)."""
+    evals = settings.eval
+    if valid is not None:
+        trainer.add_callback(HeldOutLoss(trainer, valid.rows, evals.every, evals.at_start))
+    trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
+    if session.folder is None:
+        return None
+    trainer.add_callback(RunLog(session.folder, session.tracker, session.progress))
+    hook = ChannelEval(
+        loaded,
+        Renderer(loaded.vocabulary, render_settings(settings.data)),
+        load_prompts(evals.prompts, source_options(settings.data)),
+        evals,
+        session.path / "eval",
+        log=session.tracker,
+        say=session.say,
+        warn=session.warn,
+        seed=settings.seed,
+    )
+    trainer.add_callback(hook)
+    return hook
+
+
+def ended_early(session: Session, trainer: CounterpointTrainer, hook: ChannelEval | None) -> int:
+    """A signal, or a threshold of the evaluation (RunError), ended training before its last step."""
     step = trainer.state.global_step
     session.ended("stopped", step=step)
-    session.say(f"stopped at step {step}, with a checkpoint; go on with\n  {resume_command(session.path)}")
-    return stop.exit_code or 143
+    command = f"counterpoint train {session.path / 'config.yaml'} --resume {session.path}"
+    if hook is not None and hook.stopped is not None:
+        raise RunError(f"{hook.stopped}: look at {hook.folder}; there is a checkpoint, `{command}` goes on from it")
+    session.say(f"stopped after step {step}, with a checkpoint; go on with\n  {command}")
+    return trainer.stop.exit_code or 143
 
 
-def report(session: Session, result: Path) -> None:
-    """Where everything is, and what to type next."""
-    session.say(f"{result.name:<11} {result}\nmetrics     {session.path / 'metrics.jsonl'}")
-
-
-def resume_command(path: Path) -> str:
-    return f"counterpoint train {path / 'config.yaml'} --resume {path}"
+def report(session: Session, loaded: LoadedModel, result: Path) -> None:
+    """Write the page; say where everything is, what to type next, and how well the channels are kept."""
+    points = read_points(session.path / "eval")
+    if points:
+        write_whole(session.path / "report.html", page_of(run_report(session.path), loaded.vocabulary))
+        session.say(f"report      {session.path / 'report.html'}")
+    session.say(f"{result.name:<11} {result}\nnext        counterpoint evaluate {session.path}")
+    if verdict := channel_verdict(points):
+        session.say(verdict)

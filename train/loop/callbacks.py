@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -99,9 +99,10 @@ class AttachmentProof(TrainerCallback):
 class HeldOutLoss(TrainerCallback):
     """The loss of rows that are not trained, whole and by channel, as `valid_loss...` in the metrics."""
 
-    def __init__(self, rows: Sequence[TreeRow], collate: Callable[..., Any], every: int | None, at_start: bool) -> None:
-        self.rows, self.collate, self.every, self.at_start = rows, collate, every, at_start
-        self.trainer: CounterpointTrainer | None = None
+    def __init__(
+        self, trainer: CounterpointTrainer, rows: Sequence[TreeRow], every: int | None, at_start: bool
+    ) -> None:
+        self.trainer, self.rows, self.every, self.at_start = trainer, rows, every, at_start
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.at_start and state.global_step == 0:
@@ -113,20 +114,17 @@ class HeldOutLoss(TrainerCallback):
             self._measure()
 
     def _measure(self) -> None:
-        assert self.trainer is not None, "set `trainer` once it is made"
-        self.trainer.log(held_out_loss(self.trainer, self.rows, self.collate))
+        self.trainer.log(held_out_loss(self.trainer, self.rows))
 
 
 @torch.no_grad()
-def held_out_loss(
-    trainer: CounterpointTrainer, rows: Sequence[TreeRow], collate: Callable[..., Any]
-) -> dict[str, float]:
+def held_out_loss(trainer: CounterpointTrainer, rows: Sequence[TreeRow]) -> dict[str, float]:
     """Weighted mean of the loss over `rows`, whole and by channel. Every process takes a part of the rows."""
     accelerator, model, meter = trainer.accelerator, cast(Any, trainer.model_wrapped), Meter(trainer.args.device)
     was_training = model.training
     model.eval()
     for numbers, counts in _share(len(rows), trainer.args.per_device_eval_batch_size, accelerator):
-        batch = RowCollator(rows, collate)([{ROW: number} for number in numbers])
+        batch = RowCollator(rows, trainer.collate)([{ROW: number} for number in numbers])
         inputs = trainer._prepare_inputs(batch)
         with trainer.compute_loss_context_manager():
             _, nll_T = trainer.nll(model, inputs, 1.0)

@@ -65,6 +65,7 @@ class CounterpointTrainer(SFTTrainer):
     ) -> None:
         self.loop = loop
         self.identity = identity
+        self.collate = collate
         self.extras = extras
         self.warn = warn
         self.stop = stop or StopSignal()

@@ -83,7 +83,7 @@ def test_full_fine_tuning_has_nothing_to_prove(tiny_run: ModuleType, tmp_path: P
 def test_held_out_loss(tiny_run: ModuleType, tmp_path: Path) -> None:
     rows = tiny_run.tiny_rows(7, seed=9)
     trainer = tiny_run.make(tmp_path, steps=1)
-    got = held_out_loss(trainer, rows, Collator())
+    got = held_out_loss(trainer, rows)
     batch = Collator()(rows)
     _, nll = trainer.nll(trainer.model, batch, 1.0)
     weights = batch["target_weights"]
@@ -98,9 +98,9 @@ def test_held_out_loss(tiny_run: ModuleType, tmp_path: Path) -> None:
 def test_held_out_loss_changes_nothing(tiny_run: ModuleType, tmp_path: Path) -> None:
     curves, seen = [], []
     for on in (False, True):
-        held = HeldOutLoss(tiny_run.tiny_rows(5, seed=9), Collator(), every=2, at_start=True)
-        trainer = tiny_run.make(tmp_path / str(on), steps=5, callbacks=[held] if on else [])
-        held.trainer = trainer
+        trainer = tiny_run.make(tmp_path / str(on), steps=5)
+        if on:
+            trainer.add_callback(HeldOutLoss(trainer, tiny_run.tiny_rows(5, seed=9), 2, at_start=True))
         trainer.train()
         curves.append(trainer.curve.logs)
         seen = [log["step"] for log in trainer.state.log_history if "valid_loss" in log]
