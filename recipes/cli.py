@@ -18,6 +18,7 @@ from counterpoint.configs.errors import CounterpointError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a model as a run file says"),
     "evaluate": ("evaluate", "sample a checkpoint, check every channel, compare with its base"),
+    "sample": ("sample", "answer one prompt, channels coloured as they come, and check the answer"),
     "compare": ("compare", "compare two evaluations item by item, with errors and the items that flipped"),
     "show": ("show", "print conversations with channels and trained tokens coloured"),
     "validate": ("validate", "list every bad row of data files, with what to do"),

@@ -6,24 +6,22 @@ Everything that can be wrong with a task is told before anything is sampled.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.schema import SuiteSettings, TaskSettings
-from counterpoint.data.conversation import Effort, Tool
+from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.completion import parse_completion
-from counterpoint.data.harmony.tools import read_tools
 from counterpoint.data.sources.options import SourceSpec
-from counterpoint.data.sources.strict_json import loads
+from counterpoint.data.sources.tool_files import read_tool_names
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
 from counterpoint.train.evals.guarded import Guard
 from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
 from counterpoint.train.evals.scorers import Scorers
 
 DEFAULT_SIZE = 100
-_BUILTIN_TOOLS = ("python", "browser")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,25 +128,6 @@ def _offered(prompt: EvalPrompt, task: TaskSettings) -> EvalPrompt:
         functions, builtins = read_tool_names(task.tools)
         conversation = replace(conversation, tools=functions, builtin_tools=builtins)
     return replace(prompt, conversation=conversation)
-
-
-def read_tool_names(names: Iterable[str]) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
-    """Function tools and built-in tools of `python`, `browser`, and JSON files with OpenAI's list of tools."""
-    functions: list[Tool] = []
-    builtins: list[str] = []
-    for name in names:
-        if name in _BUILTIN_TOOLS:
-            builtins.append(name)
-            continue
-        try:
-            value = loads(Path(name).read_bytes(), name)
-        except OSError as error:
-            fix = f"give {', '.join(_BUILTIN_TOOLS)}, or a JSON file with a list of tools"
-            raise ConfigError(f"tools: {name}: cannot be read ({error.strerror}): {fix}") from None
-        read = read_tools(value if isinstance(value, list) else [value], name)
-        functions += read.tools
-        builtins += read.builtin_tools
-    return tuple(functions), tuple(dict.fromkeys(builtins))
 
 
 def _check_scorers(task: Task, scorers: Scorers) -> None:
