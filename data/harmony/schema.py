@@ -8,6 +8,7 @@ measured keyword by keyword; tests/unit/data/harmony/test_schema.py measures it 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,6 +40,7 @@ _META = frozenset({"$schema", "$id", "$comment", "$anchor", "$defs", "definition
 _TEXTS = ("description", "title", "default", "examples", "enum", "const")
 _VALUES = frozenset({"default", "const", "enum", "examples"})
 _LISTS = ("anyOf", "oneOf", "allOf")
+_HIDDEN = "_"
 _MAX_NODES = 20_000
 _MAX_DEPTH = 60
 
@@ -205,10 +207,9 @@ def writable(schema: Mapping[str, Any]) -> dict[str, Any]:
 
     anyOf -> oneOf, null among types or variants -> nullable, const -> enum, one variant -> itself, allOf -> merged.
     """
-    node = dict(schema)
+    node = _merged(dict(schema))
     if "const" in node and "enum" not in node:
         node["enum"] = [node.pop("const")]
-    node = _merged(node)
     nullable = _split_null_type(node)
     if isinstance(node.get("enum"), list) and None in node["enum"]:
         node["enum"] = [value for value in node["enum"] if value is not None]
@@ -221,10 +222,16 @@ def writable(schema: Mapping[str, Any]) -> dict[str, Any]:
     node = _variants(node)
     if nullable:
         node["nullable"] = True
-    if node.get("nullable") is True and isinstance(node.get("oneOf"), list) and node["oneOf"]:
-        del node["nullable"]
-        node["oneOf"] = [*node["oneOf"][:-1], {**node["oneOf"][-1], "nullable": True}]
-    return node
+    return _null_to_last_variant(node)
+
+
+def _null_to_last_variant(node: dict[str, Any]) -> dict[str, Any]:
+    """openai-harmony does not write `nullable` beside `oneOf`, but it does on a variant."""
+    variants = node.get("oneOf")
+    if node.get("nullable") is not True or "type" in node or not isinstance(variants, list) or not variants:
+        return node
+    last = _null_to_last_variant({**variants[-1], "nullable": True})
+    return {**{k: v for k, v in node.items() if k != "nullable"}, "oneOf": [*variants[:-1], last]}
 
 
 def _merged(node: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +246,7 @@ def _merged(node: dict[str, Any]) -> dict[str, Any]:
                 out[key] = {**out[key], **value}
             elif key == "required" and isinstance(out.get(key), list):
                 out[key] = list(dict.fromkeys((*out[key], *value)))
-            elif key in ("description", "title"):
+            elif key in ("description", "title", "default", "examples"):
                 out.setdefault(key, value)
             elif out.setdefault(key, value) != value:
                 return node
@@ -270,11 +277,14 @@ def _only(node: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _variants(node: dict[str, Any]) -> dict[str, Any]:
-    """anyOf and oneOf as oneOf without null; a single variant takes the node's place."""
+    """anyOf and oneOf as oneOf without null; a single variant takes the node's place. Beside a type they are hidden."""
     key = "oneOf" if isinstance(node.get("oneOf"), list) else "anyOf"
     variants = node.get(key)
-    if not isinstance(variants, list) or not variants or "type" in node or "properties" in node:
+    if not isinstance(variants, list) or not variants:
         return node
+    if "type" in node or "properties" in node:
+        # openai-harmony would write the variants and drop the type that they narrow.
+        return {_HIDDEN + k if k == "oneOf" else k: v for k, v in node.items()}
     kept = [writable(variant) for variant in variants if variant.get("type") != "null"]
     outer = {k: v for k, v in node.items() if k != key}
     if len(kept) < len(variants):
@@ -292,7 +302,7 @@ def lost_keywords(schema: Mapping[str, Any], field: str) -> Iterator[str]:
 def _lost(node: Mapping[str, Any], path: str, place: str) -> Iterator[str]:
     for key, value in node.items():
         if not _shown(node, key, value, place):
-            yield f"{path}.{key}"
+            yield f"{path}.{key.removeprefix(_HIDDEN)}"
     if node.get("type") == "object" and isinstance(node.get("properties"), Mapping):
         for name, child in node["properties"].items():
             yield from _lost(child, f"{path}.properties.{name}", "property")
@@ -301,6 +311,35 @@ def _lost(node: Mapping[str, Any], path: str, place: str) -> Iterator[str]:
     elif "type" not in node and isinstance(node.get("oneOf"), list):
         for i, variant in enumerate(node["oneOf"]):
             yield from _lost(variant, f"{path}.oneOf[{i}]", "variant")
+
+
+def _says_null(node: Mapping[str, Any], place: str) -> bool:
+    """Whether the text of a node's type holds the word null anyway: openai-harmony then takes it for nullable."""
+    keys = {"type", "properties", "items", "enum", "oneOf"} | (
+        {"description"} if node.get("type") == "object" else set()
+    )
+    inside = {key: value for key, value in node.items() if key in keys}
+    return any("null" in text for text in _written(inside, place))
+
+
+def _written(node: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Texts of a node that openai-harmony writes."""
+    for key, value in node.items():
+        if not _shown(node, key, value, place):
+            continue
+        if key == "nullable" and value is True:
+            yield "null"
+        elif key in _TEXTS:
+            yield json.dumps(value, ensure_ascii=False)
+        elif key == "properties":
+            for name, child in value.items():
+                yield name
+                yield from _written(child, "property")
+        elif key == "items":
+            yield from _written(value, "items")
+        elif key == "oneOf":
+            for variant in value:
+                yield from _written(variant, "variant")
 
 
 def _shown(node: Mapping[str, Any], key: str, value: Any, place: str) -> bool:
@@ -325,5 +364,5 @@ def _shown(node: Mapping[str, Any], key: str, value: Any, place: str) -> bool:
     if key == "default":
         return place in ("property", "variant")
     if key == "nullable":
-        return place in ("property", "variant") and "oneOf" not in node
+        return place in ("property", "variant") and "oneOf" not in node and not _says_null(node, place)
     return False
