@@ -1,0 +1,78 @@
+"""Learning from pairs: a wanted and an unwanted completion behind the same prompt, given or built.
+
+Reads top to bottom: folder and lock, pairs, model, adapter, trainer, training, result, report.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from transformers import set_seed
+
+from counterpoint.configs.dump import plain
+from counterpoint.configs.schema import DpoRun
+from counterpoint.data.pairs import PairData, build_pairs
+from counterpoint.recipes.sft import add_measurements, ended_early, prepare_model, report
+from counterpoint.train.checkpoints.resume import Identity
+from counterpoint.train.loop.arguments import loop_settings, rows_per_step
+from counterpoint.train.loop.callbacks import AttachmentProof
+from counterpoint.train.loop.preference import PreferenceTrainer
+from counterpoint.train.loop.rl_arguments import dpo_arguments, steps_of
+from counterpoint.train.loop.session import Session, open_session
+from counterpoint.train.loop.stop import StopSignal
+from counterpoint.train.model.load import load_vocabulary_of
+
+
+def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) -> int:
+    """Train as `settings` say; arguments and exit codes as of `recipes.sft.run`."""
+    shared = cast(Any, settings)  # the steps that all recipes share read the sections that all have
+    if settings.train.threads is not None:
+        torch.set_num_threads(settings.train.threads)
+    with StopSignal() as stop, open_session(shared, resume, overwrite) as session:
+        session.say(f"run folder  {session.path}")
+        pairs = read_pairs(settings, session)
+        steps = steps_of(settings, len(pairs.pairs), rows_per_step(shared))
+        identity = Identity(plain(settings), pairs.fingerprint, rows_per_step(shared))
+        session.began(identity, steps, allow_changes=overwrite)
+
+        set_seed(settings.seed)
+        loaded = prepare_model(shared, session)
+        trainer = PreferenceTrainer(
+            loaded,
+            dpo_arguments(settings, session.path, steps),
+            pairs.pairs,
+            loop_settings(shared, session.path),
+            identity,
+            callbacks=[AttachmentProof()],
+            extras=loaded.vocabulary_map.save,
+            stop=stop,
+        )
+        hook = add_measurements(shared, session, loaded, cast(Any, trainer), None)
+        checkpoint = session.checkpoint
+        session.say(f"{steps} steps" + (f", going on from step {checkpoint.step}" if checkpoint else ""))
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        if trainer.state.global_step < steps:
+            return ended_early(session, cast(Any, trainer), hook)
+
+        result = session.path / ("adapter" if settings.lora.enabled else "model")
+        trainer.save_final(result)
+        session.ended("finished", step=steps)
+        if session.folder is not None:
+            report(session, loaded, result)
+    return 0
+
+
+def read_pairs(settings: DpoRun, session: Session) -> PairData:
+    """The pairs; bad rows go to `bad_rows.jsonl` in the run folder, counts to the terminal."""
+    found = build_pairs(
+        settings.data.train,
+        settings.data,
+        settings.dpo,
+        load_vocabulary_of(settings.model),
+        seed=settings.seed,
+        quarantine=session.path / "bad_rows.jsonl" if session.folder is not None else None,
+    )
+    for line in found.lines():
+        session.say(line)
+    return found
