@@ -205,6 +205,8 @@ def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         # PEFT looks for rank patterns among modules only; ours name parameters, and do apply.
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+        # PEFT asks transformers in a way that it will rename.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing")
         # `_require` makes an error of it.
         warnings.filterwarnings("ignore", message="target_(modules|parameters)=.* were set but no")
         yield
