@@ -195,6 +195,8 @@ class GrpoRun(RunSettings):
                 f"`train.batch_rows` x `train.accumulation` ({rows}) does not hold whole groups of `grpo.group` "
                 f"({self.grpo.group}): change one of them"
             )
+        if self.grpo.beta and not self.lora.enabled:
+            raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
         if not any(reward.weight for reward in self.rewards):
             raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
         return self

@@ -18,7 +18,7 @@ from typing import Any
 from counterpoint.configs.errors import ConfigError
 
 NEWEST = "newest"
-_RECIPES = {"sft": "counterpoint.recipes.sft"}
+_RECIPES = {name: f"counterpoint.recipes.{name}" for name in ("sft", "dpo", "grpo")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

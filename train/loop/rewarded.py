@@ -1,0 +1,189 @@
+"""TRL's GRPOTrainer on our rollouts: sampled ids verbatim, tool results masked, rewards on the typed result.
+
+The seam is `rollout_func`: TRL hands over the `prompt` column, which here holds the number of a prompt and its effort,
+and takes back ids (as the model's rows) and the masks. Rewards are found in the rollout and read from there.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from counterpoint.data.conversation import EFFORTS, Effort
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.train.checkpoints.resume import Identity
+from counterpoint.train.evals.prompts import EvalPrompt
+from counterpoint.train.loop.arguments import LoopSettings
+from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
+from counterpoint.train.loop.stop import StopSignal
+from counterpoint.train.loop.whole import WholeRun
+from counterpoint.train.model.load import LoadedModel
+from counterpoint.train.rollout.engines import Engine
+from counterpoint.train.rollout.episodes import Episode, EpisodeLimits, run_episodes
+from counterpoint.train.rollout.rewards import Outcome, Rewards, zero_variance_share
+from counterpoint.train.rollout.sample import sample_seed
+from counterpoint.train.rollout.toolkit import Toolkit
+
+SCORES = "scores"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt at an effort: what a group is sampled of."""
+
+    prompt: EvalPrompt
+    effort: Effort
+
+
+def items_of(prompts: Sequence[EvalPrompt], renderer: Renderer, efforts: Sequence[Effort] = ()) -> list[Item]:
+    """Each prompt at its own effort, or at every one of `efforts`."""
+    return [
+        Item(prompt, effort) for prompt in prompts for effort in (efforts or (renderer.effort_of(prompt.conversation),))
+    ]
+
+
+@dataclass
+class Rollouts:
+    """Samples episodes of items and scores them; what `rollout_func` calls.
+
+    keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
+    """
+
+    items: Sequence[Item]
+    renderer: Renderer
+    engine: Engine
+    rewards: Rewards
+    limits: EpisodeLimits
+    temperature: float
+    group: int
+    seed: int
+    toolkit: Toolkit | None = None
+    keep: Path | None = None
+
+    def __call__(self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any]) -> dict[str, list]:
+        """TRL's dictionary for the items with these numbers, each sampled once for every time it stands there.
+
+        The seed of a rollout depends on the run's seed, the step, and its place alone.
+        """
+        items = [self.items[int(number)] for number in numbers]
+        episodes = run_episodes(
+            [item.prompt.conversation for item in items],
+            self.renderer,
+            self.engine,
+            limits=self.limits,
+            toolbox=self.toolkit.toolbox if self.toolkit is not None else None,
+            efforts=[item.effort for item in items],
+            temperature=self.temperature,
+            seed=[sample_seed(self.seed, step, place) for place in range(len(items))],
+        )
+        scores = [self.rewards.score(outcome_of(i, e)) for i, e in zip(items, episodes, strict=True)]
+        if self.keep is not None:
+            self._write(self.keep, step, items, episodes, scores)
+        return {
+            "prompt_ids": [model_rows(episode.prompt_ids).tolist() for episode in episodes],
+            "completion_ids": [model_rows(episode.completion_ids).tolist() for episode in episodes],
+            "env_mask": [episode.env_mask for episode in episodes],
+            "logprobs": None,  # pyright: ignore[reportReturnType]
+            SCORES: scores,
+            "episode": episodes,
+        }
+
+    def measures(self, scores: Sequence[Sequence[float]], episodes: Sequence[Episode]) -> dict[str, float]:
+        """What is logged of a step beside TRL's own means: dead groups, failures, calls, thoughts by effort."""
+        out = {
+            f"rewards/{name}/zero_variance": zero_variance_share([row[k] for row in scores], self.group)
+            for k, name in enumerate(self.rewards.names)
+        }
+        out |= {f"rewards/{name}/failures": float(n) for name, n in self.rewards.failures.items()}
+        ok = [episode.completion().ok for episode in episodes]
+        out["channel_correct"] = sum(ok) / len(ok)
+        if self.toolkit is not None:
+            called = [called for episode in episodes for called in episode.called]
+            out["tools/calls"] = len(called) / len(episodes)
+            out["tools/faults"] = sum(c.result.fault is not None for c in called) / max(1, len(called))
+        for effort in EFFORTS:
+            tokens = [e.completion().n_tokens_by_channel["analysis"] for e in episodes if e.effort == effort]
+            if tokens:
+                out[f"analysis_tokens/{effort}"] = sum(tokens) / len(tokens)
+        return out
+
+    def _write(
+        self, path: Path, step: int, items: list[Item], episodes: list[Episode], scores: list[list[float]]
+    ) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            for item, episode, values in zip(items, episodes, scores, strict=True):
+                row = {
+                    "step": step,
+                    "id": item.prompt.id,
+                    "effort": item.effort,
+                    "stop": episode.stop,
+                    "rewards": dict(zip(self.rewards.names, values, strict=True)),
+                    "text": self.renderer.vocabulary.decode(episode.completion_ids),
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def outcome_of(item: Item, episode: Episode) -> Outcome:
+    return Outcome(episode.completion(), episode.called, item.prompt.reference, item.effort, item.prompt.scorer)
+
+
+class RewardTrainer(WholeRun, GRPOTrainer):
+    """Trains `loaded.model` on the rewards of its own rollouts."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        args: GRPOConfig,
+        rollouts: Rollouts,
+        loop: LoopSettings,
+        identity: Identity,
+        *,
+        callbacks: list[TrainerCallback] | None = None,
+        extras: Callable[[Path], None] | None = None,
+        stop: StopSignal | None = None,
+    ) -> None:
+        rows = loaded.vocabulary_map.rows
+
+        def roll(numbers: list[str], trainer: Any) -> dict[str, Any]:
+            return rollouts(numbers, trainer.state.global_step, rows)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+            super().__init__(
+                model=loaded.model,
+                reward_funcs=[_reward(k, name, rollouts) for k, name in enumerate(rollouts.rewards.names)],
+                args=args,
+                train_dataset=Dataset.from_dict({"prompt": [str(n) for n in range(len(rollouts.items))]}),
+                processing_class=RowTokenizer(loaded),
+                callbacks=callbacks,
+                rollout_func=roll,
+            )
+        if hasattr(loaded.model, "peft_config") and "ref" in loaded.model.peft_config:
+            loaded.model.delete_adapter("ref")
+        restore_stops(loaded)
+        self.take_over(loop, identity, extras, stop)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt"]
+
+
+def _reward(number: int, name: str, rollouts: Rollouts) -> Callable[..., list[float]]:
+    """A reward as TRL calls it: the numbers were found in the rollout, from the typed result."""
+
+    def reward(**columns: Any) -> list[float]:
+        if number == 0:
+            for key, value in rollouts.measures(columns[SCORES], columns["episode"]).items():
+                columns["log_metric"](key, value)
+        return [values[number] for values in columns[SCORES]]
+
+    reward.__name__ = name
+    return reward
