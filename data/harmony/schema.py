@@ -40,6 +40,11 @@ _META = frozenset({"$schema", "$id", "$comment", "$anchor", "$defs", "definition
 _TEXTS = ("description", "title", "default", "examples", "enum", "const")
 _VALUES = frozenset({"default", "const", "enum", "examples"})
 _LISTS = ("anyOf", "oneOf", "allOf")
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("description", "title"), str),
+    **dict.fromkeys(("enum", "examples", *_LISTS), list),
+    "nullable": bool,
+}
 _HIDDEN = "_"
 _MAX_NODES = 20_000
 _MAX_DEPTH = 60
@@ -76,6 +81,7 @@ class _Cleaner:
         if isinstance(value.get("$ref"), str):
             return self._reference(value, path, refs)
         out = {k: v for k, v in value.items() if k not in _META and (v is not None or k in _VALUES)}
+        self._kinds(out, path)
         self._type(out, path)
         self._texts(out, path)
         self._children(out, path, refs)
@@ -92,6 +98,13 @@ class _Cleaner:
         if not isinstance(target, Mapping):
             return self.node(target, path, refs)
         return self.node({**target, **beside}, path, (*refs, name))
+
+    def _kinds(self, out: dict[str, Any], path: str) -> None:
+        """Keywords that hold what no schema has there are left out."""
+        for key, kind in _KINDS.items():
+            if key in out and not isinstance(out[key], kind):
+                self.notice("schema_keyword", f"{path}.{key}", "holds what no JSON schema has there: left out")
+                del out[key]
 
     def _type(self, out: dict[str, Any], path: str) -> None:
         given = out.get("type")

@@ -226,6 +226,41 @@ def shown_as_it_is(ready) -> str:
     return typescript(OfficialMessage.from_role_and_content(Role.DEVELOPER, content))
 
 
+WORDS = [
+    "type",
+    "properties",
+    "items",
+    "oneOf",
+    "anyOf",
+    "allOf",
+    "$ref",
+    "$defs",
+    "description",
+    "default",
+    "required",
+]
+JUNK = st.recursive(
+    st.none()
+    | st.integers(-3, 3)
+    | st.sampled_from(["object", "array", "string", "dict", "#", "#/$defs/a", "x\ny", "null"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*WORDS, "enum", "a"]), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(schema=st.dictionaries(st.sampled_from([*WORDS, "enum", "nullable"]), JUNK, max_size=6))
+def test_any_schema_is_refused_or_written(schema):
+    try:
+        tools = read_tools([{"name": "f", "parameters": schema}], "tools").tools
+    except RowError as error:
+        assert error.kind == "tool_schema"  # noqa: PT017
+    else:
+        assert shown(tools[0].parameters).endswith("=> any;")
+
+
 VALUES = st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["x", "y", "z", "v"])
 
 
