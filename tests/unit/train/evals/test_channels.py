@@ -20,7 +20,10 @@ VOCABULARY = load_vocabulary()
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}}]
 USER = {"role": "user", "content": "1+2?"}
 RIGHT = "<|channel|>analysis<|message|>One two.<|end|><|start|>assistant<|channel|>final<|message|>3<|return|>"
-CALL = '<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a":1}<|call|>'
+CALL = (
+    "<|channel|>analysis<|message|>x<|end|><|start|>assistant"
+    '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a":1}<|call|>'
+)
 UNKNOWN = CALL.replace("functions.add", "functions.sub")
 
 

@@ -1,0 +1,83 @@
+"""An export is the model that was trained, or it is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from counterpoint.configs.errors import ModelError
+from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.train.adapters.attach import attach_lora
+from counterpoint.train.checkpoints import export as module
+from counterpoint.train.checkpoints.export import export
+from counterpoint.train.checkpoints.find import Found, open_checkpoint
+from counterpoint.train.checkpoints.weights import save_weights
+from counterpoint.train.model.load import load_model
+from counterpoint.train.model.tiny import random_tiny
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """A random tiny base in a folder, and an adapter whose B is not zero."""
+    folder = tmp_path_factory.mktemp("export")
+    tiny = random_tiny(seed=1)
+    tiny.model.save_pretrained(folder / "base")
+    tiny.vocabulary_map.save(folder / "base")
+    model = attach_lora(tiny.model, LoraSettings(rank=4))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    (folder / "adapter").mkdir()
+    save_weights(model, folder / "adapter")
+    return Found("made", ModelSettings(name=str(folder / "base")), folder / "adapter", None)
+
+
+def test_an_adapter_export_is_the_live_model(found: Found, tmp_path: Path) -> None:
+    done = export(found, "adapter", tmp_path / "out")
+    assert done.gate.kl == 0.0
+    assert done.gate.top1 == 1.0
+    files = {path.name for path in done.folder.iterdir()}
+    assert files == {
+        "adapter_config.json", "adapter_model.safetensors", "manifest.json", "vocabulary_map.json", "complete.json",
+    }  # fmt: skip
+    manifest = json.loads((done.folder / "manifest.json").read_text())
+    assert manifest["system_message"].endswith("<|end|>")
+    assert manifest["gate"]["passed"] is True
+
+
+def test_a_merge_in_bf16_stays_within_its_rounding_and_loads_without_peft(found: Found, tmp_path: Path) -> None:
+    done = export(found, "bf16", tmp_path / "out", limit=0.05)
+    assert 0 < done.gate.kl < 0.05
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["architectures"] == ["GptOssForCausalLM"]
+    assert "quantization_config" not in config
+    again = load_model(ModelSettings(name=str(done.folder)))
+    stops = json.loads((done.folder / "generation_config.json").read_text())["eos_token_id"]
+    assert sorted(stops) == sorted(again.stop_rows)
+
+
+def test_an_export_that_is_not_the_trained_model_is_refused_with_its_numbers(
+    found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_load_again", lambda found, folder, target: load_model(found.base))
+    with pytest.raises(ModelError, match=r"not the model that was trained: gate refused: KL \d"):
+        export(found, "adapter", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_told(found: Found, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="exists already"):
+        export(found, "adapter", tmp_path)
+    with pytest.raises(ModelError, match="no adapter"):
+        export(Found("x", found.base, None, None), "adapter", tmp_path / "out")
+
+
+def test_scoring_leaves_the_model_as_it_was(found: Found) -> None:
+    live = open_checkpoint(found)
+    live.model.train()
+    module.gate.score(live, module.gate.fixed_sequences(live)[:2])
+    assert live.model.training

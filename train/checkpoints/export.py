@@ -1,0 +1,175 @@
+"""The way home: a trained checkpoint as an adapter or as merged weights, proven equal to what was trained.
+
+An export folder is whole or not there (`save.write_folder`). `manifest.json` says what it was made from, with which
+settings, and what the gate measured. The gate loads the export again from disk.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers.utils.hub import cached_file
+
+from counterpoint.configs.errors import ModelError
+from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
+from counterpoint.data.build import render_settings
+from counterpoint.data.conversation import Conversation
+from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.train.checkpoints import gate
+from counterpoint.train.checkpoints.find import Found, open_checkpoint
+from counterpoint.train.checkpoints.save import MARKER, write_folder
+from counterpoint.train.checkpoints.weights import ADAPTER_FILE, save_weights
+from counterpoint.train.model.load import LoadedModel, load_model
+from counterpoint.train.model.tiny import tiny_folder
+
+Target = Literal["adapter", "bf16"]
+LIMITS: dict[Target, float] = {"adapter": 1e-6, "bf16": 1e-2}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was written. `notes` are for a person: files that the base did not have, and the like."""
+
+    folder: Path
+    gate: gate.Gate
+    notes: tuple[str, ...]
+
+
+def export(found: Found, target: Target, folder: Path, *, limit: float | None = None) -> Export:
+    """Export a checkpoint (`find.find_checkpoint`) into `folder`, which must not be there yet.
+
+    limit: the largest KL that passes the gate; None takes `LIMITS`. ModelError when the gate refuses, with its numbers;
+    nothing is then left at `folder`.
+    """
+    if folder.exists():
+        raise ModelError(f"{folder}: exists already: name another folder with --out")
+    if target == "adapter" and found.adapter is None:
+        raise ModelError("export: this checkpoint has no adapter, it was trained in full: use --to bf16")
+    staging = folder.with_name(f".gate-{folder.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        before, sequences, notes = _stage(found, target, staging)
+        gc.collect()
+        again = _load_again(found, staging, target)
+        result = gate.compare(before, gate.score(again, sequences), LIMITS[target] if limit is None else limit)
+        if not result.passed:
+            raise ModelError(f"{folder}: not written: the export is not the model that was trained: {result.line()}")
+        manifest = _manifest(found, target, again, result)
+        write_folder(folder, lambda place: _finish(staging, place, manifest), {"target": target})
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Export(folder, result, tuple(notes))
+
+
+def _stage(found: Found, target: Target, staging: Path) -> tuple[gate.Scores, Any, list[str]]:
+    """Score the live model, then write the export beside its place; the live model is gone after."""
+    live = open_checkpoint(found)
+    sequences = gate.fixed_sequences(live)
+    before = gate.score(live, sequences)
+    notes: list[str] = []
+    write_folder(staging, lambda place: notes.extend(_fill(place, found, target, live)), {})
+    return before, sequences, notes
+
+
+def _fill(place: Path, found: Found, target: Target, live: LoadedModel) -> list[str]:
+    base, adapter = found.base, found.adapter
+    if target == "adapter":
+        assert adapter is not None
+        shutil.copyfile(adapter / ADAPTER_FILE, place / ADAPTER_FILE)
+        config = json.loads((adapter / "adapter_config.json").read_bytes())
+        config["base_model_name_or_path"] = base.name
+        (place / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    else:
+        _write_merged(place, live)
+    return _copy_tokenizer(place, base, live)
+
+
+def _write_merged(place: Path, live: LoadedModel) -> None:
+    model = live.model.merge_and_unload() if isinstance(live.model, PeftModel) else live.model
+    model = model.to(torch.bfloat16)
+    config = model.config
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    config.architectures = ["GptOssForCausalLM"]
+    model.generation_config.eos_token_id = live.stop_rows
+    save_weights(model, place)
+    written = json.loads((place / "config.json").read_bytes())
+    if "quantization_config" in written or written.get("architectures") != ["GptOssForCausalLM"]:
+        raise ModelError(f"{place}: config.json does not describe plain bf16 weights: report this as a bug")
+
+
+def _copy_tokenizer(place: Path, base: ModelSettings, live: LoadedModel) -> list[str]:
+    if not live.vocabulary_map.is_identity:
+        live.vocabulary_map.save(place)
+        return []
+    missing = []
+    for name in TOKENIZER_FILES:
+        source = _base_file(base, name)
+        if source is None:
+            missing.append(name)
+        else:
+            shutil.copyfile(source, place / name)
+    return [f"{', '.join(missing)}: not in {base.name}, so not in the export either"] if missing else []
+
+
+def _base_file(base: ModelSettings, name: str) -> Path | None:
+    folder = tiny_folder() if base.name == EMBEDDED_MODEL else Path(base.name).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    found = cached_file(base.name, name, revision=base.revision, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
+
+
+def _load_again(found: Found, folder: Path, target: Target) -> LoadedModel:
+    if target == "adapter":
+        return open_checkpoint(replace(found, adapter=folder))
+    return load_model(ModelSettings(name=str(folder)))
+
+
+def _manifest(found: Found, target: Target, loaded: LoadedModel, result: gate.Gate) -> Mapping[str, Any]:
+    settings = render_settings(found.run.data) if found.run is not None else RenderSettings()
+    system = Renderer(loaded.vocabulary, settings).prompt(Conversation(()))[:-2]
+    return {
+        "made_by": f"counterpoint {version('counterpoint')}",
+        "target": target,
+        "base": found.base.name,
+        "base_revision": found.base.revision,
+        "system_message": loaded.vocabulary.decode(system),
+        "date": settings.date,
+        "effort": settings.effort,
+        "vocabulary": loaded.vocabulary.fingerprint,
+        "gate": result.as_dict(),
+    }
+
+
+def _finish(staging: Path, place: Path, manifest: Mapping[str, Any]) -> None:
+    for path in sorted(staging.iterdir()):
+        if path.name != MARKER:
+            shutil.move(path, place / path.name)
+    (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload an export by huggingface_hub, to a private repository unless it exists; returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = str(api.create_repo(repository, private=True, exist_ok=True))
+        api.upload_folder(repo_id=repository, folder_path=str(folder), ignore_patterns=[MARKER])
+    except Exception as error:
+        raise ModelError(
+            f"{repository}: not pushed ({type(error).__name__}: {error}): the export itself stands at {folder}; "
+            "log in with `hf auth login`, then push again"
+        ) from None
+    return address
