@@ -1,0 +1,83 @@
+"""Requests that come one by one, sampled in batches by one thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from counterpoint.train.rollout.engines import Engine
+from counterpoint.train.rollout.sample import Sampled
+
+WAIT = 0.02
+"""Seconds that a batch waits for more requests: those of one evaluation come at once, or one behind the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt with its limits; `future` gets the completion, or the engine's error."""
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    future: Future[Sampled] = field(default_factory=Future)
+
+    @property
+    def limits(self) -> tuple[int, float]:
+        return self.max_new_tokens, self.temperature
+
+
+class Batches:
+    """Samples what is put into it, at most `size` requests at a time, as long as the program lives."""
+
+    def __init__(self, engine: Engine, size: int) -> None:
+        self.engine, self.size = engine, size
+        self._waiting: queue.Queue[Request | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="counterpoint-sampling", daemon=True)
+        self._thread.start()
+
+    def put(self, request: Request) -> Future[Sampled]:
+        self._waiting.put(request)
+        return request.future
+
+    def close(self) -> None:
+        self._waiting.put(None)
+
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            batch = [first]
+            ended = False
+            while len(batch) < self.size and not ended:
+                try:
+                    request = self._waiting.get(timeout=WAIT)
+                except queue.Empty:
+                    break
+                if request is None:
+                    ended = True
+                else:
+                    batch.append(request)
+            for limits in dict.fromkeys(request.limits for request in batch):
+                self._sample([request for request in batch if request.limits == limits])
+            if ended:
+                return
+
+    def _sample(self, requests: list[Request]) -> None:
+        requests = [request for request in requests if request.future.set_running_or_notify_cancel()]
+        if not requests:
+            return
+        try:
+            found = self.engine.sample(
+                [request.prompt for request in requests],
+                requests[0].max_new_tokens,
+                requests[0].temperature,
+                [request.seed for request in requests],
+            )
+        except BaseException as error:
+            for request in requests:
+                request.future.set_exception(error)
+            return
+        for request, sampled in zip(requests, found, strict=True):
+            request.future.set_result(sampled)
