@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.train.adapters.attach import attach_lora
