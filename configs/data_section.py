@@ -185,6 +185,10 @@ class DataSettings(ConversionSettings):
     date_field: Text | None = None
     """Field of the row that holds its date; rows without it take `date`."""
 
+    tools: Text | None = None
+    """A JSON file with the tools of rows that declare none: OpenAI's list, or what an MCP server's `tools/list` gives
+    (`{"tools": [...]}`)."""
+
     builtin_tools: Annotated[tuple[Literal["python", "browser"], ...], Unique, OneOrMany] = ()
     """Tools of gpt-oss's own that every row declares; calls to them go to the analysis channel, not to `functions`."""
 

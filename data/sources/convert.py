@@ -80,8 +80,10 @@ def trainable(conversation: Conversation) -> None:
 
 
 def kind_of(converted: Converted) -> str:
-    """`preference`, `prompt` (no assistant turn after the last user message) or `conversation`."""
+    """`preference`, `prompt` (nothing that an assistant said, or a question for RL), or `conversation`."""
     if isinstance(converted, Preference):
         return "preference"
-    last = converted.messages[-1] if converted.messages else None
-    return "conversation" if last is not None and last.role == "assistant" else "prompt"
+    messages = converted.messages
+    if messages[-1].role == "assistant":
+        return "conversation"
+    return "conversation" if converted.format != "rl" and split_turns(messages) else "prompt"

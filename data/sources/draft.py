@@ -223,6 +223,10 @@ class Draft:
         self._preambles()
         messages = pair(self._events, self.options, self.notice)
         messages = self._open_end(messages)
+        if messages and messages[-1].role != "assistant" and any(m.is_call or m.is_final for m in messages):
+            self.notice(
+                "open_end", "messages", f"ends in a {messages[-1].role} message: a prompt, its end is not trained"
+            )
         if not any(message.role in ("user", "assistant") for message in messages):
             what = "no user and no assistant message" if messages or self.instructions else "no messages"
             raise RowError("no_dialogue", "messages", what, "write a user message and its answer")

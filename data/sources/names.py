@@ -5,14 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 
-from counterpoint.configs.errors import RowError
+from counterpoint.configs.errors import DataError, RowError
 from counterpoint.data.conversation import Message, Tool
+from counterpoint.data.harmony.tools import ReadTools, read_tools
 from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.strict_json import loads
 
 BUILTIN_TOOLS = ("python", "browser")
 _LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ILLEGAL_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
+
+
+@lru_cache(maxsize=16)
+def tools_of_file(path: str) -> ReadTools:
+    """The tools that a JSON file declares. Raises DataError."""
+    try:
+        return read_tools(loads(Path(path).read_bytes(), "tools"), "tools")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): give a JSON file with a list of tools") from None
+    except RowError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 class ToolNames:
@@ -25,6 +40,7 @@ class ToolNames:
         self._functions: dict[str, Tool] = {}
         self._told: set[str] = set()
         self._checked: set[str] = set()
+        self._asked = False
         self._renamed: dict[str, str] = {}
 
     def offer(self, names: Sequence[str]) -> None:
@@ -47,12 +63,23 @@ class ToolNames:
             if known is not tool:
                 self.notice("duplicate_tool", where, "declared twice: once was kept")
 
+    def _declare_default(self) -> None:
+        """The tools of the file that the options name, for a row that declares none."""
+        if self.options.tools is None or self._functions or self._asked:
+            return
+        self._asked = True
+        read = tools_of_file(self.options.tools)
+        self.declare(read.tools, "data.tools")
+        self.offer(read.builtin_tools)
+
     def declared(self) -> tuple[Tool, ...]:
         """The function tools as they are rendered."""
+        self._declare_default()
         return tuple(replace(tool, name=self.used(tool.name)) for tool in self._functions.values())
 
     def recipient(self, name: str, field: str) -> str:
         """`functions.NAME`, or the built-in tool where the row offers it and declares no function of that name."""
+        self._declare_default()
         if name.startswith("functions.") and name not in self._functions:
             name = name.removeprefix("functions.")
         if name not in self._functions and name.split(".")[0] in self.builtin:

@@ -40,6 +40,7 @@ class SourceOptions:
     tool_names: names with characters outside `[A-Za-z0-9_-]`: `rename` writes underscores, in declarations, calls and
         results alike.
     date_field, effort_field: dotted path of the field that holds a row's date (YYYY-MM-DD) or its effort.
+    tools: a JSON file with the tools of rows that declare none: OpenAI's list, or an MCP server's `{"tools": [...]}`.
     builtin_tools: of `python` and `browser`: calls to them go to the built-in tool, not to `functions`, in every row.
     """
 
@@ -57,4 +58,5 @@ class SourceOptions:
     tool_names: Literal["keep", "rename"] = "keep"
     date_field: str | None = None
     effort_field: str | None = None
+    tools: str | None = None
     builtin_tools: tuple[str, ...] = ()

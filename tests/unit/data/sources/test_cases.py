@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from counterpoint.configs.errors import RowError
+from counterpoint.configs.errors import DataError, RowError
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.sources.convert import convert, kind_of, trainable
+from counterpoint.data.sources.names import tools_of_file
 from counterpoint.data.sources.options import SourceOptions
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "F", "parameters": {"type": "object"}}}
@@ -44,9 +45,9 @@ def say(text, **fields):
     return {"role": "assistant", "content": text, **fields}
 
 
-def read(*messages, tools=(TOOL,), row=None, **options) -> Conversation:
+def read(*messages, tools=(TOOL,), row=None, tools_file=None, **options) -> Conversation:
     value = {"messages": [USER, *messages], **({"tools": list(tools)} if tools else {}), **(row or {})}
-    conversation = convert(value, "auto", SourceOptions(**options))
+    conversation = convert(value, "auto", SourceOptions(tools=tools_file, **options))
     assert isinstance(conversation, Conversation)
     return conversation
 
@@ -150,12 +151,12 @@ def test_two_calls_although_parallel_calls_are_forbidden_are_an_error():
 
 
 def test_results_are_paired_by_id_then_by_order():
-    swapped = [calls(call("a", '{"n":1}'), call("b", '{"n":2}')), result("two", "b"), result("one", "a")]
-    assert texts(read(*swapped)) == ['{"n":1}', "one", '{"n":2}', "two"]
+    swapped = [calls(call("a", '{"n":1}'), call("b", '{"n":2}')), result("two", "b"), result("one", "a"), say("x")]
+    assert texts(read(*swapped)) == ['{"n":1}', "one", '{"n":2}', "two", "x"]
     assert kinds(read(*swapped)) == ["parallel_calls", "result_order"]
     strange = [calls(call("a")), result("one", "zzz")]
     assert texts(read(*strange)) == ["{}", "one"]
-    assert kinds(read(*strange)) == ["paired_by_order"]
+    assert kinds(read(*strange)) == ["paired_by_order", "open_end"]
     assert refused(*strange, unmatched_results="quarantine").kind == "unmatched_result"
 
 
@@ -191,8 +192,8 @@ def test_ids_may_repeat_in_other_turns_and_are_paired_in_order_within_one():
     again = [calls(call("a", '{"n":1}')), result("1", "a"), calls(call("a", '{"n":2}')), result("2", "a"), say("x")]
     assert texts(read(*again)) == ['{"n":1}', "1", '{"n":2}', "2", "x"]
     assert kinds(read(*again)) == []
-    twice = [calls(call("a", '{"n":1}'), call("a", '{"n":2}')), result("1", "a"), result("2", "a")]
-    assert texts(read(*twice)) == ['{"n":1}', "1", '{"n":2}', "2"]
+    twice = [calls(call("a", '{"n":1}'), call("a", '{"n":2}')), result("1", "a"), result("2", "a"), say("x")]
+    assert texts(read(*twice)) == ['{"n":1}', "1", '{"n":2}', "2", "x"]
     assert kinds(read(*twice)) == ["parallel_calls", "repeated_call_id"]
 
 
@@ -341,12 +342,15 @@ def test_a_row_that_ends_in_a_user_message_is_a_prompt():
     with pytest.raises(RowError, match="no assistant answer or call to train"):
         trainable(prompt)
     open_end = read(say("x"), USER)
-    assert kind_of(open_end) == "prompt"
+    assert kind_of(open_end) == "conversation"
+    assert kinds(open_end) == ["open_end"]
     trainable(open_end)
     assert texts(read(say("x"), USER, unanswered="trim")) == ["x"]
     assert refused(say("x"), USER, unanswered="quarantine").kind == "unanswered"
     after_result = read(calls(call()), result("1"))
-    assert kind_of(after_result) == "prompt"
+    assert kind_of(after_result) == "conversation"
+    question = convert({"prompt": [USER, say("x"), USER], "answer": 4})
+    assert kind_of(question) == "prompt"
     trainable(after_result)
 
 
@@ -438,6 +442,26 @@ def test_effort_comes_from_the_row(row, options, effort):
 def test_an_unknown_effort_is_refused():
     error = refused(say("x"), row={"reasoning_effort": "very"})
     assert str(error) == "reasoning_effort: is 'very': write low, medium or high"
+
+
+# tools from a file
+
+
+def test_rows_without_tools_take_those_of_a_file(tmp_path):
+    file = tmp_path / "tools.json"
+    file.write_text(json.dumps({"tools": [{"name": "g", "description": "G", "inputSchema": {"type": "object"}}]}))
+    messages = [calls(call(name="g")), result("1"), say("x")]
+    conversation = read(*messages, tools=(), tools_file=str(file))
+    assert [tool.name for tool in conversation.tools] == ["g"]
+    assert kinds(conversation) == []
+    assert [tool.name for tool in read(say("x"), tools_file=str(file)).tools] == ["f"]
+    for text, what in (("[", "the JSON text ends early"), ('[{"x": 1}]', "missing or not a string")):
+        (tmp_path / "bad.json").write_text(text)
+        tools_of_file.cache_clear()
+        with pytest.raises(DataError, match=what):
+            read(say("x"), tools=(), tools_file=str(tmp_path / "bad.json"))
+    with pytest.raises(DataError, match="cannot be read"):
+        read(say("x"), tools=(), tools_file=str(tmp_path / "none.json"))
 
 
 # built-in tools
