@@ -208,8 +208,8 @@ class DistillRun(RunSettings):
     recipe: Literal["distill"]
     """What the run does: the first line of a run file."""
 
-    data: PromptSettings
-    """The questions with their answers."""
+    data: DataSettings
+    """The rows: conversations that end in an answer without reasoning, or questions with an `answer`."""
 
     distill: DistillSettings = DistillSettings()
     """Sampling and acceptance."""

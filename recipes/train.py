@@ -18,7 +18,7 @@ from typing import Any
 from counterpoint.configs.errors import ConfigError
 
 NEWEST = "newest"
-_RECIPES = {name: f"counterpoint.recipes.{name}" for name in ("sft", "dpo", "grpo")}
+_RECIPES = {name: f"counterpoint.recipes.{name}" for name in ("sft", "dpo", "grpo", "distill")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.config}: `recipe: {settings.recipe}` trains nothing: use one of {', '.join(_RECIPES)}"
         )
-    if settings.launch.processes * settings.launch.nodes > 1:
+    if settings.recipe != "distill" and settings.launch.processes * settings.launch.nodes > 1:
         arguments = ["train", args.config, *settings_given, *(["--resume", resume] if resume else [])]
         _launch(settings, [*arguments, *(["--overwrite"] if args.overwrite else [])])
     return import_module(_RECIPES[settings.recipe]).run(settings, resume=resume, overwrite=args.overwrite)

@@ -49,7 +49,7 @@ def test_wrong_settings_exit_with_2_on_one_line(tmp_path: Path) -> None:
         (["train"], "counterpoint train: the following arguments are required: CONFIG"),
         (["train", "quickstart", "--fsat"], "counterpoint train: unrecognized arguments: --fsat"),
         (["train", "quickstrat"], "quickstrat: no such run file; did you mean the built-in `quickstart`?"),
-        (["train", "eval/channels"], "eval/channels: `recipe: evaluate` trains nothing: use one of sft, dpo, grpo"),
+        (["train", "eval/channels"], "eval/channels: `recipe: evaluate` trains nothing: use one of sft, dpo, grpo, distill"),
         (["configs"], "counterpoint configs: the following arguments are required: ls | cp | validate | schema"),
         (["configs", "validate", "a=b"], "configs validate: name a run file before the settings"),
         (["configs", "schema"], "configs schema: name a recipe, one of sft, dpo, grpo, distill, evaluate"),

@@ -156,11 +156,12 @@ class RewardTrainer(WholeRun, GRPOTrainer):
         def roll(numbers: list[str], trainer: Any) -> dict[str, Any]:
             return rollouts(numbers, trainer.state.global_step, rows)
 
+        reward_functions: list[Any] = [_reward(k, name, rollouts) for k, name in enumerate(rollouts.rewards.names)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
             super().__init__(
                 model=loaded.model,
-                reward_funcs=[_reward(k, name, rollouts) for k, name in enumerate(rollouts.rewards.names)],
+                reward_funcs=reward_functions,
                 args=args,
                 train_dataset=Dataset.from_dict({"prompt": [str(n) for n in range(len(rollouts.items))]}),
                 processing_class=RowTokenizer(loaded),
