@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Literal
 
+from openai_harmony import Author, Role
+from openai_harmony import Message as OfficialMessage
+
+from counterpoint.data.conversation import Conversation, Message
+from counterpoint.data.harmony.prompt import developer_message, system_message
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 
 Kind = Literal["mixed", "short", "turns"]
@@ -142,3 +147,24 @@ def _text(rng: random.Random, low: int, high: int) -> str:
     elif high > 50 and dice < 0.25:
         text += " " + rng.choice(_OTHER)
     return text
+
+
+def official_messages(conversation: Conversation, indices: Iterable[int]) -> list[OfficialMessage]:
+    """The conversation's opening and the messages of `indices` as openai-harmony's objects."""
+    c = conversation
+    out = [system_message(c.effort or "medium", c.date or "2025-06-28", c.identity, c.builtin_tools)]
+    if c.instructions is not None or c.tools:
+        out.append(developer_message(c.instructions, c.tools))
+    return out + [_official(c.messages[i]) for i in indices]
+
+
+def _official(message: Message) -> OfficialMessage:
+    author = Author.new(Role(message.role), message.name) if message.name else Author(role=Role(message.role))
+    out = OfficialMessage.from_author_and_content(author, message.content)
+    if message.channel:
+        out = out.with_channel(message.channel)
+    if message.role == "tool":
+        out = out.with_recipient("assistant")
+    if message.recipient:
+        out = out.with_recipient(message.recipient)
+    return out.with_content_type(message.content_type) if message.content_type else out

@@ -9,7 +9,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +89,9 @@ class Example:
     notices: tuple[Notice, ...] = ()
 
 
-class Span(NamedTuple):
-    """Ids that share their fate.
+@dataclass(slots=True, eq=False)
+class Span:
+    """Ids that share their fate. Not to be changed; not frozen, because that makes it three times as slow to make.
 
     message: index in the conversation, -1 for the opening, -2 for a `<|start|>assistant` of the prompt.
     part: `system`, `developer`, `context`, `prompt`, or a field of `ChannelWeights`.
@@ -110,6 +112,7 @@ class Renderer:
         self.settings = settings or RenderSettings()
         self.grammar = Grammar(vocabulary)
         self.openings = Openings(vocabulary)
+        self.weights_of = _weights_of(self.settings.weights)
 
     def prompt(self, conversation: Conversation, effort: Effort | None = None) -> list[int]:
         """Ids that inference sees for this conversation; they end with `<|start|>assistant`.
@@ -275,22 +278,26 @@ class _Written:
 
     def _trained(self, message: Message, index: int, bare: bool, final_end: int) -> tuple[Span, ...]:
         """The tokens of one assistant message after `<|start|>assistant`; a token and its weight in the same line."""
-        settings, grammar = self.renderer.settings, self.renderer.grammar
+        renderer, is_call, is_final = self.renderer, message.recipient is not None, message.channel == "final"
         channel = CHANNEL_CODES[message.channel or "context"]
-        scale, weights = self._scale_of(message), settings.weights
-        head, part = ("call_header", "call_arguments") if message.recipient is not None else _PARTS[message.channel]
-        header, body = getattr(weights, head) * scale, getattr(weights, part) * scale
+        head, part, header, body = renderer.weights_of["call" if is_call else message.channel]
+        scale = self._scale_of(message)
         if message.raw_ids is not None:
-            return (Span(message.raw_ids, body, channel, index, part),)
-        is_final = message.is_final
+            return (Span(message.raw_ids, body * scale, channel, index, part),)
         if bare and is_final:
             header = 0.0
-        end = CALL if message.recipient is not None else final_end if is_final else END
-        end_weight = 0.0 if is_final and end == END else weights.terminators * scale
+        end = CALL if is_call else final_end if is_final else END
+        end_weight = 0.0 if is_final and end == END else renderer.settings.weights.terminators
         return (
-            Span(grammar.header_after_role(message, settings.call_style), header, channel, index, head),
-            Span(self.body(index), body, channel, index, part),
-            Span(_ENDS[end], end_weight, channel, index, "terminators"),
+            Span(
+                renderer.grammar.header_after_role(message, renderer.settings.call_style),
+                header * scale,
+                channel,
+                index,
+                head,
+            ),
+            Span(self.body(index), body * scale, channel, index, part),
+            Span(_ENDS[end], end_weight * scale, channel, index, "terminators"),
         )
 
     def _scale_of(self, message: Message) -> float:
@@ -299,10 +306,16 @@ class _Written:
 
 
 _ENDS = {end: array("i", [end]) for end in (CALL, END, RETURN)}
-_PARTS = {"analysis": ("analysis", "analysis"), "commentary": ("preamble", "preamble")} | dict.fromkeys(
-    ("final", None), ("final", "final")
-)
-"""Fields of `ChannelWeights` for header and body of a message that calls no tool, by channel."""
+
+
+def _weights_of(weights: ChannelWeights) -> dict[str | None, tuple[str, str, float, float]]:
+    """Fields of `ChannelWeights` for header and body of a message by its channel (or `call`), and their values."""
+    fields = {"call": ("call_header", "call_arguments"), "analysis": ("analysis", "analysis")}
+    fields |= {"commentary": ("preamble", "preamble"), "final": ("final", "final")}
+    by_kind = {
+        kind: (head, part, getattr(weights, head), getattr(weights, part)) for kind, (head, part) in fields.items()
+    }
+    return {**by_kind, None: by_kind["final"]}
 
 
 class _Arrays:
@@ -320,23 +333,22 @@ class _Arrays:
             if old is not new:
                 break
             shared += 1
-        stop = self._ends[shared - 1] if shared else 0
-        del self._ids[stop:], self._ends[shared:]
-        runs: list[tuple[int, int, float, int]] = []
+        del self._ids[self._ends[shared - 1] if shared else 0 :], self._ends[shared:]
+        changes: list[tuple[int, float, int]] = [(0, 0.0, CONTEXT)]
+        weight, channel = 0.0, CONTEXT
+        ids, ends = self._ids, self._ends
         for span in spans[shared:]:
-            start = stop
-            self._ids.extend(span.ids)
-            stop = len(self._ids)
-            self._ends.append(stop)
-            if span.channel != CONTEXT:
-                if runs and runs[-1][1:] == (start, span.weight, span.channel):
-                    start = runs.pop()[0]
-                runs.append((start, stop, span.weight, span.channel))
+            if span.weight != weight or span.channel != channel:
+                weight, channel = span.weight, span.channel
+                changes.append((len(ids), weight, channel))
+            ids.extend(span.ids)
+            ends.append(len(ids))
         self._spans = spans
-        ids = np.array(self._ids, dtype=np.int32)
-        weights = np.zeros(len(ids), dtype=np.float32)
-        channels = np.zeros(len(ids), dtype=np.uint8)
-        for start, stop, weight, channel in runs:
-            weights[start:stop] = weight
-            channels[start:stop] = channel
-        return ids, weights, channels
+        weights_N = np.zeros(len(ids), dtype=np.float32)
+        channels_N = np.zeros(len(ids), dtype=np.uint8)
+        changes.append((len(ids), 0.0, CONTEXT))
+        for (start, weight, channel), (stop, _, _) in pairwise(changes):
+            if channel != CONTEXT:
+                weights_N[start:stop] = weight
+                channels_N[start:stop] = channel
+        return np.array(ids, dtype=np.int32), weights_N, channels_N

@@ -94,7 +94,9 @@ class Vocabulary:
 
     def encode_array(self, text: str) -> array[int]:
         """`encode` as an `array("i")`: long texts make no Python object of an id, a fifth faster."""
-        if len(text) < _SHORT or len(text) >= self._long_run:
+        if len(text) < _SHORT:
+            return array("i", self._encoding.encode_ordinary(text))
+        if len(text) >= self._long_run:
             return array("i", self.encode(text))
         return array("i", self._encoding.encode_to_numpy(text, disallowed_special=()).tobytes())
 

@@ -39,10 +39,13 @@ def split_turns(messages: Sequence[Message]) -> list[Turn]:
         while index < n and messages[index].role in ("assistant", "tool"):
             message = messages[index]
             index += 1
-            if message.is_call or message.is_final:
+            if message.role != "assistant":
+                continue
+            if message.channel == "final":
                 trained_stop = index
-            if message.is_final:
                 break
+            if message.recipient is not None:
+                trained_stop = index
         if trained_stop > start:
             turns.append(Turn(len(turns), start, index, trained_stop))
     return turns
