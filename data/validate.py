@@ -71,7 +71,8 @@ def validate(
 ) -> Validation:
     """Reads every row once, whatever the weights of the sources; memory stays flat.
 
-    use: what the rows are for: `sft` refuses rows without a trained answer, `dpo` all but pairs, `rl` pairs. on_bad is called with each bad row, on_row after each row. Raises DataError where a source does not exist.
+    use: what the rows are for: `sft` refuses rows without a trained answer, `dpo` all but pairs, `rl` pairs. on_bad is
+    called with each bad row, on_row after each row. Raises DataError where a source does not exist.
     """
     options = options or SourceOptions()
     result = Validation()

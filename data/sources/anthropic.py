@@ -134,4 +134,4 @@ class _Group:
 
 def is_block(part: Any) -> bool:
     """Whether a content part is one that only Anthropic's API has."""
-    return isinstance(part, Mapping) and one_of(part.get("type"), THINKING_BLOCKS | TOOL_BLOCKS)
+    return isinstance(part, dict) and one_of(part.get("type"), THINKING_BLOCKS | TOOL_BLOCKS)

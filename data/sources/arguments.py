@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -20,7 +20,7 @@ def arguments_text(value: Any, field: str, options: SourceOptions, notice: Calla
 
     Double-encoded and object arguments follow `options`; absent and empty ones become `{}`. Raises RowError.
     """
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         if options.object_arguments == "quarantine":
             raise RowError("object_arguments", field, "is an object", _FIX)
         notice("object_arguments", field, "arguments given as an object were written as JSON text")

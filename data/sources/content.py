@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from counterpoint.configs.errors import RowError
@@ -31,7 +31,7 @@ def content_text(value: Any, field: str, options: SourceOptions, notice: AddNoti
     """Text of `content`; None where absent. Text parts are joined without a separator. Raises RowError."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return part_text(value, field, options, notice)
     if not isinstance(value, list):
         raise wrong_type(value, field, "a string or a list of text parts")
@@ -45,7 +45,7 @@ def part_text(part: Any, field: str, options: SourceOptions, notice: AddNotice) 
     """Text of one content part; media are refused or written as a placeholder."""
     if isinstance(part, str):
         return part
-    if not isinstance(part, Mapping):
+    if not isinstance(part, dict):
         raise wrong_type(part, field, 'a text part {"type": "text", "text": "..."}')
     kind = part.get("type")
     if one_of(kind, TEXT_TYPES) or (kind is None and "text" in part):

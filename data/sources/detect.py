@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from counterpoint.configs.errors import RowError
@@ -40,7 +40,7 @@ def detect(value: Any) -> str:
     """Name of the format of a row. Raises RowError where none fits."""
     if isinstance(value, list):
         return _of_messages(value, {})
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise RowError("unknown_format", "row", f"is {describe(value)}", "write one JSON object a line")
     for find in (_by_pair, _by_chat, _by_text, _by_columns):
         if (format := find(value)) is not None:
@@ -61,7 +61,7 @@ def _by_pair(row: Mapping[str, Any]) -> str | None:
 def _by_chat(row: Mapping[str, Any]) -> str | None:
     if isinstance(row.get(SESSION_KEY), list):
         return "claude_code"
-    if isinstance(row.get(PARAMETERS), Mapping) or isinstance(row.get("output"), list):
+    if isinstance(row.get(PARAMETERS), dict) or isinstance(row.get("output"), list):
         return "responses"
     for key in ("items", "input"):
         if isinstance(row.get(key), list) and any(_is_item(item) for item in row[key]):
@@ -74,28 +74,45 @@ def _by_chat(row: Mapping[str, Any]) -> str | None:
 
 def _of_messages(messages: list[Any], row: Mapping[str, Any]) -> str:
     """Format of a row with a list of messages."""
-    objects = [message for message in messages if isinstance(message, Mapping)]
-    if any("from" in m and "value" in m and "role" not in m for m in objects):
-        return "sharegpt"
-    if any(m.get("channel") is not None or m.get("recipient") is not None for m in objects):
-        return "harmony"
-    if any(_is_item(m) for m in objects) and not any("tool_calls" in m for m in objects):
+    signs: set[str] = set()
+    for message in messages:
+        if isinstance(message, dict):
+            signs.update(_signs(message))
+    for sign in ("sharegpt", "harmony"):
+        if sign in signs:
+            return sign
+    if "responses" in signs and "calls" not in signs:
         return "responses"
-    contents = [part for m in objects if isinstance(m.get("content"), list) for part in m["content"]]
-    if any(is_block(part) for part in contents) or isinstance(row.get("system"), (str, list)):
+    if "anthropic" in signs or isinstance(row.get("system"), (str, list)):
         return "anthropic"
-    if any(isinstance(t, Mapping) and "input_schema" in t for t in _listed(row.get("tools"))):
+    if any(isinstance(t, dict) and "input_schema" in t for t in _listed(row.get("tools"))):
         return "anthropic"
     if looks_tagged(messages):
         return "hermes"
-    thinks = any(m.get(key) is not None for m in objects for key in THINKING_KEYS)
-    return "messages" if thinks else "openai"
+    return "messages" if "thinking" in signs else "openai"
+
+
+def _signs(message: dict[str, Any]) -> Iterator[str]:
+    if "from" in message and "value" in message and "role" not in message:
+        yield "sharegpt"
+    if message.get("channel") is not None or message.get("recipient") is not None:
+        yield "harmony"
+    if "tool_calls" in message:
+        yield "calls"
+    if "type" in message and _is_item(message):
+        yield "responses"
+    content = message.get("content")
+    if isinstance(content, list) and any(is_block(part) for part in content):
+        yield "anthropic"
+    for key in THINKING_KEYS:
+        if message.get(key) is not None:
+            yield "thinking"
 
 
 def _is_item(item: Any) -> bool:
     """Whether an object is an item of the Responses API that no chat message looks like."""
     return (
-        isinstance(item, Mapping)
+        isinstance(item, dict)
         and one_of(item.get("type"), ITEM_TYPES)
         and ("role" in item) == (item["type"] == "message")
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -199,7 +199,7 @@ class Draft:
             text = call.arguments if isinstance(call.arguments, str) else ""
             self.notice("custom_tool", call.field, "a call with free text: written without a content type")
             content_type = None
-        elif call.native and isinstance(call.arguments, Mapping):
+        elif call.native and isinstance(call.arguments, dict):
             text, content_type = dumps(call.arguments), CONSTRAIN_JSON
         else:
             text = arguments_text(call.arguments, where, self.options, self.notice)
@@ -315,7 +315,7 @@ def builtin_text(recipient: str, arguments: Any, field: str, draft: Draft) -> st
             arguments = loads(text.encode("utf-8", "surrogatepass"))
         except RowError:
             return text
-    if recipient == "python" and isinstance(arguments, Mapping):
+    if recipient == "python" and isinstance(arguments, dict):
         code = arguments.get("code", arguments.get("input"))
         if isinstance(code, str):
             draft.notice("builtin_code", field, "the code was taken out of the arguments")

@@ -20,7 +20,7 @@ def describe(value: Any) -> str:
         return "a string" if value else "an empty string"
     if isinstance(value, list):
         return "a list" if value else "an empty list"
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return "an object" if value else "an empty object"
     return type(value).__name__
 
@@ -41,7 +41,7 @@ def as_text(value: Any, field: str) -> str:
 
 
 def as_object(value: Any, field: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise wrong_type(value, field, "an object")
     return value
 

@@ -39,7 +39,7 @@ def _convert_messages(row: Mapping[str, Any], format: str, options: SourceOption
         field = f"messages[{i}]"
         item = as_object(value, field)
         author = item.get("author")
-        role = item.get("role") or (author.get("role") if isinstance(author, Mapping) else None)
+        role = item.get("role") or (author.get("role") if isinstance(author, dict) else None)
         if role in ("system", "developer") and _official(draft, item, field, first=not messages):
             continue
         text = content_text(item.get("content"), f"{field}.content", options, draft.notice)
@@ -59,7 +59,7 @@ def _convert_messages(row: Mapping[str, Any], format: str, options: SourceOption
 
 def _message(item: Mapping[str, Any], role: Any, text: str, field: str) -> Message:
     author = item.get("author")
-    name = text_of(item, "name", field) or (author.get("name") if isinstance(author, Mapping) else None)
+    name = text_of(item, "name", field) or (author.get("name") if isinstance(author, dict) else None)
     if role in ("user", "developer", "system"):
         return Message("user" if role == "user" else "developer", text, name=name)
     channel = item.get("channel")
@@ -90,7 +90,7 @@ def _official(draft: Draft, item: Mapping[str, Any], field: str, first: bool) ->
     """Reads openai-harmony's system and developer contents; False where the content is plain text."""
     content = item.get("content")
     parts = content if isinstance(content, list) else [content]
-    found = [part for part in parts if isinstance(part, Mapping) and _is_official(part)]
+    found = [part for part in parts if isinstance(part, dict) and _is_official(part)]
     if not found:
         return False
     if not first:
@@ -117,12 +117,12 @@ def _is_official(part: Mapping[str, Any]) -> bool:
 
 def _declare(draft: Draft, namespaces: Any, field: str) -> None:
     """`{"functions": {"tools": [...]}, "python": {...}}`."""
-    if not isinstance(namespaces, Mapping):
+    if not isinstance(namespaces, dict):
         return
     for name, namespace in namespaces.items():
         if name in BUILTIN_TOOLS:
             draft.names.offer((name,))
-        elif name == "functions" and isinstance(namespace, Mapping):
+        elif name == "functions" and isinstance(namespace, dict):
             read = read_tools(namespace.get("tools") or [], f"{field}.functions.tools")
             draft.notices.extend(read.notices)
             draft.declare(read.tools, (), f"{field}.functions.tools")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.data.harmony.tools import read_tools
@@ -58,7 +58,7 @@ def add_responses(draft: Draft, text: str, field: str) -> bool:
 def looks_tagged(messages: Any) -> bool:
     """Whether any text of a chat (`role`/`content` or `from`/`value`) holds such tags."""
     for message in messages if isinstance(messages, list) else ():
-        if not isinstance(message, Mapping):
+        if not isinstance(message, dict):
             continue
         role, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
         if not isinstance(text, str):

@@ -75,6 +75,8 @@ class ToolNames:
     def declared(self) -> tuple[Tool, ...]:
         """The function tools as they are rendered."""
         self._declare_default()
+        if not self._renamed:
+            return tuple(self._functions.values())
         return tuple(replace(tool, name=self.used(tool.name)) for tool in self._functions.values())
 
     def recipient(self, name: str, field: str) -> str:

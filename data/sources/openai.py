@@ -34,13 +34,13 @@ def convert_chat(row: Mapping[str, Any], format: str, options: SourceOptions) ->
 def holds_messages(row: Mapping[str, Any], key: str) -> bool:
     """Whether a field is a list of messages; `history` and the like may be lists of other things."""
     value = row.get(key)
-    return isinstance(value, list) and (key == "messages" or (bool(value) and isinstance(value[0], Mapping)))
+    return isinstance(value, list) and (key == "messages" or (bool(value) and isinstance(value[0], dict)))
 
 
 def is_prompt(messages: Any) -> bool:
     """Whether messages end in a user's: reinforcement rows, whose other fields are references for the grader."""
     last = messages[-1] if isinstance(messages, list) and messages else None
-    return isinstance(last, Mapping) and last.get("role") == "user"
+    return isinstance(last, dict) and last.get("role") == "user"
 
 
 def read_declarations(draft: Draft, row: Mapping[str, Any], field: str) -> None:
@@ -71,7 +71,7 @@ def read_response_format(draft: Draft, value: Any, field: str) -> tuple[Response
         raise RowError(
             "response_format", f"{field}.type", "is not text, json_object or json_schema", "write json_schema"
         )
-    if isinstance(value.get("json_schema"), Mapping):
+    if isinstance(value.get("json_schema"), dict):
         value, field = value["json_schema"], f"{field}.json_schema"
     schema = as_object(value.get("schema"), f"{field}.schema")
     name = as_text(value.get("name") or "response", f"{field}.name")

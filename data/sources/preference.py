@@ -127,7 +127,7 @@ def _side(prompt: Conversation, draft: Draft, messages: list[Any], where: str, a
 
 
 def _add_answer(draft: Draft, answer: Any, field: str) -> None:
-    if isinstance(answer, Mapping):
+    if isinstance(answer, dict):
         answer = [answer]
     if isinstance(answer, str):
         if has_tags(answer):
@@ -156,7 +156,7 @@ def _shared(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any]]:
         raise RowError("no_prompt", "prompt", "missing, and the answers are no messages", fix)
     size = 0
     for a, b in zip(chosen, rejected, strict=False):
-        if a != b or (isinstance(a, Mapping) and a.get("role") == "assistant" and _is_last(size, chosen, rejected)):
+        if a != b or (isinstance(a, dict) and a.get("role") == "assistant" and _is_last(size, chosen, rejected)):
             break
         size += 1
     if not size:

@@ -58,10 +58,10 @@ def _read_settings(draft: Draft, request: Mapping[str, Any], base: str) -> None:
     if instructions is not None:
         draft.system(instructions, join(base, "instructions"))
     reasoning = request.get("reasoning")
-    if isinstance(reasoning, Mapping) and reasoning.get("effort") is not None:
+    if isinstance(reasoning, dict) and reasoning.get("effort") is not None:
         draft.effort = read_effort(draft, reasoning["effort"], join(base, "reasoning.effort"))
     text = request.get("text")
-    if isinstance(text, Mapping) and text.get("format") is not None:
+    if isinstance(text, dict) and text.get("format") is not None:
         draft.response_formats = read_response_format(draft, text["format"], join(base, "text.format"))
 
 
@@ -75,7 +75,7 @@ def _items(draft: Draft, request: Mapping[str, Any], row: Mapping[str, Any], bas
         elif value is not None:
             found.extend((item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
     response = row.get("response")
-    if isinstance(response, Mapping) and response.get("output") is not None:
+    if isinstance(response, dict) and response.get("output") is not None:
         where, value = "response.output", response["output"]
     else:
         where, value = "output", row.get("output")
@@ -87,7 +87,7 @@ def _items(draft: Draft, request: Mapping[str, Any], row: Mapping[str, Any], bas
 
 
 def _is_output(item: Any) -> bool:
-    return isinstance(item, Mapping) and (
+    return isinstance(item, dict) and (
         item.get("role") == "assistant" or one_of(item.get("type"), ITEM_TYPES - {"message"})
     )
 

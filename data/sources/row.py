@@ -66,7 +66,7 @@ def dotted(row: Mapping[str, Any], path: str) -> Any:
     """`metadata.effort` of a row; None where any part is absent."""
     value: Any = row
     for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+        value = value.get(key) if isinstance(value, dict) else None
     return value
 
 

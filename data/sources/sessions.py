@@ -32,16 +32,16 @@ def convert_session(row: Mapping[str, Any], format: str, options: SourceOptions)
             if line.get("isCompactSummary"):
                 draft.notice("compact_summary", where, "a summary of earlier turns was kept as a user message")
             add_block_message(draft, as_object(line.get("message"), f"{where}.message"), f"{where}.message")
-    if not any(isinstance(line, Mapping) and one_of(line.get("type"), _SPOKEN) for line in row[KEY]):
+    if not any(isinstance(line, dict) and one_of(line.get("type"), _SPOKEN) for line in row[KEY]):
         raise RowError("no_messages", KEY, "holds no messages", "write user and assistant events")
     return draft.finish()
 
 
 def is_log_line(value: Any) -> bool:
     """Whether a row is one event of a session log."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         return False
-    return (isinstance(value.get("message"), Mapping) and bool(_LOG_KEYS & set(value))) or "leafUuid" in value
+    return (isinstance(value.get("message"), dict) and bool(_LOG_KEYS & set(value))) or "leafUuid" in value
 
 
 def by_session(rows: Iterable[RawRow | BadRow]) -> Iterator[RawRow | BadRow]:

@@ -69,7 +69,7 @@ def convert_sharegpt(row: Mapping[str, Any], format: str, options: SourceOptions
         draft.system(system, "system")
     turns = row.get(key)
     last = turns[-1] if isinstance(turns, list) and turns else None
-    quiet = isinstance(last, Mapping) and str(last.get("from")).lower() in USER
+    quiet = isinstance(last, dict) and str(last.get("from")).lower() in USER
     read_common(draft, row, DECLARATIONS | {key, "system"}, quiet=quiet)
     add_turns(draft, turns, key, tags=looks_tagged(turns))
     return draft.finish()
@@ -94,7 +94,7 @@ def _calls(text: str, field: str) -> list[Call]:
     calls: list[Call] = []
     for i, item in enumerate(value if isinstance(value, list) else [value]):
         where = f"{field}[{i}]" if isinstance(value, list) else field
-        if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
             raise RowError("bad_call", where, "is not an object with a name", fix)
         calls.append(Call(item["name"], item.get("arguments", item.get("parameters")), where, native=True))
     if not calls:

@@ -89,7 +89,7 @@ def test_parallel_calls_are_written_one_after_another_by_id():
         )
     )
     assert [m.content for m in conversation.messages] == ["Hi", '{"city":"A"}', "of a", '{"city":"B"}', "of b"]
-    assert kinds(conversation) == ["parallel_calls", "result_order", "missing_thinking"]
+    assert kinds(conversation) == ["parallel_calls", "result_order", "open_end", "missing_thinking"]
 
 
 def test_double_encoded_arguments_are_decoded_once_and_told():
@@ -108,3 +108,89 @@ def test_arguments_that_are_no_json_say_what_to_write():
     assert error.field == "messages[1].tool_calls[0].function.arguments"
     assert error.what.startswith("not JSON (")
     assert error.fix == "write a JSON object as a string"
+
+
+def test_what_openai_takes_passes_unchanged():
+    texts = [
+        "  spaced \n",
+        "ünï 🙂 \u202e",
+        "<think>no tags here",
+        '{"a": 1}',
+        "\\n \\u0041",
+        "tab\tand\r\nbreak",
+        "x" * 5000,
+    ]
+    for text in texts:
+        conversation = read(
+            {
+                "messages": [
+                    {"role": "system", "content": text},
+                    {"role": "user", "content": text, "name": "ann"},
+                    {
+                        "role": "assistant",
+                        "tool_calls": [call(json.dumps({"city": text}, indent=1), "c9")],
+                        "weight": 1,
+                    },
+                    result(text, "c9"),
+                    {"role": "assistant", "content": f"a {text}", "weight": 0},
+                    {"role": "user", "content": text},
+                    {"role": "assistant", "content": f"a {text}"},
+                ],
+                "tools": [WEATHER],
+                "parallel_tool_calls": False,
+            }
+        )
+        assert conversation.instructions == text
+        assert [m.content for m in conversation.messages] == [
+            text,
+            json.dumps({"city": text}, indent=1),
+            text,
+            f"a {text}",
+            text,
+            f"a {text}",
+        ]
+        assert [m.weight for m in conversation.messages if m.role == "assistant"] == [1.0, 0.0, 1.0]
+        assert kinds(conversation) == ["missing_thinking"]
+        assert conversation.metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ([], "messages: is an empty list: write a user message and its answer"),
+        ([{"content": "x"}], "messages[0].role: missing: write system, developer, user, assistant, tool or function"),
+        ([{"role": "bot", "content": "x"}], "messages[0].role: an unknown role 'bot': write system"),
+        ([{"role": "user"}], "messages[0].content: missing or null: write a string"),
+        ([{"role": "user", "content": 5}], "messages[0].content: is a number: write a string or a list of text parts"),
+        ([{"role": "user", "content": "x"}, "y"], "messages[1]: is a string: write an object"),
+        (
+            [{"role": "assistant", "content": None}],
+            "messages[0].content: an assistant message without content and calls",
+        ),
+        (
+            [{"role": "assistant", "content": ""}],
+            "messages[0].content: an empty answer would be trained: write the answer",
+        ),
+        (
+            [{"role": "assistant", "content": "x", "weight": -1}],
+            "messages[0].weight: is -1: write 0, 1 or a positive number",
+        ),
+        ([{"role": "assistant", "content": "x", "weight": "1"}], "messages[0].weight: is a string: write 0"),
+        ([{"role": "system", "content": "x"}], "messages: no user and no assistant message: write a user message"),
+        (
+            [{"role": "function", "content": "x"}],
+            "messages[0].name: missing: a function's result names it: write its name",
+        ),
+        ([{"role": "assistant", "thinking": "x"}], "messages: ends in thinking without an answer"),
+        (
+            [{"role": "assistant", "tool_calls": [{"id": "a"}]}],
+            'messages[0].tool_calls[0].function: missing: write {"name": "...", "arguments": "{...}"}',
+        ),
+        (
+            [{"role": "user", "content": [{"type": "poem", "text": "x"}]}],
+            "messages[0].content[0]: a content part of unknown type (poem): write text parts only",
+        ),
+    ],
+)
+def test_every_refusal_says_where_what_and_what_to_do(messages, told):
+    assert str(fault({"messages": messages})).startswith(told)

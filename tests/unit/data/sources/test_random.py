@@ -156,7 +156,7 @@ def read(value, format, options):
     return None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(value=ANY, options=st.sampled_from(OPTIONS))
 def test_any_json_is_read_or_refused_in_every_format(value, options):
     with suppress(RowError):
@@ -165,14 +165,14 @@ def test_any_json_is_read_or_refused_in_every_format(value, options):
         read(value, format, options)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(value=mutated(), format=st.sampled_from(("auto", *FORMATS)), options=st.sampled_from(OPTIONS))
 def test_a_good_row_gone_wrong_is_read_or_refused(value, format, options):
     read(value, format, options)
     read(value, "auto", options)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(value=CHAT, options=st.sampled_from(OPTIONS))
 def test_any_chat_is_read_or_refused_and_every_call_is_followed_by_its_result(value, options):
     conversation = read(value, "auto", options)
@@ -187,7 +187,7 @@ def test_any_chat_is_read_or_refused_and_every_call_is_followed_by_its_result(va
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(value=CHAT, options=st.sampled_from(OPTIONS))
 def test_every_chat_that_is_read_is_rendered(value, options):
     conversation = read(value, "auto", options)

@@ -74,7 +74,7 @@ def test_integers_beyond_64_bits_stay_exact():
     assert loads(b'{"a": 123456789012345678901234567890}') == {"a": 123456789012345678901234567890}
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     pairs=st.lists(st.tuples(st.sampled_from(["a", "b\\", ":", 'c"']), JSON), max_size=5),
     gap=st.sampled_from(["", " ", "  "]),
@@ -88,7 +88,7 @@ def test_a_repeated_key_is_always_found(pairs, gap):
             loads(raw)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(raw=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_give_a_value_or_a_row_error(raw):
     with suppress(RowError):
