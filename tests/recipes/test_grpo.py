@@ -90,3 +90,15 @@ def test_settings_that_cannot_be_are_told_on_one_line(capsys: pytest.CaptureFixt
     assert main(["train", "run.yaml", "grpo.beta=0.1"]) == 2
     assert main(["train", "run.yaml", "tools.functions=reward.py:missing"]) == 2
     assert "has no attribute 'missing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["grpo/tiny_calculator", "grpo/tiny_effort"])
+def test_the_other_run_files_take_a_step(name: str) -> None:
+    small = ("model.init=random", "output=.", "train.steps=1", "train.batch_rows=16", "rollout.action_tokens=6")
+    quiet = ("eval.at_start=false", "eval.at_end=false", "tracking.wandb=off")
+    assert main(["train", name, *small, *quiet]) == 0
+    (run,) = Path().glob("tiny_*")
+    rolled = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rolled) == 16
+    if name == "grpo/tiny_calculator":
+        assert set(rolled[0]["rewards"]) == {"answer", "calls", "channel"}

@@ -145,7 +145,8 @@ def plain_errors(settings: SftRun) -> Iterator[None]:
 
 def _out_of_memory(settings: SftRun) -> RunError:
     train, data = settings.train, settings.data
-    tokens = f"data.pack_tokens={data.pack_tokens}" if data.pack_tokens else f"data.max_tokens={data.max_tokens}"
+    packed = getattr(data, "pack_tokens", None)
+    tokens = f"data.pack_tokens={packed}" if packed else f"data.max_tokens={data.max_tokens}"
     return RunError(
         f"out of memory: lower train.batch_rows={train.batch_rows} (raising train.accumulation={train.accumulation} "
         f"keeps the step the same), lower {tokens}, or set train.activation_checkpointing=true "
