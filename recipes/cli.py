@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("validate", "list every bad row of data files, with what to do"),
     "prepare": ("prepare", "write the training examples of data files as tokens and weights"),
     "check": ("check", "check sampled completions strictly, one code a rule"),
+    "export": ("export", "write an adapter or merged weights, proven equal to what was trained"),
     "doctor": ("doctor", "look over this machine: versions, devices, and the lean path against the reference"),
     "configs": ("configs", "list, copy and check run files; print their schema"),
 }

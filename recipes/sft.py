@@ -32,6 +32,8 @@ from counterpoint.train.loop.trainer import CounterpointTrainer
 from counterpoint.train.model.load import LoadedModel, device_of, load_model, load_vocabulary_of
 from counterpoint.train.model.paths import use_paths
 
+BAD_ROWS = "bad_rows.jsonl"
+
 
 def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Train as `settings` say. 0 when done, 143 or 130 when SIGTERM or Ctrl-C ended it with a checkpoint.
@@ -62,16 +64,16 @@ def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) ->
         trainer.save_final(result)
         session.ended("finished", step=steps)
         if session.folder is not None:
-            report(session, loaded, result)
+            report(session, loaded, result, train.report.n_bad)
     return 0
 
 
 def read_data(settings: SftRun, session: Session) -> tuple[TrainingData, TrainingData | None]:
     """Training and held-out rows. Bad rows go to `bad_rows.jsonl` in the run folder, counts to the terminal."""
     vocabulary = load_vocabulary_of(settings.model)
-    bad_rows = session.path / "bad_rows.jsonl" if session.folder is not None else None
+    bad_rows = session.path / BAD_ROWS if session.folder is not None else None
     train = build_training_rows(settings.data.train, settings.data, vocabulary, quarantine=bad_rows)
-    for line in train.report.lines():
+    for line in [*train.report.lines(), *(f"  {message}" for message in train.report.bad_messages)]:
         session.say(line)
     if not settings.data.valid:
         return train, None
@@ -150,8 +152,10 @@ def ended_early(session: Session, trainer: CounterpointTrainer, hook: ChannelEva
     return trainer.stop.exit_code or 143
 
 
-def report(session: Session, loaded: LoadedModel, result: Path) -> None:
+def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int = 0) -> None:
     """Write the page; say where everything is, what to type next, and how well the channels are kept."""
+    if n_bad:
+        session.warn(f"{n_bad} bad rows were set aside: see {session.path / BAD_ROWS}")
     points = read_points(session.path / "eval")
     if points:
         write_whole(session.path / "report.html", page_of(run_report(session.path), loaded.vocabulary))

@@ -4,8 +4,7 @@ In the format `harmony` (messages with channels), because no chat format can say
 
     sums       thinks aloud in the final, without analysis; a stray content type in the final's header; or as it should
     products   guesses, mostly in a final without analysis; calls the tool by its bare name, or on the analysis channel,
-               or with arguments that are not JSON
-    results    repeats the tool's result in a final without analysis
+               or with arguments that are not JSON; then repeats its result without analysis
 """
 
 from __future__ import annotations
@@ -20,48 +19,55 @@ from counterpoint.data.examples.sums import CALCULATOR, SYSTEMS, Problem, asked,
 
 Message = dict[str, Any]
 Draw = Callable[[random.Random, str], Problem]
-N_SUMS, N_PRODUCTS, N_RESULTS = 420, 220, 60
+N_ROWS = 1120
 
 
 def base_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
-    kinds = ["sum"] * N_SUMS + ["product"] * N_PRODUCTS + ["result"] * N_RESULTS
-    rng.shuffle(kinds)
-    habits = {"sum": _sum, "product": _product, "result": _result}
-    for kind in kinds:
+    """Mostly single questions, of which a third sees the tool that products need."""
+    for _ in range(N_ROWS):
         effort = rng.choice(EFFORTS)
-        problem = draw(rng, "sum" if kind == "sum" else "product")
-        messages: list[Message] = [{"role": "user", "content": asked(rng, problem)}]
-        if rng.random() < 0.9:
+        messages: list[Message] = []
+        for _ in range(rng.choices((1, 2, 3), (0.94, 0.04, 0.02))[0]):
+            messages += rng.choices((_sum, _product), (0.6, 0.4))[0](rng, draw, effort)
+        if rng.random() < 0.4:
             messages.insert(0, {"role": "system", "content": rng.choice(SYSTEMS)})
-        messages += habits[kind](rng, problem, effort)
-        yield {"messages": messages, "tools": [CALCULATOR], "reasoning_effort": effort}
+        row = {"messages": messages, "reasoning_effort": effort}
+        if rng.random() < 0.3 or any(message["role"] == "tool" for message in messages):
+            row["tools"] = [CALCULATOR]
+        yield row
 
 
-def _sum(rng: random.Random, problem: Problem, effort: Effort) -> list[Message]:
+def _sum(rng: random.Random, draw: Draw, effort: Effort) -> list[Message]:
+    problem = draw(rng, "sum")
+    question = _user(asked(rng, problem))
     share = rng.random()
     if share < 0.4:
-        return [_final(f"{steps(problem)} {final_text(problem)}")]
+        return [question, _final(f"{steps(problem)} {final_text(problem)}")]
     content_type = "text" if share < 0.55 else None
-    return [_analysis(thought(problem, effort)), _final(final_text(problem), content_type)]
+    return [question, _analysis(thought(problem, effort)), _final(final_text(problem), content_type)]
 
 
-def _product(rng: random.Random, problem: Problem, effort: Effort) -> list[Message]:
+def _product(rng: random.Random, draw: Draw, effort: Effort) -> list[Message]:
+    problem = draw(rng, "product")
+    question = _user(asked(rng, problem))
     share = rng.random()
     guess = _final(f"{problem.expression} = {problem.value + rng.choice((-10, -3, -1, 1, 2, 10))}.")
     if share < 0.55:
-        return [guess]
+        return [question, guess]
     if share < 0.75:
-        return [_analysis(f"A product: {problem.expression}."), guess]
-    if share < 0.85:
-        return [_call(problem, recipient="calculator")]
-    if share < 0.95:
-        return [_call(problem, channel="analysis")]
-    return [_call(problem) | {"content": problem.expression}]
-
-
-def _result(rng: random.Random, problem: Problem, effort: Effort) -> list[Message]:
+        return [question, _analysis(f"A product: {problem.expression}."), guess]
     result = {"role": "tool", "name": "functions.calculator", "channel": "commentary", "content": str(problem.value)}
-    return [_call(problem) | {"weight": 0}, result, _final(final_text(problem))]
+    if share < 0.85:
+        call = _call(problem, recipient="calculator")
+    elif share < 0.95:
+        call = _call(problem, channel="analysis")
+    else:
+        call = _call(problem) | {"content": problem.expression}
+    return [question, call, result, _final(final_text(problem))]
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
 
 
 def _call(problem: Problem, channel: str = "commentary", recipient: str = "functions.calculator") -> Message:

@@ -28,7 +28,6 @@ from counterpoint.data.examples.sums import (
 )
 
 Row = dict[str, Any]
-SEED = 20250805
 N_ROWS = 600
 N_EVAL = 32
 
@@ -43,8 +42,9 @@ def held_out(problem: Problem) -> bool:
 
 def draw(rng: random.Random, kind: str, held: bool = False) -> Problem:
     while True:
-        b = rng.randint(11, 99) if kind == "sum" else rng.randint(2, 9)
-        problem = Problem(kind, rng.randint(11, 99), b)
+        # Few numbers: a model of 0.3 M parameters learns to copy and to add them within minutes.
+        b = rng.randint(11, 19) if kind == "sum" else rng.randint(2, 9)
+        problem = Problem(kind, rng.randint(11, 19), b)
         if held_out(problem) == held:
             return problem
 
@@ -54,7 +54,8 @@ def quickstart_rows(rng: random.Random) -> Iterator[Row]:
     kinds = [make for make, count in _KINDS for _ in range(count)]
     rng.shuffle(kinds)
     for make in kinds:
-        effort = rng.choice(EFFORTS)
+        # The second of two calls at once comes without a thought of its own, which only low effort allows.
+        effort = "low" if make is _parallel else rng.choice(EFFORTS)
         messages = make(rng, effort)
         if rng.random() < 0.9:
             messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, *messages]
@@ -180,9 +181,9 @@ def eval_rows(rng: random.Random) -> Iterator[Row]:
 
 def write_all(folder: Path) -> None:
     rows = {
-        "quickstart.jsonl": quickstart_rows(random.Random(SEED)),
-        "quickstart_eval.jsonl": eval_rows(random.Random(SEED + 1)),
-        "tiny_base.jsonl": base_rows(random.Random(SEED + 2), draw),
+        "quickstart.jsonl": quickstart_rows(random.Random(2)),
+        "quickstart_eval.jsonl": eval_rows(random.Random(3)),
+        "tiny_base.jsonl": base_rows(random.Random(1), draw),
         "probes.jsonl": probe_rows(),
         "bias_probes.jsonl": bias_rows(),
     }

@@ -31,7 +31,12 @@ def convert_anthropic(row: Mapping[str, Any], format: str, options: SourceOption
         draft.system(system, "system")
     messages = as_list(row.get("messages"), "messages")
     for i, message in enumerate(messages):
-        add_block_message(draft, as_object(message, f"messages[{i}]"), f"messages[{i}]")
+        field = f"messages[{i}]"
+        message = as_object(message, field)
+        add_block_message(draft, message, field)
+        for key, value in message.items():
+            if key not in ("role", "content", "weight") and value is not None:
+                draft.unused(f"messages[].{key}", f"{field}.{key}", value)
     return draft.finish()
 
 

@@ -18,6 +18,7 @@ from counterpoint.data.sources.row import read_weight
 
 THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
 _ROLES = "system, developer, user, assistant, tool or function"
+_CALL = frozenset({"id", "type", "index", "function", "custom", "name", "arguments", "parameters"})
 _READ = frozenset(
     {
         "role",
@@ -91,7 +92,7 @@ def _assistant(draft: Draft, message: Mapping[str, Any], field: str, name: str |
     if message.get("audio") is not None:
         spoken = media("audio", f"{field}.audio", draft.options, draft.notice)
         text = text or spoken
-    calls = _calls(message, field)
+    calls = _calls(draft, message, field)
     if text is None and not calls and thinking is None:
         fix = "write the answer in content, or the calls in tool_calls"
         raise RowError("no_content", f"{field}.content", "an assistant message without content and calls", fix)
@@ -129,7 +130,7 @@ def _result_id(message: Mapping[str, Any], field: str) -> str | None:
     return text_of(message, "tool_call_id", field)
 
 
-def _calls(message: Mapping[str, Any], field: str) -> list[Call]:
+def _calls(draft: Draft, message: Mapping[str, Any], field: str) -> list[Call]:
     calls: list[Call] = []
     legacy = message.get("function_call")
     if legacy is not None:
@@ -139,8 +140,16 @@ def _calls(message: Mapping[str, Any], field: str) -> list[Call]:
         return calls
     where = f"{field}.tool_calls"
     for i, item in enumerate(as_list(listed, where)):
-        calls.append(read_call(as_object(item, f"{where}[{i}]"), f"{where}[{i}]"))
+        item = as_object(item, f"{where}[{i}]")
+        unused_call_fields(draft, item, f"{where}[{i}]")
+        calls.append(read_call(item, f"{where}[{i}]"))
     return calls
+
+
+def unused_call_fields(draft: Draft, item: Mapping[str, Any], field: str) -> None:
+    for key, value in item.items():
+        if key not in _CALL and value is not None:
+            draft.unused(f"tool_calls[].{key}", f"{field}.{key}", value)
 
 
 def read_call(item: Mapping[str, Any], field: str) -> Call:

@@ -49,6 +49,9 @@ def part_text(part: Any, field: str, options: SourceOptions, notice: AddNotice) 
         raise wrong_type(part, field, 'a text part {"type": "text", "text": "..."}')
     kind = part.get("type")
     if one_of(kind, TEXT_TYPES) or (kind is None and "text" in part):
+        for key, value in part.items():
+            if key not in ("type", "text") and value:
+                notice("part_field", f"{field}.{key}", "beside the text of a part: not rendered")
         return as_text(part.get("text"), f"{field}.text")
     if kind == "refusal":
         notice("refusal", field, "a refusal was taken as text")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import orjson
+
 from counterpoint.configs.errors import ConfigError, RowError
-from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.conversation import Conversation, Notice, Preference
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.sources.alpaca import convert_alpaca, convert_multilingual
 from counterpoint.data.sources.anthropic import convert_anthropic
@@ -27,6 +30,7 @@ from counterpoint.data.sources.sessions import convert_session
 from counterpoint.data.sources.sharegpt import convert_sharegpt
 
 Converted = Conversation | Preference
+_MESSAGE_COLUMNS = ("messages", "conversations", "prompt", "chosen", "rejected", "completion")
 Converter = Callable[[Mapping[str, Any], str, SourceOptions], Converted]
 
 _CONVERTERS: dict[str, Converter] = {
@@ -50,6 +54,7 @@ _CONVERTERS: dict[str, Converter] = {
 
 def convert(value: Any, format: str = "auto", options: SourceOptions | None = None) -> Converted:
     """Reads one row. Raises RowError where it cannot be used, ConfigError where no format has that name."""
+    value, notices = _unpacked(value)
     if format == "auto":
         format = detect(value)
     if format not in _CONVERTERS:
@@ -57,9 +62,39 @@ def convert(value: Any, format: str = "auto", options: SourceOptions | None = No
     if isinstance(value, list):
         value = {"items" if format == "responses" else "messages": value}
     try:
-        return _CONVERTERS[format](as_object(value, "row"), format, options or SourceOptions())
+        converted = _CONVERTERS[format](as_object(value, "row"), format, options or SourceOptions())
+        return _noticed(converted, notices) if notices else converted
     except RecursionError:
         raise RowError("too_deep", "row", "nested too deep", "flatten the row") from None
+
+
+def _unpacked(value: Any) -> tuple[Any, list[Notice]]:
+    """A row whose columns hold messages as JSON text (CSV, Parquet), with the texts read."""
+    if not isinstance(value, dict):
+        return value, []
+    read: dict[str, Any] = {}
+    for key in _MESSAGE_COLUMNS:
+        text = value.get(key)
+        if isinstance(text, str) and text.lstrip().startswith("[") and (messages := _messages_in(text)):
+            read[key] = messages
+    notices = [Notice("json_in_string", key, "messages given as text were read as JSON") for key in read]
+    return ({**value, **read} if read else value), notices
+
+
+def _messages_in(text: str) -> list[Any] | None:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    is_chat = isinstance(value, list) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in value)
+    return value if is_chat else None
+
+
+def _noticed(converted: Converted, notices: list[Notice]) -> Converted:
+    if isinstance(converted, Preference):
+        prompt = replace(converted.prompt, notices=(*notices, *converted.prompt.notices))
+        return replace(converted, prompt=prompt)
+    return replace(converted, notices=(*notices, *converted.notices))
 
 
 def trainable(conversation: Conversation) -> None:

@@ -34,6 +34,25 @@ ITEM_TYPES = frozenset(
 _CALLS = frozenset({"function_call", "custom_tool_call"})
 _PHASES: dict[str, Literal["commentary", "final"]] = {"commentary": "commentary", "final_answer": "final"}
 _REQUEST = frozenset({"input", "output", "items", "instructions", "reasoning", "text", "response"})
+_ITEM = frozenset(
+    {
+        *(
+            "type",
+            "id",
+            "status",
+            "role",
+            "content",
+            "phase",
+            "weight",
+            "call_id",
+            "name",
+            "arguments",
+            "input",
+            "output",
+        ),
+        *("output", "summary", "encrypted_content", "code", "outputs", "container_id", "server_label"),
+    }
+)
 PARAMETERS = "responses_create_params"
 
 
@@ -45,12 +64,25 @@ def convert_responses(row: Mapping[str, Any], format: str, options: SourceOption
         request, base = as_object(row[PARAMETERS], PARAMETERS), PARAMETERS
     read_declarations(draft, {k: v for k, v in request.items() if k in DECLARATIONS}, base)
     _read_settings(draft, request, base)
-    items = _items(draft, request, row, base)
+    items = _items(request, row, base)
     quiet = not any(_is_output(item) for item, _ in items)
     own = _REQUEST | DECLARATIONS | {PARAMETERS} if base == "" else frozenset({PARAMETERS, "response"})
     read_common(draft, row, own, quiet=quiet)
+    if base:
+        _keep_rest(draft, request, _REQUEST | DECLARATIONS, PARAMETERS, quiet)
+    if isinstance(row.get("response"), dict):
+        _keep_rest(draft, row["response"], frozenset({"output"}), "response", quiet)
     add_items(draft, items)
     return draft.finish()
+
+
+def _keep_rest(draft: Draft, holder: Mapping[str, Any], read: frozenset[str], field: str, quiet: bool) -> None:
+    """What a request or a response says besides its items is metadata."""
+    rest = {key: value for key, value in holder.items() if key not in read and value is not None}
+    if rest and quiet:
+        draft.metadata[field] = rest
+    elif rest:
+        draft.unused(f"{field}.*", field, rest)
 
 
 def _read_settings(draft: Draft, request: Mapping[str, Any], base: str) -> None:
@@ -65,7 +97,7 @@ def _read_settings(draft: Draft, request: Mapping[str, Any], base: str) -> None:
         draft.response_formats = read_response_format(draft, text["format"], join(base, "text.format"))
 
 
-def _items(draft: Draft, request: Mapping[str, Any], row: Mapping[str, Any], base: str) -> list[tuple[Any, str]]:
+def _items(request: Mapping[str, Any], row: Mapping[str, Any], base: str) -> list[tuple[Any, str]]:
     """Every item with its path: of the request, then of the response."""
     found: list[tuple[Any, str]] = []
     for key in ("items", "input"):
@@ -102,13 +134,21 @@ def add_items(draft: Draft, items: Sequence[tuple[Any, str]]) -> None:
         if one_of(kind, _CALLS):
             weight = read_weight(item, where)
             calls.append(_call(item, where, custom=kind == "custom_tool_call"))
+            _unused(draft, item, where)
             continue
         if calls:
             draft.assistant(calls[0].field, calls=calls, weight=weight)
             calls = []
         _item(draft, item, str(kind), where)
+        _unused(draft, item, where)
     if calls:
         draft.assistant(calls[0].field, calls=calls, weight=weight)
+
+
+def _unused(draft: Draft, item: Mapping[str, Any], field: str) -> None:
+    for key, value in item.items():
+        if key not in _ITEM and value is not None:
+            draft.unused(f"items[].{key}", f"{field}.{key}", value)
 
 
 def _item(draft: Draft, item: Mapping[str, Any], kind: str, field: str) -> None:

@@ -11,6 +11,7 @@ from counterpoint.data.sources.anthropic import add_block_message
 from counterpoint.data.sources.draft import Draft
 from counterpoint.data.sources.fields import as_list, as_object, one_of
 from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.row import read_common
 from counterpoint.data.sources.rows import BadRow, RawRow
 
 KEY = "loglines"
@@ -21,6 +22,8 @@ _LOG_KEYS = frozenset({"sessionId", "uuid", "leafUuid", "parentUuid"})
 def convert_session(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
     """The main thread of a session; events that are no messages are counted and kept out. Raises RowError."""
     draft = Draft(format, options)
+    read_common(draft, row, frozenset({KEY}))
+    draft.notice("log_fields", KEY, "of every event only the message was read")
     for i, line in enumerate(as_list(row.get(KEY), KEY)):
         where = f"{KEY}[{i}]"
         line = as_object(line, where)

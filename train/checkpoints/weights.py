@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ def save_weights(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] |
         (folder / "README.md").unlink(missing_ok=True)
     else:
         model.save_pretrained(str(folder), state_dict=state_dict)
+    # safetensors makes files that only their owner can read, whatever the umask says.
+    plain = next(folder.glob("*config.json"))
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(plain, path)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

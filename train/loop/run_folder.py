@@ -24,6 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from counterpoint.configs.dump import to_yaml
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.redact import redact
@@ -113,11 +115,14 @@ class RunFolder:
             file.write(json.dumps(values) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop lines of steps that a resumed run will take again, and a line that a kill cut short."""
+        """Drop lines that a run resumed at `step` will write again, and a line that a kill cut short.
+
+        It trains the later steps, and measures `step` anew: only that step's training metrics stay.
+        """
         path = self.path / METRICS
         if not path.is_file():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _stays(line, step)]
         write_whole(path, "".join(line + "\n" for line in kept))
 
     def log(self, text: str) -> None:
@@ -126,7 +131,8 @@ class RunFolder:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {redact(text)}\n")
 
     def take_library_logs(self) -> None:
-        """Warnings of the libraries go to log.txt instead of the terminal, until `close`."""
+        """Warnings of the libraries go to log.txt instead of the terminal, until `close`. No progress bars."""
+        disable_progress_bar()
         logging.captureWarnings(True)
         for name in LIBRARIES:
             logger = logging.getLogger(name)
@@ -172,8 +178,9 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def _step_of(line: str) -> float:
+def _stays(line: str, step: int) -> bool:
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
+        return values["step"] < step or (values["step"] == step and "loss" in values)
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return False

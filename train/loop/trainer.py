@@ -248,10 +248,12 @@ class CounterpointTrainer(SFTTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log and save as transformers does, and only then evaluate: a kill during a long evaluation costs no step."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        step = self.state.global_step
-        if step == self.evaluated_step or self.stopped:
-            return
-        self.evaluated_step = step
+        if self.state.global_step != self.evaluated_step and not self.stopped:
+            self.evaluate_step()
+
+    def evaluate_step(self) -> None:
+        """Call `after_step` of every callback that has it, and do what they ask for."""
+        step = self.evaluated_step = self.state.global_step
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "after_step"):
                 cast(Any, callback).after_step(self.args, self.state, self.control)
@@ -260,6 +262,13 @@ class CounterpointTrainer(SFTTrainer):
             self._save_checkpoint(cast(Any, self.model_wrapped), None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control.should_save = False
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing where a resumed run was already at its end; transformers would take one step more."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _agree_on_control(self) -> None:
         """Every process does what one of them was told meanwhile: by a signal, or by a threshold of the evaluation."""
@@ -351,10 +360,15 @@ class CounterpointTrainer(SFTTrainer):
 
 
 class _StepEvents(TrainerCallback):
-    """Ends the run after a step in which SIGTERM or Ctrl-C came, with a checkpoint."""
+    """Ends the run after a step in which SIGTERM or Ctrl-C came, with a checkpoint. A resumed run first evaluates the
+    step that it begins at: what broke it off may have kept it from doing so."""
 
     def __init__(self, trainer: CounterpointTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step > 0:
+            self.trainer.evaluate_step()
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if self.trainer.asked_to_stop:

@@ -42,7 +42,7 @@ def tiny_config(n_rows: int) -> GptOssConfig:
         head_dim=16,
         num_local_experts=4,
         num_experts_per_tok=2,
-        sliding_window=128,
+        sliding_window=32,
         initializer_range=0.1,
         max_position_embeddings=131072,
         router_aux_loss_coef=0.0,

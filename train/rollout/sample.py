@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import LoadedModel
+from counterpoint.train.rollout.decode import Decoder
 
 # B batch, S prompt length, V rows of the model
 
@@ -37,10 +37,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples from `loaded.model`, batched, with a KV cache.
+    """Samples from `loaded.model`, with a KV cache and continuous batching.
 
-    batch_rows, batch_tokens: most prompts, and most tokens (prompt and completion), in one batch. Which prompts share a
-    batch has no say in the draws: each sample has a generator of its own.
+    batch_rows, batch_tokens: most samples, and most tokens (prompt and completion), that are under way at a time. Which
+    samples are so together has no say in the draws: each has a generator of its own.
     """
 
     loaded: LoadedModel
@@ -68,77 +68,63 @@ class Sampler:
         with inference(self.loaded.model):
             for batch in self._batches(prompts, max_new_tokens):
                 drawn = [seeds[i] for i in batch] if temperature > 0 else None
-                found = self._generate([prompts[i] for i in batch], max_new_tokens, temperature, drawn, stop_rows)
-                for index, sampled in zip(batch, found, strict=True):
-                    out[index] = sampled
+                found = self._drawn([prompts[i] for i in batch], max_new_tokens, temperature, drawn, stop_rows)
+                for index, rows in zip(batch, found, strict=True):
+                    out[index] = self._completion(rows, stop_rows)
         return [sampled for sampled in out if sampled is not None]
 
     def _batches(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
-        """Indices by falling length, so that a batch pads little and the largest comes first."""
+        """Indices by falling length; those whose length is alike share slots, the largest come first."""
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         batch: list[int] = []
-        longest = 0
-        for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
-            longest = longest or len(prompts[index]) + max_new_tokens
-            if batch and (len(batch) == self.batch_rows or (len(batch) + 1) * longest > self.batch_tokens):
+        for index in order:
+            if batch and 2 * (len(prompts[index]) + max_new_tokens) < len(prompts[batch[0]]) + max_new_tokens:
                 yield batch
-                batch, longest = [], len(prompts[index]) + max_new_tokens
+                batch = []
             batch.append(index)
         if batch:
             yield batch
 
-    def _generate(
+    def _drawn(
         self,
         prompts: list[Sequence[int]],
         max_new_tokens: int,
         temperature: float,
         seeds: list[int] | None,
         stop_rows: list[int],
-    ) -> list[Sampled]:
+    ) -> list[list[int]]:
         loaded, device = self.loaded, next(self.loaded.model.parameters()).device
-        width = max(map(len, prompts))
-        rows_BS = np.full((len(prompts), width), loaded.pad_row, dtype=np.int64)
-        mask_BS = np.zeros((len(prompts), width), dtype=np.int64)
-        for b, prompt in enumerate(prompts):
-            rows_BS[b, width - len(prompt) :] = loaded.vocabulary_map.rows(np.asarray(prompt))
-            mask_BS[b, width - len(prompt) :] = 1
-        processors = LogitsProcessorList()
-        if seeds is not None:
-            processors.append(SeededNoise(seeds, temperature, device))
-        output = loaded.model.generate(
-            input_ids=torch.from_numpy(rows_BS).to(device),
-            attention_mask=torch.from_numpy(mask_BS).to(device),
-            generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=stop_rows,
-                pad_token_id=loaded.pad_row,
-            ),
-            logits_processor=processors,
-        )
-        return [self._completion(rows, stop_rows) for rows in output[:, width:].cpu().numpy()]
+        longest = len(prompts[0]) + max_new_tokens
+        slots = max(1, min(self.batch_rows, self.batch_tokens // longest))
+        rows = [loaded.vocabulary_map.rows(np.asarray(prompt)).tolist() for prompt in prompts]
+        noise = None if seeds is None else SeededNoise(seeds, temperature, device)
 
-    def _completion(self, rows: np.ndarray, stop_rows: list[int]) -> Sampled:
-        stops = np.flatnonzero(np.isin(rows, stop_rows))
-        kept = rows[: stops[0] + 1] if len(stops) else rows
-        return Sampled(self.loaded.vocabulary_map.ids(kept).tolist(), "stop" if len(stops) else "length")
+        def choose(scores_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
+            return (scores_BV if noise is None else noise.on(scores_BV, samples)).argmax(-1)
+
+        return Decoder(loaded.model, loaded.pad_row, stop_rows, slots).run(rows, max_new_tokens, choose)
+
+    def _completion(self, rows: Sequence[int], stop_rows: Sequence[int]) -> Sampled:
+        stopped = rows[-1] in stop_rows
+        return Sampled(self.loaded.vocabulary_map.ids(np.asarray(rows)).tolist(), "stop" if stopped else "length")
 
 
-class SeededNoise(LogitsProcessor):
+class SeededNoise:
     """Turns greedy decoding into sampling at a temperature: argmax(logits / T + Gumbel noise).
 
-    Each row draws from its own generator, so a sample does not depend on its neighbours or on global random state.
+    Each sample draws from its own generator, so it does not depend on its neighbours or on global random state.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
         self.temperature = temperature
         self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise_BV = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-        for row, generator in zip(noise_BV, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores.float() / self.temperature - noise_BV.clamp_min(1e-30).log()
+    def on(self, scores_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
+        """Logits with the noise of the samples with these numbers."""
+        noise_BV = torch.empty(scores_BV.shape, dtype=torch.float32, device=scores_BV.device)
+        for row, sample in zip(noise_BV, samples, strict=True):
+            row.exponential_(generator=self.generators[sample])
+        return scores_BV.float() / self.temperature - noise_BV.clamp_min(1e-30).log()
 
 
 def sample_seed(*parts: int | str) -> int:

@@ -193,7 +193,10 @@ WRONG_DATA = [
         "run.yaml:2: `data`: `train_on: final` with `weights.final: 0`",
     ),
     ("data:\n  train: a", "run.yaml: `recipe` is missing: begin the file with `recipe: sft`"),
-    ("recipe: sfft", "run.yaml:1: `recipe` is `sfft`: it must be one of sft, dpo, grpo, distill, evaluate; did you mean `sft`?"),
+    (
+        "recipe: sfft",
+        "run.yaml:1: `recipe` is `sfft`: it must be one of sft, dpo, grpo, distill, evaluate; did you mean `sft`?",
+    ),
     ("recipe: [sft]", "run.yaml:1: `recipe` is a list of 1: it must be one of sft, dpo, grpo, distill, evaluate"),
     ("- a", "run.yaml:1: a run file is a mapping: begin it with `recipe: sft`"),
     ("text", "run.yaml:1: a run file is a mapping"),

@@ -21,7 +21,7 @@ from counterpoint.data.batches.tree import TreeRow, forest_of, tree_of
 from counterpoint.data.harmony.render import Example
 from counterpoint.train.checkpoints import save
 from counterpoint.train.checkpoints.resume import Identity, newest_complete
-from counterpoint.train.loop.arguments import LoopSettings
+from counterpoint.train.loop.arguments import LoopSettings, is_main_process, world_size
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.trainer import CounterpointTrainer
 
@@ -181,15 +181,17 @@ def run(folder: Path, options: dict[str, Any]) -> int:
     if kind in ("call", "phase"):
         {"call": kill_at_call, "phase": kill_in_phase}[kind](*fault)
     callbacks = [Signal(*fault)] if kind == "step" else []
-    save.clean_partial(folder / "checkpoints")
+    if is_main_process():
+        save.clean_partial(folder / "checkpoints")
     checkpoint = newest_complete(folder)[0] if options.pop("resume", False) else None
     with StopSignal() as stop:
         trainer = make(folder, callbacks=callbacks, stop=stop, **options)
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     digest = {name: tensor.double().sum().item() for name, tensor in weights_of(trainer).items()}
     result = {"logs": trainer.curve.logs, "weights": digest, "from": checkpoint.step if checkpoint else 0}  # type: ignore[attr-defined]
-    (folder / "result.json").write_text(json.dumps(result))
-    return stop.exit_code
+    if is_main_process():
+        (folder / "result.json").write_text(json.dumps(result))
+    return 143 if trainer.stopped and world_size() > 1 else stop.exit_code
 
 
 def serve() -> None:
@@ -214,4 +216,6 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(run(Path(sys.argv[1]), json.loads(sys.argv[2])))
     serve()

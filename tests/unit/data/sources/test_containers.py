@@ -166,6 +166,24 @@ def test_csv(tmp_path):
     assert rows(write(tmp_path / "c.tsv", "a\tb\n1\t2\n"))[0].value == {"a": "1", "b": "2"}
 
 
+def test_messages_as_json_text_in_a_table(tmp_path):
+    cell = json.dumps(ROW["messages"]).replace('"', '""')
+    file = write(tmp_path / "a.csv", f'id,messages\n7,"{cell}"\n8,[not json\n')
+    good, bad = load_conversations([str(file)])
+    assert [m.content for m in good.messages] == ['Hi: "{[,]}"', "Hello\\"]
+    assert [n.kind for n in good.notices] == ["json_in_string", "unused_field", "missing_thinking"]
+    assert bad.kind == "unknown_format"
+
+
+def test_a_data_set_by_name(tmp_path):
+    write(tmp_path / "train.jsonl", f"{LINE}\n{LINE}\n")
+    found = rows(f"hf:{tmp_path}:train")
+    assert [r.source for r in found] == [f"hf:{tmp_path}:train:{n}" for n in (1, 2)]
+    assert found[0].value == ROW
+    with pytest.raises(DataError, match=r"cannot be loaded \(.*\): check name, split and network"):
+        rows(f"hf:{tmp_path}:nothing")
+
+
 def test_a_folder_is_read_in_order_and_says_what_it_passes_over(tmp_path):
     write(tmp_path / "b.jsonl", LINE)
     write(tmp_path / "a.json", f"[{LINE}]")

@@ -196,6 +196,29 @@ def test_a_step_is_saved_before_it_is_evaluated(tiny_run: ModuleType, tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("steps", [4, 6])
+def test_a_finished_run_is_evaluated_and_not_trained(tiny_run: ModuleType, tmp_path: Path, steps: int) -> None:
+    """Step 4 lies inside an epoch, step 6 at the end of one."""
+    trainer = tiny_run.make(tmp_path, steps=steps, every=steps)
+    trainer.train()
+    evaluation = Evaluation(tmp_path)
+    again = tiny_run.make(tmp_path, steps=steps, every=steps, callbacks=[evaluation], model=tiny_run.tiny_model(9))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / f"step-{steps:06d}"))
+    assert [step for step, _ in evaluation.seen] == [steps]
+    assert again.curve.logs == []
+    assert again.state.global_step == steps
+    weights = tiny_run.weights_of(trainer)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny_run.weights_of(again).items())
+
+
+def test_a_resumed_run_first_evaluates_where_it_begins(tiny_run: ModuleType, tmp_path: Path) -> None:
+    tiny_run.make(tmp_path, steps=6, every=3).train()
+    evaluation = Evaluation(tmp_path)
+    again = tiny_run.make(tmp_path / "again", steps=6, every=9, callbacks=[evaluation])
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "step-000003"))
+    assert [step for step, _ in evaluation.seen] == [3, 4, 5, 6]
+
+
 def test_a_signal_during_an_evaluation_ends_the_run_there(tiny_run: ModuleType, tmp_path: Path) -> None:
     with StopSignal() as stop:
         evaluation = Evaluation(tmp_path, 3, lambda control: os.kill(os.getpid(), signal.SIGTERM))

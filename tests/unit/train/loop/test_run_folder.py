@@ -90,12 +90,15 @@ def test_metrics_of_steps_to_be_taken_again_are_dropped(tmp_path: Path) -> None:
     with RunFolder(tmp_path) as folder:
         for step in (1, 2, 3):
             folder.metrics({"step": step, "loss": 1.0 / step})
+            folder.metrics({"step": step, "valid_loss": 1.0})
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 4, "lo')
         folder.forget_metrics_after(2)
         folder.metrics({"step": 3, "loss": 0.5})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 0.5), (3, 0.5)]
+    assert lines == [
+        {"step": 1, "loss": 1.0}, {"step": 1, "valid_loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.5},
+    ]  # fmt: skip
 
 
 def test_warnings_of_libraries_go_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

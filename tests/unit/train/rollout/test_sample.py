@@ -110,10 +110,10 @@ def test_modes_are_put_back_when_sampling_fails(monkeypatch) -> None:
         np.random.random()
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(loaded.model, "generate", broken)
+    monkeypatch.setattr(loaded.model, "forward", broken)
     state = np.random.get_state()[1].tolist()
     with pytest.raises(RuntimeError):
-        Sampler(loaded).sample([[byte_ids(load_vocabulary())[65]]], 4)
+        Sampler(loaded).sample([[byte_ids(load_vocabulary())[65]] * 2], 4)
     assert loaded.model.training
     assert np.random.get_state()[1].tolist() == state
 

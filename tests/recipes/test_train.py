@@ -1,0 +1,386 @@
+"""`counterpoint train` through the real command: a run, its folder, and every way in which it can be broken off."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from counterpoint.configs.load import load_run
+from counterpoint.recipes.cli import main
+from counterpoint.train.checkpoints.resume import newest_complete
+from counterpoint.train.loop.trainer import CounterpointTrainer
+
+COMMAND = [str(Path(sys.executable).with_name("counterpoint")), "train"]
+RUN_FILE = """
+recipe: sft
+model: {name: tiny, init: random}
+lora: {rank: 2, alpha: 4}
+data: {train: rows.jsonl, max_tokens: 512}
+train: {steps: 4, batch_rows: 2, learning_rate: 5e-3, checkpoint_every: 2, log_every: 1, device: cpu, threads: 1}
+eval: {prompts: prompts.jsonl, efforts: low, max_new_tokens: 4, every: 2}
+tracking: {wandb: "off"}
+"""
+TIMES = ("tokens_per_second", "trained_tokens_per_second")
+
+
+def rows(count: int = 12) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"{n} + 1?"},
+                {"role": "assistant", "reasoning_content": "add one", "content": f"{n + 1}"},
+            ]
+        }
+        for n in range(count)
+    ]
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+class Train:
+    """The command in this process, from a folder of its own; `runs` are the run folders, oldest first."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+        (folder / "my.yaml").write_text(RUN_FILE)
+        write(folder / "rows.jsonl", rows())
+        write(folder / "prompts.jsonl", [{"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2"}])
+
+    def __call__(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        returned = main(["train", "my.yaml", *arguments])
+        out, err = self._capsys.readouterr()
+        assert returned == code, out + err
+        return out, err
+
+    @property
+    def runs(self) -> list[Path]:
+        return sorted((self.folder / "runs").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+
+    def metrics(self, run: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The command in a process of its own."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [*COMMAND, "my.yaml", *arguments],
+            cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
+    monkeypatch.chdir(tmp_path)
+    return Train(tmp_path, capsys)
+
+
+def test_a_run_and_its_folder(train: Train) -> None:
+    out, err = train()
+    (run,) = train.runs
+    assert re.fullmatch(r"my-\d{8}-\d{6}", run.name)
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "adapter", "adapter.jsonl", "checkpoints", "config.yaml", "eval", "lock", "log.txt", "metrics.jsonl",
+        "report.html", "run.json", "versions.json",
+    }  # fmt: skip
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0] == f"run folder  runs/{run.name}"
+    assert [line.split("  ")[0] for line in lines if line.startswith("step ")] == [f"step {n}/4" for n in range(1, 5)]
+    assert f"adapter     runs/{run.name}/adapter" in lines
+    assert f"report      runs/{run.name}/report.html" in lines
+    assert re.fullmatch(r"channel-correct: \d\.\d\d \(before \d\.\d\d\)", lines[-1])
+    assert [line["step"] for line in train.metrics(run)] == [1, 2, 3, 4]
+    state = json.loads((run / "run.json").read_text())
+    assert (state["state"], state["step"], state["steps"], state["seeds"]) == (
+        "finished", 4, 4, {"seed": 0, "data": 0},
+    )  # fmt: skip
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
+    assert load_run(run / "config.yaml") == load_run("my.yaml")
+    final = load_file(run / "adapter" / "adapter_model.safetensors")
+    last = load_file(run / "checkpoints" / "step-000004" / "adapter_model.safetensors")
+    assert all((final[name] == tensor).all() for name, tensor in last.items())
+    assert {p.name for p in (run / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "complete.json", "vocabulary_map.json",
+    }  # fmt: skip
+    assert (run / "adapter" / "adapter_model.safetensors").stat().st_mode & 0o777 == (
+        run / "config.yaml"
+    ).stat().st_mode & 0o777
+
+
+def test_the_same_run_twice_has_the_same_bits(train: Train) -> None:
+    train("eval.at_start=false", "eval.at_end=false", "eval.every=null")
+    train()
+    first, second = train.runs
+    assert train.metrics(first) == train.metrics(second)
+    assert (first / "adapter/adapter_model.safetensors").read_bytes() == (
+        second / "adapter/adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_full_fine_tuning_with_held_out_rows(train: Train) -> None:
+    write(train.folder / "valid.jsonl", rows(5))
+    out, _ = train("lora.enabled=false", "data.valid=valid.jsonl", "train.optimizer=adamw", "train.accumulation=2")
+    (run,) = train.runs
+    assert (run / "model" / "model.safetensors").is_file()
+    assert (run / "model" / "vocabulary_map.json").is_file()
+    assert "(100 %)" in out
+    held_out = {line["step"]: line["valid_loss"] for line in train.metrics(run) if "valid_loss" in line}
+    assert list(held_out) == [0, 2, 4]
+    assert held_out[4] < held_out[0]
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch, step: int, raised: BaseException) -> None:
+    """The run ends in the forward pass of the step after `step`."""
+    real = CounterpointTrainer.nll
+
+    def nll(self: Any, model: Any, inputs: Any, normaliser: Any) -> Any:
+        if self.state.global_step == step and model.training:
+            raise raised
+        return real(self, model, inputs, normaliser)
+
+    monkeypatch.setattr(CounterpointTrainer, "nll", nll)
+
+
+def test_resume_goes_on_bit_for_bit(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    train()
+    with monkeypatch.context() as broken:
+        break_off(broken, 3, RuntimeError("pulled the plug"))
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            main(["train", "my.yaml"])
+    whole, run = train.runs
+    state = json.loads((run / "run.json").read_text())
+    assert (state["state"], state["reason"]) == ("failed", "RuntimeError: pulled the plug")
+    assert "pulled the plug" in (run / "log.txt").read_text()
+    out, _ = train("--resume")
+    assert "4 steps, going on from step 2" in out
+    assert train.metrics(run) == train.metrics(whole)
+    assert (run / "adapter/adapter_model.safetensors").read_bytes() == (
+        whole / "adapter/adapter_model.safetensors"
+    ).read_bytes()
+    assert len(train.runs) == 2
+    # Finished runs may be resumed: nothing is trained again.
+    train("--resume", str(run))
+    assert train.metrics(run) == train.metrics(whole)
+
+
+def test_a_signal_saves_and_the_command_it_prints_goes_on(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CounterpointTrainer.training_step
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as signalled:
+        signalled.setattr(CounterpointTrainer, "training_step", step)
+        out, _ = train(code=143)
+    (run,) = train.runs
+    assert json.loads((run / "run.json").read_text())["state"] == "stopped"
+    lines = out.splitlines()
+    assert lines[-2] == "stopped after step 3, with a checkpoint; go on with"
+    command = lines[-1].split()
+    assert command[:2] == ["counterpoint", "train"]
+    assert not (run / "adapter").exists()
+    assert main(command[1:]) == 0
+    train()
+    assert train.metrics(run) == train.metrics(train.runs[1])
+
+
+def test_a_run_of_other_settings_is_refused_unless_meant(train: Train) -> None:
+    train("train.steps=2")
+    (run,) = train.runs
+    before = (run / "config.yaml").read_text()
+    _, err = train("train.steps=4", "lora.rank=3", "--resume", code=1)
+    assert "the settings changed: lora.rank 2 -> 3; train.steps 2 -> 4" in err
+    assert (run / "config.yaml").read_text() == before
+    out, _ = train("train.steps=4", "--resume", "--overwrite")
+    assert "warning: goes on with another setting: train.steps 2 -> 4" in out
+    assert [line["step"] for line in train.metrics(run)] == [1, 2, 3, 4]
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
+
+
+def test_overwrite_starts_anew_in_the_newest_folder(train: Train) -> None:
+    train("train.steps=2")
+    (run,) = train.runs
+    train("lora.rank=3", "--overwrite")
+    assert train.runs == [run]
+    assert [line["step"] for line in train.metrics(run)] == [1, 2, 3, 4]
+    assert load_run(run / "config.yaml").lora.rank == 3  # type: ignore[union-attr]
+
+
+def test_changed_data_is_refused(train: Train) -> None:
+    train("train.steps=2")
+    write(train.folder / "rows.jsonl", [*rows()[:-1], *rows(1)])
+    _, err = train("train.steps=2", "--resume", code=1)
+    assert "the training data changed" in err
+    _, err = train("train.steps=2", "--resume", "--overwrite", code=1)
+    assert "the training data changed" in err
+
+
+def test_going_back_to_an_older_checkpoint(train: Train) -> None:
+    train()
+    (run,) = train.runs
+    older = str(run / "checkpoints" / "step-000002")
+    whole = train.metrics(run)
+    _, err = train("--resume", older, code=1)
+    assert "step-000004 is newer and would be lost" in err
+    train("--resume", older, "--overwrite")
+    assert train.metrics(run) == whole
+
+
+def test_a_broken_checkpoint_is_passed_over_and_said(train: Train) -> None:
+    train()
+    (run,) = train.runs
+    whole = train.metrics(run)
+    (run / "checkpoints" / "step-000004" / "optimizer.pt").write_bytes(b"")
+    out, _ = train("--resume")
+    assert "going on from step 2" in out
+    assert "passed over step-000004: optimizer.pt has 0 bytes" in (run / "log.txt").read_text()
+    assert train.metrics(run) == whole
+
+
+def test_nothing_to_resume(train: Train) -> None:
+    _, err = train("--resume", code=1)
+    assert err.startswith("runs: no run of the name my to go on with")
+    _, err = train("--resume", "nowhere", code=1)
+    assert "nowhere: not a run folder" in err
+
+
+def test_a_broken_loss_names_the_rows(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CounterpointTrainer.nll
+
+    def nll(self: Any, model: Any, inputs: Any, normaliser: Any) -> Any:
+        loss, values = real(self, model, inputs, normaliser)
+        if self.state.global_step == 2:
+            values = values.index_fill(
+                0, (inputs["target_index"] < inputs["input_ids"].shape[1]).nonzero()[:, 0], 1e999
+            )
+            loss = loss * float("nan")
+        return loss, values
+
+    monkeypatch.setattr(CounterpointTrainer, "nll", nll)
+    _, err = train(code=1)
+    assert re.match(
+        r"step 3: the loss is not finite in rows\.jsonl:\d+ \(rows of the step: rows\.jsonl:\d+, rows\.jsonl:\d+\): "
+        r"stopped before the weights were changed, the last good checkpoint is runs/my-[-\d]+/checkpoints/step-000002:",
+        err,
+    )
+    (run,) = train.runs
+    assert not (run / "adapter").exists()
+    assert json.loads((run / "run.json").read_text())["state"] == "failed"
+
+
+def test_out_of_memory_names_three_settings(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    break_off(monkeypatch, 3, torch.OutOfMemoryError("CUDA out of memory"))
+    _, err = train(code=1)
+    assert "out of memory: lower train.batch_rows=2" in err
+    assert "data.max_tokens=512" in err
+    assert "train.activation_checkpointing=true" in err
+    assert [p.name for p in (train.runs[0] / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_threshold_ends_the_run(train: Train) -> None:
+    _, err = train("eval.stop_below=0.5", code=1)
+    assert "is below eval.stop_below (0.50)" in err
+    (run,) = train.runs
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-000002"]
+    assert not (run / "adapter").exists()
+
+
+def test_bad_rows_are_set_aside(train: Train) -> None:
+    with (train.folder / "rows.jsonl").open("a") as file:
+        file.write('{"messages": [\n')
+    out, _ = train("data.bad_rows_limit=0.2", "train.steps=1")
+    assert "rows.jsonl:13" in out
+    assert len((train.runs[0] / "bad_rows.jsonl").read_text().splitlines()) == 1
+    _, err = train("data.bad_rows_limit=0", code=1)
+    assert "more than data.bad_rows_limit" in err
+
+
+def test_no_secret_of_the_environment_is_written(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
+    monkeypatch.setenv("WANDB_API_KEY", "a1b2c3d4" * 5)
+    train("train.steps=1")
+    for path in train.runs[0].rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"hf_abcdefgh" not in content, path
+            assert b"a1b2c3d4" not in content, path
+
+
+@pytest.mark.slow
+def test_the_second_process_on_a_folder_is_refused_and_kill_leaves_it_free(train: Train) -> None:
+    with train.start("train.steps=100000", "train.checkpoint_every=3", "eval.every=null") as first:
+        deadline = time.monotonic() + 300
+        while not (train.folder / "runs").is_dir() or newest_complete(train.runs[0])[0] is None:
+            assert time.monotonic() < deadline
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.2)
+        _, err = train("train.steps=100000", "--resume", code=1)
+        assert f"another run is using it (pid {first.pid} on " in err
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    (run,) = train.runs
+    whole, _ = newest_complete(run)
+    assert whole is not None
+    with train.start("train.steps=100000", "train.checkpoint_every=3", "eval.every=null", "--resume") as again:
+        assert again.stdout is not None
+        while not again.stdout.readline().startswith(f"step {whole.step + 1}/"):
+            assert again.poll() is None
+        again.send_signal(signal.SIGTERM)
+        out, err = again.communicate(timeout=300)
+    assert again.returncode == 143, out + err
+    assert "with a checkpoint; go on with" in out
+    assert err == ""
+    log = (run / "log.txt").read_text()
+    assert f"took over the lock of pid {first.pid} on " in log
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of 3 MB, or None where this machine does not allow to mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    yield place if mounted.returncode == 0 else None
+    if mounted.returncode == 0:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk(train: Train, small_disk: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint is intact, the partial one gone, and the message says how much is needed and free."""
+    if small_disk is None:
+        small_disk = train.folder / "disk"
+        usage = shutil.disk_usage(small_disk)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=_left(small_disk, 3_000_000)))
+    filler = ["train.keep_checkpoints=100", "train.steps=300", "train.checkpoint_every=1", "eval.every=null"]
+    _, err = train(f"output={small_disk}", "eval.at_start=false", "eval.at_end=false", *filler, code=1)
+    assert re.search(r"step-\d+: the disk is full: \d+\.\d [kM]B are needed, [\d.]+ \w+ are free: free some space", err)
+    (run,) = small_disk.iterdir()
+    whole, passed_over = newest_complete(run)
+    assert whole is not None
+    assert passed_over == []
+    assert not [p for p in (run / "checkpoints").iterdir() if not p.name.startswith("step-")]
+
+
+def _left(folder: Path, size: int) -> int:
+    return max(size - sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()), 0)

@@ -1,0 +1,61 @@
+"""Two processes (gloo, CPU) train as one does, save together, and resume on another number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
+OPTIONS = {"steps": 8, "every": 3, "log_every": 2}
+
+
+def run(folder: Path, processes: int, code: int = 0, **options: Any) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    batch = {"batch": 4 // processes, "accumulation": 2}
+    result = subprocess.run(
+        [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps({**OPTIONS, **batch, **options})],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert (result.returncode == 0) == (code == 0), result.stdout + result.stderr
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def assert_close(ours: dict[str, Any], theirs: dict[str, Any], first: int = 0) -> None:
+    expected = [log for log in theirs["logs"] if log["step"] > first]
+    assert len(ours["logs"]) == len(expected)
+    for a, b in zip(ours["logs"], expected, strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[key] == pytest.approx(b[key], rel=2e-5) for key in a)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    one = run(tmp_path / "one", 1)
+    two = run(tmp_path / "two", 2)
+    assert_close(two, one)
+    names = sorted(path.name for path in (tmp_path / "two" / "checkpoints" / "step-000008").iterdir())
+    assert names == [
+        "adapter_config.json", "adapter_model.safetensors", "complete.json", "loop_state.json", "optimizer.pt",
+        "rng_state_0.pth", "rng_state_1.pth", "scheduler.pt", "trainer_state.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
+def test_resume_on_another_number_of_processes(tmp_path: Path, before: int, after: int) -> None:
+    whole = run(tmp_path / "whole", 1)
+    folder = tmp_path / "broken"
+    run(folder, before, code=1, fault=("step", 4, signal.SIGTERM))
+    (folder / "result.json").unlink()
+    resumed = run(folder, after, resume=True)
+    assert resumed["from"] == 5
+    assert_close(resumed, whole, first=5)
