@@ -42,9 +42,11 @@ def main() -> None:
 def _run(code: str, names: dict) -> bool:
     try:
         tree = ast.parse(code, "<python>")
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = None
+        if tree.body and isinstance(tree.body[-1], ast.Expr):
+            last = tree.body.pop()
         exec(compile(tree, "<python>", "exec"), names)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), "<python>", "eval"), names)
             if value is not None:
                 print(repr(value))
