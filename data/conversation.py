@@ -1,7 +1,8 @@
 """The one shape between source rows and Harmony tokens.
 
 A `Conversation` is Harmony's own view of a dialogue: channels, recipients and tool names are explicit, and nothing
-of the source format is left. `counterpoint.data.sources` makes them, `counterpoint.data.harmony.render` writes them as tokens.
+of the source format is left. `counterpoint.data.sources` makes them, and
+`counterpoint.data.harmony.render` writes them as tokens.
 """
 
 from __future__ import annotations
