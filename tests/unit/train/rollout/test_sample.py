@@ -131,7 +131,7 @@ def test_it_stops_at_the_stop_token_and_says_so(loaded) -> None:
 
 
 def test_both_stop_tokens_end_a_sample(loaded) -> None:
-    """A head that only knows one token: the sample is that token."""
+    """A head that only knows two tokens: where it picks the stop token, the sample is that token."""
     for stop in (RETURN, CALL):
         model = random_tiny(seed=2)
         with torch.no_grad():
@@ -140,7 +140,7 @@ def test_both_stop_tokens_end_a_sample(loaded) -> None:
             model.model.lm_head.weight.zero_()
             model.model.lm_head.weight[model.vocabulary_map.row(stop), 0] = 1000
             model.model.lm_head.weight[model.vocabulary_map.row(CHANNEL), 0] = -1000
-        sampled = Sampler(model).sample([[START], [START, CHANNEL]], 5)
+        sampled = Sampler(model).sample(prompts(model), 5)
         assert all(s.ids[-1] in (stop, CHANNEL) for s in sampled)
         assert any(s.ids == [stop] and s.finish_reason == "stop" for s in sampled)
 
@@ -161,11 +161,12 @@ def test_a_peft_model_samples_with_and_without_its_adapter() -> None:
         assert Sampler(tuned).sample(asked, 10) == without
 
 
-def test_batches_keep_to_rows_and_tokens(loaded) -> None:
+def test_prompts_of_like_length_share_slots(loaded) -> None:
+    """With the 20 new tokens: 120, 80, 80 | 40, 27, 25."""
     lengths = [5, 100, 20, 7, 60, 60]
     sampler = Sampler(loaded, batch_rows=3, batch_tokens=260)
     batches = list(sampler._batches([[0] * n for n in lengths], max_new_tokens=20))
-    assert batches == [[1, 4], [5, 2, 3], [0]]
+    assert batches == [[1, 4, 5], [2, 3, 0]]
     assert next(iter(Sampler(loaded)._batches([[0] * DEFAULT_BATCH_TOKENS], 1))) == [0]
 
 
