@@ -145,7 +145,7 @@ def ended_early(session: Session, trainer: CounterpointTrainer, hook: ChannelEva
     """A signal, or a threshold of the evaluation (RunError), ended training before its last step."""
     step = trainer.state.global_step
     session.ended("stopped", step=step)
-    command = f"counterpoint train {session.path / 'config.yaml'} --resume {session.path}"
+    command = f"counterpoint train --resume {session.path}"
     if hook is not None and hook.stopped is not None:
         raise RunError(f"{hook.stopped}: look at {hook.folder}; there is a checkpoint, `{command}` goes on from it")
     session.say(f"stopped after step {step}, with a checkpoint; go on with\n  {command}")

@@ -4,6 +4,7 @@ examples:
   counterpoint train quickstart
   counterpoint train my.yaml lora.rank=8 train.learning_rate=1e-4
   counterpoint train my.yaml --resume
+  counterpoint train --resume runs/my-20260101-120000
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ _RECIPES = {name: f"counterpoint.recipes.{name}" for name in ("sft", "dpo", "grp
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a run file, or a built-in name (`counterpoint configs ls`)")
+    parser.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="a run file, or a built-in name (`counterpoint configs ls`); with --resume RUN, RUN's own where left out",
+    )
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that replace the run file's")
     parser.add_argument(
         "--resume",
@@ -41,18 +47,33 @@ def run(args: argparse.Namespace) -> int:
     """
     from counterpoint.configs.load import load_run
 
-    settings_given, resume = list(args.settings), args.resume
-    if resume not in (None, NEWEST) and re.match(r"[\w.]+=", resume) and not Path(resume).exists():
+    config, settings_given, resume = args.config, list(args.settings), args.resume
+    if resume not in (None, NEWEST) and _is_setting(resume):
         settings_given, resume = [*settings_given, resume], NEWEST
-    settings: Any = load_run(args.config, settings_given)
+    if resume not in (None, NEWEST) and (config is None or _is_setting(config)):
+        settings_given = [*([config] if config else []), *settings_given]
+        config = str(_config_of_run(Path(resume)))
+    if config is None:
+        raise ConfigError("CONFIG is missing: name a run file, or a built-in one (`counterpoint configs ls`)")
+    settings: Any = load_run(config, settings_given)
     if settings.recipe not in _RECIPES:
-        raise ConfigError(
-            f"{args.config}: `recipe: {settings.recipe}` trains nothing: use one of {', '.join(_RECIPES)}"
-        )
+        raise ConfigError(f"{config}: `recipe: {settings.recipe}` trains nothing: use one of {', '.join(_RECIPES)}")
     if settings.recipe != "distill" and settings.launch.processes * settings.launch.nodes > 1:
-        arguments = ["train", args.config, *settings_given, *(["--resume", resume] if resume else [])]
+        arguments = ["train", config, *settings_given, *(["--resume", resume] if resume else [])]
         _launch(settings, [*arguments, *(["--overwrite"] if args.overwrite else [])])
     return import_module(_RECIPES[settings.recipe]).run(settings, resume=resume, overwrite=args.overwrite)
+
+
+def _is_setting(argument: str) -> bool:
+    return re.match(r"[\w.]+=", argument) is not None and not Path(argument).exists()
+
+
+def _config_of_run(resume: Path) -> Path:
+    """The resolved run file of a run folder, or of the run folder that holds a checkpoint."""
+    for folder in (resume, *resume.parents[:2]):
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    raise ConfigError(f"{resume}: no config.yaml there: name a run folder, or give the run file as CONFIG")
 
 
 def _launch(settings: Any, arguments: list[str]) -> None:

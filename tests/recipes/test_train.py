@@ -176,6 +176,12 @@ def test_resume_goes_on_bit_for_bit(train: Train, monkeypatch: pytest.MonkeyPatc
     # Finished runs may be resumed: nothing is trained again.
     train("--resume", str(run))
     assert train.metrics(run) == train.metrics(whole)
+    # The run folder alone, or a checkpoint in it, is enough to name it.
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(["train", "train.log_every=2", "--resume", str(run / "checkpoints/step-000004")]) == 0
+    assert train.metrics(run) == train.metrics(whole)
+    assert main(["train", "--resume", str(train.folder)]) == 2
+    assert main(["train"]) == 2
 
 
 def test_a_signal_saves_and_the_command_it_prints_goes_on(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

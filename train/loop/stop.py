@@ -1,20 +1,27 @@
-"""SIGTERM and Ctrl-C end a run after the step that is under way, with a checkpoint."""
+"""SIGTERM and Ctrl-C end a run after the step that is under way, with a checkpoint.
+
+Launchers and schedulers often send SIGTERM twice (to the process and to its group), so repeating it changes nothing.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
+# One key press can arrive twice, from the terminal and from a launcher.
+SAME_PRESS_SECONDS = 1.0
 
 
 class StopSignal:
-    """While entered, remembers the first SIGTERM or SIGINT; a second one acts as it always does."""
+    """While entered, remembers the first SIGTERM or SIGINT; a later Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -32,8 +39,11 @@ class StopSignal:
         return 128 + self.received if self.received is not None else 0
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
+        if self.received is None:
+            self.received, self._at = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._at > SAME_PRESS_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

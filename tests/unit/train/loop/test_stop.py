@@ -1,0 +1,38 @@
+import os
+import signal
+import time
+
+import pytest
+
+from counterpoint.train.loop import stop as module
+from counterpoint.train.loop.stop import StopSignal
+
+
+def test_sigterm_sent_twice_stops_once() -> None:
+    """A launcher forwards what the group already got."""
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+    assert stop.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_ctrl_c_interrupts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock)
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.exit_code == 130
+        clock += 2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+
+def test_without_a_signal_the_exit_code_is_zero() -> None:
+    with StopSignal() as stop:
+        pass
+    assert stop.received is None
+    assert stop.exit_code == 0
