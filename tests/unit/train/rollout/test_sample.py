@@ -6,7 +6,7 @@ import torch
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings
-from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, RETURN, START, byte_ids, load_vocabulary
+from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, RETURN, byte_ids, load_vocabulary
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
