@@ -5,29 +5,37 @@ Killed at any moment, the same command goes on where it was: samples are kept as
 examples:
   counterpoint evaluate runs/quickstart-20260101-120000
   counterpoint evaluate adapter/ eval.prompts=my_prompts.jsonl eval.samples=4
-  counterpoint evaluate openai/gpt-oss-20b --config eval/channels --out evaluations/20b
+  counterpoint evaluate runs/quickstart-20260101-120000 --config eval/guard
+  counterpoint evaluate openai/gpt-oss-20b --config eval/reasoning --out evaluations/20b
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from counterpoint.configs.schema import EvaluateRun
     from counterpoint.train.checkpoints.find import Found
+    from counterpoint.train.evals.findings import Findings
     from counterpoint.train.evals.journal import Row
-    from counterpoint.train.evals.report import Report, Side
+    from counterpoint.train.evals.measure import Planned
+    from counterpoint.train.evals.report import Report
+    from counterpoint.train.evals.runner import Done
+
+DEFAULT = "eval/channels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", help="a run folder, checkpoint, adapter, model folder, or name")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings, as in a run file")
-    parser.add_argument("--config", default="eval/channels", help="run file of recipe evaluate (default %(default)s)")
+    parser.add_argument("--config", default=DEFAULT, help="run file of recipe evaluate (default %(default)s)")
     parser.add_argument("--base", metavar="MODEL", help="compare with this model, not with the checkpoint's own base")
     parser.add_argument("--out", metavar="FOLDER", help="folder of the results (default: beside or in the checkpoint)")
+    parser.add_argument("--processes", type=int, metavar="N", help="processes that share the samples (one a GPU)")
+    parser.add_argument("--shard", metavar="R/N", help="draw the R-th of N shares alone (0/4), without a report")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,10 +55,12 @@ def run(args: argparse.Namespace) -> int:
     name = settings.checkpoint if given is not args.settings else args.checkpoint
     found = find_checkpoint(name or settings.checkpoint or settings.model.name)
     settings = _prompts_of_the_run(settings, found)
-    folder = Path(args.out) if args.out else _folder(found, settings)
-    sides = _sides(settings, found, args.base, folder)
-    report = _report(found, settings, sides)
-    _write(folder, report)
+    folder = Path(args.out) if args.out else _folder(found, settings, args.config)
+    plans = _plans(settings, found, args.base, folder)
+    if args.shard is not None:
+        return _share(plans, args.shard)
+    rows = _rows(plans, args, settings, folder)
+    _write(folder, _report(found, settings, plans, rows))
     return 0
 
 
@@ -65,86 +75,153 @@ def _prompts_of_the_run(settings: EvaluateRun, found: Found) -> EvaluateRun:
     return settings.model_copy(update={"eval": chosen.model_copy(update=changed)})
 
 
-def _folder(found: Found, settings: EvaluateRun) -> Path:
+def _folder(found: Found, settings: EvaluateRun, config: str) -> Path:
+    """`evaluation` in the checkpoint, or beside other results; a suite of its own has a folder of its own."""
     from pathlib import Path
 
     place = Path(found.source).expanduser()
-    return place / "evaluation" if place.is_dir() else Path(settings.output) / f"evaluation-{place.name}"
+    suite = "" if config == DEFAULT else f"-{Path(config).stem}"
+    return place / f"evaluation{suite}" if place.is_dir() else Path(settings.output) / f"evaluation-{place.name}{suite}"
 
 
-def _sides(settings: EvaluateRun, found: Found, base: str | None, folder: Path) -> list[Side]:
-    """The checkpoint, and its base: another model, or the same one with the adapter off."""
+def _plans(settings: EvaluateRun, found: Found, base: str | None, folder: Path) -> dict[str, Planned]:
+    """Of the checkpoint and of its base, where there is one: another model, the one it was trained from, or the same
+    one with the adapter off."""
     from dataclasses import replace
 
     from counterpoint.train.checkpoints.find import find_checkpoint
-    from counterpoint.train.evals.report import BASE, TUNED, Side
+    from counterpoint.train.evals.measure import planned
+    from counterpoint.train.evals.report import BASE, TUNED
 
-    tuned = Side(TUNED, _sampled(settings, found, folder / TUNED))
+    compared: Found | None = None
     if base is not None:
-        return [tuned, Side(BASE, _sampled(settings, find_checkpoint(base), folder / BASE))]
-    if found.adapter is None or not settings.eval.base:
-        return [tuned]
-    return [tuned, Side(BASE, _sampled(settings, replace(found, adapter=None), folder / BASE))]
+        compared = find_checkpoint(base)
+    elif settings.eval.base and settings.eval.engine != "server":
+        if found.adapter is not None:
+            compared = replace(found, adapter=None)
+        elif found.run is not None and found.run.model.init == "pretrained":
+            compared = replace(find_checkpoint(found.run.model.name, found.run.model), run=found.run)
+    plans = {TUNED: planned(settings, found, folder / TUNED)}
+    return plans if compared is None else {**plans, BASE: planned(settings, compared, folder / BASE)}
 
 
-def _sampled(settings: EvaluateRun, found: Found, folder: Path) -> list[Row]:
-    """Every sample of one model, drawn now or found from before."""
-    from counterpoint.data.build import render_settings
-    from counterpoint.data.harmony.render import Renderer, RenderSettings
-    from counterpoint.train.checkpoints.find import open_checkpoint
-    from counterpoint.train.evals.plan import plan
-    from counterpoint.train.evals.runner import run_plan
-    from counterpoint.train.evals.scorers import Scorers
-    from counterpoint.train.evals.tasks import build_tasks
+def _rows(
+    plans: dict[str, Planned], args: argparse.Namespace, settings: EvaluateRun, folder: Path
+) -> dict[str, list[Row]]:
+    """Every sample of every side, drawn now or found from before."""
     from counterpoint.train.loop.progress import Progress
-    from counterpoint.train.model.load import device_of
-    from counterpoint.train.rollout.engines import make_engine
 
-    loaded = open_checkpoint(found, device_of(settings.device))
-    rendering = render_settings(found.run.data) if found.run is not None else RenderSettings()
-    tasks = build_tasks(settings.eval)
-    draws = plan(tasks, Renderer(loaded.vocabulary, rendering), settings.seed)
-    adapter = str(found.adapter) if found.adapter else None
-    engine = make_engine(settings.eval, loaded=loaded, model=found.base.name, adapter=adapter)
+    found = {who: plan.rows() for who, plan in plans.items()}
+    gpus = _gpus(settings)
+    count = args.processes or max(1, gpus)
+    if count > 1 and any(rows is None for rows in found.values()):
+        _spread(plans, args, folder, count, gpus >= count)
+        found = {who: plan.rows() for who, plan in plans.items()}
     progress = Progress()
-    identity = {"model": found.base.model_dump(mode="json"), "adapter": adapter, "engine": settings.eval.engine}
-    with Scorers(settings.eval.scorer_seconds) as scorers:
-        rows = run_plan(
-            draws, engine, folder, loaded.vocabulary, scorers,
-            batch=settings.eval.batch, identity=identity, progress=lambda done: progress.show(_line(folder.name, done)),
-        )  # fmt: skip
-    assert rows is not None, "one process holds the whole plan"
-    return rows
+    out: dict[str, list[Row]] = {}
+    for who, plan in plans.items():
+        rows = found[who]
+        if rows is None:
+            rows = plan.draw(lambda done, who=who: progress.show(_line(who, done)))
+        assert rows is not None, "one process holds the whole plan"
+        out[who] = rows
+    if progress.live:
+        progress.say("")
+    return out
 
 
-def _line(name: str, done: Any) -> str:
-    left = "" if done.seconds_left is None else f", {done.seconds_left:.0f} s left"
-    return f"{name}: {done.done}/{done.total} samples, {done.tokens_per_second:,.0f} tok/s{left}"
+def _gpus(settings: EvaluateRun) -> int:
+    """GPUs that would each take a share; a server and vLLM share out by themselves."""
+    if settings.eval.engine != "transformers" or settings.device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
-def _report(found: Found, settings: EvaluateRun, sides: list[Side]) -> Report:
-    from counterpoint.train.evals.report import Report
+def _spread(plans: dict[str, Planned], args: argparse.Namespace, folder: Path, count: int, gpus: bool) -> None:
+    from counterpoint.recipes.shards import run_shards
+    from counterpoint.train.loop.progress import Progress
 
-    prompts = ", ".join(task.name or task.type for task in settings.eval.tasks) or settings.eval.prompts or "probes"
+    given = ["--config", args.config, "--out", str(folder)] + (["--base", args.base] if args.base else [])
+    given += [text for text in (args.checkpoint, *args.settings) if text]
+    total, progress, told = sum(len(plan.draws) for plan in plans.values()), Progress(), [-1]
+
+    def say(done: int) -> None:
+        if done != told[0]:
+            progress.show(f"{count} processes  {_bar(done, total)} {done:,}/{total:,} samples")
+            told[0] = done
+
+    run_shards(given, count, folder, gpus, say)
+    if progress.live:
+        progress.say("")
+
+
+def _share(plans: dict[str, Planned], text: str) -> int:
+    """One share of every plan."""
+    from counterpoint.configs.errors import RunError
+    from counterpoint.recipes.shards import is_orphan, share
+    from counterpoint.train.evals.runner import Shard
+
+    rank, world = share(text)
+    for who, plan in plans.items():
+
+        def told(done: Done, who: str = who) -> None:
+            if is_orphan():
+                raise RunError("the command that started this share is gone: start it again, it goes on")
+            print(_line(who, done), flush=True)
+
+        if plan.rows() is None:
+            plan.draw(told, Shard(rank, world))
+    return 0
+
+
+def _line(name: str, done: Done) -> str:
+    from counterpoint.train.loop.progress import clock
+
+    left = "" if done.seconds_left is None else f"  {clock(done.seconds_left)} left"
+    speed = f"  {done.tokens_per_second:,.0f} tok/s" if done.tokens_per_second else ""
+    return f"{name:<5}  {_bar(done.done, done.total)} {done.done:,}/{done.total:,} samples{speed}{left}"
+
+
+def _bar(done: int, total: int, width: int = 24) -> str:
+    filled = width * done // max(1, total)
+    return "━" * filled + "╌" * (width - filled)
+
+
+def _report(found: Found, settings: EvaluateRun, plans: dict[str, Planned], rows: dict[str, list[Row]]) -> Report:
+    from pathlib import PurePath
+
+    from counterpoint.train.evals.report import BASE, TUNED, Report, Side
+
+    trained = found.adapter is not None or found.run is not None
+    tasks = plans[TUNED].tasks
     facts = [
         ("checkpoint", found.source),
-        ("base", found.base.name),
-        ("prompts", prompts),
+        ("base", plans[BASE].found.base.name if BASE in plans else found.base.name),
+        ("tasks", ", ".join(task.name for task in tasks)),
+        ("engine", settings.eval.engine),
         ("seed", str(settings.seed)),
     ]
-    return Report(title=found.source, tuned=sides[0], base=sides[1] if len(sides) > 1 else None, facts=facts)
+    return Report(
+        title=PurePath(found.source).name or found.source,
+        tuned=Side(TUNED if trained else PurePath(found.source).name, rows[TUNED]),
+        base=Side(BASE, rows[BASE]) if BASE in rows else None,
+        facts=facts,
+        notes=[notice for task in tasks for notice in task.notices],
+        model=found.base.name,
+    )
 
 
-def _write(folder: Path, report: Report) -> None:
-    import json
+def _write(folder: Path, report: Report) -> Findings:
+    from counterpoint.train.evals.publish import FIGURES, PAGE, write_report
 
-    from counterpoint.train.evals.page import page_of
-    from counterpoint.train.evals.report import verdict
-
-    (folder / "report.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page_of(report), encoding="utf-8")
-    print("\n".join(verdict(report)))
-    print(f"\nreport   {folder / 'report.html'}\nsamples  {folder / 'tuned'}")
+    findings = write_report(folder, report)
+    print("\n".join(said.text for said in findings.verdict))
+    advice = list(dict.fromkeys(findings.shown.advice.sentences.values()))
+    print("\n".join(["", *advice]) if advice else "")
+    print(f"report   {folder / PAGE}\nfigures  {folder / FIGURES}\nsamples  {folder / 'tuned'}")
     tuned, base = report.shown.numbers.correct, report.base.numbers.correct if report.base else None
     before = f" (base {base.share:.2f})" if base is not None else ""
     print(f"channel-correct: {tuned.share:.2f}{before}")
+    return findings

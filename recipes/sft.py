@@ -20,12 +20,11 @@ from counterpoint.train.adapters.attach import attach_lora, attachment_table
 from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
-from counterpoint.train.evals.page import page_of
 from counterpoint.train.evals.prompts import load_prompts
+from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report import run_report
 from counterpoint.train.loop.arguments import loop_settings, rows_per_step, sft_arguments, total_steps
 from counterpoint.train.loop.callbacks import AttachmentProof, HeldOutLoss, RunLog
-from counterpoint.train.loop.run_folder import write_whole
 from counterpoint.train.loop.session import Session, open_session
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.trainer import CounterpointTrainer
@@ -158,8 +157,8 @@ def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int = 0) 
         session.warn(f"{n_bad} bad rows were set aside: see {session.path / BAD_ROWS}")
     points = read_points(session.path / "eval")
     if points:
-        write_whole(session.path / "report.html", page_of(run_report(session.path), loaded.vocabulary))
-        session.say(f"report      {session.path / 'report.html'}")
+        write_report(session.path, run_report(session.path), loaded.vocabulary)
+        session.say(f"report      {session.path / PAGE}")
     session.say(f"{result.name:<11} {result}\nnext        counterpoint evaluate {session.path}")
     if verdict := channel_verdict(points):
         session.say(verdict)

@@ -16,6 +16,9 @@ from counterpoint.data.statistics import wilson
 from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.scorers import Score, Scorers
 
+PROBE_FIELDS = ("skill", "pair", "attribute", "variant", "answers", "favourable")
+"""Fields of a row that `guard` reads; they go along with its samples."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -29,13 +32,16 @@ class Judged:
 
     def as_row(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """Plain types for a JSON line: ids, raw text, channels, violations, score."""
-        c = self.completion
+        c, truth = self.completion, self.prompt.conversation.metadata
         return {
             "id": self.prompt.id,
             "task": self.prompt.task,
             "effort": self.effort,
             "sample": self.sample,
             "asked": self.prompt.reference.prompt,
+            "expected": expected_of(self.prompt),
+            "cluster": self.prompt.cluster or self.prompt.id,
+            "probe": {name: value for name, value in truth.items() if name in PROBE_FIELDS},
             "ids": list(c.ids),
             "text": vocabulary.decode(c.ids),
             "analysis": c.analysis,
@@ -146,6 +152,14 @@ def judge(
     )
     score = None if prompt.scorer is None else scorers.score(prompt.scorer, completion, prompt.reference)
     return Judged(prompt, effort, sample, completion, score)
+
+
+def expected_of(prompt: EvalPrompt) -> dict[str, Any]:
+    """The truth that a sample is compared with, as far as a reader can use it: `answer`, or `calls`."""
+    truth = prompt.reference
+    if prompt.scorer == "calls" and truth.calls is not None:
+        return {"calls": [{"name": call.name, "arguments": dict(call.arguments)} for call in truth.calls]}
+    return {"answer": truth.answer} if prompt.scorer is not None and truth.answer is not None else {}
 
 
 def summarise(samples: Iterable[Judged]) -> Summary:

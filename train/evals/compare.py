@@ -24,8 +24,6 @@ Metric = Literal["score", "correct"]
 ItemKey = tuple[str, str, str]
 
 METRICS: dict[Metric, str] = {"score": "answers", "correct": "channels"}
-POWER_FACTOR = 2.8015852
-"""Standard errors of a difference that is found 8 times in 10 at 5 %: the normal quantiles of .975 and .8."""
 FEW_CLUSTERS = 10
 SIGNIFICANCE = 0.05
 
@@ -96,8 +94,11 @@ class Comparison:
         }
 
 
-def compare(a: Sequence[Row], b: Sequence[Row]) -> Comparison:
-    """Rows of samples.jsonl of two evaluations; positive differences are in favour of b. DataError without a pair."""
+def compare(a: Sequence[Row], b: Sequence[Row], name: str = "B") -> Comparison:
+    """Rows of samples.jsonl of two evaluations; positive differences are in favour of b, which sentences call `name`.
+
+    DataError without a pair.
+    """
     items_a, items_b = _by_item(a), _by_item(b)
     shared = [key for key in items_a if key in items_b]
     changed = {key for key in shared if _prompts(items_a[key]) != _prompts(items_b[key])}
@@ -110,7 +111,7 @@ def compare(a: Sequence[Row], b: Sequence[Row]) -> Comparison:
     for metric in METRICS:
         pairs = _pairs(keys, items_a, items_b, metric)
         if pairs:
-            differences += _differences(pairs, metric)
+            differences += _differences(pairs, metric, name)
             flips[metric] = _flips(pairs)
     return Comparison(
         differences=tuple(differences),
@@ -154,18 +155,18 @@ def _pairs(
     return pairs
 
 
-def _differences(pairs: Sequence[_Pair], metric: Metric) -> list[Difference]:
+def _differences(pairs: Sequence[_Pair], metric: Metric, name: str) -> list[Difference]:
     tasks = list(dict.fromkeys(pair.key[0] for pair in pairs))
     efforts = [effort for effort in EFFORTS if any(pair.key[2] == effort for pair in pairs)]
-    out = [_difference(pairs, metric, None, None)]
+    out = [_difference(pairs, metric, None, None, name)]
     for task in tasks if len(tasks) > 1 else ():
-        out.append(_difference([p for p in pairs if p.key[0] == task], metric, task, None))
+        out.append(_difference([p for p in pairs if p.key[0] == task], metric, task, None, name))
     for effort in efforts if len(efforts) > 1 else ():
-        out.append(_difference([p for p in pairs if p.key[2] == effort], metric, None, effort))
+        out.append(_difference([p for p in pairs if p.key[2] == effort], metric, None, effort, name))
     return out
 
 
-def _difference(pairs: Sequence[_Pair], metric: Metric, task: str | None, effort: str | None) -> Difference:
+def _difference(pairs: Sequence[_Pair], metric: Metric, task: str | None, effort: str | None, name: str) -> Difference:
     found = mean_estimate([pair.b - pair.a for pair in pairs], [pair.cluster for pair in pairs])
     sums: dict[str, float] = defaultdict(float)
     for pair in pairs:
@@ -184,7 +185,7 @@ def _difference(pairs: Sequence[_Pair], metric: Metric, task: str | None, effort
         detectable=detectable,
         p_sign=p,
         told=told,
-        sentence=_sentence(found, detectable, told),
+        sentence=_sentence(found, detectable, told, name),
     )
 
 
@@ -211,7 +212,7 @@ def _told(found: Estimate, p_sign: float) -> Literal["better", "worse", "same", 
     return "better" if found.value > 0 else "worse"
 
 
-def _sentence(found: Estimate, detectable: float, told: str) -> str:
+def _sentence(found: Estimate, detectable: float, told: str, name: str) -> str:
     n = found.n_clusters
     seen = f"{n} independent item{'s' * (n != 1)}"
     small = f"{seen} show{'s' * (n == 1)} differences of {_points(detectable)} and more (8 times in 10)"
@@ -219,11 +220,11 @@ def _sentence(found: Estimate, detectable: float, told: str) -> str:
         return f"They do not differ on any item; {small}."
     size = f"{_points(abs(found.value))} {'better' if found.value > 0 else 'worse'}"
     if n < 2:
-        return f"One item tells nothing: B is {size} on it."
+        return f"One item tells nothing: {name} is {size} on it."
     interval = f"95 % interval {_signed(found.low)} to {_signed(found.high)}"
     if told == "unclear":
-        return f"Too few items to tell: B is {size} ({interval}); {small}."
-    return f"B is {size} ({interval}); {small}."
+        return f"Too few items to tell: {name} is {size} ({interval}); {small}."
+    return f"{name} is {size} ({interval}); {small}."
 
 
 def _points(share: float) -> str:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from counterpoint.data.conversation import EFFORTS
-from counterpoint.data.statistics import mean_estimate
+from counterpoint.data.statistics import Estimate, mean_estimate, wilson
 from counterpoint.train.evals.channels import Summary
 from counterpoint.train.evals.results import Row
 
@@ -24,7 +24,8 @@ CLOSE_ENOUGH = 0.10
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One effort: accuracy in [0, 1] with its 95 % interval, mean tokens a sample, seconds a sample where measured."""
+    """One effort: accuracy in [0, 1] with its 95 % interval; of a sample the mean tokens, the seconds where measured,
+    and the tokens of its analysis."""
 
     effort: str
     accuracy: float
@@ -32,6 +33,7 @@ class Point:
     high: float
     tokens: float
     seconds: float | None = None
+    analysis_tokens: float = 0.0
 
     @property
     def tokens_a_right_answer(self) -> float:
@@ -70,8 +72,9 @@ def points_of_summary(summary: Summary) -> list[Point]:
     for effort, rate in summary.right_by_effort.items():
         if rate.share is not None:
             told = rate.as_dict()
-            tokens = summary.analysis_tokens[effort] + summary.final_tokens[effort]
-            out.append(Point(effort, rate.share, told["low"], told["high"], tokens))
+            thought = summary.analysis_tokens[effort]
+            tokens = thought + summary.final_tokens[effort]
+            out.append(Point(effort, rate.share, told["low"], told["high"], tokens, None, thought))
     return out
 
 
@@ -88,11 +91,19 @@ def points_of_rows(rows: Iterable[Row]) -> list[Point]:
         )
         seconds = [row.get("seconds") for row in chosen]
         whole = [second for second in seconds if second is not None]
-        low, high = (0.0, 1.0) if found.low != found.low else (max(0.0, found.low), min(1.0, found.high))
+        low, high = _interval(found)
         tokens = sum(len(row["ids"]) for row in chosen) / len(chosen)
         mean_seconds = sum(whole) / len(whole) if len(whole) == len(seconds) else None
-        out.append(Point(effort, found.value, low, high, tokens, mean_seconds))
+        thought = sum(row["tokens"]["analysis"] for row in chosen) / len(chosen)
+        out.append(Point(effort, found.value, low, high, tokens, mean_seconds, thought))
     return out
+
+
+def _interval(found: Estimate) -> tuple[float, float]:
+    """Student's, within [0, 1]; Wilson's over clusters where they are all alike, since no spread is no certainty."""
+    if found.standard_error > 0:
+        return max(0.0, found.low), min(1.0, found.high)
+    return wilson(round(found.value * found.n_clusters), found.n_clusters)
 
 
 def advise(points: Sequence[Point]) -> Advice:
@@ -133,8 +144,9 @@ def _sentence(use: Use, point: Point, points: Sequence[Point]) -> str:
     if len(points) == 1:
         return f"{what}; no other effort was measured."
     best = max(points, key=lambda p: (p.accuracy, -p.tokens))
-    if best.accuracy == 0:
-        return f"{use.capitalize()}: no effort gets anything right here, so {point.effort} is named for its cost alone."
+    if best.accuracy < CLOSE_ENOUGH:
+        top = f"best: {best.effort}, {best.accuracy:.0%}"
+        return f"No effort is right often enough to choose by ({top})."
     if use == "agentic":
         return f"{what}, {point.tokens_a_right_answer:,.0f} tokens for one right answer, the least of all."
     if point is best:

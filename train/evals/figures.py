@@ -1,21 +1,26 @@
-"""Figures of a report as inline SVG: drawn from numbers, without scripts, labelled where the eye is, readable in grey.
+"""Figures of a report, drawn from numbers: labelled where the eye is, readable in grey, and told in words.
 
-Colours are classes (`s0`, `s1`, ...) that the page's style defines; every series has its own dash or marker as well.
+Every series has its own dash or marker as well as its colour.
 """
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-Point = tuple[float, float]
+from counterpoint.train.evals.card import CardBand
+from counterpoint.train.evals.drawing import Circle, Drawing, Mark, Path, Point, Text
+from counterpoint.train.evals.effort import Point as EffortPoint
+
 Band = tuple[float, float, float]
+Who = Literal["base", "tuned"]
 
 _WIDTH, _HEIGHT = 470.0, 230.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 104.0, 12.0, 34.0
 _LINE_HEIGHT = 15.0
+_N_STYLES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,40 +37,49 @@ class Pair:
     """A row of `dumbbells`: two rates in [0, 1] with intervals (rate, low, high); None where there is none."""
 
     name: str
-    base: tuple[float, float, float] | None
-    tuned: tuple[float, float, float] | None
+    base: Band | None
+    tuned: Band | None
 
 
-def lines(series: Sequence[Series], x_name: str, y_name: str, y_range: tuple[float, float] | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points of one model from low to high effort; `who` gives the marker, `name` stands beside the last point."""
+
+    who: Who
+    name: str
+    points: Sequence[EffortPoint]
+
+
+def lines(series: Sequence[Series], x_name: str, y_name: str, y_range: Point | None = None) -> Drawing:
     """A line chart; names stand at the ends of the lines. y_range None fits the data from 0."""
-    series = [s for s in series if s.points]
+    series = [s for s in series if s.points][:_N_STYLES]
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points]
     low, high = y_range or (0.0, _round_top(max([*ys, 1e-9])))
     first, last = min(xs), max(xs)
 
-    def at(x: float, y: float) -> tuple[float, float]:
+    def at(x: float, y: float) -> Point:
         across = (x - first) / (last - first) if last > first else 0.5
         up = (min(max(y, low), high) - low) / (high - low)
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [_axes(low, high, first, last, at)]
+    marks: list[Mark] = list(_axes(low, high, first, last, at))
     for i, s in enumerate(series):
         if len(s.band) > 1:
             edge = [at(x, upper) for x, _, upper in s.band] + [at(x, lower) for x, lower, _ in reversed(s.band)]
-            parts.append(f'<polygon class="band s{i}" points="{_pairs(edge)}"/>')
+            marks.append(Path(f"band-s{i}", edge, closed=True))
         drawn = [at(x, y) for x, y in s.points]
-        parts.append(f'<polyline class="line s{i}" points="{_pairs(drawn)}"/>')
+        marks.append(Path(f"line-s{i}", drawn))
         if len(drawn) <= 40:
-            parts += [f'<circle class="dot s{i}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in drawn]
-    ends = [(at(*s.points[-1]), s.name, i) for i, s in enumerate(series)]
-    parts += [_text(x + 8, y + 4, name, f"name s{i}") for (x, _), name, i, y in _spread(ends)]
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 2, x_name, "axis", "middle"))
+            marks += [Circle(f"dot-s{i}", x, y, 2.6) for x, y in drawn]
+    ends = [(*at(*s.points[-1]), s.name, f"name-s{i}") for i, s in enumerate(series)]
+    marks += [Text(kind, x + 8, y + 4, name) for x, y, name, kind in _spread(ends, _HEIGHT - _BOTTOM)]
+    marks.append(Text("axis", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 2, x_name, "middle"))
     told = "; ".join(f"{s.name} from {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for s in series)
-    return _svg(_WIDTH, _HEIGHT, f"{y_name} by {x_name}: {told}", parts)
+    return Drawing(_WIDTH, _HEIGHT, f"{y_name} by {x_name}: {told}", marks)
 
 
-def dumbbells(pairs: Sequence[Pair]) -> str:
+def dumbbells(pairs: Sequence[Pair]) -> Drawing:
     """Rates from 0 to 1, a row each: base as a ring, tuned as a disc, both with their intervals."""
     left, right, row = 190.0, 96.0, 34.0
     height = _TOP + row * len(pairs) + 22
@@ -74,26 +88,92 @@ def dumbbells(pairs: Sequence[Pair]) -> str:
     def at(rate: float) -> float:
         return left + rate * (width - left - right)
 
-    parts = []
+    marks: list[Mark] = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(f'<line class="grid" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{_TOP}" y2="{height - 20:.1f}"/>')
-        parts.append(_text(at(tick), height - 4, f"{tick:.2f}", "axis", "middle"))
+        marks.append(Path("grid", [(at(tick), _TOP), (at(tick), height - 20)]))
+        marks.append(Text("axis", at(tick), height - 4, f"{tick:.2f}", "middle"))
     told = []
     for i, pair in enumerate(pairs):
         middle = _TOP + row * (i + 0.5)
-        parts.append(_text(left - 14, middle + 4, pair.name, "label", "end"))
+        marks.append(Text("label", left - 14, middle + 4, pair.name, "end"))
         for who, value, shift in (("base", pair.base, -5.0), ("tuned", pair.tuned, 5.0)):
             if value is None:
                 continue
             rate, low, high = value
             y = middle + shift
-            span = f'x1="{at(low):.1f}" x2="{at(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
-            parts.append(f'<line class="range {who}" {span}/>')
-            parts.append(f'<circle class="mark {who}" cx="{at(rate):.1f}" cy="{y:.1f}" r="4.5"/>')
+            marks.append(Path(f"range-{who}", [(at(low), y), (at(high), y)]))
+            marks.append(Circle(f"mark-{who}", at(rate), y, 4.5))
             told.append(f"{pair.name} {who} {rate:.2f}")
-        ends = " → ".join("–" if value is None else f"{value[0]:.2f}" for value in (pair.base, pair.tuned))
-        parts.append(_text(width - right + 14, middle + 4, ends, "value"))
-    return _svg(width, height, "; ".join(told), parts)
+        there = [value for value in (pair.base, pair.tuned) if value is not None]
+        ends = " → ".join(f"{value[0]:.2f}" for value in there)
+        marks.append(Text("value", width - right + 14, middle + 4, ends))
+    return Drawing(width, height, "; ".join(told), marks)
+
+
+def accuracy_by_length(curves: Sequence[Curve], bands: Sequence[CardBand] = (), card: str = "") -> Drawing:
+    """Accuracy against tokens of the chain of thought, a point an effort, tokens on a logarithmic axis.
+
+    bands: the model card's figures, across the whole width, named `card`.
+    """
+    width, height, right = 640.0, 290.0, 150.0
+    curves = [curve for curve in curves if curve.points]
+    tokens = [max(1.0, point.analysis_tokens) for curve in curves for point in curve.points]
+    first, last, ticks = _log_axis(min(tokens), max(tokens))
+
+    def at(x: float, y: float) -> Point:
+        across = math.log(max(1.0, x) / first) / math.log(last / first)
+        return _LEFT + across * (width - _LEFT - right), height - _BOTTOM - y * (height - _TOP - _BOTTOM)
+
+    marks: list[Mark] = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        marks.append(Path("grid", [at(first, tick), at(last, tick)]))
+        marks.append(Text("axis", _LEFT - 7, at(first, tick)[1] + 4, f"{tick:.2f}", "end"))
+    for tick in ticks:
+        marks.append(Text("axis", at(tick, 0)[0], height - _BOTTOM + 15, f"{tick:,.0f}", "middle"))
+    for band in bands:
+        corners = [at(first, band.high), at(last, band.high), at(last, band.low), at(first, band.low)]
+        marks.append(Path("card-band", corners, closed=True))
+        marks.append(Path("card-line", [at(first, band.value), at(last, band.value)]))
+    for curve in curves:
+        marks += _curve_marks(curve, at)
+    ends = [(*at(last, band.value), f"{card} {band.effort} {band.value:.3g}", "axis") for band in bands]
+    ends += [
+        (*at(curve.points[-1].analysis_tokens, curve.points[-1].accuracy), curve.name, _NAME[curve.who])
+        for curve in curves
+    ]
+    marks += [Text(kind, width - right + 8, y + 4, name) for _, y, name, kind in _spread(ends, height - _BOTTOM)]
+    marks.append(Text("axis", (_LEFT + width - right) / 2, height - 2, "mean tokens of the chain of thought", "middle"))
+    told = [
+        f"{c.name} {p.effort}: {p.accuracy:.2f} at {p.analysis_tokens:.0f} tokens" for c in curves for p in c.points
+    ]
+    told += [f"{card} {band.effort}: {band.value:.3g}" for band in bands]
+    return Drawing(width, height, "accuracy by length of the chain of thought: " + "; ".join(told), marks)
+
+
+_LINE: dict[Who, str] = {"tuned": "line-s0", "base": "line-s1"}
+_NAME: dict[Who, str] = {"tuned": "name-s0", "base": "name-s1"}
+
+
+def _curve_marks(curve: Curve, at: Callable[[float, float], Point]) -> list[Mark]:
+    marks: list[Mark] = [Path(_LINE[curve.who], [at(p.analysis_tokens, p.accuracy) for p in curve.points])]
+    for point in curve.points:
+        x, y = at(point.analysis_tokens, point.accuracy)
+        marks.append(
+            Path(f"range-{curve.who}", [at(point.analysis_tokens, point.low), at(point.analysis_tokens, point.high)])
+        )
+        marks.append(Circle(f"mark-{curve.who}", x, y, 4.5))
+        # Above the point for one side, below it for the other, so that two curves that meet stay readable.
+        marks.append(Text("effort", x + 8, y - 6 if curve.who == "tuned" else y + 14, point.effort))
+    return marks
+
+
+def _log_axis(low: float, high: float) -> tuple[float, float, list[float]]:
+    """Ends of a logarithmic axis around [low, high], and the ticks 1, 2, 5, 10, ... on it."""
+    steps = [base * 10.0**power for power in range(8) for base in (1, 2, 5)]
+    first = max((step for step in steps if step <= low), default=1.0)
+    last = min((step for step in steps if step >= high and step > first), default=high * 2)
+    ticks = [step for step in steps if first <= step <= last]
+    return first, last, ticks if len(ticks) <= 7 else [tick for tick in ticks if f"{tick:.0f}"[0] == "1"]
 
 
 def _round_top(value: float) -> float:
@@ -102,38 +182,22 @@ def _round_top(value: float) -> float:
     return next(step * power for step in (1, 2, 3, 4, 6, 8, 10) if step * power >= value * 0.9999)
 
 
-def _axes(low: float, high: float, first: float, last: float, at: Callable[[float, float], Point]) -> str:
-    out = []
+def _axes(low: float, high: float, first: float, last: float, at: Callable[[float, float], Point]) -> Iterable[Mark]:
     for i in range(5):
         y_value = low + (high - low) * i / 4
         _, y = at(first, y_value)
-        out.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(_text(_LEFT - 7, y + 4, f"{y_value:.2f}" if high - low < 10 else f"{y_value:.0f}", "axis", "end"))
+        yield Path("grid", [(_LEFT, y), (_WIDTH - _RIGHT, y)])
+        yield Text("axis", _LEFT - 7, y + 4, f"{y_value:.2f}" if high - low < 10 else f"{y_value:.0f}", "end")
     for x_value in sorted({first, (first + last) / 2, last}):
-        x, _ = at(x_value, low)
-        out.append(_text(x, _HEIGHT - _BOTTOM + 15, f"{x_value:.0f}", "axis", "middle"))
-    return "".join(out)
+        yield Text("axis", at(x_value, low)[0], _HEIGHT - _BOTTOM + 15, f"{x_value:.0f}", "middle")
 
 
-def _spread(ends: list[tuple[tuple[float, float], str, int]]) -> list[tuple[tuple[float, float], str, int, float]]:
-    """Names at the ends of lines, moved apart where they would overlap, and kept inside the figure."""
-    placed: list[tuple[tuple[float, float], str, int, float]] = []
+def _spread(ends: list[tuple[float, float, str, str]], lowest: float) -> list[tuple[float, float, str, str]]:
+    """(x, y, name, kind) moved apart in y where names would overlap, and kept above `lowest`."""
+    placed: list[tuple[float, float, str, str]] = []
     y = -1e9
-    for (x, wanted), name, i in sorted(ends, key=lambda end: end[0][1]):
+    for x, wanted, name, kind in sorted(ends, key=lambda end: end[1]):
         y = max(wanted, y + _LINE_HEIGHT)
-        placed.append(((x, wanted), name, i, y))
-    over = max(0.0, (placed[-1][3] if placed else 0.0) - (_HEIGHT - _BOTTOM))
-    return [(end, name, i, y - over) for end, name, i, y in placed]
-
-
-def _text(x: float, y: float, text: str, classes: str, anchor: str = "start") -> str:
-    return f'<text class="{classes}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
-
-
-def _pairs(points: Sequence[Point]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _svg(width: float, height: float, told: str, parts: Sequence[str]) -> str:
-    label = html.escape(told, quote=True)
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+        placed.append((x, y, name, kind))
+    over = max(0.0, (placed[-1][1] if placed else 0.0) - lowest)
+    return [(x, y - over, name, kind) for x, y, name, kind in placed]

@@ -101,8 +101,8 @@ class Guarded:
 
 
 def guard(base: Sequence[Row], tuned: Sequence[Row]) -> Guarded:
-    """Rows of samples.jsonl before and after; those of bias probes have a `pair`, all others may have a `skill`."""
-    plain = [[row for row in rows if not _probe(row).get("pair")] for rows in (base, tuned)]
+    """Rows of samples.jsonl before and after: those whose probe names a `skill` or a `pair`; others are no probes."""
+    plain = [[row for row in rows if _probe(row).get("skill")] for rows in (base, tuned)]
     paired = [[row for row in rows if _probe(row).get("pair")] for rows in (base, tuned)]
     return Guarded(tuple(_skills(*plain)), tuple(_tilts(*paired)))
 
@@ -124,7 +124,7 @@ def _skills(base: Sequence[Row], tuned: Sequence[Row]) -> list[Skill]:
 def _by_skill(rows: Sequence[Row]) -> dict[str, list[Row]]:
     skills: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        skills[str(_probe(row).get("skill") or row["id"])].append(row)
+        skills[str(_probe(row)["skill"])].append(row)
     return skills
 
 

@@ -22,7 +22,7 @@ from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.statistics import wilson
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
-from counterpoint.train.evals.prompts import EvalPrompt
+from counterpoint.train.evals.prompts import EvalPrompt, clustered
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.rollout.sample import Sampler, sample_seed
@@ -110,7 +110,7 @@ class ChannelEval(TrainerCallback):
         warn: Callable[[str], None] = print,
         seed: int = 0,
     ) -> None:
-        self.loaded, self.renderer, self.prompts, self.settings = loaded, renderer, prompts, settings
+        self.loaded, self.renderer, self.prompts, self.settings = loaded, renderer, clustered(prompts), settings
         self.folder, self.log, self.say, self.warn, self.seed = folder, log, say, warn, seed
         self.points: list[EvalPoint] = []
         self.stopped: str | None = None

@@ -40,6 +40,8 @@ def load_prompts(path: str | SourceSpec | None, options: SourceOptions | None = 
     `kwargs`; a reasoning-gym entry; and `scorer` to name the comparison. DataError for an unusable row, or none at all.
     """
     spec = path if isinstance(path, SourceSpec) else SourceSpec(path or BUILT_IN)
+    if path is None:
+        return as_probes(load_prompts(spec, options))
     prompts: list[EvalPrompt] = []
     for item in load_conversations([spec], options):
         if isinstance(item, BadRow):
@@ -50,6 +52,29 @@ def load_prompts(path: str | SourceSpec | None, options: SourceOptions | None = 
     if not prompts:
         raise DataError(f"{spec.path}: no prompts: give a file of conversations that end where the model should answer")
     return prompts
+
+
+def as_probes(prompts: Sequence[EvalPrompt]) -> list[EvalPrompt]:
+    """The prompts as probes of `guard`: each is a `skill`, of its own id where it names none, or one of a pair."""
+    out: list[EvalPrompt] = []
+    for prompt in prompts:
+        truth = prompt.conversation.metadata
+        if not truth.get("pair"):
+            conversation = replace(prompt.conversation, metadata={"skill": prompt.id, **truth})
+            prompt = replace(prompt, conversation=conversation)
+        out.append(prompt)
+    return out
+
+
+def clustered(prompts: Sequence[EvalPrompt]) -> list[EvalPrompt]:
+    """Every prompt with a cluster: its own, else the id of the first that asks the same, so that both are one item."""
+    first: dict[str, str] = {}
+    out: list[EvalPrompt] = []
+    for prompt in prompts:
+        asked = prompt.conversation
+        same = repr((asked.instructions, asked.messages, asked.tools, asked.builtin_tools, asked.response_formats))
+        out.append(replace(prompt, cluster=prompt.cluster or first.setdefault(same, prompt.id)))
+    return out
 
 
 def prompt_of(conversation: Conversation) -> EvalPrompt:

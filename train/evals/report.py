@@ -10,7 +10,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from counterpoint.configs.errors import CounterpointError, DataError
 from counterpoint.configs.load import load_run
 from counterpoint.configs.schema import SftRun
 from counterpoint.data.conversation import EFFORTS
-from counterpoint.data.statistics import minimal_detectable_difference
 from counterpoint.train.evals.channels import TOOL_CODES, Rate
 
 Row = Mapping[str, Any]
@@ -38,8 +37,9 @@ class EffortNumbers:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """One side. violations: samples with a code. valid_calls: samples with a call and no fault of the tool rules, of
-    those with a call. truncated: samples cut by the limit of new tokens."""
+    """One side. violations: samples with a code. calls: samples that make the expected calls; right_tool: that call the
+    expected tools, whatever the arguments. valid_calls: samples with a call and no fault of the tool rules, of those
+    with a call. truncated: samples cut by the limit of new tokens."""
 
     n: int
     items: int
@@ -47,6 +47,7 @@ class Numbers:
     with_analysis: Rate
     answers: Rate
     calls: Rate
+    right_tool: Rate
     valid_calls: Rate
     truncated: Rate
     violations: dict[str, Rate]
@@ -79,7 +80,8 @@ class Report:
     """What a page shows.
 
     facts: (name, value) under the title. points: `EvalPoint.as_dict` of each evaluation, by step. losses: lines of the
-    run's metrics. Either side may be missing, not both.
+    run's metrics. notes: what a reader should know of tasks and scorers. model: name of the base, for the column of the
+    model card. Either side may be missing, not both.
     """
 
     title: str
@@ -88,7 +90,8 @@ class Report:
     facts: Sequence[tuple[str, str]] = ()
     points: Sequence[Mapping[str, Any]] = ()
     losses: Sequence[Mapping[str, Any]] = ()
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
+    model: str = ""
 
     @property
     def shown(self) -> Side:
@@ -96,17 +99,6 @@ class Report:
         side = self.tuned or self.base
         assert side is not None
         return side
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types for `report.json`."""
-        return {
-            "title": self.title,
-            "facts": dict(self.facts),
-            "verdict": verdict(self),
-            "base": None if self.base is None else self.base.numbers.as_dict(),
-            "tuned": None if self.tuned is None else self.tuned.numbers.as_dict(),
-            "points": [dict(point) for point in self.points],
-        }
 
 
 def numbers_of(rows: Sequence[Row]) -> Numbers:
@@ -123,59 +115,12 @@ def numbers_of(rows: Sequence[Row]) -> Numbers:
         with_analysis=_rate(rows, _thinks),
         answers=right_rate([row for row in rows if row["scorer"] != "calls"]),
         calls=right_rate([row for row in rows if row["scorer"] == "calls"]),
+        right_tool=_rate([row for row in rows if "calls" in (row.get("expected") or {})], _right_tool),
         valid_calls=_rate(called, lambda row: not codes_of(row) & TOOL_CODES),
         truncated=_rate(rows, lambda row: row["stop"] == "length"),
         violations={code: Rate(count, len(rows)) for code, count in codes.most_common()},
         efforts={effort: _effort(group) for effort, group in by_effort.items() if group},
     )
-
-
-def verdict(report: Report) -> list[str]:
-    """Plain sentences, the most important one first; what got worse is among them."""
-    tuned, base = report.tuned and report.tuned.numbers, report.base and report.base.numbers
-    shown = report.shown.numbers
-    name = report.shown.label
-    said = [f"The {name} model is right on every channel in {_told(shown.correct)}"]
-    if tuned and base:
-        said[0] += f"; the base in {_told(base.correct)}."
-        said += _worse(base, tuned)
-    else:
-        said[0] += "."
-    for kind, rate in (("answers", shown.answers), ("expected tool calls", shown.calls)):
-        before = base and tuned and {"answers": base.answers, "expected tool calls": base.calls}[kind]
-        if rate.n:
-            was = f" (base {_share(before)})" if before and before.n else ""
-            said.append(f"Right {kind}: {_share(rate)} of {rate.n}{was}.")
-    if shown.efforts_in_order is False:
-        lengths = ", ".join(f"{effort} {e.analysis_tokens:.0f}" for effort, e in shown.efforts.items())
-        said.append(f"More effort does not mean longer analysis any more (mean tokens: {lengths}).")
-    if tuned and base:
-        points = 100 * minimal_detectable_difference(shown.items)
-        said.append(
-            f"{shown.items} prompts can tell differences of {points:.0f} points or more; smaller ones may be chance."
-        )
-    return said
-
-
-def _worse(base: Numbers, tuned: Numbers) -> list[str]:
-    """What the tuned model does worse than the base by more than the intervals explain."""
-    said = []
-    for code, rate in tuned.violations.items():
-        before = base.violations.get(code, Rate(0, base.n))
-        if _above(rate, before):
-            said.append(f"Worse than the base: {code} in {_share(rate)} of samples (base {_share(before)}).")
-    pairs = (
-        ("answers", base.answers, tuned.answers),
-        ("tool calls", base.calls, tuned.calls),
-        ("samples with analysis", base.with_analysis, tuned.with_analysis),
-    )
-    said += [f"Worse than the base: {what}, {_share(b)} to {_share(t)}." for what, b, t in pairs if _above(b, t)]
-    return said
-
-
-def _above(a: Rate, b: Rate) -> bool:
-    """Whether a's interval lies wholly above b's."""
-    return bool(a.n and b.n and a.as_dict()["low"] > b.as_dict()["high"])
 
 
 def run_report(run_folder: Path) -> Report:
@@ -198,13 +143,15 @@ def run_report(run_folder: Path) -> Report:
     sides = {who: side for who, side in sides.items() if side.rows}
     if not sides:
         raise DataError(f"{run_folder}: its eval hook measured nothing: use `counterpoint evaluate {run_folder}`")
+    facts = _run_facts(run_folder)
     return Report(
         title=run_folder.name,
         tuned=sides.get(TUNED),
         base=sides.get(BASE),
-        facts=_run_facts(run_folder),
+        facts=facts,
         points=points,
         losses=[line for line in read_jsonl(run_folder / "metrics.jsonl") if "loss" in line],
+        model=dict(facts).get("model", ""),
     )
 
 
@@ -247,6 +194,11 @@ def _thinks(row: Row) -> bool:
     return bool((row["analysis"] or "").strip())
 
 
+def _right_tool(row: Row) -> bool:
+    wanted = sorted(call["name"].removeprefix("functions.") for call in row["expected"]["calls"])
+    return sorted(call["name"].removeprefix("functions.") for call in row["calls"]) == wanted
+
+
 def _effort(rows: Sequence[Row]) -> EffortNumbers:
     return EffortNumbers(
         correct=_rate(rows, is_correct),
@@ -259,15 +211,6 @@ def _effort(rows: Sequence[Row]) -> EffortNumbers:
 
 def _rate(rows: Sequence[Row], holds: Any) -> Rate:
     return Rate(sum(bool(holds(row)) for row in rows), len(rows))
-
-
-def _share(rate: Rate) -> str:
-    return "none" if rate.share is None else f"{rate.share:.2f}"
-
-
-def _told(rate: Rate) -> str:
-    low, high = rate.as_dict()["low"], rate.as_dict()["high"]
-    return f"{rate.count} of {rate.n} samples ({_share(rate)}, 95 % interval {low:.2f} to {high:.2f})"
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ Several processes share a plan group by group (process r of n takes every n-th);
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,6 @@ from counterpoint.train.rollout.engines import Engine
 from counterpoint.train.rollout.sample import Sampled
 
 PLAN = "plan.json"
-PROBE_FIELDS = ("skill", "pair", "attribute", "variant", "answers", "favourable")
-"""Fields of a row that `guard` reads; they go along with its samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +87,17 @@ def run_plan(
     return merge(folder, keys)
 
 
+def finished(draws: Sequence[Draw], folder: Path, batch: int, identity: Mapping[str, Any]) -> list[Row] | None:
+    """All rows of a plan whose samples are all there; None where some are missing.
+
+    Creates `folder` and claims it. RunError where it holds samples of another plan.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, draws, {**identity, "batch": batch})
+    saved = saved_rows(folder)
+    return [saved[draw.key] for draw in draws] if all(draw.key in saved for draw in draws) else None
+
+
 def claim(folder: Path, draws: Sequence[Draw], identity: Mapping[str, Any]) -> None:
     """Write down what the folder is for. RunError where that is something else."""
     path = folder / PLAN
@@ -95,7 +105,10 @@ def claim(folder: Path, draws: Sequence[Draw], identity: Mapping[str, Any]) -> N
     if not path.is_file():
         if saved_rows(folder):
             raise RunError(f"{folder}: holds samples without a {PLAN}: take another folder")
-        write_whole(path, json.dumps(wanted, indent=1, default=str) + "\n")
+        # Processes that share a plan may all come first; each writes the same.
+        unfinished = path.with_name(f"{PLAN}.{os.getpid()}")
+        write_whole(unfinished, json.dumps(wanted, indent=1, default=str) + "\n")
+        os.replace(unfinished, path)
         return
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
@@ -130,14 +143,11 @@ def _drawn(group: Sequence[Draw], engine: Engine, vocabulary: Vocabulary, scorer
 def row_of(draw: Draw, sampled: Sampled, vocabulary: Vocabulary, scorers: Scorers, seconds: float) -> Row:
     """A sample checked and scored, as a line of samples.jsonl. seconds: its share of the group's, by tokens."""
     judged = judge(draw.prompt, draw.effort, draw.sample, sampled.ids, sampled.finish_reason, vocabulary, scorers)
-    truth = draw.prompt.conversation.metadata
     return {
         **judged.as_row(vocabulary),
-        "cluster": draw.prompt.cluster or draw.prompt.id,
         "finish_reason": sampled.finish_reason,
         "seed": draw.seed,
         "prompt_hash": draw.prompt_hash,
-        "probe": {name: truth[name] for name in PROBE_FIELDS if name in truth},
         "seconds": round(seconds, 4),
     }
 

@@ -4,8 +4,8 @@ The same functions serve the eval hook, `evaluate`, inspect and RL rewards. Only
 truncated chain of thought, an answer in the analysis alone, or two finals score 0. Nothing is resampled.
 
     exact, number, math, choice     the final against the row's answer
-    calls                           tool calls against the expected ones (rules of the Berkeley Function Calling
-                                    Leaderboard, https://gorilla.cs.berkeley.edu/leaderboard.html: AST matching)
+    calls                           tool calls against the expected ones; with lists of accepted values by the rules of
+                                    the Berkeley Function Calling Leaderboard (its AST checker)
     schema                          the final is JSON and valid for a schema
     instructions                    IFEval and IFBench checks (package if-verifiable)
     reasoning_gym                   the scorer of the generator that made the item
@@ -35,8 +35,9 @@ ANSWER_CODES = frozenset({"second_final", "tokens_after_stop"})
 class ExpectedCall:
     """A call that the row knows to be right.
 
-    name: the function's, with or without `functions.`. arguments: for each one the value, or with `any_of` the list of
-    accepted values (an empty string in it makes the argument optional, as in BFCL).
+    name: the function's, with or without `functions.`. arguments: for each one the value, compared exactly apart from
+    white space; or with `any_of` the list of accepted values by BFCL's rules: an empty string among them makes
+    the argument optional, and texts are compared without case, spaces and the characters `,./-_*^`.
     """
 
     name: str
@@ -128,29 +129,50 @@ def call_matches(call: ToolCall, want: ExpectedCall) -> bool:
     if any(key not in accepted for key in given):
         return False
     for key, values in accepted.items():
-        options = values if want.any_of else [values]
         if key not in given:
-            if want.any_of and "" in options:
+            if want.any_of and "" in values:
                 continue
             return False
-        if not any(same_value(given[key], option) for option in options):
+        if not (_accepted(given[key], values) if want.any_of else same_value(given[key], values)):
             return False
     return True
 
 
-def same_value(given: Any, expected: Any) -> bool:
-    """Equality of JSON values by BFCL's rules: 1 equals 1.0 (but not True), strings without case and punctuation."""
+def same_value(given: Any, expected: Any, text: Callable[[str], str] | None = None) -> bool:
+    """Equality of JSON values: 1 equals 1.0 (but not True), strings apart from white space.
+
+    text: what is compared of a string, in place of that.
+    """
+    text = text or _spaced
     if isinstance(given, bool) or isinstance(expected, bool):
         return given is expected
     if isinstance(given, (int, float)) and isinstance(expected, (int, float)):
         return given == expected
     if isinstance(given, str) and isinstance(expected, str):
-        return _plain(given) == _plain(expected)
+        return text(given) == text(expected)
     if isinstance(given, list) and isinstance(expected, list):
-        return len(given) == len(expected) and all(map(same_value, given, expected))
+        return len(given) == len(expected) and all(same_value(g, e, text) for g, e in zip(given, expected, strict=True))
     if isinstance(given, dict) and isinstance(expected, dict):
-        return given.keys() == expected.keys() and all(same_value(given[k], expected[k]) for k in given)
+        return given.keys() == expected.keys() and all(same_value(given[k], expected[k], text) for k in given)
     return given is None and expected is None
+
+
+def _accepted(given: Any, options: Any) -> bool:
+    """Whether a value is among BFCL's accepted ones; those of an object name the accepted ones of each of its keys."""
+    if not isinstance(options, list):
+        options = [options]
+    return any(_accepts(given, option) for option in options)
+
+
+def _accepts(given: Any, option: Any) -> bool:
+    if isinstance(given, dict) and isinstance(option, dict):
+        if not given.keys() <= option.keys():
+            return False
+        needed = [key for key, values in option.items() if not (isinstance(values, list) and "" in values)]
+        return all(key in given for key in needed) and all(_accepted(given[key], option[key]) for key in given)
+    if isinstance(given, list) and isinstance(option, list) and any(isinstance(each, dict) for each in option):
+        return len(given) == len(option) and all(_accepts(g, o) for g, o in zip(given, option, strict=True))
+    return same_value(given, option, _bare)
 
 
 def schema(completion: Completion, reference: Reference) -> Score:
@@ -286,5 +308,11 @@ def _from_guard(guarded: Guarded) -> Score:
     return Score(guarded.value, outcome)
 
 
-def _plain(text: str) -> str:
+def _spaced(text: str) -> str:
+    """White space made one blank, and none beside anything that is no word: `17 * 8` is `17*8`, and is not `178`."""
+    return re.sub(r" ?([^\w ]) ?", r"\1", " ".join(text.split()))
+
+
+def _bare(text: str) -> str:
+    """As BFCL's `standardize_string` leaves it."""
     return re.sub(r"[ ,./\-_*^]", "", text).casefold().replace("'", '"')

@@ -18,7 +18,7 @@ from counterpoint.data.sources.options import SourceSpec
 from counterpoint.data.sources.tool_files import read_tool_names
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
 from counterpoint.train.evals.guarded import Guard
-from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
+from counterpoint.train.evals.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
 from counterpoint.train.evals.scorers import Scorers
 
 DEFAULT_SIZE = 100
@@ -78,7 +78,7 @@ def _default_name(task: TaskSettings) -> str:
 
 def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard) -> Task:
     prompts, notices = _items(task, guard)
-    prompts = [_offered(prompt, task) for prompt in prompts]
+    prompts = clustered([_offered(prompt, task) for prompt in prompts])
     repeated = [id for id, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
     if repeated:
         raise DataError(
@@ -86,9 +86,7 @@ def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard) ->
         )
     return Task(
         name=name,
-        prompts=tuple(
-            replace(p, task=name, scorer=task.scorer or p.scorer, cluster=p.cluster or p.id) for p in prompts
-        ),
+        prompts=tuple(replace(p, task=name, scorer=task.scorer or p.scorer) for p in prompts),
         efforts=task.efforts or suite.efforts,
         samples=task.samples or suite.samples,
         max_new_tokens=task.max_new_tokens or suite.max_new_tokens,
@@ -104,11 +102,9 @@ def _items(task: TaskSettings, guard: Guard) -> tuple[list[EvalPrompt], list[str
     if task.type == "reasoning_gym":
         assert task.generator is not None
         return gym_items(task.generator, size, task.seed, task.options, guard)
-    source = None if task.path is None else SourceSpec(task.path, task.format, rows=task.size)
-    prompts = load_prompts(source)
-    if source is None:
-        prompts = prompts[: task.size]
-    return [replace(prompt, id=_file_id(prompt)) for prompt in prompts], []
+    prompts = load_prompts(SourceSpec(task.path or BUILT_IN, task.format, rows=task.size))
+    prompts = [replace(prompt, id=_file_id(prompt)) for prompt in prompts]
+    return as_probes(prompts) if task.type == "probes" else prompts, []
 
 
 def _file_id(prompt: EvalPrompt) -> str:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from counterpoint.data.statistics import wilson
 from counterpoint.train.evals.effort import Point, advise, points_of_rows
 
 
@@ -59,12 +60,20 @@ def test_odd_measurements() -> None:
     assert advise([point("low", 0.5, 10)]).sentences["offline"].endswith("no other effort was measured.")
     nothing = advise([point("low", 0, 100), point("high", 0, 400)])
     assert set(nothing.choice.values()) == {"low"}
-    assert nothing.sentences["agentic"].startswith("Agentic: no effort gets anything right")
+    assert nothing.sentences["agentic"] == "No effort is right often enough to choose by (best: low, 0%)."
 
 
 def test_points_of_rows() -> None:
     rows = [
-        {"task": "t", "id": id, "effort": effort, "score": score, "ids": [0] * tokens, "seconds": seconds}
+        {
+            "task": "t",
+            "id": id,
+            "effort": effort,
+            "score": score,
+            "ids": [0] * tokens,
+            "seconds": seconds,
+            "tokens": {"analysis": tokens - 5},
+        }
         for id, effort, score, tokens, seconds in [
             ("a", "high", 1.0, 30, 2.0),
             ("a", "low", 1.0, 10, 1.0),
@@ -74,4 +83,5 @@ def test_points_of_rows() -> None:
     ]
     low, high = points_of_rows(rows)
     assert (low.effort, low.accuracy, low.tokens, low.seconds) == ("low", 0.5, 15, None)
-    assert (high.accuracy, high.low, high.high, high.seconds) == (1.0, 0.0, 1.0, 2.0)
+    assert (high.accuracy, high.low, high.high, high.seconds) == (1.0, *wilson(1, 1), 2.0)
+    assert (low.analysis_tokens, high.analysis_tokens) == (10, 25)

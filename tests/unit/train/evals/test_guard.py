@@ -26,6 +26,7 @@ def samples(id: str, scores: list[float | None], wrong_channels: int = 0) -> lis
             "violations": [1] if k < wrong_channels else [],
             "final": "",
             "stop": "",
+            "probe": {"skill": id},
         }
         for k, score in enumerate(scores)
     ]

@@ -9,10 +9,12 @@ from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Conversation, Message, Tool
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.channels import Rate, judge
+from counterpoint.train.evals.drawing import svg_in_page
 from counterpoint.train.evals.figures import Pair, Series, dumbbells, lines
+from counterpoint.train.evals.findings import findings_of
 from counterpoint.train.evals.page import page_of
 from counterpoint.train.evals.prompts import EvalPrompt
-from counterpoint.train.evals.report import Report, Side, numbers_of, run_report, verdict
+from counterpoint.train.evals.report import Report, Side, numbers_of, run_report
 from counterpoint.train.evals.scorers import ExpectedCall, Reference, Scorers
 
 VOCABULARY = load_vocabulary()
@@ -33,6 +35,10 @@ def row(text: str, effort: str = "low", id_: str = "sum", calls: bool = False, a
     with Scorers() as scorers:
         reason = "stop" if text.endswith(("<|return|>", "<|call|>")) else "length"
         return judge(prompt, effort, sample, ids, reason, VOCABULARY, scorers).as_row(VOCABULARY)
+
+
+def verdict(report: Report) -> list[str]:
+    return [said.text for said in findings_of(report).verdict]
 
 
 def two_sides() -> Report:
@@ -91,7 +97,10 @@ def test_the_verdict_says_the_rate_first_and_what_got_worse() -> None:
     )
     assert "the base in 0 of 4 samples (0.00" in said[0]
     assert "Right answers: 0.67 of 3 (base 0.67)." in said
-    assert said[-1].startswith("4 prompts can tell differences of 63 points or more")
+    assert said[1].startswith(
+        "Channels, paired by prompt: too few items to tell: the tuned model is 100.0 points better"
+    )
+    assert "4 independent items show differences of 62.6 points and more" in said[1]
     worse = Report("x", Side("tuned", [row(BARE, "high")] * 40), Side("base", [row(RIGHT, "high")] * 40))
     assert any(s == "Worse than the base: no_analysis in 1.00 of samples (base 0.00)." for s in verdict(worse))
     assert any(s == "Worse than the base: samples with analysis, 1.00 to 0.00." for s in verdict(worse))
@@ -100,12 +109,12 @@ def test_the_verdict_says_the_rate_first_and_what_got_worse() -> None:
 def test_efforts_out_of_order_raise_an_alarm() -> None:
     report = Report("x", Side("tuned", [row(WRONG, "low"), row(RIGHT, "medium"), row(RIGHT, "high")]))
     assert report.shown.numbers.efforts_in_order is False
-    assert any(s.startswith("More effort does not mean longer analysis any more") for s in verdict(report))
+    assert any(s.startswith("More effort does not mean longer analysis (mean") for s in verdict(report))
     assert Report("x", Side("tuned", [row(RIGHT, "low")])).shown.numbers.efforts_in_order is None
 
 
 def test_the_json_holds_both_sides_and_survives_a_round_trip() -> None:
-    told = json.loads(json.dumps(two_sides().as_dict()))
+    told = json.loads(json.dumps(findings_of(two_sides()).as_dict(), allow_nan=False))
     assert told["tuned"]["correct"] == {
         "count": 4,
         "n": 4,
@@ -114,7 +123,9 @@ def test_the_json_holds_both_sides_and_survives_a_round_trip() -> None:
         "high": 1.0,
     }
     assert told["base"]["violations"]["bare_name"]["rate"] == 0.25
-    assert told["points"][1]["step"] == 8
+    assert [cell["effort"] for cell in told["tuned"]["tasks"]] == ["low", "medium", "high"]
+    assert told["difference"]["differences"][0]["metric"] == "score"
+    assert told["guard"] is None
 
 
 def test_the_page_makes_no_request_and_runs_nothing() -> None:
@@ -131,7 +142,19 @@ def test_the_page_makes_no_request_and_runs_nothing() -> None:
 
 def test_the_verdict_comes_first_on_the_page() -> None:
     text = page_of(two_sides())
-    places = [text.index(word) for word in ("<h2>Verdict", "<h2>On the way", "<h2>Violations", "<h2>Samples")]
+    places = [
+        text.index(word)
+        for word in (
+            "<h2>Verdict",
+            "<h2>Accuracy and reasoning effort",
+            "<h3>Which effort to use",
+            "<h2>Violations",
+            "<h2>Tool calls",
+            "<h2>Tasks",
+            "<h2>On the way",
+            "<h2>Samples",
+        )
+    ]
     assert places == sorted(places)
     assert '<span class="was">0.00</span><span class="to">→</span><strong>1.00</strong>' in text
 
@@ -171,15 +194,15 @@ def test_tokens_are_coloured_by_channel_and_faults_are_marked() -> None:
 
 
 def test_figures_keep_points_inside_and_say_what_they_show() -> None:
-    drawn = lines([Series("a", [(0, 0.2), (10, 5.0)]), Series("b", [])], "step", "rate", (0.0, 1.0))
+    drawn = svg_in_page(lines([Series("a", [(0, 0.2), (10, 5.0)]), Series("b", [])], "step", "rate", (0.0, 1.0)))
     ys = [float(y) for y in re.findall(r'cy="([\d.]+)"', drawn)]
     assert len(ys) == 2
     assert min(ys) == 12.0
     assert "a from 0.2 to 5" in drawn
-    assert 'aria-label="channel-correct base 0.50; channel-correct tuned 1.00"' in dumbbells(
-        [Pair("channel-correct", (0.5, 0.4, 0.6), (1.0, 0.9, 1.0)), Pair("calls", None, None)]
-    )
-    assert lines([Series("one", [(3, 1.0)])], "step", "rate").startswith("<svg")
+    rows = dumbbells([Pair("channel-correct", (0.5, 0.4, 0.6), (1.0, 0.9, 1.0)), Pair("calls", None, None)])
+    assert rows.told == "channel-correct base 0.50; channel-correct tuned 1.00"
+    assert 'role="img" aria-label="channel-correct base' in svg_in_page(rows)
+    assert lines([Series("one", [(3, 1.0)])], "step", "rate").told == "rate by step: one from 1 to 1"
 
 
 def write_rows(path: Path, rows: list) -> None:

@@ -1,0 +1,201 @@
+"""What a report says, computed once from its samples: rates, differences, the guard, and what to conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from counterpoint.configs.errors import DataError
+from counterpoint.data.conversation import EFFORTS
+from counterpoint.train.evals.channels import Rate
+from counterpoint.train.evals.compare import Comparison, Difference, Metric, compare
+from counterpoint.train.evals.effort import Advice, advise, points_of_rows
+from counterpoint.train.evals.guard import Guarded, guard
+from counterpoint.train.evals.report import BASE, TUNED, Numbers, Report, Row, Side
+from counterpoint.train.evals.results import Cell, cells
+
+MOST_TOLD = 6
+"""Sentences about what got worse; the tables hold the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A sentence of the verdict; bad: something that got worse, or is wrong."""
+
+    text: str
+    bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One side in numbers. tasks: a cell for each task and effort. advice: over all samples with a truth."""
+
+    label: str
+    numbers: Numbers
+    tasks: tuple[Cell, ...]
+    advice: Advice
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            **self.numbers.as_dict(),
+            "tasks": [cell.as_dict() for cell in self.tasks],
+            "effort": self.advice.as_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """sides: `base` and `tuned`, those that were measured. difference: tuned against base, paired; guard: of the
+    probes; None without both sides, or without a probe."""
+
+    sides: Mapping[str, Measured]
+    difference: Comparison | None
+    guard: Guarded | None
+    verdict: tuple[Said, ...]
+
+    @property
+    def shown(self) -> Measured:
+        """The side that the report is about."""
+        return self.sides.get(TUNED) or self.sides[BASE]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "verdict": [said.text for said in self.verdict],
+            **{who: self.sides[who].as_dict() if who in self.sides else None for who in (BASE, TUNED)},
+            "difference": None if self.difference is None else self.difference.as_dict(),
+            "guard": None if self.guard is None else self.guard.as_dict(),
+        }
+
+
+def findings_of(report: Report) -> Findings:
+    """What the report's samples say. ValueError for a side without samples."""
+    both = [(BASE, report.base), (TUNED, report.tuned)]
+    sides = {who: _measured(side) for who, side in both if side is not None}
+    difference, guarded = None, None
+    if report.base is not None and report.tuned is not None:
+        difference = _difference(report.base, report.tuned)
+        guarded = guard(report.base.rows, report.tuned.rows)
+        guarded = guarded if guarded.skills or guarded.tilts else None
+    return Findings(sides, difference, guarded, tuple(_verdict(sides, difference, guarded)))
+
+
+def _measured(side: Side) -> Measured:
+    advice = advise(points_of_rows(row for row in side.rows if not _is_pair(row)))
+    return Measured(side.label, side.numbers, tuple(cells(side.rows)), advice)
+
+
+def _is_pair(row: Row) -> bool:
+    return bool((row.get("probe") or {}).get("pair"))
+
+
+def _difference(base: Side, tuned: Side) -> Comparison | None:
+    try:
+        return compare(base.rows, tuned.rows, f"the {tuned.label} model")
+    except DataError:
+        return None  # other prompts on either side: nothing to pair
+
+
+def _verdict(sides: Mapping[str, Measured], difference: Comparison | None, guarded: Guarded | None) -> list[Said]:
+    base, tuned = sides.get(BASE), sides.get(TUNED)
+    shown = tuned or base
+    assert shown is not None
+    said = [Said(_channels(shown, base if tuned else None))]
+    paired: dict[Metric, Difference] = {}
+    for each in difference.differences if difference is not None else ():
+        paired.setdefault(each.metric, each)  # the first of a metric is over all items
+    if "correct" in paired:
+        said.append(_paired(paired["correct"]))
+    if base and tuned:
+        worse = _worse(base.numbers, tuned.numbers)
+        said += [Said(text, bad=True) for text in worse[:MOST_TOLD]]
+        if len(worse) > MOST_TOLD:
+            said.append(Said(f"And {len(worse) - MOST_TOLD} more: see the violations.", bad=True))
+    said += _answers(shown, base if tuned else None, paired)
+    if shown.numbers.efforts_in_order is False:
+        said.append(Said(_out_of_order(shown.numbers), bad=True))
+    if guarded is not None:
+        said += _guarded(guarded)
+    return said
+
+
+def _channels(shown: Measured, base: Measured | None) -> str:
+    before = "" if base is None else f"; the base in {told(base.numbers.correct)}"
+    return f"The {shown.label} model is right on every channel in {told(shown.numbers.correct)}{before}."
+
+
+def _paired(difference: Difference) -> Said:
+    what = {"correct": "Channels", "score": "Answers and calls"}[difference.metric]
+    sentence = difference.sentence[0].lower() + difference.sentence[1:]
+    return Said(f"{what}, paired by prompt: {sentence}", difference.told == "worse")
+
+
+def _answers(shown: Measured, base: Measured | None, paired: Mapping[Metric, Difference]) -> list[Said]:
+    said: list[Said] = []
+    before = base.numbers if base is not None else None
+    for what, rate, was in (
+        ("answers", shown.numbers.answers, before and before.answers),
+        ("expected tool calls", shown.numbers.calls, before and before.calls),
+    ):
+        if rate.n:
+            compared = f" (base {share(was)})" if was and was.n else ""
+            said.append(Said(f"Right {what}: {share(rate)} of {rate.n}{compared}."))
+    return [*said, _paired(paired["score"])] if "score" in paired else said
+
+
+def _worse(base: Numbers, tuned: Numbers) -> list[str]:
+    """What the tuned model does worse than the base by more than the intervals explain."""
+    codes: list[str] = []
+    for code, rate in tuned.violations.items():
+        before = base.violations.get(code, Rate(0, base.n))
+        if _above(rate, before):
+            codes.append(f"Worse than the base: {code} in {share(rate)} of samples (base {share(before)}).")
+    pairs = (
+        ("answers", base.answers, tuned.answers),
+        ("tool calls", base.calls, tuned.calls),
+        ("samples with analysis", base.with_analysis, tuned.with_analysis),
+    )
+    return [f"Worse than the base: {what}, {share(b)} to {share(t)}." for what, b, t in pairs if _above(b, t)] + codes
+
+
+def _above(a: Rate, b: Rate) -> bool:
+    """Whether a's interval lies wholly above b's."""
+    return bool(a.n and b.n and a.as_dict()["low"] > b.as_dict()["high"])
+
+
+def _out_of_order(numbers: Numbers) -> str:
+    lengths = ", ".join(f"{e} {numbers.efforts[e].analysis_tokens:.0f}" for e in EFFORTS if e in numbers.efforts)
+    return f"More effort does not mean longer analysis (mean tokens: {lengths})."
+
+
+def _guarded(guarded: Guarded) -> list[Said]:
+    """What the probes show: skills lost or weaker in a line each, every new tilt, or that there is nothing."""
+    said: list[Said] = []
+    for verdict, head in (("lost", "Lost on the probes"), ("weaker", "Weaker on the probes, which may be chance")):
+        skills = [skill for skill in guarded.skills if skill.verdict == verdict]
+        if skills:
+            names = ", ".join(f"{s.name} ({s.what} {share(s.base)} to {share(s.tuned)})" for s in skills)
+            said.append(Said(f"{head}: {names}.", bad=verdict == "lost"))
+    said += [Said(f"Tilted: {tilt.sentence}.", bad=True) for tilt in guarded.tilts if tilt.worse]
+    return said or [Said(_quiet(guarded))]
+
+
+def _quiet(guarded: Guarded) -> str:
+    counts = []
+    if guarded.skills:
+        counts.append(f"{len({skill.name for skill in guarded.skills})} skills")
+    if guarded.tilts:
+        counts.append(f"pairs that differ in {', '.join(tilt.attribute for tilt in guarded.tilts)}")
+    return f"Nothing is lost and nothing newly tilted on the probes ({'; '.join(counts)})."
+
+
+def share(rate: Rate) -> str:
+    """`0.93`, or `none`."""
+    return "none" if rate.share is None else f"{rate.share:.2f}"
+
+
+def told(rate: Rate) -> str:
+    """`39 of 96 samples (0.41, 95 % interval 0.31 to 0.51)`."""
+    low, high = rate.as_dict()["low"], rate.as_dict()["high"]
+    return f"{rate.count} of {rate.n} samples ({share(rate)}, 95 % interval {low:.2f} to {high:.2f})"

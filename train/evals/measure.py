@@ -1,0 +1,72 @@
+"""One side of an evaluation: every sample of one model over a suite, drawn now or found from before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from counterpoint.configs.schema import EvaluateRun
+from counterpoint.data.build import render_settings
+from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.harmony.vocabulary import Vocabulary
+from counterpoint.train.checkpoints.find import Found, open_checkpoint
+from counterpoint.train.evals.journal import Row
+from counterpoint.train.evals.plan import Draw, plan
+from counterpoint.train.evals.runner import Done, Shard, finished, run_plan
+from counterpoint.train.evals.scorers import Scorers
+from counterpoint.train.evals.tasks import Task, build_tasks
+from counterpoint.train.model.load import device_of, load_vocabulary_of
+from counterpoint.train.rollout.engines import Engine, make_engine
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What one model will sample, and where it is kept; nothing is loaded for it."""
+
+    settings: EvaluateRun
+    found: Found
+    folder: Path
+    vocabulary: Vocabulary
+    tasks: list[Task]
+    draws: list[Draw]
+
+    @property
+    def adapter(self) -> str | None:
+        return str(self.found.adapter) if self.found.adapter else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What samples depend on besides the plan."""
+        model = self.found.base.model_dump(mode="json")
+        return {"model": model, "adapter": self.adapter, "engine": self.settings.eval.engine}
+
+    def rows(self) -> list[Row] | None:
+        """All samples where every one is there; RunError where the folder holds another evaluation."""
+        return finished(self.draws, self.folder, self.settings.eval.batch, self.identity)
+
+    def draw(self, progress: Callable[[Done], None], shard: Shard | None = None) -> list[Row] | None:
+        """Draw what is missing, of `shard` alone if given; None where others still have to finish theirs."""
+        suite = self.settings.eval
+        with Scorers(suite.scorer_seconds) as scorers:
+            return run_plan(
+                self.draws, self._engine(), self.folder, self.vocabulary, scorers,
+                batch=suite.batch, identity=self.identity, shard=shard, progress=progress,
+            )  # fmt: skip
+
+    def _engine(self) -> Engine:
+        suite, loaded = self.settings.eval, None
+        if suite.engine == "transformers":
+            loaded = open_checkpoint(self.found, device_of(self.settings.device))
+        return make_engine(suite, loaded=loaded, model=self.found.base.name, adapter=self.adapter)
+
+
+def planned(settings: EvaluateRun, found: Found, folder: Path) -> Planned:
+    """The plan of one model. ConfigError and DataError for what is wrong with a task."""
+    vocabulary = load_vocabulary_of(found.base)
+    rendering = render_settings(found.run.data) if found.run is not None else RenderSettings()
+    tasks = build_tasks(settings.eval)
+    return Planned(
+        settings, found, folder, vocabulary, tasks, plan(tasks, Renderer(vocabulary, rendering), settings.seed)
+    )
