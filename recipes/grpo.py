@@ -67,6 +67,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             callbacks=[AttachmentProof()],
             extras=loaded.vocabulary_map.save,
             stop=stop,
+            shared=settings.grpo.share_prompts,
         )
         hook = add_measurements(settings, session, loaded, renderer, trainer, toolkit)
         checkpoint = session.checkpoint

@@ -47,16 +47,16 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def rows_per_step(settings: SftRun) -> int:
-    """Rows in one optimizer step over all processes."""
-    return settings.train.batch_rows * settings.train.accumulation * world_size()
+def rows_per_step(settings: SftRun, processes: int | None = None) -> int:
+    """Rows in one optimizer step over all processes (None: those of this run)."""
+    return settings.train.batch_rows * settings.train.accumulation * (processes or world_size())
 
 
-def total_steps(settings: SftRun, n_rows: int) -> int:
+def total_steps(settings: SftRun, n_rows: int, processes: int | None = None) -> int:
     """Optimizer steps of the run over `n_rows` training rows."""
     if settings.train.steps is not None:
         return settings.train.steps
-    batches = math.ceil(math.ceil(n_rows / settings.train.batch_rows) / world_size())
+    batches = math.ceil(math.ceil(n_rows / settings.train.batch_rows) / (processes or world_size()))
     return math.ceil(settings.train.epochs * math.ceil(batches / settings.train.accumulation))
 
 

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
@@ -24,9 +25,11 @@ from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
+from counterpoint.train.loop.shared_prompts import share_prompts
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel
+from counterpoint.train.model.masks import attention_inputs
 from counterpoint.train.rollout.engines import Engine
 from counterpoint.train.rollout.episodes import Episode, EpisodeLimits, run_episodes
 from counterpoint.train.rollout.rewards import Outcome, Rewards, zero_variance_share
@@ -34,6 +37,9 @@ from counterpoint.train.rollout.sample import sample_seed
 from counterpoint.train.rollout.toolkit import Toolkit
 
 SCORES = "scores"
+SharePrompts = Literal["auto", "always", "never"]
+WORTH_SHARING = 0.8
+"""With `auto`, prompts are shared where tree rows hold at most this share of the plain layout's tokens."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,10 @@ def outcome_of(item: Item, episode: Episode) -> Outcome:
 
 
 class RewardTrainer(WholeRun, GRPOTrainer):
-    """Trains `loaded.model` on the rewards of its own rollouts."""
+    """Trains `loaded.model` on the rewards of its own rollouts.
+
+    shared: whether the prompt of a group is computed once for all its completions (loop/shared_prompts.py).
+    """
 
     def __init__(
         self,
@@ -150,7 +159,9 @@ class RewardTrainer(WholeRun, GRPOTrainer):
         callbacks: list[TrainerCallback] | None = None,
         extras: Callable[[Path], None] | None = None,
         stop: StopSignal | None = None,
+        shared: SharePrompts = "auto",
     ) -> None:
+        self.shared = shared
         rows = loaded.vocabulary_map.rows
 
         def roll(numbers: list[str], trainer: Any) -> dict[str, Any]:
@@ -175,6 +186,42 @@ class RewardTrainer(WholeRun, GRPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt"]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **rest: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's numbers (B, C); completions that share their prompt go through the model as one tree row."""
+        plain = super()._get_per_token_logps_and_entropies
+        size = batch_size or len(input_ids)
+        if self.shared == "never" or compute_aux_loss or size < len(input_ids):
+            return plain(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **rest
+            )
+        tree = share_prompts(input_ids, attention_mask, logits_to_keep)
+        if self.shared == "auto" and tree.tokens > WORTH_SHARING * tree.n_plain:
+            return plain(model, input_ids, attention_mask, logits_to_keep, compute_entropy=compute_entropy, **rest)
+        with self.accelerator.autocast():
+            outputs = model(
+                input_ids=tree.input_ids,
+                position_ids=tree.position_ids,
+                **attention_inputs(self.base, tree.position_ids, tree.subtree_end),
+                shift_labels=tree.labels,
+                fused_lm_head=True,
+            )
+        logps, entropy = (
+            None if values_RS is None else values_RS.flatten()[tree.index]
+            for values_RS in (outputs.log_probs, outputs.entropy if compute_entropy else None)
+        )
+        assert logps is not None
+        return logps, entropy, None
 
 
 def _reward(number: int, name: str, rollouts: Rollouts) -> Callable[..., list[float]]:

@@ -147,7 +147,8 @@ class CounterpointTrainer(SFTTrainer):
             position_ids=inputs["position_ids"],
             **attention_inputs(self.base, inputs["position_ids"], inputs["subtree_end"]),
             output_hidden_states=True,
-            logits_to_keep=1,
+            # None at all: on a CPU even one position's would copy a bfloat16 head.
+            logits_to_keep=inputs["input_ids"].new_empty(0),
             use_cache=False,
         )
         # transformers puts the normalised output of the last layer here: what the head is fed with.
