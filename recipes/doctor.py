@@ -126,8 +126,8 @@ def vocabulary() -> Iterator[Finding]:
     from counterpoint.train.model.tiny import WEIGHTS_FILE, tiny_folder
 
     try:
-        load_vocabulary()
-        yield Finding("vocabulary", "ok", "o200k is here, its hash is right")
+        encoder = load_vocabulary().encoder
+        yield Finding("vocabulary", "ok", f"o200k is here, its hash is right; {encoder} encodes text")
     except (CounterpointError, OSError) as error:
         yield Finding("vocabulary", "FAIL", f"cannot be loaded ({error})", "install counterpoint again")
     there = (tiny_folder() / WEIGHTS_FILE).is_file()

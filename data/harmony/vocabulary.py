@@ -27,6 +27,7 @@ import regex
 import tiktoken
 
 from counterpoint.configs.errors import ModelError
+from counterpoint.data.harmony.fast_encoder import fast_encoder
 
 STARTOFTEXT, ENDOFTEXT = 199998, 199999
 RETURN, CONSTRAIN, CHANNEL, START, END, MESSAGE, CALL = 200002, 200003, 200005, 200006, 200007, 200008, 200012
@@ -79,25 +80,35 @@ class Vocabulary:
     `fingerprint` identifies the mapping (for caches and run folders). Not picklable; workers call `load_vocabulary`.
     """
 
-    def __init__(self, ranks: dict[bytes, int], fingerprint: str) -> None:
+    def __init__(self, raw: bytes, fingerprint: str, fast: bool = True) -> None:
+        """raw: the vocabulary file. fast: may take the encoder of `counterpoint[fast]`; the ids are the same."""
         self.fingerprint = fingerprint
         self._encoding = tiktoken.Encoding(
-            name="counterpoint_o200k", pat_str=_SPLIT, mergeable_ranks=ranks, special_tokens=SPECIAL_IDS
+            name="counterpoint_o200k", pat_str=_SPLIT, mergeable_ranks=_parse_ranks(raw), special_tokens=SPECIAL_IDS
         )
         self._long_run = _LONG_RUN
+        self._fast = fast_encoder(raw, _SPLIT, self._encoding.encode_ordinary) if fast else None
+        self._ordinary = self._encoding.encode_ordinary if self._fast is None else self._fast.ids
+
+    @property
+    def encoder(self) -> str:
+        """The program that encodes text: `splintr` or `tiktoken`."""
+        return "tiktoken" if self._fast is None else "splintr"
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as plain text: `<|start|>` typed in it becomes five ordinary tokens."""
         if len(text) < self._long_run or not self._long_run_pattern.search(text):
-            return self._encoding.encode_ordinary(text)
+            return self._ordinary(text)
         return self._encode_with_long_runs(text)
 
     def encode_array(self, text: str) -> array[int]:
         """`encode` as an `array("i")`: long texts make no Python object of an id, a fifth faster."""
+        if len(text) >= self._long_run and self._long_run_pattern.search(text):
+            return array("i", self._encode_with_long_runs(text))
         if len(text) < _SHORT:
-            return array("i", self._encoding.encode_ordinary(text))
-        if len(text) >= self._long_run:
-            return array("i", self.encode(text))
+            return array("i", self._ordinary(text))
+        if self._fast is not None:
+            return self._fast.packed(text)
         return array("i", self._encoding.encode_to_numpy(text, disallowed_special=()).tobytes())
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -159,12 +170,12 @@ class Vocabulary:
                 cuts.append(end)
             elif end - cuts[-1] > 1:  # `\s+(?!\S)` leaves the last one to the word that follows
                 cuts.append(end - 1)
-            ids.extend(self._encoding.encode_ordinary(text[done:start]))
+            ids.extend(self._ordinary(text[done:start]))
             for a, b in pairwise(cuts):
                 if b > a:
                     ids.extend(self._encoding._encode_single_piece(text[a:b]))
             done = cuts[-1]
-        return ids + self._encoding.encode_ordinary(text[done:])
+        return ids + self._ordinary(text[done:])
 
 
 class RestrictedVocabulary(Vocabulary):
@@ -178,6 +189,8 @@ class RestrictedVocabulary(Vocabulary):
         digest = hashlib.sha256(repr(sorted(kept)).encode()).hexdigest()[:16]
         self.fingerprint = f"{base.fingerprint}/{digest}"
         self._encoding = base._encoding
+        self._fast = base._fast
+        self._ordinary = base._ordinary
         self._long_run = base._long_run
         self._base = base
         self._kept = frozenset(kept)
@@ -219,7 +232,7 @@ def byte_ids(vocabulary: Vocabulary) -> list[int]:
 @lru_cache(maxsize=1)
 def load_vocabulary() -> Vocabulary:
     """The full o200k vocabulary (about 0.5 s the first time in a process, then cached)."""
-    return Vocabulary(_parse_ranks(_ranks_bytes()), fingerprint=f"o200k_harmony:{RANKS_SHA256[:16]}")
+    return Vocabulary(_ranks_bytes(), fingerprint=f"o200k_harmony:{RANKS_SHA256[:16]}")
 
 
 def vocabulary_folder() -> Path:

@@ -51,6 +51,7 @@ PIECES = [
 def with_long_run(n: int) -> Vocabulary:
     short = Vocabulary.__new__(Vocabulary)
     short.fingerprint, short._encoding, short._long_run = "", FULL._encoding, n
+    short._ordinary, short._fast = FULL._ordinary, FULL._fast
     return short
 
 
@@ -60,6 +61,7 @@ def with_long_run(n: int) -> Vocabulary:
 @example("!\n\n/\n\n  a", 2)
 def test_cutting_at_long_whitespace_runs_changes_no_id(text: str, n: int) -> None:
     assert with_long_run(n).encode(text) == FULL._encoding.encode_ordinary(text)
+    assert with_long_run(n).encode_array(text).tolist() == FULL._encoding.encode_ordinary(text)
 
 
 @pytest.mark.parametrize(("text", "n"), [(" " * 2_000_000 + "x", 15_627), ("a" * 80_000, 10_000)])
