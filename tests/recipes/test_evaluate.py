@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,14 +36,64 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((place / "adapter/adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(place / "base")
     (place / "adapter/adapter_config.json").write_text(json.dumps(config))
-    rows = [{"messages": [{"role": "user", "content": f"{n} + 1?"}], "answer": n + 1} for n in range(2)]
-    (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, size in (("prompts", 2), ("many", 20)):
+        rows = [{"messages": [{"role": "user", "content": f"{n} + 1?"}], "answer": n + 1} for n in range(size)]
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return place
 
 
+COMMAND = [sys.executable, "-m", "counterpoint.recipes.cli", "evaluate"]
+
+
 def evaluate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "counterpoint.recipes.cli", "evaluate", *arguments]
+    command = [*COMMAND, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def samples_in(folder: Path) -> list[bytes]:
+    """Whole lines of every samples file, in any order."""
+    files = [path for path in folder.glob("*/samples*.jsonl") if path.is_file()]
+    return [line for path in files for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def killed_after(folder: Path, out: str, samples: int, *arguments: str) -> int:
+    """SIGKILL once so many samples are on disk, and a moment that nobody chose; samples kept."""
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--out", out], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while len(samples_in(folder / out)) < samples:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.1)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return len(samples_in(folder / out))
+
+
+def without_times(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+MANY = ["adapter", "eval.prompts=many.jsonl", "eval.samples=2", "eval.max_new_tokens=16", "eval.batch=8"]
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_with_the_same_samples(folder: Path) -> None:
+    assert evaluate(folder, *MANY, "--out", "whole").returncode == 0
+    kept = killed_after(folder, "killed", 1, *MANY)
+    kept = killed_after(folder, "killed", kept + random.randint(1, 60), *MANY, "--processes", "2")
+    kept = killed_after(folder, "killed", kept + random.randint(1, 60), *MANY)
+    assert 0 < kept < 240
+    last = evaluate(folder, *MANY, "--processes", "2", "--out", "killed")
+    assert last.returncode == 0, last.stderr
+    for side in ("tuned", "base"):
+        rows = [without_times(folder / out / side / "samples.jsonl") for out in ("whole", "killed")]
+        assert rows[0] == rows[1]
+        assert len(rows[0]) == 120
+        assert sorted(os.listdir(folder / "killed" / side)) == ["plan.json", "samples.jsonl"]
+    verdicts = [json.loads((folder / out / "report.json").read_text())["verdict"] for out in ("whole", "killed")]
+    assert verdicts[0] == verdicts[1]
 
 
 @pytest.mark.slow

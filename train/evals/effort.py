@@ -141,12 +141,12 @@ def _offline(points: Sequence[Point]) -> Point:
 
 def _sentence(use: Use, point: Point, points: Sequence[Point]) -> str:
     what = f"{use.capitalize()}: {point.effort}, right {point.accuracy:.0%} of the time at {_cost(point)}"
-    if len(points) == 1:
-        return f"{what}; no other effort was measured."
     best = max(points, key=lambda p: (p.accuracy, -p.tokens))
     if best.accuracy < CLOSE_ENOUGH:
         top = f"best: {best.effort}, {best.accuracy:.0%}"
         return f"No effort is right often enough to choose by ({top})."
+    if len(points) == 1:
+        return f"{what}; no other effort was measured."
     if use == "agentic":
         return f"{what}, {point.tokens_a_right_answer:,.0f} tokens for one right answer, the least of all."
     if point is best:

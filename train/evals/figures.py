@@ -162,8 +162,10 @@ def _curve_marks(curve: Curve, at: Callable[[float, float], Point]) -> list[Mark
             Path(f"range-{curve.who}", [at(point.analysis_tokens, point.low), at(point.analysis_tokens, point.high)])
         )
         marks.append(Circle(f"mark-{curve.who}", x, y, 4.5))
-        # Above the point for one side, below it for the other, so that two curves that meet stay readable.
-        marks.append(Text("effort", x + 8, y - 6 if curve.who == "tuned" else y + 14, point.effort))
+        # Above and before the point for one side, below and behind it for the other: curves rise, and two may meet.
+        before = curve.who == "tuned" and x > _LEFT + 50
+        place = (x - 8, y - 6) if before else (x + 8, y + 14)
+        marks.append(Text("effort", *place, point.effort, "end" if before else "start"))
     return marks
 
 

@@ -175,8 +175,9 @@ def _guarded(guarded: Guarded) -> list[Said]:
     for verdict, head in (("lost", "Lost on the probes"), ("weaker", "Weaker on the probes, which may be chance")):
         skills = [skill for skill in guarded.skills if skill.verdict == verdict]
         if skills:
-            names = ", ".join(f"{s.name} ({s.what} {share(s.base)} to {share(s.tuned)})" for s in skills)
-            said.append(Said(f"{head}: {names}.", bad=verdict == "lost"))
+            names = ", ".join(f"{s.name} ({s.what} {share(s.base)} to {share(s.tuned)})" for s in skills[:MOST_TOLD])
+            more = f", and {len(skills) - MOST_TOLD} more" if len(skills) > MOST_TOLD else ""
+            said.append(Said(f"{head}: {names}{more}.", bad=verdict == "lost"))
     said += [Said(f"Tilted: {tilt.sentence}.", bad=True) for tilt in guarded.tilts if tilt.worse]
     return said or [Said(_quiet(guarded))]
 
@@ -184,7 +185,8 @@ def _guarded(guarded: Guarded) -> list[Said]:
 def _quiet(guarded: Guarded) -> str:
     counts = []
     if guarded.skills:
-        counts.append(f"{len({skill.name for skill in guarded.skills})} skills")
+        count = len({skill.name for skill in guarded.skills})
+        counts.append(f"{count} skill{'s' * (count != 1)}")
     if guarded.tilts:
         counts.append(f"pairs that differ in {', '.join(tilt.attribute for tilt in guarded.tilts)}")
     return f"Nothing is lost and nothing newly tilted on the probes ({'; '.join(counts)})."

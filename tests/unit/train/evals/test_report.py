@@ -14,6 +14,7 @@ from counterpoint.train.evals.figures import Pair, Series, dumbbells, lines
 from counterpoint.train.evals.findings import findings_of
 from counterpoint.train.evals.page import page_of
 from counterpoint.train.evals.prompts import EvalPrompt
+from counterpoint.train.evals.publish import write_report
 from counterpoint.train.evals.report import Report, Side, numbers_of, run_report
 from counterpoint.train.evals.scorers import ExpectedCall, Reference, Scorers
 
@@ -240,3 +241,41 @@ def test_full_fine_tuning_compares_with_its_own_start(tmp_path) -> None:
 def test_a_run_without_evaluations_is_told(tmp_path) -> None:
     with pytest.raises(DataError, match="measured nothing"):
         run_report(tmp_path)
+
+
+def test_the_report_is_a_page_numbers_and_figures(tmp_path) -> None:
+    write_report(tmp_path, two_sides(), VOCABULARY)
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["verdict"][0].startswith("The tuned model is right on every channel in 4 of 4 samples")
+    assert told["tuned"]["right_tool"] == {"count": 1, "n": 1, "rate": 1.0, "low": pytest.approx(0.21, abs=0.01), "high": 1.0}  # fmt: skip
+    assert told["tuned"]["effort"]["choice"]["offline"] == "medium"
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    plain = ["accuracy", "loss-by-step", "rates", "rates-by-step"]
+    assert names == sorted(f"{name}.{kind}" for name in plain for kind in ("png", "svg"))
+    again = (tmp_path / "report.html").read_bytes()
+    write_report(tmp_path, two_sides(), VOCABULARY)
+    assert (tmp_path / "report.html").read_bytes() == again
+
+
+def test_tasks_of_the_model_card_are_drawn_beside_its_figures() -> None:
+    rows = [{**row(RIGHT, effort, id_), "task": "aime_2025"} for effort in ("low", "high") for id_ in "ab"]
+    text = page_of(Report("x", Side("tuned", rows), model="openai/gpt-oss-120b"))
+    assert "card 120b high 0.925" in text
+    assert "the model card&#x27;s figures" in text
+    assert "Task aime_2025" in text
+    assert (
+        "card" not in page_of(Report("x", Side("tuned", [{**r, "task": "sums"} for r in rows]))).partition("<body>")[2]
+    )
+
+
+def test_what_the_probes_show_is_in_the_verdict_and_in_a_table() -> None:
+    probe = {"probe": {"skill": "german"}}
+    base = [{**row(RIGHT, sample=k), **probe} for k in range(12)]
+    tuned = [{**row(WRONG, sample=k), **probe} for k in range(12)]
+    worse = Report("x", Side("tuned", tuned), Side("base", base))
+    assert "Lost on the probes: german (answers 1.00 to 0.00)." in verdict(worse)
+    text = page_of(worse)
+    assert '<span class="lost">lost</span>' in text
+    kept = Report("x", Side("tuned", base), Side("base", base))
+    assert verdict(kept)[-1] == "Nothing is lost and nothing newly tilted on the probes (1 skill)."
+    assert findings_of(two_sides()).guard is None
