@@ -121,9 +121,12 @@ def calls(completion: Completion, reference: Reference) -> Score:
 
 
 def call_matches(call: ToolCall, want: ExpectedCall) -> bool:
-    """Right tool, no argument too many, every needed one there with an accepted value."""
-    name = want.name.removeprefix("functions.")
-    if call.name != name or call.arguments is None:
+    """Right tool under its full name, no argument too many, every needed one there with an accepted value.
+
+    A truth without a namespace means a function: `add` is called as `functions.add`.
+    """
+    recipient = want.name if "." in want.name or want.name == "python" else f"functions.{want.name}"
+    if call.recipient != recipient or call.arguments is None:
         return False
     given, accepted = call.arguments, want.arguments
     if any(key not in accepted for key in given):

@@ -111,6 +111,8 @@ def test_calls(scorers: Scorers, made: str, want: dict[str, object], any_of: boo
 def test_wrong_tool_no_call_and_a_call_too_many(scorers: Scorers) -> None:
     reference = Reference(calls=(ExpectedCall("add", {"a": 1}),))
     assert scorers.score("calls", call('{"a": 1}', "subtract"), reference).outcome == "wrong"
+    bare = "<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>commentary to=add <|constrain|>json"
+    assert scorers.score("calls", completion(bare + '<|message|>{"a": 1}<|call|>'), reference).outcome == "wrong"
     assert scorers.score("calls", final("1"), reference).outcome == "missing"
     assert scorers.score("calls", final("1"), Reference(calls=())).outcome == "right"
     assert scorers.score("calls", call('{"a": 1}'), Reference(calls=())).detail == "1 more calls than expected"
