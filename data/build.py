@@ -18,7 +18,7 @@ from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, 
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.prepared_source import is_prepared, prepared_rows
 from counterpoint.data.report import DataReport
-from counterpoint.data.sources.load import load_conversations
+from counterpoint.data.sources.load import converted_rows, weighted_rows
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
 from counterpoint.data.sources.rows import BadRow
 
@@ -80,7 +80,9 @@ def render_sources(
 
     Examples longer than `max_tokens` are left out and counted in the report.
     """
-    return render_rows(load_conversations(specs, options), renderer, report, max_tokens=max_tokens, on_bad=on_bad)
+    for row, format, times in weighted_rows(specs):
+        converted = converted_rows(row, format, times, options)
+        yield from render_rows(converted, renderer, report, max_tokens=max_tokens, on_bad=on_bad, raw=row.raw)
 
 
 def render_rows(
@@ -90,21 +92,21 @@ def render_rows(
     *,
     max_tokens: int | None = None,
     on_bad: OnBad | None = None,
+    raw: bytes = b"",
 ) -> Iterator[Rendered]:
-    """`render_sources` of rows that are read already."""
+    """`render_sources` of one row that is converted already, as often as it is taken; `raw` are its bytes."""
     for item in rows:
         if isinstance(item, BadRow):
             _set_aside(item, report, on_bad)
             continue
         if isinstance(item, Preference):
             row = RowError("preference", "row", "a preference pair, not a conversation", "use it in a dpo recipe")
-            _set_aside(BadRow(item.prompt.source, row.kind, row.field, row.what, row.fix), report, on_bad)
+            _set_aside(BadRow(item.prompt.source, row.kind, row.field, row.what, row.fix, raw), report, on_bad)
             continue
         try:
             examples, too_long = renderer.examples_within(item, max_tokens)
             effort = renderer.effort_of(item)
         except RowError as error:
-            raw = orjson.dumps(item.metadata, default=str)
             _set_aside(BadRow(item.source, error.kind, error.field, error.what, error.fix, raw), report, on_bad)
             continue
         report.add_conversation(item, effort)

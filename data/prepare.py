@@ -217,7 +217,12 @@ class _Worker:
         for number, row, format, times in rows:
             converted = converted_rows(row, format, times, self.job.options)
             rendered = render_rows(
-                converted, self.renderer, chunk.report, max_tokens=self.job.max_tokens, on_bad=chunk.bad.append
+                converted,
+                self.renderer,
+                chunk.report,
+                max_tokens=self.job.max_tokens,
+                on_bad=chunk.bad.append,
+                raw=row.raw,
             )
             for copy, item in enumerate(rendered):
                 chunk.tally.add(item.conversation, item.examples, self.vocabulary, number, first=copy == 0)

@@ -47,14 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.build import render_settings, source_options, source_specs
-    from counterpoint.data.sources.load import load_conversations
+    from counterpoint.data.sources.load import conversations_from, load_conversations
     from counterpoint.data.survey import EVERY_ROW, chosen, first_look
 
     data = data_settings(args)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     wanted = args.rows or EVERY_ROW
-    items: Iterator[Item] = load_conversations(source_specs(data.train), source_options(data))
+    specs, options = source_specs(data.train), source_options(data)
+    items: Iterator[Item] = load_conversations(specs, options)
     survey, first = first_look(items, wanted)
     facts = _facts(data, survey)
     _tell(facts)
@@ -63,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.data.harmony.vocabulary import load_vocabulary
 
     renderer = Renderer(load_vocabulary(), render_settings(data))
-    one_file = len(data.train) == 1 and Path(data.train[0].path).is_file()
+    one_file = len(specs) == 1 and Path(specs[0].path).is_file()
+    if one_file and not first and not survey.complete:
+        items = conversations_from(specs[0], options, wanted.first) or items
     picked = chosen(first, items, wanted, one_file)
     rows = _explained(picked, renderer, data, args)
     shown = _write_page(args, facts, rows, renderer) if args.html else _print_rows(args, rows, renderer, survey)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -153,10 +154,21 @@ def _is_value(raw: bytes) -> bool:
     return True
 
 
-def _line_rows(file: Path, name: str) -> Rows:
+def rows_from_line(path: str, first: int) -> Rows | None:
+    """Rows from line `first` on, without reading the lines before as JSON; None where a row is no line of a file."""
+    place = None if path.startswith(HUB) else find(path)
+    if place is None or not place.is_file() or place.suffix == ".gz":
+        return None
+    kind = _kind(place) or "json"
+    if kind not in ("lines", "json") or is_document(place, kind):
+        return None
+    return _line_rows(place, path, first)
+
+
+def _line_rows(file: Path, name: str, first: int = 1) -> Rows:
     blank = 0
     with open_bytes(file) as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(islice(lines, first - 1, None), first):
             notices: list[Notice] = []
             if number == 1 and line.startswith(BOM):
                 line = line[len(BOM) :]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from math import floor
 
 from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.sources.containers import read_rows
+from counterpoint.data.sources.containers import read_rows, rows_from_line
 from counterpoint.data.sources.convert import Converted, convert
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
 from counterpoint.data.sources.rows import BadRow, RawRow
-from counterpoint.data.sources.sessions import by_session
+from counterpoint.data.sources.sessions import by_session, is_log_line
 
 
 def load_conversations(
@@ -27,6 +27,22 @@ def load_conversations(
     options = options or SourceOptions()
     for row, format, times in weighted_rows(specs):
         yield from converted_rows(row, format, times, options)
+
+
+def conversations_from(spec: SourceSpec, options: SourceOptions, first: int) -> Iterator[Converted | BadRow] | None:
+    """Rows of one file from line `first` on, quickly; None where only reading all rows before tells which it is."""
+    if spec.weight != 1 or spec.rows is not None:
+        return None
+    rows = rows_from_line(spec.path, first)
+    if rows is None:
+        return None
+    head = list(islice(rows, 1))
+    may_be_log = spec.format in ("auto", "claude_code")
+    if may_be_log and head and isinstance(head[0], RawRow) and is_log_line(head[0].value):
+        return None  # the session may have begun before
+    rows = chain(head, rows)
+    whole = by_session(rows) if may_be_log else rows
+    return chain.from_iterable(converted_rows(row, spec.format, 1, options) for row in whole)
 
 
 def weighted_rows(specs: Iterable[SourceSpec | str]) -> Iterator[tuple[RawRow | BadRow, str, int]]:

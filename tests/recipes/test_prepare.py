@@ -124,6 +124,20 @@ def test_quarantine_holds_bytes_and_reason(tmp_path: Path, prepare: Prepare) -> 
     assert (tmp_path / "z.jsonl").read_bytes() == (tmp_path / "bad.jsonl").read_bytes()
 
 
+def test_quarantine_holds_the_bytes_of_rows_that_fail_only_when_they_are_rendered(
+    tmp_path: Path, prepare: Prepare
+) -> None:
+    pair = '{ "chosen" : "a", "rejected":"b",   "prompt": "caf\\u00e9 é" }'
+    bad_tool = {"name": "f", "parameters": {"type": "object", "properties": {"a\nb": {"type": "string"}}}}
+    unwritable = json.dumps({**ROWS[1], "tools": [{"type": "function", "function": bad_tool}]}, indent=None) + "  "
+    write(tmp_path / "a.jsonl", [*ROWS, pair, unwritable])
+    for workers in (1, 2):
+        prepare("a.jsonl", "--out", f"x{workers}.jsonl", "--workers", workers, "--quarantine", "bad.jsonl")
+        rows = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+        assert [(r["source"], r["kind"]) for r in rows] == [("a.jsonl:3", "preference"), ("a.jsonl:4", "tool_schema")]
+        assert [r["raw"] for r in rows] == [pair, unwritable]
+
+
 @pytest.mark.parametrize("out", ["x", "x.jsonl"])
 def test_cache_is_used_when_whole_and_made_again_when_not(tmp_path: Path, prepare: Prepare, out: str) -> None:
     write(tmp_path / "a.jsonl", ROWS)

@@ -198,3 +198,26 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], code: int, 
     assert done.returncode == code
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+def test_a_row_deep_in_a_large_file_is_found_without_reading_the_others_as_json(tmp_path: Path) -> None:
+    file = write(tmp_path, *[ANSWER] * 1500, *["{ no JSON"] * 100, *[TALK, ANSWER])
+    for row, found in ((1601, ["train.jsonl:1601"]), (1602, ["train.jsonl:1602"]), (1600, ["✗train.jsonl:1600"])):
+        done = show(file, "--row", str(row), cwd=tmp_path)
+        assert rows_in(done.stdout) == found
+        assert "first 1,000 rows, more follow" in done.stdout
+    assert rows_in(show(file, "--rows", "1599:", "--limit", "9", cwd=tmp_path).stdout) == [
+        "✗train.jsonl:1599", "✗train.jsonl:1600", "train.jsonl:1601", "train.jsonl:1602",
+    ]  # fmt: skip
+    gone = show(file, "--row", "1603", cwd=tmp_path)
+    assert gone.returncode == 1
+    assert "no such row" in gone.stderr
+
+
+def test_a_line_of_a_session_log_shows_the_session_only_by_its_first_line(tmp_path: Path) -> None:
+    def event(session: int, role: str) -> dict[str, Any]:
+        return {"type": role, "sessionId": f"s{session}", "message": {"role": role, "content": f"{role} {session}"}}
+
+    file = write(tmp_path, *[event(n, role) for n in range(1100) for role in ("user", "assistant")])
+    assert rows_in(show(file, "--row", "2101", cwd=tmp_path).stdout) == ["train.jsonl:2101"]
+    assert show(file, "--row", "2102", cwd=tmp_path).returncode == 1
