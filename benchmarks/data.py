@@ -1,12 +1,14 @@
 """Rendering, checking and preparing, side by side in one run.
 
     python benchmarks/data.py [--rounds N] [--quick] [--skip-hf]
-    python benchmarks/data.py --big 2000        a file of 2,000 MB through `counterpoint prepare`: memory must stay flat
+    python benchmarks/data.py --big 2000        files of up to 2,000 MB through the commands: memory must stay flat
 
 Rivals: openai-harmony's own render, which gives ids without any mask; and the Hugging Face way as TRL takes it, its
 gpt-oss training template and a fast tokenizer, `apply_chat_template(..., return_assistant_tokens_mask=True)`.
 Conversations are made from a seed (`workload.py`). Every side starts from its own objects, ready in memory, and handles
-the same conversations. Times are CPU time of one process, the best of several rounds in which the sides take turns.
+the same conversations. Times are CPU time of one process, the best of several rounds in which the sides take turns; the
+garbage collector leaves what stood there before (the other sides' objects) alone. We encode by tiktoken alone, and once
+more by splintr (`counterpoint[fast]`) where it is installed.
 """
 
 from __future__ import annotations
@@ -16,28 +18,37 @@ import gc
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import workload
-from check import TOOL, completions
 from openai_harmony import Conversation as OfficialConversation
 from openai_harmony import RenderConversationConfig, Role
 from workload import official_messages
 
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.check import check
+from counterpoint.data.harmony.fast_encoder import SWITCH
 from counterpoint.data.harmony.official import official_encoding
 from counterpoint.data.harmony.render import Renderer, RenderSettings
-from counterpoint.data.harmony.vocabulary import _SPLIT, N_TEXT, SPECIAL_IDS, load_vocabulary, vocabulary_folder
+from counterpoint.data.harmony.vocabulary import (
+    _SPLIT,
+    CALL,
+    N_TEXT,
+    RETURN,
+    SPECIAL_IDS,
+    Vocabulary,
+    _ranks_bytes,
+    load_vocabulary,
+    vocabulary_folder,
+)
 from counterpoint.data.harmony.window import history, split_turns
 from counterpoint.data.sources.convert import convert
 
@@ -51,12 +62,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a tenth of the conversations, no prepare")
     parser.add_argument("--skip-hf", action="store_true", help="leave out the Hugging Face template")
-    parser.add_argument("--big", type=int, metavar="MB", help="only prepare files of up to so many MB")
+    parser.add_argument("--big", type=int, metavar="MB", help="only validate and prepare files of up to so many MB")
+    parser.add_argument("--workers", type=int, default=1, help="processes of prepare with --big")
     args = parser.parse_args()
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("tiktoken", "openai-harmony", "transformers", "trl"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}\n")
     if args.big:
-        big(args.big)
+        big(args.big, args.workers)
         return
     render(args.rounds, 10 if args.quick else 1, hf=not args.skip_hf)
     checker(args.rounds)
@@ -66,8 +78,9 @@ def main() -> None:
 
 def render(rounds: int, part: int, hf: bool) -> None:
     """Whole conversations with mask against both rivals; one example per turn against openai-harmony."""
-    vocabulary = load_vocabulary()
-    per_turn, whole = Renderer(vocabulary), Renderer(vocabulary, RenderSettings(train_on="assistant"))
+    plain, fast = Vocabulary(_ranks_bytes(), "tiktoken", fast=False), load_vocabulary()
+    per_turn, whole = Renderer(plain), Renderer(plain, RenderSettings(train_on="assistant"))
+    faster = Renderer(fast) if fast.encoder != "tiktoken" else None
     template = hf_sides() if hf else None
     print(f"{'':<34}{'tokens':>10}{'ours':>9}{'rival':>9}  M tokens/s{'ratio':>8}{'goal':>6}")
     for kind, count in COUNTS.items():
@@ -87,32 +100,51 @@ def render(rounds: int, part: int, hf: bool) -> None:
         }
         if template is not None:
             sides["template"] = template(rows)
+        if faster is not None:
+            sides["faster"] = lambda ours=ours: sum(len(e.ids) for c in ours for e in faster.examples(c))
         found = measured(sides, rounds)
         goal = GOALS.get(kind) if kind != "turns" else GOALS["mixed"]
         _row(f"{kind}: openai-harmony, no mask", found["whole"], found["official whole"], goal)
         if template is not None:
             _row(f"{kind}: HF template with mask", found["whole"], found["template"], GOALS["template"])
         _row(f"{kind}: one example per turn", found["turns"], found["official turns"], GOALS["turns"])
+        if faster is not None:
+            _row(f"{kind}: the same, {fast.encoder}", found["faster"], found["official turns"], None)
 
 
 def checker(rounds: int) -> None:
-    """All completions of `check.py` once."""
-    official, tools = official_encoding(), (TOOL,)
-    made = list(completions().values())
-    tokens = sum(map(len, made))
+    """What a model samples in mixed conversations: every action once, judged by the tools that its row declares."""
+    official, renderer = official_encoding(), Renderer(load_vocabulary())
+    made = []
+    for conversation in map(convert, workload.rows("mixed", 150)):
+        assert isinstance(conversation, Conversation)
+        for example in renderer.examples(conversation):
+            made += [(ids, conversation.tools) for ids in actions(example.ids.tolist(), example.weights.tolist())]
+    tokens = sum(len(ids) for ids, _ in made)
 
     def ours() -> int:
-        for ids in made:
-            assert check(ids, tools=tools, builtin_tools=("python",), effort="low").ok
+        for ids, tools in made:
+            assert check(ids, tools=tools, effort="low").ok
         return tokens
 
     def theirs() -> int:
-        for ids in made:
+        for ids, _ in made:
             official.parse_messages_from_completion_tokens(ids, Role.ASSISTANT)
         return tokens
 
-    found = measured({"ours": ours, "theirs": theirs}, rounds * 5)
-    _row("check: openai-harmony's parser", found["ours"], found["theirs"], GOALS["check"])
+    found = measured({"ours": ours, "theirs": theirs}, rounds)
+    _row(f"check, {len(made)} completions: the parser", found["ours"], found["theirs"], GOALS["check"])
+
+
+def actions(ids: list[int], weights: list[float]) -> Iterator[list[int]]:
+    """The trained runs of an example, each up to its `<|call|>` or `<|return|>`."""
+    run: list[int] = []
+    for id_, weight in zip(ids, weights, strict=True):
+        if weight:
+            run.append(id_)
+            if id_ in (CALL, RETURN):
+                yield run
+                run = []
 
 
 def prepare_end_to_end() -> None:
@@ -121,9 +153,11 @@ def prepare_end_to_end() -> None:
     print(f"\n{'prepare, 40 MB of mixed rows':<34}{head}")
     with tempfile.TemporaryDirectory() as folder:
         source = write_rows(Path(folder) / "rows.jsonl", 40)
-        for workers, out in ((1, "a"), (2, "b"), (1, "c.jsonl")):
+        for workers, out, encoder in ((1, "a", "tiktoken"), (1, "b", "auto"), (2, "c", "auto"), (1, "d.jsonl", "auto")):
+            os.environ[SWITCH] = encoder
             run = prepared(source, Path(folder) / out, workers)
             label = f"{'JSON lines' if out.endswith('jsonl') else 'Arrow'}, {workers} process{'es' * (workers > 1)}"
+            label += ", tiktoken" if encoder == "tiktoken" else ""
             size = source.stat().st_size / 1e6
             print(
                 f"{label:<34}{run['seconds']:>10.1f}{run['cpu']:>9.1f}{size / run['seconds']:>9.1f}"
@@ -131,20 +165,19 @@ def prepare_end_to_end() -> None:
             )
 
 
-def big(megabytes: int) -> None:
-    """Files of growing size through the command; the peak of all its processes together."""
-    print(f"{'prepare, memory':<34}{'seconds':>10}{'MB/s':>9}{'peak MB':>9}{'written MB':>12}")
-    for size in (megabytes // 40, megabytes // 5, megabytes):
+def big(megabytes: int, workers: int) -> None:
+    """Files of growing size through the commands; the peak of all processes of one together."""
+    print(f"{'memory':<34}{'seconds':>10}{'MB/s':>9}{'peak MB':>9}{'written MB':>12}")
+    for size in (megabytes // 40, megabytes // 4, megabytes):
         with tempfile.TemporaryDirectory() as folder:
-            source = write_rows(Path(folder) / "rows.jsonl", size)
-            for workers in (1, 2):
-                run = prepared(source, Path(folder) / "out", workers)
-                seconds = run["seconds"]
-                label = f"{size:,} MB, {workers} process{'es' * (workers > 1)}"
-                rate = source.stat().st_size / seconds / 1e6
-                print(f"{label:<34}{seconds:>10.1f}{rate:>9.1f}{run['peak'] / 1e6:>9.0f}{run['written'] / 1e6:>12.0f}")
+            source, out = write_rows(Path(folder) / "rows.jsonl", size), Path(folder) / "out"
+            for name, options in (("validate", []), ("prepare", ["--out", str(out), "--workers", str(workers)])):
+                run = watched([name, str(source), *options])
+                written = sum(file.stat().st_size for file in out.iterdir()) if out.is_dir() else 0
+                rate = source.stat().st_size / run["seconds"] / 1e6
+                label = f"{name}, {size:,} MB"
+                print(f"{label:<34}{run['seconds']:>10.1f}{rate:>9.1f}{run['peak'] / 1e6:>9.0f}{written / 1e6:>12.0f}")
                 sys.stdout.flush()
-                shutil.rmtree(Path(folder) / "out")
 
 
 def write_rows(path: Path, megabytes: int) -> Path:
@@ -161,10 +194,18 @@ def write_rows(path: Path, megabytes: int) -> Path:
 
 
 def prepared(source: Path, out: Path, workers: int) -> dict[str, float]:
-    """Runs `counterpoint prepare` and watches it; peak: bytes of the largest sum over its processes."""
-    command = [sys.executable, "-m", "counterpoint.recipes.cli", "prepare", str(source), "--out", str(out)]
+    """`counterpoint prepare`: its time and memory, the tokens of its examples, and the bytes it wrote."""
+    run = watched(["prepare", str(source), "--out", str(out), "--workers", str(workers)])
+    report = json.loads((out / "report.json" if out.is_dir() else out.with_suffix(".report.json")).read_bytes())
+    files = out.iterdir() if out.is_dir() else [out]
+    return {**run, "tokens": report["report"]["tokens"], "written": sum(file.stat().st_size for file in files)}
+
+
+def watched(arguments: list[str]) -> dict[str, float]:
+    """Runs `counterpoint ARGUMENTS`; peak: bytes of the largest sum over its processes."""
     start, before = time.monotonic(), os.times()
-    process = subprocess.Popen([*command, "--workers", str(workers)], stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "counterpoint.recipes.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = [0]
     watcher = threading.Thread(target=_watch, args=(process, peak))
     watcher.start()
@@ -172,15 +213,8 @@ def prepared(source: Path, out: Path, workers: int) -> dict[str, float]:
     watcher.join()
     assert code == 0, code
     after = os.times()
-    report = json.loads((out / "report.json" if out.is_dir() else out.with_suffix(".report.json")).read_bytes())
-    files = out.iterdir() if out.is_dir() else [out]
-    return {
-        "seconds": time.monotonic() - start,
-        "cpu": after.children_user + after.children_system - before.children_user - before.children_system,
-        "tokens": report["report"]["tokens"],
-        "written": sum(file.stat().st_size for file in files),
-        "peak": peak[0],
-    }
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"seconds": time.monotonic() - start, "cpu": cpu, "peak": peak[0]}
 
 
 def _watch(process: subprocess.Popen[bytes], peak: list[int]) -> None:
@@ -260,6 +294,8 @@ def _render(conversation: OfficialConversation) -> list[int]:
 def measured(sides: dict[str, Side], rounds: int) -> dict[str, tuple[int, float]]:
     """Tokens and the least CPU seconds of each side."""
     found: dict[str, tuple[int, float]] = {}
+    gc.collect()
+    gc.freeze()
     for _ in range(rounds):
         for name, side in sides.items():
             gc.collect()
@@ -267,6 +303,7 @@ def measured(sides: dict[str, Side], rounds: int) -> dict[str, tuple[int, float]
             tokens = side()
             seconds = time.process_time() - started
             found[name] = (tokens, min(seconds, found[name][1] if name in found else seconds))
+    gc.unfreeze()
     return found
 
 
