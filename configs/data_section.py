@@ -187,7 +187,7 @@ class DataSettings(ConversionSettings):
 
     tools: Text | None = None
     """A JSON file with the tools of rows that declare none: OpenAI's list, or what an MCP server's `tools/list` gives
-    (`{"tools": [...]}`)."""
+    (`{"tools": [...]}`), or a folder of such files."""
 
     builtin_tools: Annotated[tuple[Literal["python", "browser"], ...], Unique, OneOrMany] = ()
     """Tools of gpt-oss's own that every row declares; calls to them go to the analysis channel, not to `functions`."""

@@ -125,7 +125,7 @@ def _overridden(document: Document, override: str) -> Document:
         given = read_text(text, COMMAND_LINE)
     except ConfigError:
         raise ConfigError(f"{COMMAND_LINE}: the value of `{key}` is not valid YAML: put it in quotes") from None
-    path: Key = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    path: Key = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
     value = _set(document.value, path, given.value, key)
     places = {p: place for p, place in document.places.items() if p[: len(path)] != path}
     opened = {path[:n]: COMMAND_LINE for n in range(1, len(path)) if path[:n] not in places}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.configs.errors import DataError, RowError
+from counterpoint.configs.errors import RowError
 
 if TYPE_CHECKING:
     from counterpoint.data.harmony.check import Rules
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", nargs="+", metavar="FILE", help="rows to check; - reads JSON lines from standard input"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a row, and a last one with the rates")
-    parser.add_argument("--tools", metavar="FILE", help="JSON file with the tools of rows that name none")
+    parser.add_argument(
+        "--tools", metavar="FILE", help="JSON file (or a folder of them) with the tools of rows that name none"
+    )
     parser.add_argument("--effort", choices=_EFFORTS, help="reasoning effort of rows that name none")
     parser.add_argument("--no-policy", action="store_true", help="leave out no_analysis and empty_analysis")
     parser.add_argument("--fail-on-violation", action="store_true", help="exit with 1 where any row breaks a rule")
@@ -46,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     defaults = Rules(effort=arguments.effort, policy=not arguments.no_policy)
     if arguments.tools:
-        defaults = _with_tools(defaults, {"tools": _tools_file(arguments.tools)}, arguments.tools)
+        from counterpoint.data.sources.tool_files import declarations
+
+        defaults = _with_tools(defaults, {"tools": declarations(arguments.tools)}, arguments.tools)
     totals = Totals()
     for row in _rows(arguments.files):
         judged = row if isinstance(row, BadRow) else _judge(row, defaults)
@@ -163,13 +167,3 @@ def _with_tools(rules: Rules, row: Mapping[str, Any], source: str) -> Rules:
 @lru_cache(maxsize=1024)
 def _tell_once(message: str) -> None:
     print(" ".join(message.split()), file=sys.stderr)
-
-
-def _tools_file(path: str) -> Any:
-    from counterpoint.data.sources.strict_json import loads
-
-    try:
-        with open(path, "rb") as file:
-            return loads(file.read(), path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}): give a JSON file with a list of tools") from None

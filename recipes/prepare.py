@@ -146,7 +146,7 @@ def _cores() -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: write a number of at least 1")
     return int(text)
 

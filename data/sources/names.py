@@ -5,29 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 
-from counterpoint.configs.errors import DataError, RowError
+from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Message, Tool
-from counterpoint.data.harmony.tools import ReadTools, read_tools
 from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.strict_json import loads
+from counterpoint.data.sources.tool_files import BUILTIN_TOOLS, tools_of_file
 
-BUILTIN_TOOLS = ("python", "browser")
 _LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ILLEGAL_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
-
-
-@lru_cache(maxsize=16)
-def tools_of_file(path: str) -> ReadTools:
-    """The tools that a JSON file declares. Raises DataError."""
-    try:
-        return read_tools(loads(Path(path).read_bytes(), "tools"), "tools")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}): give a JSON file with a list of tools") from None
-    except RowError as error:
-        raise DataError(f"{path}: {error}") from None
 
 
 class ToolNames:

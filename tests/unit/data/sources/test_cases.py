@@ -8,8 +8,8 @@ from counterpoint.configs.errors import DataError, RowError
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.sources.convert import convert, kind_of, trainable
-from counterpoint.data.sources.names import tools_of_file
 from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.sources.tool_files import read_tool_names, tools_of_file
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "F", "parameters": {"type": "object"}}}
 USER = {"role": "user", "content": "Hi"}
@@ -462,6 +462,18 @@ def test_rows_without_tools_take_those_of_a_file(tmp_path):
             read(say("x"), tools=(), tools_file=str(tmp_path / "bad.json"))
     with pytest.raises(DataError, match="cannot be read"):
         read(say("x"), tools=(), tools_file=str(tmp_path / "none.json"))
+
+
+def test_one_tool_a_file_and_a_folder_of_them(tmp_path):
+    for name, value in (("b", {"name": "g"}), ("a", [{"name": "h"}]), ("c", {"tools": [{"name": "i"}]})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    (tmp_path / "README.md").write_text("no tools")
+    assert [tool.name for tool in read(say("x"), tools=(), tools_file=str(tmp_path / "b.json")).tools] == ["g"]
+    assert [tool.name for tool in read(say("x"), tools=(), tools_file=str(tmp_path)).tools] == ["h", "g", "i"]
+    assert [tool.name for tool in read_tool_names([str(tmp_path)])[0]] == ["h", "g", "i"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no .json file"):
+        read_tool_names([str(tmp_path / "empty")])
 
 
 # built-in tools
