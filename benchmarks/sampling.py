@@ -30,7 +30,7 @@ from counterpoint.train.rollout.sample import Sampler, inference
 
 
 def mid_size() -> LoadedModel:
-    """About 40 M parameters: 6 layers, hidden 256, 16 experts of which 4 are active, 8,192 rows."""
+    """About 24 M parameters: 6 layers, hidden 256, 16 experts of which 4 are active, 8,192 rows."""
     rows = random_tiny().vocabulary_map.ids(np.arange(random_tiny().vocabulary_map.n_rows)).tolist()
     more = [id_ for id_ in range(20_000) if id_ not in set(rows)][: 8192 - len(rows)]
     mapping = VocabularyMap.from_ids([*rows, *more])
