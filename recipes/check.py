@@ -31,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", nargs="+", metavar="FILE", help="rows to check; - reads JSON lines from standard input"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a row, and a last one with the rates")
-    parser.add_argument(
-        "--tools", metavar="FILE", help="JSON file (or a folder of them) with the tools of rows that name none"
-    )
+    parser.add_argument("--tools", metavar="FILE", help="JSON file with the tools of rows that name none, or a folder")
     parser.add_argument("--effort", choices=_EFFORTS, help="reasoning effort of rows that name none")
     parser.add_argument("--no-policy", action="store_true", help="leave out no_analysis and empty_analysis")
     parser.add_argument("--fail-on-violation", action="store_true", help="exit with 1 where any row breaks a rule")

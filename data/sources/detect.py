@@ -150,9 +150,8 @@ def _listed(value: Any) -> list[Any]:
 
 def _unknown(row: Mapping[str, Any]) -> RowError:
     if "inputSchema" in row or "input_schema" in row or isinstance(row.get("tools"), list):
-        return RowError(
-            "tools_only", "row", "tool declarations without a conversation", "name the file in data.tools=FILE"
-        )
+        fix = "name the file as data.tools, or write them in a row's tools"
+        return RowError("tools_only", "row", "tool declarations without a conversation", fix)
     keys = ", ".join(list(map(str, row))[:8])[:200]
     what = f"no format has these fields ({keys})" if keys else "is an empty object"
     return RowError("unknown_format", "row", what, "name the format with --format, or write messages")

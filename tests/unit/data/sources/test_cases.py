@@ -472,7 +472,7 @@ def test_one_tool_a_file_and_a_folder_of_them(tmp_path):
     assert [tool.name for tool in read(say("x"), tools=(), tools_file=str(tmp_path)).tools] == ["h", "g", "i"]
     assert [tool.name for tool in read_tool_names([str(tmp_path)])[0]] == ["h", "g", "i"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no .json file"):
+    with pytest.raises(DataError, match=r"holds no \.json file"):
         read_tool_names([str(tmp_path / "empty")])
 
 
