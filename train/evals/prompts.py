@@ -35,9 +35,10 @@ class EvalPrompt:
 def load_prompts(path: str | SourceSpec | None, options: SourceOptions | None = None) -> list[EvalPrompt]:
     """Prompts of a file (`example:NAME` of the package; None takes the built-in probes), in its order.
 
-    A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or
-    `calls` (`{name, arguments}`, or BFCL's `{name: {argument: [accepted, ...]}}`); `schema`; `instruction_id_list` with
-    `kwargs`; a reasoning-gym entry; and `scorer` to name the comparison. DataError for an unusable row, or none at all.
+    A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or `calls`
+    (`{name, arguments}`, or BFCL's `{name: {argument: [accepted, ...]}}`, as `ground_truth` too); `schema`;
+    `instruction_id_list` with `kwargs`; a reasoning-gym entry; and `scorer` to name the comparison. DataError for an
+    unusable row, or none at all.
     """
     spec = path if isinstance(path, SourceSpec) else SourceSpec(path or BUILT_IN)
     if path is None:
@@ -122,6 +123,9 @@ def default_scorer(reference: Reference) -> str | None:
 def expected_calls(truth: Mapping[str, Any]) -> tuple[ExpectedCall, ...] | None:
     """The calls that a row knows to be right; None where it says nothing of calls."""
     given = truth.get("calls", truth.get("call"))
+    if given is None and isinstance(truth.get("ground_truth"), list):
+        listed = truth["ground_truth"]
+        given = listed if listed and all(isinstance(call, dict) for call in listed) else None
     if given is None:
         return None
     out: list[ExpectedCall] = []
@@ -129,8 +133,14 @@ def expected_calls(truth: Mapping[str, Any]) -> tuple[ExpectedCall, ...] | None:
         if "name" in call:
             out.append(ExpectedCall(call["name"], call.get("arguments") or {}, bool(call.get("any_of", False))))
         else:
-            out += [ExpectedCall(name, accepted, any_of=True) for name, accepted in call.items()]
+            out += [ExpectedCall(_function(name), accepted, any_of=True) for name, accepted in call.items()]
     return tuple(out)
+
+
+def _function(name: str) -> str:
+    """BFCL's functions may have a dot in their names (`math.factorial`)."""
+    known = name == "python" or name.startswith(("functions.", "browser."))
+    return name if known else f"functions.{name}"
 
 
 def _answer(truth: Mapping[str, Any]) -> str | None:

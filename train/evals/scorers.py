@@ -28,6 +28,7 @@ from counterpoint.data.harmony.completion import Completion, ToolCall
 from counterpoint.train.evals.guarded import Guard, Guarded
 
 Outcome = Literal["right", "partly", "wrong", "missing", "failed"]
+UNKNOWN_INSTRUCTION = "neither IFEval nor IFBench has an instruction"
 ANSWER_CODES = frozenset({"second_final", "tokens_after_stop"})
 
 
@@ -247,15 +248,25 @@ def math_value(final: str, answer: str) -> bool:
 
 
 def instructions_value(final: str, argument: tuple[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> float:
-    """Share of instructions that the final keeps, strictly read (package if-verifiable)."""
-    from if_verifiable import IFEvalSample, evaluate_output_for_sample
+    """Share of instructions that the final keeps, strictly read (package if-verifiable).
+
+    All of IFEval, or all of IFBench; ValueError for an id that neither knows.
+    """
+    from if_verifiable import IFBenchSample, IFEvalSample, evaluate_output_for_sample
+    from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
     prompt, items = argument
-    sample = IFEvalSample(
-        key=0, prompt=prompt, instruction_id_list=[name for name, _ in items], kwargs=[dict(k) for _, k in items]
-    )
-    _, scores = evaluate_output_for_sample("ifeval", sample, final)
-    return float(scores.partial_strict)
+    names, options = [name for name, _ in items], [dict(k) for _, k in items]
+    if all(name in INSTRUCTION_DICT for name in names):
+        sample = IFEvalSample(key=0, prompt=prompt, instruction_id_list=names, kwargs=options)
+        return float(evaluate_output_for_sample("ifeval", sample, final)[1].partial_strict)
+    # Its registry looks for NLTK's files on the network when it is imported: only where it is needed.
+    from if_verifiable.ifbench.instructions_registry import INSTRUCTION_DICT as IFBENCH
+
+    if unknown := [name for name in names if name not in IFBENCH]:
+        raise ValueError(f"{UNKNOWN_INSTRUCTION} `{unknown[0]}`")
+    sample = IFBenchSample(key="0", prompt=prompt, instruction_id_list=names, kwargs=options)
+    return float(evaluate_output_for_sample("ifbench", sample, final)[1].partial_strict)
 
 
 def reasoning_gym_value(final: str, entry: Mapping[str, Any]) -> float:

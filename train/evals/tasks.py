@@ -14,14 +14,16 @@ from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.schema import SuiteSettings, TaskSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.completion import parse_completion
+from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.sources.options import SourceSpec
 from counterpoint.data.sources.tool_files import read_tool_names
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
 from counterpoint.train.evals.guarded import Guard
 from counterpoint.train.evals.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
-from counterpoint.train.evals.scorers import Scorers
+from counterpoint.train.evals.scorers import UNKNOWN_INSTRUCTION, Scorers
 
 DEFAULT_SIZE = 100
+_ANSWERED = "<|channel|>final<|message|>Yes.<|return|>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ def _check_scorers(task: Task, scorers: Scorers) -> None:
     """Score an empty completion: that tells a missing truth, or a function that is not there, before hours of work."""
     nothing = parse_completion([])
     tried: set[str] = set()
+    _check_instructions(task, scorers)
     for prompt in task.prompts:
         if prompt.scorer is None or (":" in prompt.scorer and prompt.scorer in tried):
             continue
@@ -140,3 +143,17 @@ def _check_scorers(task: Task, scorers: Scorers) -> None:
             raise ConfigError(f"task {task.name}: {prompt.id}: {error}") from None
         if ":" in prompt.scorer and "ConfigError: " in score.detail:
             raise ConfigError(f"task {task.name}: {score.detail.partition('ConfigError: ')[2]}")
+
+
+def _check_instructions(task: Task, scorers: Scorers) -> None:
+    """Try every kind of instruction once on some answer: a name that no package knows would fail at every sample."""
+    answered = parse_completion(load_vocabulary().encode_with_specials(_ANSWERED))
+    tried: set[str] = set()
+    for prompt in task.prompts:
+        names = {name for name, _ in prompt.reference.instructions or ()}
+        if prompt.scorer == "instructions" and not names <= tried:
+            tried |= names
+            detail = scorers.score("instructions", answered, prompt.reference).detail
+            if UNKNOWN_INSTRUCTION in detail:
+                told = detail[detail.index(UNKNOWN_INSTRUCTION) :]
+                raise ConfigError(f"task {task.name}: {prompt.id}: {told}: look at `instruction_id_list`")

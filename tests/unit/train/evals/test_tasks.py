@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 from counterpoint.configs.errors import ConfigError, CounterpointError
-from counterpoint.configs.schema import SuiteSettings
+from counterpoint.configs.load import load_run
+from counterpoint.configs.schema import EvaluateRun, SuiteSettings
 from counterpoint.data.harmony.completion import parse_completion
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER
-from counterpoint.train.evals.scorers import Scorers
+from counterpoint.train.evals.plan import plan
+from counterpoint.train.evals.prompts import load_prompts
+from counterpoint.train.evals.scorers import ExpectedCall, Scorers
 from counterpoint.train.evals.tasks import Task, build_tasks
 
 
@@ -166,3 +170,77 @@ def test_tasks_have_names_of_their_own(tmp_path: Path) -> None:
     path = rows_file(tmp_path, {"prompt": "a", "answer": 1})
     (alone,) = build_tasks(SuiteSettings(prompts=path))
     assert alone.name == "mine"
+
+
+FILES: list[tuple[dict[str, Any], str, str]] = [
+    ({"question": "48 and 24?", "answer": "48+24=<<48+24=72>>72\n#### 72"}, "number", "It is 72."),
+    ({"id": "2025-I-1", "problem": "Half of one?", "answer": "\\frac{1}{2}"}, "math", "$0.5$"),
+    ({"prompt": "2 + 2?", "answer": 4}, "number", "4"),
+    ({"prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}, "instructions", "Yes"),
+    ({"prompt": "?", "answer": "x"}, "FILE:short", "x"),
+]
+
+
+@pytest.mark.parametrize(("made", "scorer", "right"), FILES, ids=["gsm8k", "aime", "plain", "ifeval", "python"])
+def test_files_of_every_kind_are_scored(tmp_path: Path, made: dict[str, Any], scorer: str, right: str) -> None:
+    (tmp_path / "mine.py").write_text("def short(completion, reference):\n    return len(completion.final) < 4\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(made) + "\n")
+    scorer = scorer.replace("FILE", str(tmp_path / "mine.py"))
+    chosen = {"scorer": scorer} if scorer == "math" or ":" in scorer else {}
+    task = {"type": "file", "path": str(tmp_path / "rows.jsonl"), **chosen}
+    [built] = build_tasks(SuiteSettings.model_validate({"tasks": [task]}))
+    [prompt] = built.prompts
+    assert prompt.scorer == scorer
+    ids = load_vocabulary().encode_with_specials(f"<|channel|>final<|message|>{right}<|return|>")
+    with Scorers(60) as scorers:
+        assert scorers.score(scorer, parse_completion(ids), prompt.reference).value == 1.0
+        wrong = load_vocabulary().encode_with_specials("<|channel|>final<|message|>No, 99.<|return|>")
+        assert scorers.score(scorer, parse_completion(wrong), prompt.reference).value == 0.0
+
+
+def test_bfcl_s_truth_is_read_under_its_own_name_and_dots_belong_to_functions(tmp_path: Path) -> None:
+    tool = {"name": "math.area", "description": "", "parameters": {"type": "dict", "properties": {"base": {"type": "integer"}}}}  # fmt: skip
+    row = {
+        "messages": [{"role": "user", "content": "Area?"}],
+        "tools": [tool],
+        "ground_truth": [{"math.area": {"base": [10], "unit": ["", "cm"]}}],
+    }
+    (tmp_path / "bfcl.jsonl").write_text(json.dumps(row) + "\n")
+    [prompt] = load_prompts(str(tmp_path / "bfcl.jsonl"))
+    assert prompt.scorer == "calls"
+    name = "functions.math.area"
+    assert prompt.reference.calls == (ExpectedCall(name, {"base": [10], "unit": ["", "cm"]}, any_of=True),)
+    text = f'<|channel|>commentary to={name} <|constrain|>json<|message|>{{"base": 10}}<|call|>'
+    made = parse_completion(load_vocabulary().encode_with_specials(text), tools=prompt.conversation.tools)
+    with Scorers() as scorers:
+        assert scorers.score("calls", made, prompt.reference).value == 1.0
+
+
+def test_an_instruction_that_nobody_knows_is_told_before_anything_is_sampled(tmp_path: Path) -> None:
+    row = {"id": "a", "prompt": "?", "instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    suite = {"tasks": [{"type": "file", "path": str(tmp_path / "rows.jsonl")}], "scorer_seconds": 60}
+    with pytest.raises(
+        ConfigError, match=r"rows: a: neither IFEval nor IFBench has an instruction `punctuation:no_coma`"
+    ):
+        build_tasks(SuiteSettings.model_validate(suite))
+
+
+def test_rows_that_ask_the_same_are_one_cluster(tmp_path: Path) -> None:
+    rows = [{"id": id, "prompt": text, "answer": 1} for id, text in (("a", "x?"), ("b", "y?"), ("c", "x?"))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = {"tasks": [{"type": "file", "path": str(tmp_path / "rows.jsonl")}]}
+    [built] = build_tasks(SuiteSettings.model_validate(suite))
+    assert [prompt.cluster for prompt in built.prompts] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("guard", [25, 42]), ("reasoning", [100] * 6)])
+def test_shipped_suites_can_be_planned(name: str, sizes: list[int]) -> None:
+    run = load_run(f"eval/{name}")
+    assert isinstance(run, EvaluateRun)
+    tasks = build_tasks(run.eval)
+    assert [len(task.prompts) for task in tasks] == sizes
+    assert len(plan(tasks, Renderer(load_vocabulary()), run.seed)) == sum(task.size for task in tasks)
+    if name == "guard":
+        probes = [prompt.conversation.metadata for task in tasks for prompt in task.prompts]
+        assert all(("skill" in probe) != ("pair" in probe) for probe in probes)
