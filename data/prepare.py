@@ -24,6 +24,7 @@ import orjson
 
 from counterpoint.configs.errors import DataError, RunError
 from counterpoint.data import cache
+from counterpoint.data.batches.tree import size_of_tree
 from counterpoint.data.build import render_rows
 from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, load_vocabulary
@@ -225,6 +226,7 @@ class _Worker:
                 raw=row.raw,
             )
             for copy, item in enumerate(rendered):
+                chunk.report.row_tokens += size_of_tree(item.examples)
                 chunk.tally.add(item.conversation, item.examples, self.vocabulary, number, first=copy == 0)
                 for example in item.examples:
                     held.append(example)

@@ -23,8 +23,8 @@ class DataReport:
 
     rows: read, bad ones included. notices: by kind, over rows. bad: by kind; bad_messages: the first few, a line each.
     without_thinking: turns that hold no analysis. too_long: examples left out for their length.
-    tokens: of all examples; trained: tokens with weight, by channel. row_tokens: after sharing prefixes (0 until laid
-    out).
+    tokens: of all examples; trained: tokens with weight, by channel. row_tokens: after sharing prefixes (0 until
+    laid out).
     """
 
     rows: int = 0
@@ -104,9 +104,12 @@ class DataReport:
             f"{self.rows:,} rows: {self.conversations:,} conversations, {self.examples:,} training examples",
             f"{self.tokens:,} tokens, {trained:,} of them trained ({share:.0%}): {by_channel or 'none'}",
         ]
-        if self.row_tokens:
-            saved = 1 - self.row_tokens / self.tokens if self.tokens else 0.0
-            out.append(f"{self.row_tokens:,} tokens in rows: shared prefixes save {saved:.0%}")
+        if 0 < self.row_tokens < self.tokens:
+            saved = 1 - self.row_tokens / self.tokens
+            out.append(
+                f"{self.row_tokens:,} tokens where the turns of a conversation share one row: "
+                f"{self.tokens - self.row_tokens:,} saved ({saved:.0%})"
+            )
         if self.without_thinking:
             part = self.without_thinking / max(1, self.turns)
             out.append(

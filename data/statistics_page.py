@@ -81,6 +81,7 @@ def _numbers(report: DataReport, statistics: Mapping[str, Any]) -> str:
         ("rows read", f"{report.rows:,}"),
         ("training examples", f"{report.examples:,}"),
         ("tokens", f"{report.tokens:,}"),
+        ("tokens where turns share a row", f"{report.row_tokens:,} ({_share(report.row_tokens, report.tokens)})"),
         ("trained tokens", f"{trained:,} ({_share(trained, report.tokens)})"),
         ("turns without thinking", f"{report.without_thinking:,} of {report.turns:,}"),
         ("repeated rows", repeated),

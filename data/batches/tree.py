@@ -82,6 +82,16 @@ def tree_of(examples: Sequence[Example]) -> TreeRow:
     )
 
 
+def size_of_tree(examples: Sequence[Example]) -> int:
+    """Tokens of `tree_of(examples)`, without making it."""
+    if len(examples) == 1:
+        return len(examples[0].ids)
+    root = _Node(np.empty(0, dtype=np.int32), 0)
+    for example in examples:
+        _insert(root, example.ids)
+    return _number(root)
+
+
 def trees_of(examples: Sequence[Example], budget: int) -> list[TreeRow]:
     """Tree rows of at most `budget` tokens each; examples that do not fit beside their siblings get their own tree.
 

@@ -90,6 +90,11 @@ def test_json_lines_hold_what_the_renderer_gives(tmp_path: Path, prepare: Prepar
         names = [CHANNEL_NAMES[c] if w else None for c, w in zip(example.channels, example.weights, strict=True)]
         assert row["channel_of"] == names
         assert row["warnings"] == [f"{n.kind}: {n.field}: {n.detail}" for n in example.notices]
+    assert [row["source"] for row in written[:2]] == ["a.jsonl:1"] * 2
+    sizes = [len(row["input_ids"]) for row in written]
+    shared = next(n for n in range(sizes[1]) if written[0]["input_ids"][n] != written[1]["input_ids"][n])
+    rest = f"{shared:,} saved ({shared / sum(sizes):.0%})"
+    assert f"{sum(sizes) - shared:,} tokens where the turns of a conversation share one row: {rest}" in told
     assert any("markup" in warning for warning in written[0]["warnings"])
     assert set(written[1]["weights"]) == {0.0, 0.5}
 

@@ -9,7 +9,7 @@ from strategies import conversations
 
 from counterpoint.data.batches.collate import Collator
 from counterpoint.data.batches.pack import pack
-from counterpoint.data.batches.tree import TreeRow, forest_of, tree_of, trees_of
+from counterpoint.data.batches.tree import TreeRow, forest_of, size_of_tree, tree_of, trees_of
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.render import Example, Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -55,6 +55,7 @@ def test_any_examples(examples: list[Example]) -> None:
     prefixes = {tuple(e.ids[: n + 1].tolist()) for e in examples for n in range(len(e.ids))}
     assert len(row) == len(prefixes)  # no prefix stands twice
     assert row.n_unshared == sum(len(e.ids) for e in examples)
+    assert size_of_tree(examples) == len(row)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
