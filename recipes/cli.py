@@ -17,6 +17,7 @@ from counterpoint.configs.errors import CounterpointError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a model as a run file says"),
+    "plan": ("plan", "before training: what trains, tokens, steps, memory, disk and time, and what to change"),
     "evaluate": ("evaluate", "sample a checkpoint, check every channel, compare with its base"),
     "sample": ("sample", "answer one prompt, channels coloured as they come, and check the answer"),
     "compare": ("compare", "compare two evaluations item by item, with errors and the items that flipped"),

@@ -26,6 +26,7 @@ from counterpoint.data.harmony.vocabulary import (
     load_vocabulary,
     ranks_of_tokenizer_json,
 )
+from counterpoint.train.model.known import known_shape
 from counterpoint.train.model.mxfp4_load import load_mxfp4
 from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.model.vocabulary_map import MAP_FILE, VocabularyMap
@@ -101,6 +102,22 @@ def load_vocabulary_of(settings: ModelSettings) -> Vocabulary:
     """The vocabulary that `load_model` would put beside the model, without loading any weights."""
     folder = tiny_folder() if settings.name == EMBEDDED_MODEL else Path(settings.name).expanduser()
     return VocabularyMap.load(folder).vocabulary(load_vocabulary())
+
+
+def load_config(settings: ModelSettings) -> tuple[GptOssConfig, str]:
+    """A model's configuration without its weights, and where it comes from. The released models need no network."""
+    folder = tiny_folder() if settings.name == EMBEDDED_MODEL else Path(settings.name).expanduser()
+    shape = None if folder.is_dir() else known_shape(settings.name)
+    if shape is not None and settings.name.startswith("openai/"):
+        return GptOssConfig(**shape), "its published shape"
+    try:
+        return _config(str(folder) if folder.is_dir() else settings.name, settings), "its config.json"
+    except ModelError:
+        if shape is None:
+            raise
+        return GptOssConfig(
+            **shape
+        ), "the published shape of the model in its name, since its config.json is not at hand"
 
 
 def finish_model(model: GptOssForCausalLM, mapping: VocabularyMap, source: str) -> LoadedModel:

@@ -1,0 +1,239 @@
+"""Before anything heavy: what a run file trains, its tokens and steps, whether it fits into memory and disk, its time.
+
+counterpoint plan gpt_oss_20b_lora data.train=mine.jsonl
+counterpoint plan my.yaml --device cuda --memory 48 --tokens-per-second 9000
+counterpoint plan quickstart --measure
+
+Needs neither weights nor a GPU. Exit code 1 where the run does not fit the device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from counterpoint.configs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from counterpoint.recipes.plan_data import Work
+    from counterpoint.train.plan.estimate import Change, Estimate, TrainingRun
+    from counterpoint.train.plan.measure import Measured
+
+GIB = 1 << 30
+MEASURED_STEPS = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a run file, or a built-in name (`counterpoint configs ls`)")
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that replace the run file's")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="plan for this device, whether it is here or not")
+    parser.add_argument("--memory", type=_positive, metavar="GIB", help="memory of the device (found where it is here)")
+    parser.add_argument("--tokens-per-second", type=_positive, metavar="N", help="rate from which the time follows")
+    parser.add_argument("--measure", action="store_true", help="train a few steps on this machine for rate and memory")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.measure:
+        # torch's memory profiler talks about itself.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    from counterpoint.configs.load import load_run
+    from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
+    from counterpoint.recipes.plan_data import work_of
+    from counterpoint.train.plan.estimate import Estimate
+
+    settings: Any = load_run(args.config, args.settings)
+    if not isinstance(settings, SftRun | DpoRun | GrpoRun):
+        raise ConfigError(f"{args.config}: `recipe: {settings.recipe}` trains nothing, so there is nothing to plan")
+    work = work_of(settings)
+    estimate = Estimate.of(settings, work.batch, device_type(settings, args.device))
+    budget = args.memory * GIB if args.memory else _memory_here(estimate.device)
+    measured = _measure(settings, work, estimate, budget) if args.measure else None
+    rate = args.tokens_per_second or (measured.tokens_per_second if measured else None)
+    fits = budget is None or estimate.fits(budget)
+    if args.json:
+        print(json.dumps(_as_dict(estimate, work, budget, rate, measured)))
+    else:
+        print("\n".join(_lines(estimate, work, budget, rate, measured)))
+    return 0 if fits else 1
+
+
+def device_type(settings: TrainingRun, wanted: str | None) -> str:
+    """What the run file says, which may be a device of another machine; `auto` is what is here."""
+    from counterpoint.train.model.load import device_of
+
+    chosen = wanted or settings.train.device
+    return device_of("auto").type if chosen == "auto" else chosen
+
+
+def _memory_here(device: str) -> float | None:
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _lines(
+    estimate: Estimate, work: Work, budget: float | None, rate: float | None, measured: Measured | None
+) -> list[str]:
+    from counterpoint.train.plan.estimate import CARDS
+
+    run, shape, memory = estimate.run, estimate.shape, estimate.memory
+    number = "bfloat16" if estimate.itemsize == 2 else "float32"
+    base = "MXFP4 experts, the rest " if run.model.base == "mxfp4" else ""
+    lines = [f"model    {run.model.name} by {shape.origin}, {base}{number} on {estimate.device}"]
+    lines += _titled("full" if shape.full else "lora", shape.table.text().splitlines())
+    lines += _titled("data", work.lines)
+    parts = [(name, size) for name, size in memory.parts() if size]
+    where = f" on each of {estimate.processes} processes" if estimate.processes > 1 else ""
+    lines.append(f"memory   {_size(memory.total)}{where} at its peak, {memory.moment}")
+    lines += [f"         {name:<12}{_size(size):>10}" for name, size in parts]
+    if measured is not None:
+        above = memory.total - memory.weights - memory.adapter
+        lines.append(f"         measured above model and adapter: {_size(measured.above)} (estimate {_size(above)})")
+    cards = {} if budget is None else {f"this {'GPU' if estimate.device == 'cuda' else 'machine'}": budget}
+    if estimate.device == "cuda":
+        cards |= {name: size * GIB for name, size in CARDS.items()}
+    lines += _titled("fits", [_fit(estimate, name, size) for name, size in cards.items()])
+    kept = run.train.keep_checkpoints
+    lines.append(
+        f"disk     {_size(estimate.disk_bytes)}: {_size(estimate.checkpoint_bytes)} a checkpoint, {kept} kept and one "
+        f"being written, and the result"
+    )
+    return [*lines, f"time     {_time(work, rate, measured is not None)}"]
+
+
+def _titled(title: str, lines: Any) -> list[str]:
+    return [f"{title if n == 0 else '':<9}{line}" for n, line in enumerate(lines)]
+
+
+def _fit(estimate: Estimate, name: str, budget: float) -> str:
+    from counterpoint.train.plan.estimate import changes_to_fit
+
+    told = f"{name:<13}({_size(budget)})  "
+    if estimate.fits(budget):
+        return f"{told}yes, with rows of up to {estimate.longest_row(budget):,} tokens"
+    changes = changes_to_fit(estimate, budget)
+    if changes is None:
+        return f"{told}no, and no change of these settings makes it fit"
+    return f"{told}no; {_spelled(changes)} makes it {_size(estimate.changed(changes).memory.total)}"
+
+
+def _spelled(changes: list[Change]) -> str:
+    return " ".join(f"{key}={str(value).lower()}" for key, value in changes)
+
+
+def _time(work: Work, rate: float | None, measured: bool) -> str:
+    if rate is None:
+        return "not known: give --tokens-per-second, or --measure on the machine that will train"
+    source = "measured here with random weights" if measured else "as stated"
+    if work.tokens is None:
+        return f"{rate:,.0f} tokens a second ({source}); how many there are is not known"
+    seconds = work.tokens / rate
+    spelled = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
+    return f"{spelled}: {work.tokens:,} tokens at {rate:,.0f} a second ({source}), without evaluations"
+
+
+def _as_dict(
+    estimate: Estimate, work: Work, budget: float | None, rate: float | None, measured: Measured | None
+) -> dict[str, Any]:
+    from counterpoint.train.plan.estimate import CARDS, changes_to_fit
+
+    budgets = {name: size * GIB for name, size in CARDS.items()} if estimate.device == "cuda" else {}
+    if budget is not None:
+        budgets["here"] = int(budget)
+    return {
+        "model": estimate.run.model.name,
+        "device": estimate.device,
+        "parameters": estimate.shape.base,
+        "trainable": {row.kind: row.parameters for row in estimate.shape.table.rows},
+        "steps": work.steps,
+        "tokens": work.tokens,
+        "largest_batch": asdict(work.batch),
+        "memory": {**dict(estimate.memory.parts()), "peak": estimate.memory.total, "moment": estimate.memory.moment},
+        "fits": {name: estimate.fits(size) for name, size in budgets.items()},
+        "changes": {
+            name: None if found is None else dict(found)
+            for name, size in budgets.items()
+            if not estimate.fits(size)
+            for found in [changes_to_fit(estimate, size)]
+        },
+        "checkpoint_bytes": estimate.checkpoint_bytes,
+        "disk_bytes": estimate.disk_bytes,
+        "seconds": None if rate is None or work.tokens is None else work.tokens / rate,
+        "measured": None if measured is None else asdict(measured),
+    }
+
+
+def _measure(settings: TrainingRun, work: Work, estimate: Estimate, budget: float | None) -> Measured:
+    """A few steps of the run's largest rows. ConfigError where that cannot be done here."""
+    from counterpoint.configs.schema import SftRun
+    from counterpoint.train.model.load import device_of
+
+    if not isinstance(settings, SftRun) or not work.rows:
+        raise ConfigError("--measure: only a run of recipe sft whose data is there can be measured: leave it out")
+    if settings.model.base == "mxfp4" or device_of("auto" if estimate.device == "cuda" else "cpu").type != (
+        estimate.device
+    ):
+        raise ConfigError("--measure: random weights are bf16 and on this machine: leave it out, or change those")
+    if budget is not None and not estimate.fits(budget):
+        raise ConfigError(
+            f"--measure: the run needs {_size(estimate.memory.total)}, more than is here: change it first"
+        )
+    few = settings.train.model_copy(update={"steps": MEASURED_STEPS, "device": estimate.device})
+    model = settings.model.model_copy(update={"init": "random"})
+    with tempfile.TemporaryDirectory() as folder:
+        return _measured_steps(settings.model_copy(update={"train": few, "model": model}), work, Path(folder))
+
+
+def _measured_steps(settings: Any, work: Work, folder: Path) -> Measured:
+    from counterpoint.data.batches.collate import Collator
+    from counterpoint.train.adapters.attach import attach_lora
+    from counterpoint.train.checkpoints.resume import Identity
+    from counterpoint.train.loop.arguments import loop_settings, sft_arguments
+    from counterpoint.train.loop.trainer import CounterpointTrainer
+    from counterpoint.train.model.load import device_of, load_model
+    from counterpoint.train.model.paths import use_paths
+    from counterpoint.train.plan.measure import measured_training
+
+    loaded = load_model(settings.model, device_of(settings.train.device))
+    if settings.lora.enabled:
+        loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
+    use_paths(loaded.model, settings.model)
+    rows = sorted(work.rows, key=lambda row: len(row), reverse=True)
+    rows = rows[: settings.train.batch_rows * settings.train.accumulation * MEASURED_STEPS]
+    mapping = loaded.vocabulary_map
+    args = replace(sft_arguments(settings, folder, len(rows)), train_sampling_strategy="sequential")
+    trainer = CounterpointTrainer(
+        loaded.model,
+        args,
+        rows,
+        Collator(None if mapping.is_identity else mapping.rows, loaded.pad_row),
+        loop_settings(settings, folder),
+        Identity({}, "", 1),
+    )
+    cast(Any, trainer)._save_checkpoint = lambda *_: None
+    return measured_training(trainer)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: write a number above 0")
+    return value
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.1f} MiB"

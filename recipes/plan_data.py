@@ -1,0 +1,124 @@
+"""What a run will train on: rows, tokens, steps, and the largest forward pass; for the command `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from counterpoint.configs.errors import CounterpointError
+from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
+
+if TYPE_CHECKING:
+    from counterpoint.data.batches.tree import TreeRow
+    from counterpoint.train.plan.estimate import TrainingRun
+    from counterpoint.train.plan.memory import Batch
+
+
+@dataclass(frozen=True)
+class Work:
+    """batch: the largest forward pass of a process. steps and tokens of the whole run are None where the data is not
+    there. lines: the data, for a person. rows: of a supervised run, to measure with."""
+
+    batch: Batch
+    steps: int | None
+    tokens: int | None
+    lines: tuple[str, ...]
+    rows: Sequence[TreeRow] = ()
+
+
+def work_of(run: TrainingRun) -> Work:
+    """Reads the data as training would. Data that cannot be read is planned for at its longest, and told."""
+    try:
+        if isinstance(run, SftRun):
+            return _supervised(run)
+        return _pairs(run) if isinstance(run, DpoRun) else _rollouts(run)
+    except (CounterpointError, OSError) as error:
+        return _longest(run, str(error))
+
+
+def _processes(run: TrainingRun) -> int:
+    return run.launch.processes * run.launch.nodes
+
+
+def _supervised(run: SftRun) -> Work:
+    from counterpoint.data.build import build_training_rows
+    from counterpoint.train.loop.arguments import rows_per_step, total_steps
+    from counterpoint.train.model.load import load_vocabulary_of
+    from counterpoint.train.plan.memory import Batch
+
+    data = build_training_rows(run.data.train, run.data, load_vocabulary_of(run.model))
+    taken = min(run.train.batch_rows, len(data.rows))
+    targets = sorted((len(row.target_id) for row in data.rows), reverse=True)[:taken]
+    batch = Batch(taken, max(len(row) for row in data.rows), sum(targets))
+    steps, step_rows = total_steps(run, len(data.rows), _processes(run)), rows_per_step(run, _processes(run))
+    mean = sum(len(row) for row in data.rows) / len(data.rows)
+    passes = steps * step_rows / len(data.rows)
+    cut = data.report.too_long
+    lines = [
+        *data.report.lines(),
+        f"{len(data.rows):,} rows of {mean:,.0f} tokens (the longest {batch.width:,}), {step_rows} a step: "
+        f"{steps:,} steps, {passes:.3g} passes",
+        f"{cut:,} examples longer than data.max_tokens ({run.data.max_tokens:,}) left out" if cut else "no row is cut",
+    ]
+    return Work(batch, steps, round(steps * step_rows * mean), tuple(lines), data.rows)
+
+
+def _pairs(run: DpoRun) -> Work:
+    from counterpoint.data.pairs import build_pairs
+    from counterpoint.train.loop.arguments import rows_per_step
+    from counterpoint.train.loop.rl_arguments import steps_of
+    from counterpoint.train.model.load import load_vocabulary_of
+    from counterpoint.train.plan.memory import Batch
+
+    found = build_pairs(run.data.train, run.data, run.dpo, load_vocabulary_of(run.model), seed=run.seed)
+    per_step = rows_per_step(cast(Any, run), _processes(run))
+    steps = steps_of(run, len(found.pairs), per_step)
+    both = 2 * min(run.train.batch_rows, len(found.pairs))
+    width = max(pair.tokens for pair in found.pairs)
+    mean = sum(2 * pair.tokens for pair in found.pairs) / len(found.pairs)
+    lines = (*found.lines(), f"the longest side has {width:,} tokens; {per_step} pairs a step: {steps:,} steps")
+    return Work(Batch(both, width, both * width), steps, round(steps * per_step * mean), lines)
+
+
+def _rollouts(run: GrpoRun) -> Work:
+    from counterpoint.data.harmony.render import Renderer
+    from counterpoint.recipes.grpo import read_prompts, render_settings
+    from counterpoint.train.loop.arguments import rows_per_step
+    from counterpoint.train.loop.rewarded import items_of
+    from counterpoint.train.loop.rl_arguments import steps_of
+    from counterpoint.train.model.load import load_vocabulary_of
+    from counterpoint.train.plan.memory import Batch
+
+    renderer = Renderer(load_vocabulary_of(run.model), render_settings(run.data))
+    prompts = read_prompts(run.data, renderer)
+    items = items_of(prompts, renderer, run.grpo.efforts)
+    rollouts = rows_per_step(cast(Any, run), _processes(run))
+    steps = steps_of(run, len(items), rollouts // run.grpo.group)
+    longest = max(len(renderer.prompt(item.prompt.conversation, item.effort)) for item in items)
+    width = longest + run.rollout.completion_tokens
+    lines = [
+        f"{len(prompts):,} prompts (the longest {longest:,} tokens), rollouts of up to "
+        f"{run.rollout.completion_tokens:,} tokens, {rollouts} a step: {steps:,} steps",
+        "tokens and time count every rollout at its longest, and once more for its sampling",
+    ]
+    if run.tools != type(run.tools)():
+        lines.append("declarations of tools are not counted")
+    batch = Batch(run.train.batch_rows, width, run.train.batch_rows * run.rollout.completion_tokens)
+    return Work(batch, steps, 2 * steps * rollouts * width, tuple(lines))
+
+
+def _longest(run: TrainingRun, why: str) -> Work:
+    """Full rows that carry loss everywhere: the most that the settings let through."""
+    from counterpoint.train.plan.memory import Batch
+
+    rows = run.train.batch_rows * (2 if isinstance(run, DpoRun) else 1)
+    width = run.data.max_tokens
+    if isinstance(run, SftRun):
+        width = run.data.pack_tokens or width
+    elif isinstance(run, GrpoRun):
+        width += run.rollout.completion_tokens
+    lines = (f"not read ({why})", f"planned for full rows of {width:,} tokens")
+    per_step = run.train.batch_rows * run.train.accumulation * _processes(run) * width
+    steps = run.train.steps
+    return Work(Batch(rows, width, rows * width), steps, steps * per_step if steps else None, lines)

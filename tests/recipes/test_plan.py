@@ -1,0 +1,93 @@
+"""counterpoint plan: figures of a run file before anything is loaded, checked against what a run then does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterpoint.configs import builtin
+from counterpoint.configs.load import load_run
+from counterpoint.recipes import cli
+
+TRAINING = [name for name in builtin.names() if load_run(name).recipe in ("sft", "dpo", "grpo")]
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = cli.main(["plan", *arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_shipped_run_file_is_planned(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert cli.main(["plan", name]) in (0, 1)
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line[:9].strip() for line in lines if line[:9].strip()]
+    full = not load_run(name).lora.enabled  # type: ignore[union-attr]
+    assert titles == ["model", "full" if full else "lora", "data", "memory", "fits", "disk", "time"]
+
+
+def test_what_is_planned_is_what_happens(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    settings = [
+        "train.steps=2", "train.batch_rows=2", "train.log_every=1", "eval.at_start=false", "eval.base=false",
+        "eval.max_new_tokens=2", "tracking.wandb=off", f"output={tmp_path}",
+        "data.train={path: 'example:quickstart', rows: 20}",
+    ]  # fmt: skip
+    code, plan = planned(capsys, "quickstart", *settings)
+    assert code == 0
+    assert cli.main(["train", "quickstart", *settings]) == 0
+    folder = next(tmp_path.iterdir())
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    numbers = {key: value for line in metrics for key, value in line.items()}
+    assert sum(plan["trainable"].values()) == 55_296
+    assert plan["steps"] == max(line["step"] for line in metrics) == 2
+    assert plan["tokens"] == pytest.approx(numbers["tokens"], rel=0.5)
+    checkpoint = folder / "checkpoints" / "step-000002"
+    written = sum(path.stat().st_size for path in checkpoint.iterdir())
+    assert plan["checkpoint_bytes"] == pytest.approx(written, rel=0.15)
+
+
+def test_a_stated_rate_gives_the_time(capsys: pytest.CaptureFixture[str]) -> None:
+    _, plan = planned(capsys, "quickstart", "--tokens-per-second", "1000")
+    assert plan["seconds"] == plan["tokens"] / 1000
+
+
+def test_a_measured_rate_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    _, plan = planned(capsys, "quickstart", "data.train={path: 'example:quickstart', rows: 40}", "--measure")
+    assert plan["measured"]["tokens_per_second"] > 0
+    memory = plan["memory"]
+    above = memory["peak"] - memory["weights"] - memory["adapter"]
+    assert above == pytest.approx(plan["measured"]["above"], rel=0.15)
+
+
+def test_what_does_not_fit_is_told_with_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["plan", "sft/gpt_oss_20b_lora", "--memory", "40"])
+    out = capsys.readouterr().out
+    assert code == 1
+    assert "no; model.base=mxfp4 makes it" in out
+    assert "my_conversations.jsonl" in out
+    code, plan = planned(capsys, "sft/gpt_oss_20b_lora", "--memory", "40")
+    assert code == 1
+    assert plan["fits"] == {"24 GB": False, "48 GB": False, "80 GB": True, "here": False}
+    fixed = [f"{key}={str(value).lower()}" for key, value in plan["changes"]["here"].items()]
+    code, plan = planned(capsys, "sft/gpt_oss_20b_lora", "--memory", "40", *fixed)
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["eval/channels"], "trains nothing"),
+        (["sft/gpt_oss_20b_lora", "--measure"], "--measure: only a run of recipe sft whose data is there"),
+        (["quickstart", "model.name=some/where/else"], "there is no folder"),
+        (["nothing"], "no such run file"),
+    ],
+)
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
+    assert cli.main(["plan", *arguments]) in (1, 2)
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert told in captured.err
+    assert captured.out == ""

@@ -1,0 +1,154 @@
+"""The estimate of a step's memory against what torch really allocates in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GptOssConfig, GptOssForCausalLM
+
+from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.schema import SftRun, TrainSettings
+from counterpoint.data.batches.tree import TreeRow
+from counterpoint.train.adapters.attach import attach_lora
+from counterpoint.train.model.paths import use_paths
+from counterpoint.train.plan.estimate import Estimate, changes_to_fit
+from counterpoint.train.plan.measure import allocated_peak
+from counterpoint.train.plan.memory import Batch
+
+TINY = {
+    "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 64,
+    "intermediate_size": 64, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1408,
+}  # fmt: skip
+MIDDLE = {
+    "num_hidden_layers": 2, "num_local_experts": 32, "num_experts_per_tok": 4, "hidden_size": 512,
+    "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 201088,
+}  # fmt: skip
+
+
+def run_of(folder: Path, shape: dict[str, int], **train: Any) -> SftRun:
+    """A run whose model is only a config.json."""
+    GptOssConfig(**shape).save_pretrained(folder)
+    model = ModelSettings(name=str(folder), **train.pop("model", {}))
+    lora = train.pop("lora", LoraSettings())
+    return SftRun.model_validate(
+        {"recipe": "sft", "model": model, "lora": lora, "data": {"train": "x.jsonl"}, "train": TrainSettings(**train)}
+    )
+
+
+def rows_of(shape: dict[str, int], rows: int, width: int) -> list[TreeRow]:
+    random, position = np.random.default_rng(0), np.arange(width, dtype=np.int32)
+    source = np.flatnonzero(position[1:] // 64 % 2 == 1).astype(np.int32)
+    out = []
+    for n in range(rows):
+        ids = random.integers(2, shape["vocab_size"], width).astype(np.int32)
+        weight, channel = np.ones(len(source), np.float32), np.full(len(source), 3, np.uint8)
+        end = np.full(width, width, np.int32)
+        out.append(TreeRow(ids, position, end, source, ids[source + 1], weight, channel, (f"{n}#0",), width))
+    return out
+
+
+def measured(tiny_run: Any, folder: Path, run: SftRun, shape: dict[str, int], rows: list[TreeRow]) -> tuple[int, int]:
+    """(bytes of the model with its adapter, the most above them in two steps)."""
+    torch.manual_seed(0)
+    config = GptOssConfig(**shape, router_aux_loss_coef=0.0)
+    config._attn_implementation = "eager"
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[run.model.dtype]
+    model: Any = GptOssForCausalLM(config).to(dtype)
+    if run.lora.enabled:
+        model = attach_lora(model, run.lora)
+    use_paths(model, run.model)
+    if run.train.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    loop = {"lean_loss": run.model.loss == "lean"}
+    count = len(rows) // 2
+    trainer = tiny_run.make(folder, model=model, rows=rows, steps=2, batch=count, accumulation=1, every=100, loop=loop)
+    trainer._save_checkpoint = lambda *_: None
+    size = sum(p.nbytes for p in model.parameters())
+    return size, allocated_peak(trainer.train, torch.device("cpu"))
+
+
+def compare(tiny_run: Any, folder: Path, shape: dict[str, int], rows: int, width: int, **settings: Any) -> None:
+    run = run_of(folder, shape, **settings)
+    made = rows_of(shape, 2 * rows, width)
+    batch = Batch(rows, width, sum(len(row.target_id) for row in made[:rows]))
+    estimate = Estimate.of(run, batch, "cpu").memory
+    size, above = measured(tiny_run, folder, run, shape, made)
+    assert estimate.weights + estimate.adapter == size
+    assert estimate.total == pytest.approx(size + above, rel=0.15)
+    # On the tiny model the weights are nothing; on the larger one they must not hide an error.
+    assert estimate.total - size == pytest.approx(above, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": {"dtype": "float32"}},
+        {"model": {"dtype": "bfloat16"}},
+        {"model": {"dtype": "float32"}, "activation_checkpointing": True},
+        {"model": {"dtype": "float32"}, "lora": LoraSettings(enabled=False)},
+        {"model": {"dtype": "float32", "loss": "reference"}},
+        {"model": {"dtype": "float32", "attention": "reference"}},
+        {"model": {"dtype": "float32", "experts": "reference"}},
+    ],
+    ids=["float32", "bfloat16", "checkpointed", "full", "loss", "attention", "experts"],
+)
+def test_the_tiny_model(tiny_run: Any, tmp_path: Path, settings: dict[str, Any]) -> None:
+    compare(tiny_run, tmp_path, TINY, 16, 256, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_model_of_middle_size(tiny_run: Any, tmp_path: Path, dtype: str) -> None:
+    compare(tiny_run, tmp_path, MIDDLE, 1, 2048, model={"dtype": dtype})
+
+
+def released(name: str, **changes: Any) -> SftRun:
+    values = {"recipe": "sft", "model": {"name": f"openai/{name}"}, "data": {"train": "x.jsonl"}, **changes}
+    return SftRun.model_validate(values)
+
+
+def test_the_released_models_need_no_download() -> None:
+    estimate = Estimate.of(released("gpt-oss-20b"), Batch(1, 8192, 8192), "cuda")
+    assert estimate.shape.base == 20_914_757_184
+    assert estimate.memory.weights == 2 * 20_914_757_184
+    packed = Estimate.of(
+        released("gpt-oss-20b", model={"name": "openai/gpt-oss-20b", "base": "mxfp4"}), estimate.batch, "cuda"
+    )
+    assert packed.memory.weights == pytest.approx(13.7e9, rel=0.01)
+    large = Estimate.of(released("gpt-oss-120b"), estimate.batch, "cuda")
+    assert large.shape.base == pytest.approx(116.8e9, rel=1e-3)
+
+
+def test_changes_make_it_fit_and_none_is_superfluous() -> None:
+    estimate = Estimate.of(released("gpt-oss-20b"), Batch(4, 8192, 8192), "cuda")
+    budget = 24 * 2**30
+    assert not estimate.fits(budget)
+    changes = changes_to_fit(estimate, budget)
+    assert changes
+    assert estimate.changed(changes).fits(budget)
+    for one in changes:
+        if one[0] not in ("train.accumulation", "data.pack_tokens", "launch.strategy"):
+            assert not estimate.changed([change for change in changes if change != one]).fits(budget)
+    assert changes_to_fit(estimate, 2**30) is None
+
+
+def test_more_memory_takes_longer_rows() -> None:
+    estimate = Estimate.of(
+        released("gpt-oss-20b", train={"activation_checkpointing": True}), Batch(1, 512, 512), "cuda"
+    )
+    lengths = [estimate.longest_row(size * 2**30) for size in (24, 48, 80)]
+    assert lengths[0] == 0
+    assert lengths[1] < lengths[2] <= 131_072
+    assert estimate._with_width(lengths[2]).fits(80 * 2**30)
+    assert not estimate._with_width(lengths[2] + 256).fits(80 * 2**30)
+
+
+def test_sharding_divides_what_is_held() -> None:
+    one = Estimate.of(released("gpt-oss-20b"), Batch(1, 2048, 2048), "cuda")
+    eight = one.changed([("launch.processes", 8), ("launch.strategy", "fsdp2")])
+    assert eight.memory.adapter == one.memory.adapter // 8
+    assert one.memory.weights / 8 < eight.memory.weights < one.memory.weights / 3

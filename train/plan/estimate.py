@@ -1,0 +1,188 @@
+"""From a run file to figures: memory of a step, disk of its checkpoints, and the changes that make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
+from counterpoint.train.model.load import dtype_of
+from counterpoint.train.model.precision import compute_dtype
+from counterpoint.train.plan.memory import Batch, Memory, Plan, peak
+from counterpoint.train.plan.shape import Shape, shape_of, weight_bytes
+
+TrainingRun = SftRun | DpoRun | GrpoRun
+GIB = 1 << 30
+USABLE = 0.95
+"""Share of a device's memory that a plan may fill."""
+CARDS = {"24 GB": 24, "48 GB": 48, "80 GB": 80}
+SHORTEST_ROW, LONGEST_ROW = 256, 131_072
+EIGHT_BIT = 2.03
+"""Bytes of AdamW's two moments for a number in 8 bits: one each, and a scale for each 256."""
+WHOLE_LOGITS = 9
+"""Tensors of the size of all logits that TRL's preference and reward losses hold, as measured on the tiny model."""
+Change = tuple[str, Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run as it would be on `device` (`cpu` or `cuda`), its largest forward pass being `batch`."""
+
+    run: TrainingRun
+    batch: Batch
+    device: str
+    shape: Shape
+
+    @staticmethod
+    def of(run: TrainingRun, batch: Batch, device: str) -> Estimate:
+        return Estimate(run, batch, device, shape_of(run.model, run.lora))
+
+    @property
+    def processes(self) -> int:
+        return self.run.launch.processes * self.run.launch.nodes
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight: as the run file says, `auto` being bfloat16 on a GPU."""
+        if self.run.model.dtype == "auto":
+            return 2 if self.device == "cuda" else 4
+        return dtype_of(self.run.model.dtype, torch.device("cpu")).itemsize
+
+    @property
+    def trained_itemsize(self) -> int:
+        """PEFT keeps adapters in float32; a whole model trains in its own format."""
+        return self.itemsize if self.shape.full else 4
+
+    @property
+    def moment_bytes(self) -> float:
+        """Bytes of the optimizer's state for one trained number."""
+        return EIGHT_BIT if self.run.train.optimizer == "adamw_8bit" else 2.0 * self.trained_itemsize
+
+    @cached_property
+    def memory(self) -> Memory:
+        return peak(self.shape, self.batch, self._plan())
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """One checkpoint: what trained, and the optimizer's state."""
+        return int(self.shape.trainable * (self.trained_itemsize + self.moment_bytes))
+
+    @property
+    def disk_bytes(self) -> int:
+        """Checkpoints that are kept, one being written before an old one goes, and the result."""
+        return (self.run.train.keep_checkpoints + 1) * self.checkpoint_bytes + (
+            self.shape.trainable * self.trained_itemsize
+        )
+
+    def fits(self, budget: float) -> bool:
+        """Whether a process fits into `budget` bytes of device memory."""
+        return self.memory.total <= USABLE * budget
+
+    def longest_row(self, budget: float) -> int:
+        """Tokens of the longest row that fits into `budget` with these settings, in steps of 256; 0 for none."""
+        low, high = 0, LONGEST_ROW // SHORTEST_ROW + 1
+        while low + 1 < high:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._with_width(SHORTEST_ROW * middle).fits(budget) else (low, middle)
+        return SHORTEST_ROW * low
+
+    def _with_width(self, width: int) -> Estimate:
+        share = width / self.batch.width
+        batch = Batch(self.batch.rows, width, max(1, round(self.batch.targets * share)))
+        return replace(self, batch=batch)
+
+    def _plan(self) -> Plan:
+        model, train = self.run.model, self.run.train
+        number = {2: torch.bfloat16, 4: torch.float32}[self.itemsize]
+        rewarded = not isinstance(self.run, SftRun)
+        # TRL pads these rows on the left or right, and the lean attention leaves padded rows to the eager one.
+        padded = rewarded and self.batch.rows > 1
+        return Plan(
+            self.device,
+            self.itemsize,
+            compute_dtype(torch.empty(0, dtype=number)).itemsize if self.device == "cpu" else self.itemsize,
+            weight_bytes(self.shape, model, self.itemsize),
+            self.moment_bytes,
+            train.activation_checkpointing,
+            train.accumulation > 1,
+            self.processes,
+            self.run.launch.strategy == "fsdp2" and self.processes > 1,
+            model.attention == "lean" and not padded,
+            model.experts == "lean",
+            model.loss == "lean",
+            model.base == "mxfp4",
+            WHOLE_LOGITS if rewarded else 0,
+            isinstance(self.run, DpoRun) and self.shape.full,
+        )
+
+    def changed(self, changes: list[Change]) -> Estimate:
+        """The same run with other settings (`train.batch_rows`, 1)."""
+        run, batch = self.run, self.batch
+        for key, value in changes:
+            section, name = key.split(".")
+            before = getattr(run, section)
+            run = run.model_copy(update={section: before.model_copy(update={name: value})})
+            if key == "train.batch_rows":
+                share = value / batch.rows
+                batch = Batch(value, batch.width, max(1, round(batch.targets * share)))
+            elif key in ("data.max_tokens", "data.pack_tokens") and value < batch.width:
+                batch = Batch(batch.rows, value, max(1, round(batch.targets * value / batch.width)))
+        return Estimate.of(run, batch, self.device)
+
+
+def changes_to_fit(estimate: Estimate, budget: float) -> list[Change] | None:
+    """The first settings to change until a step fits into `budget` bytes; None where none of these helps."""
+    chosen: dict[str, list[Change]] = {}
+    now = estimate
+    for options in _candidates(estimate):
+        if now.fits(budget):
+            break
+        tried = now.changed(options)
+        if tried.memory.total < 0.98 * now.memory.total:
+            chosen[options[0][0]], now = options, tried
+    if not now.fits(budget):
+        return None
+    for key in list(chosen):
+        # What later changes made superfluous.
+        rest = [change for other, options in chosen.items() if other != key for change in options]
+        if estimate.changed(rest).fits(budget):
+            del chosen[key]
+    changes = [change for options in chosen.values() for change in options]
+    return [(key, value) for key, value in changes if _value(estimate.run, key) != value]
+
+
+def _value(run: TrainingRun, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(run, section), name)
+
+
+def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
+    """From what costs least to what costs most."""
+    run, full = estimate.run, estimate.shape.full
+    for part in ("loss", "attention", "experts"):
+        if getattr(run.model, part) == "reference":
+            yield [(f"model.{part}", "lean")]
+    if run.train.batch_rows > 1 and not isinstance(run, GrpoRun):
+        yield [("train.batch_rows", 1), ("train.accumulation", run.train.accumulation * run.train.batch_rows)]
+    if not run.train.activation_checkpointing:
+        yield [("train.activation_checkpointing", True)]
+    if not full and run.model.base == "bf16" and estimate.shape.packable > 1e9 and run.launch.strategy != "fsdp2":
+        yield [("model.base", "mxfp4")]
+    if run.train.optimizer == "adamw":
+        yield [("train.optimizer", "adamw_8bit")]
+    if run.lora.enabled and run.lora.experts:
+        rank = run.lora.expert_rank or run.lora.rank
+        yield from ([("lora.expert_rank", smaller)] for smaller in (8, 4) if smaller < rank)
+    if isinstance(run, SftRun):
+        pack, tokens = run.data.pack_tokens, min(run.data.max_tokens, estimate.batch.width)
+        while tokens >= 2048:
+            tokens //= 2
+            yield [("data.max_tokens", tokens), *([("data.pack_tokens", tokens)] if pack else [])]
+    if estimate.device == "cuda" and run.model.base == "bf16":
+        for count in (2, 4, 8, 16):
+            if count > estimate.processes:
+                yield [("launch.processes", count), ("launch.strategy", "fsdp2")]

@@ -1,0 +1,240 @@
+"""How much memory a training step takes at its worst moment, from the sizes of what the lean path holds.
+
+Legend: N tokens of a forward pass (rows x longest row), T trained positions, H hidden, Q query width, G key width,
+K experts a token, R = N K routed rows, I intermediate, V vocabulary, r rank. All figures are bytes.
+
+Each term below is a tensor in `train/model/attention.py`, `train/adapters/expert_math.py` or `train/loop/loss.py`.
+Live bytes follow the passes, so the largest sum is at one of four moments: the loss, the backward pass of the last
+layer or of the first, or the optimizer's step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from counterpoint.train.plan.shape import Shape
+
+MIB = 1 << 20
+CUDA_CONTEXT = 900 * MIB
+"""Driver, kernels and libraries of one process on a GPU: about this much, and not torch's to count."""
+FRAGMENTATION = 0.03
+"""What a GPU's allocator holds and cannot use, as a share of activations."""
+LOGIT_BYTES = {"cpu": 128 * MIB, "cuda": 1024 * MIB}
+WIDENED_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass of one process: rows, tokens of the longest, and positions with a target over all rows."""
+
+    rows: int
+    width: int
+    targets: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.width
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides the memory of a step besides the shape and the batch.
+
+    itemsize: bytes of a weight that is not packed. wide: bytes in which products run (4 on a CPU without AMX).
+    processes: of the whole run; sharded: FSDP2. accumulates: gradients lie in memory during the next forward pass.
+    lean_*: the paths of section `model`. whole_logits: forward passes whose logits are all held at once (preference and
+    reward training), 0 where the loss runs in chunks.
+    """
+
+    device: str
+    itemsize: int
+    wide: int
+    weights: int
+    optimizer_bytes: float = 8.0
+    checkpointing: bool = False
+    accumulates: bool = False
+    processes: int = 1
+    sharded: bool = False
+    lean_attention: bool = True
+    lean_experts: bool = True
+    lean_loss: bool = True
+    packed: bool = False
+    whole_logits: int = 0
+    reference_copy: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by component at the worst moment of a step, on one process."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    other: int
+    moment: str
+
+    @property
+    def total(self) -> int:
+        return sum(size for _, size in self.parts())
+
+    def parts(self) -> Iterator[tuple[str, int]]:
+        for name in ("weights", "adapter", "gradients", "optimizer", "activations", "loss", "other"):
+            yield name, getattr(self, name)
+
+
+def peak(shape: Shape, batch: Batch, plan: Plan) -> Memory:
+    """Memory of the worst moment."""
+    return max(moments(shape, batch, plan), key=lambda memory: memory.total)
+
+
+def moments(shape: Shape, batch: Batch, plan: Plan) -> list[Memory]:
+    """Memory at each moment that can be the worst."""
+    one_layer, inputs = layer_bytes(shape, batch, plan), batch.tokens * shape.hidden * plan.itemsize
+    saved = shape.layers * inputs if plan.checkpointing else shape.layers * one_layer
+    again = one_layer if plan.checkpointing else 0
+    top = _last_norm(shape, batch, plan)
+    # When attention's turn comes, what the experts saved is gone.
+    attention = _attention_backward(shape, batch, plan) - _expert_bytes(shape, batch, plan)
+    backward = max(_experts_backward(shape, batch, plan), attention)
+    gradients = _gradients(shape, plan)
+    base = Memory(
+        plan.weights // (plan.processes if plan.sharded else 1) + _gathered(shape, plan),
+        0 if shape.full else shape.trainable * 4 // (plan.processes if plan.sharded else 1),
+        0,
+        int(shape.trainable * plan.optimizer_bytes) // (plan.processes if plan.sharded else 1),
+        0, 0, _other(shape, plan), "",
+    )  # fmt: skip
+    held = gradients if plan.accumulates else 0
+    last = gradients // max(1, shape.layers) if not plan.accumulates else gradients
+    found = [
+        replace(base, gradients=held, activations=saved + top, loss=_loss(shape, batch, plan), moment="the loss"),
+        replace(
+            base, gradients=last, activations=saved + again + backward + 2 * inputs,
+            moment="the backward pass of the last layer",
+        ),
+        replace(
+            base, gradients=gradients, activations=one_layer + backward + 2 * inputs,
+            moment="the backward pass of the first layer",
+        ),
+        replace(base, gradients=gradients, activations=_step(shape, plan), moment="the optimizer's step"),
+    ]  # fmt: skip
+    if plan.device == "cuda":
+        found = [replace(m, other=m.other + int(FRAGMENTATION * (m.activations + m.loss))) for m in found]
+    return found
+
+
+def layer_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
+    """What one decoder layer keeps from its forward pass for its backward pass."""
+    n, a, hidden = batch.tokens, plan.itemsize, shape.hidden
+    mixed = a < 4
+    # A norm computes in float32 and keeps its input in it; in float32 that is the residual stream itself.
+    norms = 2 * n * (hidden * 4 + 4)
+    residual = n * hidden * a * (1 if mixed else 0)
+    return norms + residual + _attention_bytes(shape, batch, plan) + _expert_bytes(shape, batch, plan)
+
+
+def _attention_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
+    n, a, query, key = batch.tokens, plan.itemsize, shape.query_width, shape.key_width
+    mixed, rank = a < 4, shape.attention_rank
+    inputs = n * shape.hidden * a
+    if rank and mixed:
+        # Under autocast PEFT makes its own bfloat16 copy of the input of each projection.
+        inputs = n * a * (3 * shape.hidden + query)
+    kept = inputs + n * a * (query + 2 * key) + 4 * n * rank * a
+    if plan.lean_attention:
+        return kept + n * query * a + n * shape.heads * 4
+    scores = batch.rows * shape.heads * batch.width * (batch.width + 1)
+    # Keys and values repeated for every head, and the probabilities.
+    return kept + n * a * 3 * query + scores * a
+
+
+def _expert_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
+    n, a, hidden = batch.tokens, plan.itemsize, shape.hidden
+    routed, inner, rank = n * shape.active, shape.intermediate, shape.expert_rank
+    router = n * (shape.experts * a + shape.active * (a + 8)) + routed * 16
+    if plan.lean_experts and not shape.full:
+        return n * hidden * a + routed * 2 * inner * a + 2 * routed * rank * plan.wide + router
+    # PEFT makes a changed copy of all weights; transformers' experts, which also train in full, keep every step.
+    delta = shape.expert_numbers() * a if rank else 0
+    return n * hidden * a + delta + routed * a * (2 * hidden + 9 * inner) + router
+
+
+def _experts_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
+    """What the backward pass of one layer's experts holds besides what is saved."""
+    routed, inner, hidden = batch.tokens * shape.active, shape.intermediate, shape.hidden
+    numbers = shape.experts * shape.expert_rank * (2 * hidden + 3 * inner)
+    if not plan.lean_experts or shape.full:
+        return 2 * shape.expert_numbers() * plan.itemsize
+    if plan.device == "cuda":
+        dense = shape.expert_numbers() * 2 // 3 * plan.itemsize if plan.packed else 0
+        rows = routed * (hidden * plan.itemsize + 4 * inner * plan.itemsize + 6 * inner * 4)
+        return rows + dense + 2 * numbers * plan.itemsize
+    # One expert at a time, the busiest one with about one and a half times its share.
+    one = min(batch.tokens, 3 * routed // (2 * shape.experts))
+    return routed * hidden * plan.wide + one * (hidden + 11 * inner) * plan.wide + numbers * 4
+
+
+def _attention_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
+    n, query, key = batch.tokens, shape.query_width, shape.key_width
+    if not plan.lean_attention:
+        return 2 * batch.rows * shape.heads * batch.width**2 * plan.itemsize
+    if plan.device == "cuda":
+        return n * plan.itemsize * (5 * query + 4 * key)
+    # Flat copies, gradients, and one call's blocks with keys and values repeated for every head.
+    return n * plan.wide * (10 * query + 4 * key)
+
+
+def _last_norm(shape: Shape, batch: Batch, plan: Plan) -> int:
+    """The last residual, its float32 copy where there is one, and the normalised output."""
+    copies = 4 + 2 * plan.itemsize if plan.itemsize < 4 else 2 * plan.itemsize
+    return batch.tokens * shape.hidden * copies
+
+
+def _loss(shape: Shape, batch: Batch, plan: Plan) -> int:
+    hidden, rows, a = shape.hidden, shape.vocabulary, plan.itemsize
+    if plan.whole_logits:
+        return plan.whole_logits * batch.tokens * rows * a + batch.tokens * rows * 4
+    targets = batch.targets * hidden * a
+    if not plan.lean_loss:
+        return targets + batch.targets * rows * (a * (2 if a < 4 else 1) + 8)
+    chunk = max(1, min(batch.targets, LOGIT_BYTES[plan.device] // (rows * 4)))
+    products = 3 * chunk * hidden * 4
+    if a < 4:
+        products += (
+            2 * min(rows, WIDENED_ROWS) * hidden * 4 if plan.device == "cpu" and plan.wide == 4 else chunk * rows * a
+        )
+    trained_head = rows * hidden * 4 if shape.full else 0
+    return 2 * targets + chunk * rows * 4 + products + trained_head
+
+
+def _gradients(shape: Shape, plan: Plan) -> int:
+    each = plan.itemsize if shape.full else 4
+    size = shape.trainable * each
+    if plan.sharded:
+        return size // plan.processes
+    # DDP keeps the buckets that it sends beside the gradients.
+    return 2 * size if plan.processes > 1 else size
+
+
+def _step(shape: Shape, plan: Plan) -> int:
+    """What the optimizer holds for a moment: on a CPU two tensors of the size of its largest parameter."""
+    if plan.device == "cuda" or not shape.full:
+        return 0
+    return 2 * shape.largest * plan.itemsize
+
+
+def _gathered(shape: Shape, plan: Plan) -> int:
+    """FSDP2 gathers a layer for its computation, and the next one ahead of it; embedding and head as they are used."""
+    if not plan.sharded:
+        return 0
+    layer = (plan.weights - 2 * shape.vocabulary * shape.hidden * plan.itemsize) // max(1, shape.layers)
+    return 2 * layer + shape.vocabulary * shape.hidden * plan.itemsize
+
+
+def _other(shape: Shape, plan: Plan) -> int:
+    copy = plan.weights if plan.reference_copy else 0
+    return copy + (CUDA_CONTEXT if plan.device == "cuda" else 0)
