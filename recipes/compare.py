@@ -3,7 +3,8 @@
 The difference with its clustered error, whether so few items can tell, and which items flipped.
 
 examples:
-  counterpoint compare runs/base runs/tuned
+  counterpoint compare runs/first runs/second
+  counterpoint compare runs/first/evaluation/base runs/first/evaluation/tuned
   counterpoint compare a/samples.jsonl b/samples.jsonl --json
 """
 
@@ -21,7 +22,9 @@ _SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", metavar="A", help="folder of an evaluation, or its samples.jsonl")
+    parser.add_argument(
+        "a", metavar="A", help="run folder or evaluation (its tuned side), one side's folder, or samples.jsonl"
+    )
     parser.add_argument("b", metavar="B", help="the other one; positive differences are in its favour")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--all", action="store_true", help=f"every item that flipped, not only {_SHOWN} each way")

@@ -45,6 +45,17 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["flips"]["score"] == [{"task": "sums", "id": "0\x1b[31m", "effort": "low", "a": 0.0, "b": 1.0}]
 
 
+def test_run_folders_and_evaluations_stand_for_their_tuned_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, scores in (("first", [0.0, 1.0]), ("second", [1.0, 1.0])):
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        samples(tmp_path / name / "evaluation" / "tuned", scores)
+    for ends in ("", "/evaluation", "/evaluation/tuned", "/evaluation/tuned/samples.jsonl"):
+        assert main(["compare", f"{tmp_path}/first{ends}", f"{tmp_path}/second{ends}"]) == 0
+        assert "Too few items to tell: B is 50.0 points better" in capsys.readouterr().out
+
+
 def test_what_is_no_evaluation_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = samples(tmp_path / "a", [1.0])
     assert main(["compare", a, str(tmp_path / "none")]) == 1

@@ -121,10 +121,13 @@ def merge(folder: Path, keys: Sequence[Key]) -> list[Row] | None:
 
 
 def read_samples(path: Path) -> list[Row]:
-    """Rows of a finished evaluation: a samples file, or a folder that holds one. DataError for anything else."""
-    file = path / SAMPLES if path.is_dir() else path
+    """Rows of a finished evaluation: a samples file, a folder that holds one, an evaluation's folder (its tuned side), or
+    a run folder (its `evaluation`). DataError for anything else.
+    """
+    places = [path / place / SAMPLES for place in (".", "tuned", "evaluation/tuned")] if path.is_dir() else [path]
+    file = next((place for place in places if place.is_file()), None)
     fix = "give the folder of an evaluation, or its samples.jsonl"
-    if not file.is_file():
+    if file is None:
         raise DataError(f"{path}: no {SAMPLES} there: {fix}")
     rows: list[Row] = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):

@@ -35,8 +35,8 @@ class EvalPrompt:
 def load_prompts(path: str | SourceSpec | None, options: SourceOptions | None = None) -> list[EvalPrompt]:
     """Prompts of a file (`example:NAME` of the package; None takes the built-in probes), in its order.
 
-    A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or `calls`
-    (`{name, arguments}`, or BFCL's `{name: {argument: [accepted, ...]}}`, as `ground_truth` too); `schema`;
+    A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or
+    `calls` (`{name, arguments}`, or BFCL's `{name: {argument: [accepted, ...]}}`, as `ground_truth` too); `schema`;
     `instruction_id_list` with `kwargs`; a reasoning-gym entry; and `scorer` to name the comparison. DataError for an
     unusable row, or none at all.
     """
