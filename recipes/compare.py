@@ -23,7 +23,7 @@ _SHOWN = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "a", metavar="A", help="run folder or evaluation (its tuned side), one side's folder, or samples.jsonl"
+        "a", metavar="A", help="run folder or evaluation (its tuned side), a side's folder, samples.jsonl"
     )
     parser.add_argument("b", metavar="B", help="the other one; positive differences are in its favour")
     parser.add_argument("--json", action="store_true", help="one JSON object")

@@ -121,8 +121,8 @@ def merge(folder: Path, keys: Sequence[Key]) -> list[Row] | None:
 
 
 def read_samples(path: Path) -> list[Row]:
-    """Rows of a finished evaluation: a samples file, a folder that holds one, an evaluation's folder (its tuned side), or
-    a run folder (its `evaluation`). DataError for anything else.
+    """Rows of a finished evaluation: a samples file, a folder that holds one, an evaluation's folder (its tuned side),
+    or a run folder (its `evaluation`). DataError for anything else.
     """
     places = [path / place / SAMPLES for place in (".", "tuned", "evaluation/tuned")] if path.is_dir() else [path]
     file = next((place for place in places if place.is_file()), None)
