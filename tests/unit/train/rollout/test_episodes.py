@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,3 +196,42 @@ def test_a_model_is_sampled_like_by_the_sampler_alone(toolkit: Toolkit) -> None:
     swapped = run_episodes(prompts[::-1], renderer, Sampler(loaded), limits=limits, seed=seeds[::-1])
     assert swapped[::-1] == run[0]
     assert run_episodes(prompts, renderer, Sampler(loaded), limits=limits, seed=[8, 9, 10]) != run[0]
+
+
+MCP_SERVER = '''
+from mcp.server import MCPServer
+
+server = MCPServer("multiplier")
+
+@server.tool()
+def multiply(a: int, b: int) -> int:
+    """Multiplies."""
+    if b == 0:
+        raise ValueError("nothing times")
+    return a * b
+
+server.run("stdio")
+'''
+
+
+@pytest.mark.slow
+def test_an_episode_calls_the_tool_of_an_mcp_server(tmp_path: Path) -> None:
+    """Its tools are declared to the model, its result is appended and masked, its error is an answer like any other."""
+    (tmp_path / "server.py").write_text(MCP_SERVER)
+    command = shlex.join([sys.executable, str(tmp_path / "server.py")])
+    failing = IN_CHANNEL.replace('"b": 7', '"b": 0')
+    with Toolkit(mcp=[command], seconds=60.0) as toolkit:
+        asked = question(toolkit)
+        assert [tool.name for tool in asked.tools] == ["multiply"]
+        engine = ScriptedEngine(VOCABULARY, [failing, IN_CHANNEL, ANSWER])
+        (episode,) = run_episodes([asked], RENDERER, engine, toolbox=toolkit.toolbox)
+    failed, called = episode.called
+    assert failed.result.fault is not None
+    assert "multiply" in failed.result.content
+    assert (called.result.fault, called.result.content) == (None, "42")
+    sampled = [i for i, own in zip(episode.completion_ids, episode.env_mask, strict=True) if own]
+    assert sampled == VOCABULARY.encode_with_specials(failing + IN_CHANNEL + ANSWER)
+    assert "<|start|>functions.multiply to=assistant<|channel|>commentary<|message|>42<|end|>" in VOCABULARY.decode(
+        episode.completion_ids
+    )
+    assert episode.completion().final == "42"
