@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     items: Iterator[Item] = load_conversations(specs, options)
     survey, first = first_look(items, wanted)
     facts = _facts(data, survey)
+    names = [Path(spec.path).name for spec in specs]
+    title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     _tell(facts)
 
     from counterpoint.data.harmony.render import Renderer
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         items = conversations_from(specs[0], options, wanted.first) or items
     picked = chosen(first, items, wanted, one_file)
     rows = _explained(picked, renderer, data, args)
-    shown = _write_page(args, facts, rows, renderer) if args.html else _print_rows(args, rows, renderer, survey)
+    shown = _write_page(args, title, facts, rows, renderer) if args.html else _print_rows(args, rows, renderer, survey)
     if not shown:
         where = ", ".join(source.path for source in data.train)
         raise DataError(f"{where}: no such row: rows are numbered as messages name them, `file:17` is row 17")
@@ -145,9 +147,10 @@ def _print_rows(
 
 
 def _write_page(
-    args: argparse.Namespace, facts: list[str], rows: Iterator[Explained | BadRow], renderer: Renderer
+    args: argparse.Namespace, title: str, facts: list[str], rows: Iterator[Explained | BadRow], renderer: Renderer
 ) -> int:
     from counterpoint.data.page.build import PageBuilder
+    from counterpoint.data.visible import visible_line
 
     page = PageBuilder(renderer.vocabulary, args.limit or _EXAMPLES)
     for row in rows:
@@ -157,7 +160,7 @@ def _write_page(
     if not page.rows:
         return 0
     told = page.told()
-    write_text(args.html, page.page(Path(facts[0]).name, [*facts, told]))
+    write_text(args.html, page.page(visible_line(title), [*facts, told]))
     print(f"wrote {args.html}: {told}")
     return len(page.rows)
 
