@@ -1,4 +1,11 @@
-"""Write a checkpoint as an adapter or as merged bf16 weights, loaded again and proven equal before it counts."""
+"""Write a checkpoint as an adapter, as merged weights, or for llama.cpp; loaded again and compared before it counts.
+
+counterpoint export runs/mine-20260101-120000 --out mine-adapter
+counterpoint export runs/mine-20260101-120000 --to bf16 --out mine-merged --push me/mine
+counterpoint export runs/mine-20260101-120000 --to gguf --converter llama.cpp --out mine-gguf
+
+`adapter` is the default: it lies beside an MXFP4 base without loss. `mxfp4` rounds the merged experts and says how much
+of the adapter is left."""
 
 from __future__ import annotations
 
@@ -7,9 +14,11 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="a run folder, a checkpoint in one, an adapter, or a model folder")
-    parser.add_argument("--to", choices=("adapter", "bf16"), default="adapter", help="what to write (default adapter)")
+    targets = ("adapter", "bf16", "mxfp4", "gguf")
+    parser.add_argument("--to", choices=targets, default="adapter", help="what to write (default adapter)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write, which must not be there yet")
     parser.add_argument("--limit", type=float, metavar="KL", help="largest KL to the live model, in nats, that passes")
+    parser.add_argument("--converter", metavar="PATH", help="llama.cpp, or its convert_hf_to_gguf.py (for --to gguf)")
     parser.add_argument("--push", metavar="REPO", help="upload the folder to this Hugging Face repository afterwards")
 
 
@@ -19,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.train.checkpoints.export import export, push
     from counterpoint.train.checkpoints.find import find_checkpoint
 
-    done = export(find_checkpoint(args.checkpoint), args.to, Path(args.out), limit=args.limit)
+    done = export(find_checkpoint(args.checkpoint), args.to, Path(args.out), limit=args.limit, converter=args.converter)
     print(done.gate.line())
     for note in done.notes:
         print(f"note: {note}")

@@ -1,7 +1,8 @@
-"""The way home: a trained checkpoint as an adapter or as merged weights, proven equal to what was trained.
+"""The way home: a trained checkpoint as an adapter or as merged weights, proven to be what was trained.
 
 An export folder is whole or not there (`save.write_folder`). `manifest.json` says what it was made from, with which
-settings, and what the gate measured. The gate loads the export again from disk.
+settings, and what the gate measured. The gate loads the export again from disk; a GGUF file is made from bf16 weights
+that passed it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +26,16 @@ from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
 from counterpoint.data.build import render_settings
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.render import Renderer, RenderSettings
-from counterpoint.train.checkpoints import gate
+from counterpoint.train.checkpoints import gate, gguf_export
 from counterpoint.train.checkpoints.find import Found, open_checkpoint
+from counterpoint.train.checkpoints.mxfp4_export import write_mxfp4
 from counterpoint.train.checkpoints.save import MARKER, write_folder
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE, save_weights
 from counterpoint.train.model.load import LoadedModel, load_model
 from counterpoint.train.model.tiny import tiny_folder
 
-Target = Literal["adapter", "bf16"]
-LIMITS: dict[Target, float] = {"adapter": 1e-6, "bf16": 1e-2}
+Target = Literal["adapter", "bf16", "mxfp4", "gguf"]
+LIMITS: dict[Target, float] = {"adapter": 1e-6, "bf16": 1e-2, "mxfp4": 5e-2, "gguf": 1e-2}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -45,16 +48,22 @@ class Export:
     notes: tuple[str, ...]
 
 
-def export(found: Found, target: Target, folder: Path, *, limit: float | None = None) -> Export:
+def export(
+    found: Found, target: Target, folder: Path, *, limit: float | None = None, converter: str | None = None
+) -> Export:
     """Export a checkpoint (`find.find_checkpoint`) into `folder`, which must not be there yet.
 
-    limit: the largest KL that passes the gate; None takes `LIMITS`. ModelError when the gate refuses, with its numbers;
-    nothing is then left at `folder`.
+    limit: the largest KL that passes the gate; None takes `LIMITS`. converter: of llama.cpp, for gguf. ModelError when
+    the gate refuses, with its numbers; nothing is then left at `folder`.
     """
     if folder.exists():
         raise ModelError(f"{folder}: exists already: name another folder with --out")
     if target == "adapter" and found.adapter is None:
         raise ModelError("export: this checkpoint has no adapter, it was trained in full: use --to bf16")
+    script = gguf_export.find_converter(converter) if target == "gguf" else None
+    if target != "adapter" and found.base.base == "mxfp4":
+        # A merge writes into the experts, so they are unpacked.
+        found = replace(found, base=found.base.model_copy(update={"base": "bf16"}))
     staging = folder.with_name(f".gate-{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -63,9 +72,13 @@ def export(found: Found, target: Target, folder: Path, *, limit: float | None = 
         again = _load_again(found, staging, target)
         result = gate.compare(before, gate.score(again, sequences), LIMITS[target] if limit is None else limit)
         if not result.passed:
-            raise ModelError(f"{folder}: not written: the export is not the model that was trained: {result.line()}")
-        manifest = _manifest(found, target, again, result)
-        write_folder(folder, lambda place: _finish(staging, place, manifest), {"target": target})
+            told = " ".join(note for note in notes if "survives" in note)
+            raise ModelError(
+                f"{folder}: not written: the export is not the model that was trained: {result.line()} {told}"
+            )
+        manifest = {**_manifest(found, target, again, result), "notes": notes}
+        fill = _finish if script is None else partial(_finish_gguf, script)
+        write_folder(folder, lambda place: fill(staging, place, manifest), {"target": target})
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Export(folder, result, tuple(notes))
@@ -74,6 +87,10 @@ def export(found: Found, target: Target, folder: Path, *, limit: float | None = 
 def _stage(found: Found, target: Target, staging: Path) -> tuple[gate.Scores, Any, list[str]]:
     """Score the live model, then write the export beside its place; the live model is gone after."""
     live = open_checkpoint(found)
+    if target == "gguf" and not live.vocabulary_map.is_identity:
+        raise ModelError(
+            "--to gguf: this model has a vocabulary of its own, which llama.cpp does not know: use --to bf16"
+        )
     sequences = gate.fixed_sequences(live)
     before = gate.score(live, sequences)
     notes: list[str] = []
@@ -89,9 +106,14 @@ def _fill(place: Path, found: Found, target: Target, live: LoadedModel) -> list[
         config = json.loads((adapter / "adapter_config.json").read_bytes())
         config["base_model_name_or_path"] = base.name
         (place / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return _copy_tokenizer(place, base, live)
+    notes: list[str] = []
+    if target == "mxfp4":
+        notes = [part.line for part in write_mxfp4(place, live.model, live.stop_rows)]
     else:
         _write_merged(place, live)
-    return _copy_tokenizer(place, base, live)
+    _check_config(place, live, packed=target == "mxfp4")
+    return [*notes, *_copy_tokenizer(place, base, live)]
 
 
 def _write_merged(place: Path, live: LoadedModel) -> None:
@@ -103,9 +125,16 @@ def _write_merged(place: Path, live: LoadedModel) -> None:
     config.architectures = ["GptOssForCausalLM"]
     model.generation_config.eos_token_id = live.stop_rows
     save_weights(model, place)
+
+
+def _check_config(place: Path, live: LoadedModel, packed: bool) -> None:
+    """What other programs read first must be true of the weights beside it."""
     written = json.loads((place / "config.json").read_bytes())
-    if "quantization_config" in written or written.get("architectures") != ["GptOssForCausalLM"]:
-        raise ModelError(f"{place}: config.json does not describe plain bf16 weights: report this as a bug")
+    method = (written.get("quantization_config") or {}).get("quant_method")
+    stops = json.loads((place / "generation_config.json").read_bytes()).get("eos_token_id")
+    assert written.get("architectures") == ["GptOssForCausalLM"], written.get("architectures")
+    assert method == ("mxfp4" if packed else None), method
+    assert stops == live.stop_rows, stops
 
 
 def _copy_tokenizer(place: Path, base: ModelSettings, live: LoadedModel) -> list[str]:
@@ -133,7 +162,7 @@ def _base_file(base: ModelSettings, name: str) -> Path | None:
 def _load_again(found: Found, folder: Path, target: Target) -> LoadedModel:
     if target == "adapter":
         return open_checkpoint(replace(found, adapter=folder))
-    return load_model(ModelSettings(name=str(folder)))
+    return load_model(ModelSettings(name=str(folder), base="mxfp4" if target == "mxfp4" else "bf16"))
 
 
 def _manifest(found: Found, target: Target, loaded: LoadedModel, result: gate.Gate) -> Mapping[str, Any]:
@@ -156,6 +185,11 @@ def _finish(staging: Path, place: Path, manifest: Mapping[str, Any]) -> None:
     for path in sorted(staging.iterdir()):
         if path.name != MARKER:
             shutil.move(path, place / path.name)
+    (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _finish_gguf(script: Path, staging: Path, place: Path, manifest: Mapping[str, Any]) -> None:
+    gguf_export.convert(script, staging, place / gguf_export.GGUF_FILE)
     (place / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
