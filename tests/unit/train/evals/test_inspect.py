@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,37 @@ def test_a_checkpoint_by_its_folder(tmp_path: Path) -> None:
     assert log.samples is not None
     assert all(len(sample.output.metadata[METADATA]["ids"]) <= 9 for sample in log.samples)  # type: ignore[index]
     assert metrics(log)["answer accuracy"] == 0
+
+
+TASK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import match
+from inspect_ai.solver import generate
+
+@task
+def sums():
+    return Task(dataset=[Sample(input=f"{n} + 1?", target=str(n + 1)) for n in range(3)], solver=generate(), scorer=match())
+"""
+
+
+@pytest.mark.slow
+def test_inspect_s_own_command_finds_the_provider(tmp_path: Path) -> None:
+    loaded = random_tiny(seed=2)
+    loaded.model.save_pretrained(str(tmp_path / "model"))
+    loaded.vocabulary_map.save(tmp_path / "model")
+    (tmp_path / "sums.py").write_text(TASK)
+    command = [str(Path(sys.executable).with_name("inspect")), "eval", "sums.py", "--model", "counterpoint/model"]
+    command += ["-M", "effort=high", "-M", "device=cpu", "--max-tokens", "7", "--log-dir", "logs", "--display", "plain"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    [place] = (tmp_path / "logs").glob("*.eval")
+    log = read_eval_log(str(place))
+    assert log.status == "success"
+    assert log.samples is not None
+    turns = [sample.output.metadata[METADATA] for sample in log.samples]  # type: ignore[index]
+    assert [turn["effort"] for turn in turns] == ["high"] * 3
+    assert all(len(turn["ids"]) <= 7 and turn["text"] for turn in turns)
 
 
 def test_a_wrong_model_argument_is_told() -> None:

@@ -24,6 +24,10 @@ BARE = "<|channel|>final<|message|>It is 5.<|return|>"
 WRONG = "<|channel|>analysis<|message|>Hm, so.<|end|><|start|>assistant<|channel|>final<|message|>It is 6.<|return|>"
 CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}<|call|>'
 NAMELESS = '<|channel|>commentary to=f <|constrain|>json<|message|>{"x": 1}<|call|>'
+EVIL = (
+    "</style></pre><script>window.owned = 1</script><img src='http://127.0.0.1:9/x' onerror='owned = 2'>"
+    "<svg onload='owned = 3'><a href='javascript:owned = 4'>\u202egnp.exe\u202c \x1b[31m <|start|>assistant"
+)
 CUT = "<|channel|>analysis<|message|>One and one and"
 
 
