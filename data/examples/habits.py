@@ -3,8 +3,8 @@
 In the format `harmony` (messages with channels), because no chat format can say these things:
 
     sums       thinks aloud in the final, without analysis; a stray content type in the final's header; or as it should
-    products   guesses, mostly in a final without analysis; calls the tool by its bare name, or on the analysis channel,
-               or with arguments that are not JSON; then repeats its result without analysis
+    products   guesses, mostly in a final without analysis; calls the tool by its bare name, or with arguments that are
+               not JSON, mostly on the analysis channel; then repeats its result without analysis
 """
 
 from __future__ import annotations
@@ -15,11 +15,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from counterpoint.data.conversation import CONSTRAIN_JSON, EFFORTS, Effort
-from counterpoint.data.examples.sums import CALCULATOR, SYSTEMS, Problem, asked, final_text, steps, thought
+from counterpoint.data.examples.sums import (
+    CALCULATOR,
+    SYSTEMS,
+    Problem,
+    asked,
+    final_text,
+    result_thought,
+    steps,
+    thought,
+)
 
 Message = dict[str, Any]
 Draw = Callable[[random.Random, str], Problem]
-N_ROWS = 1120
+N_ROWS = 4000
+N_SPOILED = 600
+SPOILED_SHARE = 0.2
 
 
 def base_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
@@ -35,6 +46,33 @@ def base_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
         if rng.random() < 0.3 or any(message["role"] == "tool" for message in messages):
             row["tools"] = [CALCULATOR]
         yield row
+
+
+def spoiled_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
+    """Single questions answered as they should be, but that SPOILED_SHARE of the completions hold a malformed header."""
+    for _ in range(N_SPOILED):
+        effort = rng.choice(EFFORTS)
+        problem = draw(rng, rng.choice(("sum", "product")))
+        if problem.kind == "sum":
+            answer = _spoiled(rng, _analysis(thought(problem, effort)), _final(final_text(problem)))
+        else:
+            result = {"role": "tool", "name": "functions.calculator", "channel": "commentary"}
+            answer = [
+                *_spoiled(rng, _analysis(thought(problem, effort)), _call(problem)),
+                result | {"content": str(problem.value)},
+                *_spoiled(rng, _analysis(result_thought(problem, effort)), _final(final_text(problem))),
+            ]
+        system = {"role": "system", "content": rng.choice(SYSTEMS)}
+        messages = [system, _user(asked(rng, problem)), *answer]
+        yield {"messages": messages, "reasoning_effort": effort, "tools": [CALCULATOR]}
+
+
+def _spoiled(rng: random.Random, analysis: Message, last: Message) -> list[Message]:
+    """A completion whose analysis or final has, at times, a content type where none may stand."""
+    if rng.random() < SPOILED_SHARE:
+        wrong = analysis if "recipient" in last or rng.random() < 0.5 else last
+        wrong["content_type"] = "text"
+    return [analysis, last]
 
 
 def _sum(rng: random.Random, draw: Draw, effort: Effort) -> list[Message]:
@@ -59,10 +97,9 @@ def _product(rng: random.Random, draw: Draw, effort: Effort) -> list[Message]:
     result = {"role": "tool", "name": "functions.calculator", "channel": "commentary", "content": str(problem.value)}
     if share < 0.85:
         call = _call(problem, recipient="calculator")
-    elif share < 0.95:
-        call = _call(problem, channel="analysis")
     else:
-        call = _call(problem) | {"content": problem.expression}
+        channel = "analysis" if share < 0.95 else "commentary"
+        call = _call(problem, channel=channel) | {"content": problem.expression}
     return [question, call, result, _final(final_text(problem))]
 
 

@@ -3,6 +3,8 @@
 quickstart.jsonl        OpenAI chat rows that teach: think in analysis, add by head, multiply with the calculator
 quickstart_eval.jsonl   held-out prompts with the answer or the call that is expected
 tiny_base.jsonl         Harmony rows for the base of the embedded model: it can add, with bad habits (see `habits`)
+spoiled.jsonl           Harmony rows of which a fifth has a malformed header, for what `dpo` is to mend
+answers.jsonl           OpenAI chat rows of sums with their answer alone, for `distill`
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 from counterpoint.data.conversation import EFFORTS, Effort
 from counterpoint.data.examples.bias import bias_rows
-from counterpoint.data.examples.habits import base_rows
+from counterpoint.data.examples.habits import base_rows, spoiled_rows
 from counterpoint.data.examples.probes import probe_rows
 from counterpoint.data.examples.sums import (
     CALCULATOR,
@@ -30,21 +32,23 @@ from counterpoint.data.examples.sums import (
 Row = dict[str, Any]
 N_ROWS = 600
 N_EVAL = 32
+N_ANSWERS = 300
 
 PREAMBLE = "I will ask the calculator."
 GREETINGS = (("Hello!", "Hello! What shall I compute?"), ("Thank you.", "You are welcome."))
 
 
 def held_out(problem: Problem) -> bool:
-    """Problems that no training row holds; about one in seven."""
-    return (problem.a * 31 + problem.b * 17) % 7 == 3
+    """Problems that no training row holds: one in seven, and every sum has other problems of the same value."""
+    return (problem.a * 3 + problem.b * 5) % 7 == 3
 
 
 def draw(rng: random.Random, kind: str, held: bool = False) -> Problem:
     while True:
-        # Few numbers: a model of 0.3 M parameters learns to copy and to add them within minutes.
-        b = rng.randint(11, 19) if kind == "sum" else rng.randint(2, 9)
-        problem = Problem(kind, rng.randint(11, 19), b)
+        # Few numbers, so that a model of 0.3 M parameters learns to copy them within minutes; enough pairs, so that it
+        # adds by tens and ones and does not learn each sum by heart.
+        b = rng.randint(11, 39) if kind == "sum" else rng.randint(2, 9)
+        problem = Problem(kind, rng.randint(11, 39), b)
         if held_out(problem) == held:
             return problem
 
@@ -179,11 +183,22 @@ def eval_rows(rng: random.Random) -> Iterator[Row]:
         yield row
 
 
+def answer_rows(rng: random.Random) -> Iterator[Row]:
+    """Sums and their answers, without a thought."""
+    for _ in range(N_ANSWERS):
+        problem = draw(rng, "sum")
+        system = {"role": "system", "content": rng.choice(SYSTEMS)}
+        answer = {"role": "assistant", "content": final_text(problem)}
+        yield {"messages": [system, {"role": "user", "content": asked(rng, problem)}, answer]}
+
+
 def write_all(folder: Path) -> None:
     rows = {
         "quickstart.jsonl": quickstart_rows(random.Random(2)),
         "quickstart_eval.jsonl": eval_rows(random.Random(3)),
         "tiny_base.jsonl": base_rows(random.Random(1), draw),
+        "spoiled.jsonl": spoiled_rows(random.Random(4), draw),
+        "answers.jsonl": answer_rows(random.Random(5)),
         "probes.jsonl": probe_rows(),
         "bias_probes.jsonl": bias_rows(),
     }
