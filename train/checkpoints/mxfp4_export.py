@@ -100,7 +100,7 @@ def quantised(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _codes(scaled: torch.Tensor) -> torch.Tensor:
     between = torch.tensor(_BETWEEN, device=scaled.device)
-    return torch.bucketize(scaled.abs(), between).to(torch.uint8) | (scaled < 0).to(torch.uint8) << 3
+    return torch.bucketize(scaled.abs().contiguous(), between).to(torch.uint8) | (scaled < 0).to(torch.uint8) << 3
 
 
 def _values(codes: torch.Tensor) -> torch.Tensor:

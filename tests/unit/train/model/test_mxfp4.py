@@ -17,6 +17,7 @@ from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.data.harmony.vocabulary import SPECIAL_NAMES, byte_ids, load_vocabulary
 from counterpoint.train.adapters.attach import attach_lora, attachment_table, load_lora
+from counterpoint.train.checkpoints.weights import save_weights
 from counterpoint.train.model.load import load_model
 from counterpoint.train.model.mxfp4 import Mxfp4Tensor, frozen_mxfp4, unpacked
 from counterpoint.train.model.mxfp4_load import load_mxfp4
@@ -226,3 +227,13 @@ def test_the_setting_loads_it(checkpoint):
     assert isinstance(found.model.layers[0].mlp.experts.gate_up_proj, Mxfp4Tensor)
     with torch.no_grad():
         assert torch.equal(found(IDS).logits, dequantised(checkpoint, torch.float32)(IDS).logits)
+
+
+def test_a_base_unpacked_from_mxfp4_is_saved_as_plain_weights(checkpoint, tmp_path):
+    VocabularyMap.from_ids([*byte_ids(load_vocabulary()), *SPECIAL_NAMES]).save(checkpoint)
+    model = load_model(ModelSettings(name=str(checkpoint), dtype="bfloat16")).model
+    save_weights(model, tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    again = GptOssForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for (name, mine), theirs in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
