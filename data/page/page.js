@@ -165,7 +165,7 @@ function blockOf(block) {
   const side = make("div", "side");
   if (block.number) side.append(make("span", "number", String(block.number)));
   side.append(make("b", "", block.label));
-  if (block.name) side.append(make("span", "tool", block.name));
+  if (block.name) side.append(make("span", "tool", block.name.replace(/([._])/g, "$1\u200b")));
   const body = make("div", "body");
   if (block.spans.length) {
     const text = make("div", "text");

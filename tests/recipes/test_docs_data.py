@@ -1,0 +1,47 @@
+"""The examples of docs/data.md are what they are said to be."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from counterpoint.configs.schema import DataSettings
+from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.sources.detect import FORMATS
+from counterpoint.data.sources.load import load_conversations
+from counterpoint.recipes.cli import main
+
+DOC = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+def test_every_format_has_an_example_that_is_read_as_it(tmp_path: Path) -> None:
+    named: list[str] = []
+    for paragraph, block in re.findall(r"(?<=\n\n)(`[^\n]*(?:\n[^\n]+)*)\n\n((?:    \{.*\n)+)", DOC):
+        names = [name for name in re.findall(r"`(\w+)`", paragraph) if name in FORMATS]
+        file = tmp_path / f"{names[0]}.jsonl"
+        file.write_text(re.sub("(?m)^    ", "", block), encoding="utf-8")
+        items = list(load_conversations([str(file)]))
+        found = []
+        for item in items:
+            assert isinstance(item, (Conversation, Preference)), item.message
+            found.append((item.prompt if isinstance(item, Preference) else item).format)
+        assert list(dict.fromkeys(found)) == (names if len(items) > 2 else names[:1])
+        named += names
+    assert sorted(set(named)) == sorted(FORMATS)
+
+
+def test_settings_that_are_named_exist() -> None:
+    for name, values in re.findall(r"\| `(\w+)(?:: ([^`;]+))?`", DOC.partition("## Bad rows")[0]):
+        if name in DataSettings.model_fields:
+            for value in filter(None, values.split(", ")):
+                DataSettings.model_validate({"train": "x.jsonl", name: value})
+
+
+def test_what_prepare_writes_has_the_fields_of_the_table(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["prepare", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl")]) == 0
+    table = re.findall(r"^\| `(.+?)` \| ", DOC.partition("## prepare")[2], re.MULTILINE)
+    fields = [name for cell in table for name in re.split(r"`, `", cell)]
+    assert list(json.loads((tmp_path / "b.jsonl").read_text())) == fields
