@@ -1,0 +1,150 @@
+"""Tree rows against one example a turn: the same conversations, losses and gradients, in fewer tokens and less time.
+
+    python benchmarks/tree.py                    # CPU: conversations of 5, 10 and 20 turns
+    python benchmarks/tree.py --turns 20 --rounds 3
+
+Conversations are made up in the shape of real ones (benchmarks/workload.py): an opening, questions of 8 to 80 words,
+thinking of 20 to 120, answers of 20 to 120. Every turn is trained in the context that it is sampled from, so earlier
+thinking is gone from it. `turns`: one row for each turn, batched to `--tokens` a forward pass, as a trainer without
+trees does it. `tree`: one row a conversation. Both take forward and backward passes of the same model on the lean path.
+The head is 16 % of the model's active parameters, as in gpt-oss-20b; ids are folded into its 4096 rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from workload import _text
+
+ROWS = 4096
+SHAPE = {
+    "num_hidden_layers": 6, "num_local_experts": 8, "num_experts_per_tok": 4, "hidden_size": 256,
+    "intermediate_size": 256, "head_dim": 32, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": ROWS,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", default="5,10,20")
+    parser.add_argument("--conversations", type=int, default=2)
+    parser.add_argument(
+        "--tokens", type=int, default=4096, help="most tokens of a forward pass, where rows are shorter"
+    )
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(args.threads)
+    model = lora_model()
+    print(f"{'turns':>5}{'tokens, turns':>15}{'tree':>9}{'fewer':>8}{'CPU s, turns':>14}{'tree':>9}{'faster':>8}"
+          f"{'loss':>10}{'|grad|, turns':>15}{'tree':>10}")  # fmt: skip
+    for turns in map(int, args.turns.split(",")):
+        print(compared(model, turns, args), flush=True)
+
+
+def compared(model: Any, turns: int, args: argparse.Namespace) -> str:
+    from counterpoint.data.batches.tree import tree_of
+
+    conversations = [examples_of(turns, seed) for seed in range(args.conversations)]
+    ways: dict[str, list[list[Any]]] = {
+        "turns": list(batches([tree_of([e]) for examples in conversations for e in examples], args.tokens)),
+        "tree": [[tree_of(examples)] for examples in conversations],
+    }
+    found: dict[str, tuple[float, float, float]] = {}
+    for way, rows in ways.items():
+        step(model, rows[-1:])
+        runs = [timed(lambda rows=rows: step(model, rows)) for _ in range(args.rounds)]
+        found[way] = (statistics.median(seconds for seconds, _ in runs), *runs[0][1])
+    tokens = {way: sum(len(row) for rows in found_rows for row in rows) for way, found_rows in ways.items()}
+    (a, loss, norm), (b, tree_loss, tree_norm) = found["turns"], found["tree"]
+    assert abs(loss - tree_loss) < 1e-4 * loss, (loss, tree_loss)
+    return (
+        f"{turns:>5}{tokens['turns']:>15,}{tokens['tree']:>9,}{tokens['turns'] / tokens['tree']:>7.2f}x"
+        f"{a:>14.2f}{b:>9.2f}{a / b:>7.2f}x{loss:>10.5f}{norm:>15.6f}{tree_norm:>10.6f}"
+    )
+
+
+def examples_of(turns: int, seed: int) -> list[Any]:
+    """The training examples of one made-up conversation: one a turn."""
+    from counterpoint.data.harmony.render import Renderer
+    from counterpoint.data.harmony.vocabulary import load_vocabulary
+    from counterpoint.data.sources.convert import convert
+
+    rng = random.Random(f"tree{turns}{seed}")
+    messages: list[dict[str, Any]] = [{"role": "system", "content": _text(rng, 20, 120)}]
+    for _ in range(turns):
+        messages.append({"role": "user", "content": _text(rng, 8, 80)})
+        messages.append({"role": "assistant", "thinking": _text(rng, 20, 120), "content": _text(rng, 20, 120)})
+    conversation: Any = convert({"messages": messages})
+    return list(Renderer(load_vocabulary()).examples(conversation))
+
+
+def batches(rows: Sequence[Any], tokens: int) -> Iterator[list[Any]]:
+    """Rows of about one length together, so that little is padding; at most `tokens` of them with it."""
+    held: list[Any] = []
+    for row in sorted(rows, key=len):
+        if held and (len(held) + 1) * len(row) > tokens:
+            yield held
+            held = []
+        held.append(row)
+    yield held
+
+
+def lora_model() -> Any:
+    import torch
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    from counterpoint.configs.model_section import LoraSettings, ModelSettings
+    from counterpoint.train.adapters.attach import attach_lora
+    from counterpoint.train.model.paths import use_paths
+
+    torch.manual_seed(0)
+    config = GptOssConfig(**SHAPE, router_aux_loss_coef=0.0, pad_token_id=0, eos_token_id=1)
+    config._attn_implementation = "eager"
+    model = attach_lora(GptOssForCausalLM(config), LoraSettings(rank=16, alpha=32))
+    use_paths(model, ModelSettings())
+    return model.train()
+
+
+def step(model: Any, found_rows: Sequence[list[Any]]) -> tuple[float, float]:
+    """(loss, norm of the gradient) of one optimizer step's passes over all batches."""
+    import torch
+
+    from counterpoint.data.batches.collate import Collator
+    from counterpoint.train.loop.loss import weighted_nll
+    from counterpoint.train.model.masks import attention_inputs
+
+    collate = Collator(lambda ids: ids % ROWS)
+    total = sum(float(row.target_weight.sum()) for rows in found_rows for row in rows)
+    model.zero_grad()
+    loss = 0.0
+    for rows in found_rows:
+        batch = collate(rows)
+        out = model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], output_hidden_states=True,
+            logits_to_keep=batch["input_ids"].new_empty(0), use_cache=False,
+            **attention_inputs(model, batch["position_ids"], batch["subtree_end"]),
+        )  # fmt: skip
+        hidden = out.hidden_states[-1].flatten(0, 1).index_select(0, batch["target_index"])
+        head = model.get_output_embeddings().weight
+        part, _ = weighted_nll(hidden, head, batch["target_ids"], batch["target_weights"], total)
+        part.backward()
+        loss += float(part.detach())
+    norms = [p.grad.double().square().sum() for p in model.parameters() if p.grad is not None]
+    return loss, float(torch.stack(norms).sum().sqrt())
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.process_time()
+    result = work()
+    return time.process_time() - start, result
+
+
+if __name__ == "__main__":
+    main()
