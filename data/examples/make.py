@@ -112,7 +112,8 @@ def _dialogue(rng: random.Random, effort: Effort) -> list[Row]:
         problem = draw(rng, "sum")
         wrong = {"role": "assistant", "content": f"{problem.a} + {problem.b} = {problem.value + 1}.", "weight": 0}
         messages += [{"role": "user", "content": asked(rng, problem)}, wrong]
-        messages += [{"role": "user", "content": "No. Add again."}]
+        again = "No. Add again." if problem.a % 2 else "It is not. Add again."
+        messages += [{"role": "user", "content": again}]
         messages += [_answer(thought(problem, effort), final_text(problem))]
     return messages
 

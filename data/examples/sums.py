@@ -84,11 +84,8 @@ def thought(problem: Problem, effort: Effort) -> str:
 
 def result_thought(problem: Problem, effort: Effort) -> str:
     """The analysis after the calculator's result."""
-    if effort == "low":
-        return f"It is {problem.value}."
-    if effort == "medium":
-        return f"The calculator says {problem.value}."
-    return f"The calculator says {problem.value}. So {problem.expression} = {problem.value}."
+    told = f"The calculator says {problem.value}."
+    return f"{told} So {problem.expression} = {problem.value}." if effort == "high" else told
 
 
 def final_text(problem: Problem, as_json: bool = False) -> str:
