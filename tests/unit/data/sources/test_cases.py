@@ -379,6 +379,26 @@ def test_markup_in_any_text_is_plain_text_with_a_notice():
     assert read(say("x"), tools=(tool,)).tools[0].description == markup
 
 
+def test_rows_of_system_messages_only_and_rows_without_messages_are_refused():
+    for messages in (
+        [{"role": "system", "content": "A"}],
+        [{"role": "system", "content": ""}, {"role": "developer", "content": "B"}],
+    ):
+        with pytest.raises(RowError, match="no user and no assistant message") as caught:
+            convert({"messages": messages})
+        assert caught.value.kind == "no_dialogue"
+    with pytest.raises(RowError, match="is an empty list"):
+        convert({"messages": []})
+
+
+def test_empty_texts_are_kept_and_told_but_an_empty_answer_is_not_trained():
+    empty = {"role": "user", "content": ""}
+    conversation = convert({"messages": [empty, say("", weight=0), empty, say("x")]})
+    assert [m.content for m in conversation.messages] == ["", "", "", "x"]
+    assert "empty_content" in kinds(conversation)
+    assert refused(say("")).kind == "empty_answer"
+
+
 # 12. dates
 
 
