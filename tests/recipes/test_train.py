@@ -94,8 +94,8 @@ def test_a_run_and_its_folder(train: Train) -> None:
     assert re.fullmatch(r"my-\d{8}-\d{6}", run.name)
     names = {path.name for path in run.iterdir()}
     assert names == {
-        "adapter", "adapter.jsonl", "checkpoints", "config.yaml", "eval", "lock", "log.txt", "metrics.jsonl",
-        "report.html", "run.json", "versions.json",
+        "adapter", "adapter.jsonl", "checkpoints", "config.yaml", "eval", "figures", "lock", "log.txt", "metrics.jsonl",
+        "report.html", "report.json", "run.json", "versions.json",
     }  # fmt: skip
     assert err == ""
     lines = out.splitlines()

@@ -19,6 +19,7 @@ from counterpoint.configs.load import load_run
 from counterpoint.configs.schema import SftRun
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.train.evals.channels import TOOL_CODES, Rate
+from counterpoint.train.evals.scorers import full_name
 
 Row = Mapping[str, Any]
 BASE, TUNED = "base", "tuned"
@@ -195,8 +196,8 @@ def _thinks(row: Row) -> bool:
 
 
 def _right_tool(row: Row) -> bool:
-    wanted = sorted(call["name"].removeprefix("functions.") for call in row["expected"]["calls"])
-    return sorted(call["name"].removeprefix("functions.") for call in row["calls"]) == wanted
+    wanted = sorted(full_name(call["name"]) for call in row["expected"]["calls"])
+    return sorted(call["name"] for call in row["calls"]) == wanted
 
 
 def _effort(rows: Sequence[Row]) -> EffortNumbers:

@@ -126,8 +126,7 @@ def call_matches(call: ToolCall, want: ExpectedCall) -> bool:
 
     A truth without a namespace means a function: `add` is called as `functions.add`.
     """
-    recipient = want.name if "." in want.name or want.name == "python" else f"functions.{want.name}"
-    if call.recipient != recipient or call.arguments is None:
+    if call.recipient != full_name(want.name) or call.arguments is None:
         return False
     given, accepted = call.arguments, want.arguments
     if any(key not in accepted for key in given):
@@ -140,6 +139,11 @@ def call_matches(call: ToolCall, want: ExpectedCall) -> bool:
         if not (_accepted(given[key], values) if want.any_of else same_value(given[key], values)):
             return False
     return True
+
+
+def full_name(name: str) -> str:
+    """A tool's name as a call has it: `add` is `functions.add`."""
+    return name if "." in name or name == "python" else f"functions.{name}"
 
 
 def same_value(given: Any, expected: Any, text: Callable[[str], str] | None = None) -> bool:

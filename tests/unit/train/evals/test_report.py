@@ -83,7 +83,8 @@ def test_numbers_are_counted_from_the_samples() -> None:
     assert base.violations == {"no_analysis": Rate(2, 4), "bare_name": Rate(1, 4), "truncated": Rate(1, 4)}
     assert tuned.violations == {}
     assert (base.answers, tuned.answers) == (Rate(2, 3), Rate(2, 3))
-    assert (base.calls, tuned.calls) == (Rate(1, 1), Rate(1, 1))
+    assert (base.calls, tuned.calls) == (Rate(0, 1), Rate(1, 1))
+    assert (base.right_tool, tuned.right_tool) == (Rate(0, 1), Rate(1, 1))
     assert (base.valid_calls, tuned.valid_calls) == (Rate(0, 1), Rate(1, 1))
     assert base.truncated == Rate(1, 4)
     assert base.with_analysis == Rate(1, 4)
