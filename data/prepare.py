@@ -271,6 +271,8 @@ def _check(report: DataReport, specs: Sequence[SourceSpec], bad_rows_limit: floa
         )
     if not report.examples:
         why = f" ({first})" if first else ""
+        if report.prompts and report.prompts == report.conversations:
+            why = f" ({report.prompts:,} rows are prompts without an answer, as recipe grpo takes them)"
         raise DataError(f"{_names(specs)}: no row gives a training example{why}: look at it with `counterpoint show`")
 
 

@@ -118,6 +118,12 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, prepare: Pr
     assert (tmp_path / "bad1").read_bytes() == (tmp_path / "bad2").read_bytes()
 
 
+def test_prompts_alone_are_told_as_such(tmp_path: Path, prepare: Prepare) -> None:
+    write(tmp_path / "a.jsonl", [{"question": "2 + 2?", "answer": "4"}] * 2)
+    told = prepare("a.jsonl", "--out", "x", code=1)
+    assert "no row gives a training example (2 rows are prompts without an answer, as recipe grpo takes them)" in told
+
+
 def test_quarantine_holds_bytes_and_reason(tmp_path: Path, prepare: Prepare) -> None:
     write(tmp_path / "a.jsonl", [BAD, *ROWS])
     told = prepare("a.jsonl", "--out", "x.jsonl", "--quarantine", "bad.jsonl")
