@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
         settings_given = [*([config] if config else []), *settings_given]
         config = str(_config_of_run(Path(resume)))
     if config is None:
-        raise ConfigError("CONFIG is missing: name a run file, or a built-in one (`counterpoint configs ls`)")
+        raise ConfigError(
+            "counterpoint train: the following arguments are required: CONFIG (`counterpoint train --help`)"
+        )
     settings: Any = load_run(config, settings_given)
     if settings.recipe not in _RECIPES:
         raise ConfigError(f"{config}: `recipe: {settings.recipe}` trains nothing: use one of {', '.join(_RECIPES)}")

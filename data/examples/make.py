@@ -5,6 +5,7 @@ quickstart_eval.jsonl   held-out prompts with the answer or the call that is exp
 tiny_base.jsonl         Harmony rows for the base of the embedded model: it can add, with bad habits (see `habits`)
 spoiled.jsonl           Harmony rows of which a fifth has a malformed header, for what `dpo` is to mend
 answers.jsonl           OpenAI chat rows of sums with their answer alone, for `distill`
+sums.jsonl              prompts of sums with `answer`, for `grpo`; products.jsonl likewise, with the calculator declared
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ Row = dict[str, Any]
 N_ROWS = 600
 N_EVAL = 32
 N_ANSWERS = 300
+N_PROMPTS = 256
 
 PREAMBLE = "I will ask the calculator."
 GREETINGS = (("Hello!", "Hello! What shall I compute?"), ("Thank you.", "You are welcome."))
@@ -193,6 +195,15 @@ def answer_rows(rng: random.Random) -> Iterator[Row]:
         yield {"messages": [system, {"role": "user", "content": asked(rng, problem)}, answer]}
 
 
+def prompt_rows(rng: random.Random, kind: str) -> Iterator[Row]:
+    """Questions and their answers, of problems that training rows may hold too."""
+    for _ in range(N_PROMPTS):
+        problem = draw(rng, kind)
+        system = {"role": "system", "content": rng.choice(SYSTEMS)}
+        messages = [system, {"role": "user", "content": asked(rng, problem)}]
+        yield {"messages": messages, "tools": [CALCULATOR], "answer": problem.value}
+
+
 def write_all(folder: Path) -> None:
     rows = {
         "quickstart.jsonl": quickstart_rows(random.Random(2)),
@@ -200,6 +211,8 @@ def write_all(folder: Path) -> None:
         "tiny_base.jsonl": base_rows(random.Random(1), draw),
         "spoiled.jsonl": spoiled_rows(random.Random(4), draw),
         "answers.jsonl": answer_rows(random.Random(5)),
+        "sums.jsonl": prompt_rows(random.Random(6), "sum"),
+        "products.jsonl": prompt_rows(random.Random(7), "product"),
         "probes.jsonl": probe_rows(),
         "bias_probes.jsonl": bias_rows(),
     }
