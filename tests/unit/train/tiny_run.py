@@ -174,9 +174,42 @@ def kill_in_phase(method: str, file: str) -> None:
     setattr(owner, method, dying)
 
 
+def lean_model() -> Any:
+    """The tiny model on the lean path, with LoRA on attention and experts."""
+    from counterpoint.configs.model_section import LoraSettings, ModelSettings
+    from counterpoint.train.adapters.attach import attach_lora
+    from counterpoint.train.model.paths import use_paths
+
+    model = attach_lora(tiny_model(lora=False), LoraSettings(rank=4, alpha=8))
+    use_paths(model, ModelSettings())
+    return model
+
+
+def shard_on_cpu() -> None:
+    """FSDP2 as `launch.strategy: fsdp2` sets it, also on a CPU, where accelerate leaves it out."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    from counterpoint.recipes.launch import FSDP2
+
+    os.environ.update(FSDP2)
+    real: Any = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        real(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    setattr(AcceleratorState, "__init__", init)  # noqa: B010
+
+
 def run(folder: Path, options: dict[str, Any]) -> int:
     """One run; `fault` is one of `step`, `call`, `phase` with its arguments; `resume` goes on from what is there."""
     torch.set_num_threads(1)
+    if options.pop("fsdp2", False):
+        shard_on_cpu()
+    if options.pop("lean", False):
+        options["model"] = lean_model()
     kind, *fault = options.pop("fault", [None])
     if kind in ("call", "phase"):
         {"call": kill_at_call, "phase": kill_in_phase}[kind](*fault)
@@ -187,8 +220,12 @@ def run(folder: Path, options: dict[str, Any]) -> int:
     with StopSignal() as stop:
         trainer = make(folder, callbacks=callbacks, stop=stop, **options)
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    digest = {name: tensor.double().sum().item() for name, tensor in weights_of(trainer).items()}
+    weights = {
+        name: getattr(tensor, "full_tensor", lambda t=tensor: t)() for name, tensor in weights_of(trainer).items()
+    }
+    digest = {name: tensor.double().sum().item() for name, tensor in weights.items()}
     result = {"logs": trainer.curve.logs, "weights": digest, "from": checkpoint.step if checkpoint else 0}  # type: ignore[attr-defined]
+    result["sharded"] = any(hasattr(p, "full_tensor") for p in trainer.base.parameters())
     if is_main_process():
         (folder / "result.json").write_text(json.dumps(result))
     return 143 if trainer.stopped and world_size() > 1 else stop.exit_code

@@ -59,3 +59,16 @@ def test_resume_on_another_number_of_processes(tmp_path: Path, before: int, afte
     resumed = run(folder, after, resume=True)
     assert resumed["from"] == 5
     assert_close(resumed, whole, first=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp2", [False, True], ids=["ddp", "fsdp2"])
+def test_the_lean_path_trains_in_two_processes_as_in_one(tmp_path: Path, fsdp2: bool) -> None:
+    # Two steps: the rows do not divide evenly, so at the end of a pass two processes repeat one.
+    short = {"lean": True, "steps": 2, "log_every": 1}
+    one = run(tmp_path / "one", 1, **short)
+    two = run(tmp_path / "two", 2, fsdp2=fsdp2, **short)
+    assert two["sharded"] is fsdp2
+    assert_close(two, one)
+    for name, total in one["weights"].items():
+        assert two["weights"][name] == pytest.approx(total, rel=1e-3, abs=1e-3)
