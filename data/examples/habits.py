@@ -30,6 +30,7 @@ Message = dict[str, Any]
 Draw = Callable[[random.Random, str], Problem]
 N_ROWS = 4000
 N_SPOILED = 600
+N_WEAK = 600
 SPOILED_SHARE = 0.2
 
 
@@ -65,6 +66,27 @@ def spoiled_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
         system = {"role": "system", "content": rng.choice(SYSTEMS)}
         messages = [system, _user(asked(rng, problem)), *answer]
         yield {"messages": messages, "reasoning_effort": effort, "tools": [CALCULATOR]}
+
+
+def weak_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
+    """Single questions, right on every channel, of which some three in five are guessed: the rest is added in steps or
+    multiplied with the tool. How much is thought does not depend on the effort."""
+    for _ in range(N_WEAK):
+        problem = draw(rng, rng.choice(("sum", "product")))
+        wrong = problem.value + rng.choice((-10, -3, -1, 1, 2, 10))
+        if rng.random() < 0.6:
+            said = f"{problem.expression} = {wrong}."
+            answer = [_analysis(said), _final(said)]
+        elif problem.kind == "sum":
+            answer = [_analysis(thought(problem, rng.choice(("medium", "high")))), _final(final_text(problem))]
+        else:
+            result = {"role": "tool", "name": "functions.calculator", "channel": "commentary"}
+            answer = [
+                *(_analysis("Use the calculator."), _call(problem), result | {"content": str(problem.value)}),
+                *(_analysis(result_thought(problem, "low")), _final(final_text(problem))),
+            ]
+        messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, _user(asked(rng, problem)), *answer]
+        yield {"messages": messages, "reasoning_effort": rng.choice(EFFORTS), "tools": [CALCULATOR]}
 
 
 def _spoiled(rng: random.Random, analysis: Message, last: Message) -> list[Message]:

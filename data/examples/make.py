@@ -4,8 +4,10 @@ quickstart.jsonl        OpenAI chat rows that teach: think in analysis, add by h
 quickstart_eval.jsonl   held-out prompts with the answer or the call that is expected
 tiny_base.jsonl         Harmony rows for the base of the embedded model: it can add, with bad habits (see `habits`)
 spoiled.jsonl           Harmony rows of which a fifth has a malformed header, for what `dpo` is to mend
+weak.jsonl              Harmony rows that guess more often than not, for a checkpoint that `grpo` is to strengthen
 answers.jsonl           OpenAI chat rows of sums with their answer alone, for `distill`
-sums.jsonl              prompts of sums with `answer`, for `grpo`; products.jsonl likewise, with the calculator declared
+sums.jsonl              prompts of sums with `answer`, for `grpo`; sums_eval.jsonl held-out ones
+products.jsonl          prompts of products with `answer`; products_eval.jsonl held-out ones with the expected `call`
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 from counterpoint.data.conversation import EFFORTS, Effort
 from counterpoint.data.examples.bias import bias_rows
-from counterpoint.data.examples.habits import base_rows, spoiled_rows
+from counterpoint.data.examples.habits import base_rows, spoiled_rows, weak_rows
 from counterpoint.data.examples.probes import probe_rows
 from counterpoint.data.examples.sums import (
     CALCULATOR,
@@ -180,7 +182,7 @@ def eval_rows(rng: random.Random) -> Iterator[Row]:
             ]
             row["answer"] = problem.value
         elif problem.kind == "product":
-            row["call"] = {"name": "functions.calculator", "arguments": {"expression": problem.expression}}
+            row["call"] = expected_call(problem)
         else:
             row["answer"] = problem.value
         yield row
@@ -195,13 +197,20 @@ def answer_rows(rng: random.Random) -> Iterator[Row]:
         yield {"messages": [system, {"role": "user", "content": asked(rng, problem)}, answer]}
 
 
-def prompt_rows(rng: random.Random, kind: str) -> Iterator[Row]:
-    """Questions and their answers, of problems that training rows may hold too."""
-    for _ in range(N_PROMPTS):
-        problem = draw(rng, kind)
+def prompt_rows(rng: random.Random, kind: str, held: bool = False) -> Iterator[Row]:
+    """Questions and their answers, of problems that training rows may hold too; or held-out ones, fewer."""
+    for _ in range(N_EVAL if held else N_PROMPTS):
+        problem = draw(rng, kind, held)
         system = {"role": "system", "content": rng.choice(SYSTEMS)}
-        messages = [system, {"role": "user", "content": asked(rng, problem)}]
-        yield {"messages": messages, "tools": [CALCULATOR], "answer": problem.value}
+        row: Row = {"messages": [system, {"role": "user", "content": asked(rng, problem)}], "tools": [CALCULATOR]}
+        if held and kind == "product":
+            yield row | {"call": expected_call(problem)}
+        else:
+            yield row | {"answer": problem.value}
+
+
+def expected_call(problem: Problem) -> Row:
+    return {"name": "functions.calculator", "arguments": {"expression": problem.expression}}
 
 
 def write_all(folder: Path) -> None:
@@ -210,9 +219,12 @@ def write_all(folder: Path) -> None:
         "quickstart_eval.jsonl": eval_rows(random.Random(3)),
         "tiny_base.jsonl": base_rows(random.Random(1), draw),
         "spoiled.jsonl": spoiled_rows(random.Random(4), draw),
+        "weak.jsonl": weak_rows(random.Random(8), draw),
         "answers.jsonl": answer_rows(random.Random(5)),
         "sums.jsonl": prompt_rows(random.Random(6), "sum"),
+        "sums_eval.jsonl": prompt_rows(random.Random(9), "sum", held=True),
         "products.jsonl": prompt_rows(random.Random(7), "product"),
+        "products_eval.jsonl": prompt_rows(random.Random(10), "product", held=True),
         "probes.jsonl": probe_rows(),
         "bias_probes.jsonl": bias_rows(),
     }
