@@ -50,7 +50,7 @@ def base_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
 
 
 def spoiled_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
-    """Single questions answered as they should be, but that SPOILED_SHARE of the completions hold a malformed header."""
+    """Single questions answered as they should be, but for a malformed header in SPOILED_SHARE of the completions."""
     for _ in range(N_SPOILED):
         effort = rng.choice(EFFORTS)
         problem = draw(rng, rng.choice(("sum", "product")))

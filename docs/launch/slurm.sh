@@ -16,7 +16,8 @@
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: sbatch docs/launch/slurm.sh RUN_FILE [section.key=value ...]" >&2; exit 2; }
 
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MASTER_ADDR=${hosts[0]}
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
 

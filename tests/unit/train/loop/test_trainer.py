@@ -54,12 +54,12 @@ def test_last_hidden_state_is_what_the_head_reads(tiny_run: ModuleType) -> None:
     assert torch.equal(model.lm_head(out.hidden_states[-1]), out.logits)
 
 
-def test_no_logits_of_context_are_made(tiny_run: ModuleType, tmp_path: Path) -> None:
+def test_the_model_makes_no_logits(tiny_run: ModuleType, tmp_path: Path) -> None:
     trainer = tiny_run.make(tmp_path, steps=1, batch=3, accumulation=1)
     seen = []
     trainer.base.get_output_embeddings().register_forward_hook(lambda m, i, out: seen.append(tuple(out.shape)))
     trainer.train()
-    assert seen == [(3, 1, tiny_run.N_VOCAB)]
+    assert seen == [(3, 0, tiny_run.N_VOCAB)]
 
 
 @pytest.mark.parametrize("lora", [True, False])
