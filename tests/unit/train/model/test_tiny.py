@@ -25,9 +25,7 @@ def test_the_weights_have_a_row_for_each_id() -> None:
 
 
 @pytest.mark.slow
-def test_the_run_file_makes_a_base_as_good_as_the_shipped_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_file_makes_a_base_as_good_as_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are sampled greedily on prompts that they never saw: as often right in form, as often wrong in number."""
     monkeypatch.chdir(tmp_path)
     assert main(["train", "sft/tiny_base", "eval.temperature=0"]) == 0
