@@ -22,10 +22,10 @@ _OTHER_CHANNEL = {"commentary": "analysis", "analysis": "commentary"}
 def negative(kind: Negative, completion: Sequence[int], vocabulary: Vocabulary, seed: int = 0) -> list[int] | None:
     """The completion with the fault `kind`. Equal arguments give equal ids.
 
-    malformed_header: one header without its `<|channel|>`, with it twice, or without its `<|message|>`.
-    wrong_channel: a tool call on the other of commentary and analysis. leaked_analysis: the thoughts stand before the
-    answer, in the final. empty_analysis: thoughts with nothing in them. wrong_terminator: a final that ends like a
-    preamble, or a call that ends like a final.
+    malformed_header: one header without its `<|channel|>`, with it twice, without its `<|message|>`, or (where it is no
+    call's) with a content type. wrong_channel: a tool call on the other of commentary and analysis. leaked_analysis:
+    the thoughts stand before the answer, in the final. empty_analysis: thoughts with nothing in them.
+    wrong_terminator: a final that ends like a preamble, or a call that ends like a final.
     """
     ids = list(completion)
     spans = read(ids).scan.spans
@@ -38,7 +38,10 @@ def _malformed_header(ids: list[int], spans: list[Span], vocabulary: Vocabulary,
         return None
     start, span = random.choice(headers)
     at = ids.index(CHANNEL, start)
-    fault = random.choice(("no channel", "channel twice", "no message"))
+    faults = ["no channel", "channel twice", "no message"]
+    fault = random.choice([*faults, "content type"] if span.header.recipient is None else faults)
+    if fault == "content type":
+        return [*ids[: span.body_start - 1], *vocabulary.encode(" text"), *ids[span.body_start - 1 :]]
     if fault == "no channel":
         return ids[:at] + ids[at + 1 :]
     if fault == "channel twice":

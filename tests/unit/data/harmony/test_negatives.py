@@ -53,14 +53,14 @@ def test_leaked_analysis_is_a_fault_of_content_that_only_pairs_can_teach() -> No
     assert made == (FINAL.replace("final<|message|>3", "final<|message|>So 3.\n\n3"), set())
 
 
-def test_malformed_headers_cover_three_faults() -> None:
+def test_malformed_headers_cover_four_faults() -> None:
     texts: set[str] = set()
     for seed in range(40):
         made = built("malformed_header", CALL, seed)
         assert made is not None
         assert made[1]
         texts.add(made[0])
-    assert len(texts) == 6  # three faults in two headers
+    assert len(texts) == 7  # three faults in two headers, and a content type where no call needs one
 
 
 @pytest.mark.parametrize("kind", ["wrong_channel", "empty_analysis", "leaked_analysis"])
