@@ -208,6 +208,8 @@ def run(folder: Path, options: dict[str, Any]) -> int:
     torch.set_num_threads(1)
     if options.pop("fsdp2", False):
         shard_on_cpu()
+    if "n_rows" in options:
+        options["rows"] = tiny_rows(options.pop("n_rows"))
     if options.pop("lean", False):
         options["model"] = lean_model()
     kind, *fault = options.pop("fault", [None])

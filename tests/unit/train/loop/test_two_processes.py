@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
-OPTIONS = {"steps": 8, "every": 3, "log_every": 2}
+# 24 rows, which every number of processes shares out evenly: else the end of a pass repeats rows, so that all can step.
+OPTIONS = {"steps": 8, "every": 3, "log_every": 2, "n_rows": 25}
 
 
 def run(folder: Path, processes: int, code: int = 0, **options: Any) -> dict[str, Any]:
