@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import GptOssConfig, GptOssForCausalLM, PretrainedConfig
 from transformers.utils.hub import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
@@ -167,6 +168,8 @@ def _random(config: GptOssConfig, dtype: torch.dtype) -> GptOssForCausalLM:
 def _pretrained(
     name: str, settings: ModelSettings, config: GptOssConfig, dtype: torch.dtype, device: torch.device
 ) -> GptOssForCausalLM:
+    if _is_small(Path(name)):
+        disable_progress_bar()
     options: dict[str, Any] = {}
     if getattr(config, "quantization_config", None) is not None:
         options["quantization_config"] = _dequantised(settings, config)
@@ -193,6 +196,11 @@ def _pretrained(
         raise ModelError(f"model.name: `{settings.name}` lacks {wrong[0]} ({len(wrong)} in all): is the copy whole?")
     _check_tokenizer(name, settings)
     return model
+
+
+def _is_small(folder: Path) -> bool:
+    """Whether its weights are read in a moment, so that transformers' progress bars only disturb."""
+    return folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 1 << 30
 
 
 def _folder(name: str, settings: ModelSettings) -> Path:
