@@ -1,8 +1,12 @@
-"""Small random gpt-oss models for the tests of model, adapters and loss."""
+"""Small random gpt-oss models for the tests of model, adapters and loss, and the small training run."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
 WINDOW = 4
+SCRIPT = Path(__file__).parent / "tiny_run.py"
 
 
 @pytest.fixture
@@ -34,3 +39,16 @@ def build_gptoss() -> Callable[..., GptOssForCausalLM]:
         return model.to(dtype)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_run() -> ModuleType:
+    """The module tests/unit/train/tiny_run.py."""
+    if "tiny_run" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("tiny_run", SCRIPT)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["tiny_run"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["tiny_run"]
