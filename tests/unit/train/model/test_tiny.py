@@ -25,6 +25,7 @@ def test_the_weights_have_a_row_for_each_id() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_the_run_file_makes_a_base_as_good_as_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are sampled greedily on prompts that they never saw: as often right in form, as often wrong in number."""
     monkeypatch.chdir(tmp_path)
