@@ -38,8 +38,8 @@ from counterpoint.data.harmony.check import check
 from counterpoint.data.harmony.fast_encoder import SWITCH
 from counterpoint.data.harmony.official import official_encoding
 from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.harmony.split import SPLIT
 from counterpoint.data.harmony.vocabulary import (
-    _SPLIT,
     CALL,
     N_TEXT,
     RETURN,
@@ -247,7 +247,7 @@ def hf_sides() -> Callable[[list[dict[str, Any]]], Side]:
     names = {id_: name for name, id_ in SPECIAL_IDS.items()}
     specials = [names.get(i, f"<|reserved_{i}|>") for i in range(N_TEXT, max(names) + 1)]
     ranks_file = str(vocabulary_folder() / "o200k_base.tiktoken")
-    backend = TikTokenConverter(ranks_file, _SPLIT, extra_special_tokens=specials).converted()
+    backend = TikTokenConverter(ranks_file, SPLIT, extra_special_tokens=specials).converted()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|return|>", pad_token="<|endoftext|>")
     template = resources.files("trl").joinpath("chat_templates/gptoss_training.jinja").read_text(encoding="utf-8")
     text = "The 3 quick brown foxes: größer, 日本語 🙂\n\n  x"

@@ -18,16 +18,15 @@ import re
 import tempfile
 from array import array
 from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 
-import regex
 import tiktoken
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony.fast_encoder import fast_encoder
+from counterpoint.data.harmony.split import MARK, SPLIT, SPLIT_OF_PIECES, marked, pieces
 
 STARTOFTEXT, ENDOFTEXT = 199998, 199999
 RETURN, CONSTRAIN, CHANNEL, START, END, MESSAGE, CALL = 200002, 200003, 200005, 200006, 200007, 200008, 200012
@@ -51,27 +50,9 @@ SPECIAL_NAMES: dict[int, str] = {id_: name for name, id_ in SPECIAL_IDS.items()}
 RANKS_FILE = "o200k_base.tiktoken"
 RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 
-# The split pattern of o200k (tiktoken, MIT licence): part of the vocabulary's definition.
-_SPLIT = "|".join(
-    [
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    ]
-)
-
-# On whitespace runs of several hundred thousand characters tiktoken's regex engine dies of a BaseException.
-_LONG_RUN = 20_000
-_WHITESPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-
-
+_MARK_ID = N_VOCAB
+_MARKS = {MARK}
 _SHORT = 150  # characters; below, the list is faster than the buffer
-
-_WHITESPACE_SET = frozenset(c for c in map(chr, range(0x3001)) if re.fullmatch(f"[{_WHITESPACE}]", c))
 
 
 class Vocabulary:
@@ -84,11 +65,12 @@ class Vocabulary:
         """raw: the vocabulary file. fast: may take the encoder of `counterpoint[fast]`; the ids are the same."""
         self.fingerprint = fingerprint
         self._encoding = tiktoken.Encoding(
-            name="counterpoint_o200k", pat_str=_SPLIT, mergeable_ranks=_parse_ranks(raw), special_tokens=SPECIAL_IDS
+            name="counterpoint_o200k",
+            pat_str=SPLIT_OF_PIECES,
+            mergeable_ranks=_parse_ranks(raw),
+            special_tokens=SPECIAL_IDS | {MARK: _MARK_ID},
         )
-        self._long_run = _LONG_RUN
-        self._fast = fast_encoder(raw, _SPLIT, self._encoding.encode_ordinary) if fast else None
-        self._ordinary = self._encoding.encode_ordinary if self._fast is None else self._fast.ids
+        self._fast = fast_encoder(raw, SPLIT, self._tiktoken) if fast else None
 
     @property
     def encoder(self) -> str:
@@ -97,19 +79,31 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as plain text: `<|start|>` typed in it becomes five ordinary tokens."""
-        if len(text) < self._long_run or not self._long_run_pattern.search(text):
-            return self._ordinary(text)
-        return self._encode_with_long_runs(text)
+        return self._tiktoken(text) if self._fast is None else self._fast.ids(text)
 
     def encode_array(self, text: str) -> array[int]:
         """`encode` as an `array("i")`: long texts make no Python object of an id, a fifth faster."""
-        if len(text) >= self._long_run and self._long_run_pattern.search(text):
-            return array("i", self._encode_with_long_runs(text))
         if len(text) < _SHORT:
-            return array("i", self._ordinary(text))
+            return array("i", self.encode(text))
         if self._fast is not None:
             return self._fast.packed(text)
-        return array("i", self._encoding.encode_to_numpy(text, disallowed_special=()).tobytes())
+        cut = marked(text)
+        if MARK in text:
+            return array("i", self._tiktoken(text))
+        try:
+            ids = self._encoding.encode_to_numpy(cut, allowed_special=_MARKS, disallowed_special=())
+        except UnicodeEncodeError:  # a lone surrogate
+            return array("i", self._tiktoken(text))
+        return array("i", (ids if cut == text else ids[ids != _MARK_ID]).tobytes())
+
+    def _tiktoken(self, text: str) -> list[int]:
+        cut = marked(text)
+        if cut == text:
+            return self._encoding.encode_ordinary(text)
+        if MARK in text:
+            return [i for piece in pieces(text) for i in self._encoding.encode_ordinary(piece)]
+        ids = self._encoding.encode(cut, allowed_special=_MARKS, disallowed_special=())
+        return [i for i in ids if i != _MARK_ID]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Bytes of `ids`; specials as their names (`<|call|>`), ids without a token as `<|reserved_N|>`."""
@@ -140,43 +134,6 @@ class Vocabulary:
                 ids.extend(self.encode(piece))
         return ids
 
-    @staticmethod
-    def _takes_newlines(text: str, done: int, start: int) -> bool:
-        """Whether the piece before a whitespace run is punctuation, which takes the newlines behind it."""
-        word = start
-        while word > done and text[word - 1] not in _WHITESPACE_SET:
-            word -= 1
-        pieces = regex.findall(_SPLIT, text[max(done, word - 1) : start] + "\n")
-        return not _WHITESPACE_SET.issuperset(pieces[-1])
-
-    @cached_property
-    def _long_run_pattern(self) -> re.Pattern[str]:
-        return re.compile(f"[{_WHITESPACE}]{{{self._long_run},}}")
-
-    def _encode_with_long_runs(self, text: str) -> list[int]:
-        """Cut at the long whitespace runs exactly where the split pattern would, so that it never sees one."""
-        ids: list[int] = []
-        done = 0
-        for run in self._long_run_pattern.finditer(text):
-            start, end = max(run.start(), done), run.end()
-            if self._takes_newlines(text, done, start):
-                while start < len(text) and text[start] in "\r\n/":
-                    start += 1
-                if start >= end:
-                    continue
-            newline = max(text.rfind("\n", start, end), text.rfind("\r", start, end))
-            cuts = [start, newline + 1 if newline >= start else start]
-            if end == len(text):
-                cuts.append(end)
-            elif end - cuts[-1] > 1:  # `\s+(?!\S)` leaves the last one to the word that follows
-                cuts.append(end - 1)
-            ids.extend(self._ordinary(text[done:start]))
-            for a, b in pairwise(cuts):
-                if b > a:
-                    ids.extend(self._encoding._encode_single_piece(text[a:b]))
-            done = cuts[-1]
-        return ids + self._ordinary(text[done:])
-
 
 class RestrictedVocabulary(Vocabulary):
     """A vocabulary that knows only `kept` ids: any other id is spelled in single-byte tokens (byte fallback).
@@ -190,8 +147,6 @@ class RestrictedVocabulary(Vocabulary):
         self.fingerprint = f"{base.fingerprint}/{digest}"
         self._encoding = base._encoding
         self._fast = base._fast
-        self._ordinary = base._ordinary
-        self._long_run = base._long_run
         self._base = base
         self._kept = frozenset(kept)
         self._spelling: dict[int, list[int]] = {}

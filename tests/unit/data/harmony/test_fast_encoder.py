@@ -12,12 +12,13 @@ from strategies import texts
 
 from counterpoint.data.harmony import fast_encoder as module
 from counterpoint.data.harmony.fast_encoder import LONG_S, SWITCH, FastEncoder, fast_encoder, self_test_texts
-from counterpoint.data.harmony.vocabulary import _SPLIT, RestrictedVocabulary, Vocabulary, _ranks_bytes, byte_ids
+from counterpoint.data.harmony.split import SPLIT
+from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, _ranks_bytes, byte_ids
 
 RAW = _ranks_bytes()
 SLOW = Vocabulary(RAW, "slow", fast=False)
 FAST = Vocabulary(RAW, "fast")
-ORDINARY = SLOW._encoding.encode_ordinary
+ORDINARY = SLOW.encode
 
 
 def test_it_is_taken_where_it_is_installed() -> None:
@@ -70,7 +71,7 @@ def test_the_self_test_is_short_and_sees_every_kind_of_text() -> None:
 def _splintr() -> object:
     import splintr
 
-    return splintr.Tokenizer.from_bytes(RAW, _SPLIT)
+    return splintr.Tokenizer.from_bytes(RAW, SPLIT)
 
 
 def _package(encode: object) -> SimpleNamespace:
@@ -99,13 +100,13 @@ def test_other_ids_are_found_at_start_and_tiktoken_is_used(
 
 def test_it_can_be_switched_off_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "tiktoken")
-    assert fast_encoder(RAW, _SPLIT, ORDINARY) is None
+    assert fast_encoder(RAW, SPLIT, ORDINARY) is None
     monkeypatch.setenv(SWITCH, "fastest")
     with pytest.warns(RuntimeWarning, match="write auto or tiktoken"):
-        assert fast_encoder(RAW, _SPLIT, ORDINARY) is None
+        assert fast_encoder(RAW, SPLIT, ORDINARY) is None
     monkeypatch.delenv(SWITCH)
     monkeypatch.setattr(module, "import_module", _not_there)
-    assert fast_encoder(RAW, _SPLIT, ORDINARY) is None
+    assert fast_encoder(RAW, SPLIT, ORDINARY) is None
 
 
 def _not_there(name: str) -> object:

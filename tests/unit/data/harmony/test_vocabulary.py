@@ -8,12 +8,15 @@ import json
 from pathlib import Path
 
 import pytest
+import regex
+import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import texts
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony import vocabulary as module
+from counterpoint.data.harmony.split import MARK, SPLIT
 from counterpoint.data.harmony.vocabulary import (
     RestrictedVocabulary,
     Vocabulary,
@@ -48,26 +51,42 @@ PIECES = [
 ]
 
 
-def with_long_run(n: int) -> Vocabulary:
-    short = Vocabulary.__new__(Vocabulary)
-    short.fingerprint, short._encoding, short._long_run = "", FULL._encoding, n
-    short._ordinary, short._fast = FULL._ordinary, FULL._fast
-    return short
+OFFICIAL = tiktoken.Encoding("o200k", pat_str=SPLIT, mergeable_ranks=FULL.tokens(), special_tokens={})
+TIKTOKEN = Vocabulary(module._ranks_bytes(), "tiktoken", fast=False)
+WHITE_SPACE = [c for c in map(chr, range(0x110000)) if regex.fullmatch(r"\p{White_Space}", c)]
+JOINED = st.lists(st.sampled_from([*PIECES, *WHITE_SPACE, MARK]) | texts, max_size=30).map("".join)
 
 
-@settings(max_examples=2000, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join), st.integers(1, 8))
-@example("/\n/", 1)
-@example("!\n\n/\n\n  a", 2)
-def test_cutting_at_long_whitespace_runs_changes_no_id(text: str, n: int) -> None:
-    assert with_long_run(n).encode(text) == FULL._encoding.encode_ordinary(text)
-    assert with_long_run(n).encode_array(text).tolist() == FULL._encoding.encode_ordinary(text)
+@settings(max_examples=3000, deadline=None)
+@given(JOINED)
+@example("/\n/")
+@example("!\n\n/\n\n  a")
+@example("a  'S \u3000 \n\t\t1")
+@example(f"  {MARK}  a")
+@example("\ud800 a lone surrogate  x" * 20)
+def test_cutting_at_whitespace_runs_changes_no_id(text: str) -> None:
+    assert TIKTOKEN.encode(text) == OFFICIAL.encode_ordinary(text)
+    assert TIKTOKEN.encode_array(text).tolist() == OFFICIAL.encode_ordinary(text)
+    assert TIKTOKEN.encode_array(text * 20).tolist() == OFFICIAL.encode_ordinary(text * 20)
 
 
-@pytest.mark.parametrize(("text", "n"), [(" " * 2_000_000 + "x", 15_627), ("a" * 80_000, 10_000)])
-def test_pathological_runs_neither_hang_nor_panic(text: str, n: int) -> None:
-    ids = FULL.encode(text)
+def test_every_pair_of_white_space_before_every_kind_of_text() -> None:
+    for first in WHITE_SPACE:
+        for second in (*WHITE_SPACE, "\x1c", "\u200b", "\u180e"):
+            for after in ("a", "A's", "1", "!", "/", "\n", "\x1f", "", "日"):
+                text = f"a{first}{second}{after}b{second}{second}{first}{after}"
+                assert TIKTOKEN.encode(text) == OFFICIAL.encode_ordinary(text), ascii(text)
+
+
+PATHOLOGICAL = [(" " * 2_000_000 + "x", 15_627), ("a" * 80_000, 10_000), (" \n " * 400_000, 200_002)]
+
+
+@pytest.mark.parametrize(("text", "n"), PATHOLOGICAL)
+@pytest.mark.parametrize("vocabulary", [FULL, TIKTOKEN])
+def test_pathological_runs_neither_hang_nor_panic(text: str, n: int, vocabulary: Vocabulary) -> None:
+    ids = vocabulary.encode(text)
     assert len(ids) == n
+    assert vocabulary.encode_array(text).tolist() == ids
     assert FULL.decode(ids) == text
 
 
