@@ -288,14 +288,9 @@ class _Written:
             header = 0.0
         end = CALL if is_call else final_end if is_final else END
         end_weight = 0.0 if is_final and end == END else renderer.settings.weights.terminators
+        header_ids = renderer.grammar.header_after_role(message, renderer.settings.call_style)
         return (
-            Span(
-                renderer.grammar.header_after_role(message, renderer.settings.call_style),
-                header * scale,
-                channel,
-                index,
-                head,
-            ),
+            Span(header_ids, header * scale, channel, index, head),
             Span(self.body(index), body * scale, channel, index, part),
             Span(_ENDS[end], end_weight * scale, channel, index, "terminators"),
         )

@@ -37,15 +37,12 @@ def pieces(text: str) -> list[str]:
 
 
 def marked(text: str) -> str:
-    """`text` with `MARK` between its pieces; `text` itself where it is one."""
-    if _has_odd_blank(text):
+    """`text` with `MARK` between its pieces; `text` itself where no blank calls for a look."""
+    if text.isascii():
+        if "\t" in text or "\x0b" in text or "\x0c" in text:
+            return MARK.join(_CUT.split(text))
+    elif _ODD_BLANK.search(text):
         return MARK.join(_CUT.split(text))
     if "  " not in text:
         return text
     return f" {MARK} ".join(_TWO_SPACES.split(text))  # the same, nine times as fast
-
-
-def _has_odd_blank(text: str) -> bool:
-    if text.isascii():
-        return "\t" in text or "\x0b" in text or "\x0c" in text
-    return _ODD_BLANK.search(text) is not None

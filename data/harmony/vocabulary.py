@@ -22,6 +22,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 
 from counterpoint.configs.errors import ModelError
@@ -70,7 +71,9 @@ class Vocabulary:
             mergeable_ranks=_parse_ranks(raw),
             special_tokens=SPECIAL_IDS | {MARK: _MARK_ID},
         )
+        self._core = self._encoding._core_bpe
         self._fast = fast_encoder(raw, SPLIT, self._tiktoken) if fast else None
+        self._ordinary = self._tiktoken if self._fast is None else self._fast.ids
 
     @property
     def encoder(self) -> str:
@@ -79,27 +82,33 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as plain text: `<|start|>` typed in it becomes five ordinary tokens."""
-        return self._tiktoken(text) if self._fast is None else self._fast.ids(text)
+        return self._ordinary(text)
 
     def encode_array(self, text: str) -> array[int]:
         """`encode` as an `array("i")`: long texts make no Python object of an id, a fifth faster."""
         if len(text) < _SHORT:
-            return array("i", self.encode(text))
+            return array("i", self._ordinary(text))
         if self._fast is not None:
             return self._fast.packed(text)
         cut = marked(text)
         if MARK in text:
             return array("i", self._tiktoken(text))
         try:
-            ids = self._encoding.encode_to_numpy(cut, allowed_special=_MARKS, disallowed_special=())
+            ids = self._core.encode_to_tiktoken_buffer(cut, _MARKS)
         except UnicodeEncodeError:  # a lone surrogate
             return array("i", self._tiktoken(text))
-        return array("i", (ids if cut == text else ids[ids != _MARK_ID]).tobytes())
+        if cut is text:
+            return array("i", bytes(ids))
+        ids_N = np.frombuffer(ids, dtype=np.int32)
+        return array("i", ids_N[ids_N != _MARK_ID].tobytes())
 
     def _tiktoken(self, text: str) -> list[int]:
         cut = marked(text)
-        if cut == text:
-            return self._encoding.encode_ordinary(text)
+        if cut is text:
+            try:
+                return self._core.encode_ordinary(text)
+            except UnicodeEncodeError:  # a lone surrogate, which the line below replaces
+                return self._encoding.encode_ordinary(text)
         if MARK in text:
             return [i for piece in pieces(text) for i in self._encoding.encode_ordinary(piece)]
         ids = self._encoding.encode(cut, allowed_special=_MARKS, disallowed_special=())
