@@ -1,6 +1,7 @@
-"""TRL's DPOTrainer on our pairs: identical prompt ids, masks by channel, nothing tokenised again.
+"""TRL's DPOTrainer on our pairs and its KTOTrainer on our rated completions: identical prompt ids, masks by channel,
+nothing tokenised again.
 
-Legend: B pairs, S tokens of the longest side with its prompt.
+Legend: B pairs or rated completions, S tokens of the longest with its prompt.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
 
-from counterpoint.data.pairs import Pair
+from counterpoint.data.pairs import Pair, Rated
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
@@ -24,18 +27,19 @@ from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel
 
-PAIR = "pair"
+ROW = "row"
 
 
-class PreferenceTrainer(WholeRun, DPOTrainer):
-    """Trains `loaded.model` on pairs. Its reference is the model as it comes in: the base under a fresh adapter, or a
-    copy where all weights are trained."""
+class _OnOurRows(WholeRun):
+    """What both trainers share. Their reference is the model as it comes in: the base under a fresh adapter, or a copy
+    where all weights are trained."""
 
     def __init__(
         self,
         loaded: LoadedModel,
-        args: DPOConfig,
-        pairs: Sequence[Pair],
+        args: Any,
+        rows: Sequence[Any],
+        collator: Callable[[Sequence[dict[str, int]]], dict[str, torch.Tensor]],
         loop: LoopSettings,
         identity: Identity,
         *,
@@ -44,12 +48,13 @@ class PreferenceTrainer(WholeRun, DPOTrainer):
         stop: StopSignal | None = None,
     ) -> None:
         adapted = hasattr(loaded.model, "peft_config")
-        super().__init__(
+        trainer_of_trl: Any = super().__init__
+        trainer_of_trl(
             model=loaded.model,
             ref_model=None if adapted else copy.deepcopy(loaded.model).requires_grad_(False),
             args=args,
-            data_collator=PairCollator(loaded, pairs),
-            train_dataset=Dataset.from_dict({PAIR: list(range(len(pairs)))}),
+            data_collator=collator,
+            train_dataset=Dataset.from_dict({ROW: list(range(len(rows)))}),
             processing_class=RowTokenizer(loaded),
             callbacks=callbacks,
         )
@@ -61,28 +66,58 @@ class PreferenceTrainer(WholeRun, DPOTrainer):
         self.take_over(loop, identity, extras, stop)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Our pairs are tokens already; TRL would render them again and write an end behind `<|call|>`."""
+        """Our rows are tokens already; TRL would render them again and write an end behind `<|call|>`."""
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = [PAIR]
+        self._signature_columns = [ROW]
 
 
-class PairCollator:
-    """Numbers of pairs to TRL's batch: all chosen sides, then all rejected ones, padded on the right.
+class PreferenceTrainer(_OnOurRows, DPOTrainer):
+    """Trains `loaded.model` on pairs."""
 
-    input_ids, attention_mask, completion_mask: (2B, S) int64; completion_mask is 1 where a token is compared.
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        args: DPOConfig,
+        pairs: Sequence[Pair],
+        loop: LoopSettings,
+        identity: Identity,
+        **rest: Any,
+    ) -> None:
+        super().__init__(loaded, args, pairs, PairCollator(loaded, pairs), loop, identity, **rest)
+
+
+class RatedTrainer(_OnOurRows, KTOTrainer):
+    """Trains `loaded.model` on completions that are wanted or not.
+
+    shuffle: draw a new order for every pass. TRL refuses it because it pairs each prompt with a foreign completion in
+    the data set; here that is done in the batch.
     """
 
-    def __init__(self, loaded: LoadedModel, pairs: Sequence[Pair]) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        args: KTOConfig,
+        rows: Sequence[Rated],
+        loop: LoopSettings,
+        identity: Identity,
+        *,
+        shuffle: bool = True,
+        **rest: Any,
+    ) -> None:
+        super().__init__(loaded, args, rows, RatedCollator(loaded, rows), loop, identity, **rest)
+        if shuffle:
+            self.args.train_sampling_strategy = "random"
+
+
+class _Collator:
+    def __init__(self, loaded: LoadedModel) -> None:
         self.rows = loaded.vocabulary_map.rows
         self.pad_row = loaded.pad_row
-        self.pairs = pairs
 
-    def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
-        pairs = [self.pairs[feature[PAIR]] for feature in features]
-        sides = [(p.prompt_ids, p.chosen_ids, p.chosen_mask) for p in pairs]
-        sides += [(p.prompt_ids, p.rejected_ids, p.rejected_mask) for p in pairs]
+    def padded(self, sides: Sequence[tuple[list[int], list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        """Prompts, completions and their masks -> input_ids, attention_mask, completion_mask (B, S) int64."""
         longest = max(len(prompt) + len(ids) for prompt, ids, _ in sides)
         input_ids = torch.full((len(sides), longest), self.pad_row)
         attention_mask, completion_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
@@ -92,3 +127,39 @@ class PairCollator:
             attention_mask[b, :n] = 1
             completion_mask[b, len(prompt) : n] = torch.tensor(mask)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+
+
+class PairCollator(_Collator):
+    """Numbers of pairs to TRL's batch: all chosen sides, then all rejected ones, padded on the right.
+
+    input_ids, attention_mask, completion_mask: (2B, S) int64; completion_mask is 1 where a token is compared.
+    """
+
+    def __init__(self, loaded: LoadedModel, pairs: Sequence[Pair]) -> None:
+        super().__init__(loaded)
+        self.pairs = pairs
+
+    def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+        pairs = [self.pairs[feature[ROW]] for feature in features]
+        sides = [(p.prompt_ids, p.chosen_ids, p.chosen_mask) for p in pairs]
+        return self.padded(sides + [(p.prompt_ids, p.rejected_ids, p.rejected_mask) for p in pairs])
+
+
+class RatedCollator(_Collator):
+    """Numbers of rated completions to TRL's batch, padded on the right.
+
+    Beside the three tensors of `padded` and `label` (B,) bool, the same three as `KL_*`: each prompt with the completion
+    of the row before it, the first with the last one's, of which TRL estimates how far the model has moved.
+    """
+
+    def __init__(self, loaded: LoadedModel, rated: Sequence[Rated]) -> None:
+        super().__init__(loaded)
+        self.rated = rated
+
+    def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+        rated = [self.rated[feature[ROW]] for feature in features]
+        own = self.padded([(r.prompt_ids, r.ids, r.mask) for r in rated])
+        others = zip(rated, [rated[-1], *rated[:-1]], strict=True)
+        foreign = self.padded([(r.prompt_ids, other.ids, other.mask) for r, other in others])
+        label = torch.tensor([r.wanted for r in rated])
+        return {**own, **{f"KL_{name}": tensor for name, tensor in foreign.items()}, "label": label}

@@ -9,6 +9,7 @@ from typing import Any
 
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.kto_config import KTOConfig
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import DpoRun, GrpoRun
@@ -17,7 +18,7 @@ from counterpoint.train.model.load import device_of
 
 
 def steps_of(settings: DpoRun | GrpoRun, n_items: int, per_step: int) -> int:
-    """Optimizer steps over `n_items` pairs or groups, `per_step` of them in one."""
+    """Optimizer steps over `n_items` pairs, rated completions or groups, `per_step` of them in one."""
     train = settings.train
     return train.steps if train.steps is not None else math.ceil(train.epochs * math.ceil(n_items / per_step))
 
@@ -34,6 +35,22 @@ def dpo_arguments(settings: DpoRun, run_folder: Path, steps: int) -> DPOConfig:
         label_smoothing=dpo.label_smoothing,
         disable_dropout=True,
         train_sampling_strategy="random" if settings.data.shuffle else "sequential",
+    )
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
+
+
+def kto_arguments(settings: DpoRun, run_folder: Path, steps: int) -> KTOConfig:
+    """TRL's arguments for a run over rated completions."""
+    dpo = settings.dpo
+    args = KTOConfig(
+        **_common(settings, run_folder, steps),
+        max_length=None,
+        beta=dpo.beta,
+        loss_type=dpo.losses[0],
+        desirable_weight=dpo.wanted_weight,
+        undesirable_weight=dpo.unwanted_weight,
+        disable_dropout=True,
     )
     args._n_gpu = min(args.n_gpu, 1)
     return args

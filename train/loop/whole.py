@@ -1,5 +1,5 @@
-"""What TRL's trainers for pairs and for rewards lack: checkpoints that are whole, no step on a broken gradient, an end
-with a checkpoint on a signal, and evaluation after saving."""
+"""What TRL's trainers lack: checkpoints that are whole, no step on a broken gradient, an end with a checkpoint on a
+signal that all processes agree on, and evaluation after saving."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl
@@ -26,46 +26,70 @@ _Base = Trainer if TYPE_CHECKING else object
 
 
 class WholeRun(_Base):
-    """Mixed in before a trainer of TRL; `take_over` is called once that one is made."""
+    """Mixed in before a trainer of TRL; `take_over` is called once that one is made.
+
+    Callbacks with `state_dict` and `load_state_dict` keep their state in checkpoints; those with `after_step` are
+    called with it once a step is logged and saved.
+    """
 
     loop: LoopSettings
     identity: Identity
     extras: Callable[[Path], None] | None
     stop: StopSignal
     base: Any
+    stop_agreed: bool = False
     saved_step: int | None = None
-    evaluated_step: int | None = None
+    evaluated_step: int = 0
 
     def take_over(
         self, loop: LoopSettings, identity: Identity, extras: Callable[[Path], None] | None, stop: StopSignal | None
     ) -> None:
-        """loop, identity, extras, stop: as of `CounterpointTrainer`."""
+        """identity: what a checkpoint must share with a run that goes on from it. extras: writes further files into a
+        checkpoint (the vocabulary map)."""
         self.loop, self.identity, self.extras, self.stop = loop, identity, extras, stop or StopSignal()
         self.base = self.accelerator.unwrap_model(self.model)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_EndOnSignal(self))
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a signal ends training before its last step."""
-        return self.stop.received is not None and self.state.global_step < self.state.max_steps
+        self.add_callback(_StepEvents(self))
 
     def _send_telemetry(self) -> None:
         """TRL reports each run to its makers; nothing leaves this machine from here."""
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: transformers' estimate walks over all parameters in every micro-batch."""
         return 0
 
+    # ---- the end of a step
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a signal came; where several processes run, whether all of them know."""
+        return self.stop.received is not None if self._is_alone else self.stop_agreed
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ends training before its last step; the same in all processes."""
+        return self.asked_to_stop and self.state.global_step < self.state.max_steps
+
+    @property
+    def _is_alone(self) -> bool:
+        return self.accelerator.num_processes == 1
+
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
-        """The last place before the optimizer step, so a broken gradient ends the run here."""
+        """The gradient's norm before clipping; the last place before the optimizer step, so a broken step ends here."""
         norm = float(torch.as_tensor(super()._get_grad_norm(model, grad_norm)))
+        self.check_step(model, norm)
+        return norm
+
+    def check_step(self, model: torch.nn.Module, norm: float) -> None:
+        """Called by every process before the weights change. RunError where the gradient is not finite."""
+        if not self._is_alone:
+            stops = torch.tensor(float(self.stop.received is not None), device=self.args.device)
+            self.stop_agreed = self.stop_agreed or float(cast(torch.Tensor, self.accelerator.reduce(stops, "sum"))) > 0
         if not math.isfinite(norm):
-            whole = [f for f in save.checkpoints_in(self.loop.checkpoints) if (f / save.MARKER).exists()]
             raise RunError(
                 f"step {self.state.global_step + 1}: the gradient is not finite; stopped before the weights were "
-                f"changed, checkpoint: {whole[-1] if whole else 'none'}: lower train.learning_rate"
+                f"changed, checkpoint: {self.last_checkpoint() or 'none'}: lower train.learning_rate"
             )
-        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # transformers takes any log line for the one that was due; a callback's own must not swallow it.
@@ -76,16 +100,54 @@ class WholeRun(_Base):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log and save as transformers does, and only then evaluate: a kill during a long evaluation costs no step."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        step = self.state.global_step
-        if step == self.evaluated_step or self.stopped:
-            return
-        self.evaluated_step = step
+        if self.state.global_step != self.evaluated_step and not self.stopped:
+            self.evaluate_step()
+
+    def evaluate_step(self) -> None:
+        """Call `after_step` of every callback that has it, and do what they ask for."""
+        step = self.evaluated_step = self.state.global_step
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "after_step"):
-                callback.after_step(self.args, self.state, self.control)  # pyright: ignore[reportAttributeAccessIssue]
+                cast(Any, callback).after_step(self.args, self.state, self.control)
+        self._agree_on_control()
         if self.control.should_save and self.saved_step != step:
-            self._save_checkpoint(self.model_wrapped, None)
+            self._save_checkpoint(cast(Any, self.model_wrapped), None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control.should_save = False
+
+    def _agree_on_control(self) -> None:
+        """Every process does what one of them was told meanwhile: by a signal, or by a threshold of the evaluation."""
+        control = self.control
+        told = [control.should_training_stop, control.should_save, self.stop.received is not None]
+        flags = torch.tensor(told, dtype=torch.float32, device=self.args.device)
+        stop, save_now, signalled = (cast(torch.Tensor, self.accelerator.reduce(flags, "sum")) > 0).tolist()
+        self.stop_agreed = self.stop_agreed or signalled
+        control.should_training_stop, control.should_save = stop or signalled, save_now or signalled
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing where a resumed run was already at its end; transformers would take one step more."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    # ---- checkpoints
+
+    def loop_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the loop, as JSON. Called by every process."""
+        return {
+            "callbacks": {type(callback).__name__: callback.state_dict() for callback in self._stateful_callbacks()}
+        }
+
+    def restore_loop(self, state: dict[str, Any]) -> None:
+        """Takes up what `loop_state` gave."""
+        for callback in self._stateful_callbacks():
+            if type(callback).__name__ in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][type(callback).__name__])
+
+    def last_checkpoint(self) -> str | None:
+        whole = [f for f in save.checkpoints_in(self.loop.checkpoints) if (f / save.MARKER).exists()]
+        return str(whole[-1]) if whole else None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint of this step that is whole or not there; older ones go only when it stands."""
@@ -100,16 +162,18 @@ class WholeRun(_Base):
             save.rotate(self.loop.checkpoints, self.loop.keep)
 
     def _fill_checkpoint(self, folder: Path) -> None:
+        """Everything a run needs to go on bit for bit. Run by every process."""
         self.save_model(str(folder), _internal_call=True)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
+        state = self.loop_state()
         if self.args.should_save:
-            callbacks = {type(c).__name__: c.state_dict() for c in self._stateful_callbacks()}
-            (folder / LOOP_STATE).write_text(json.dumps({"callbacks": callbacks}), encoding="utf-8")
+            (folder / LOOP_STATE).write_text(json.dumps(state), encoding="utf-8")
             self.state.save_to_json(str(folder / TRAINER_STATE))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Weights in their own format, the vocabulary map beside them, and nothing pickled."""
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
@@ -125,17 +189,26 @@ class WholeRun(_Base):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.base, Path(resume_from_checkpoint))
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.base, Path(resume_from_checkpoint))
 
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        progress = super()._init_training_state(max_steps, *args, **kwargs)
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """transformers' state, with the step intervals of this process rather than the checkpoint's, and our own."""
+        progress = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         self.state.compute_steps(self.args, max_steps)
-        resumed = kwargs.get("resume_from_checkpoint", args[2] if len(args) > 2 else None)
-        if resumed is not None:
-            state = json.loads((Path(resumed) / LOOP_STATE).read_text(encoding="utf-8"))
-            for callback in self._stateful_callbacks():
-                if type(callback).__name__ in state["callbacks"]:
-                    callback.load_state_dict(state["callbacks"][type(callback).__name__])
+        if resume_from_checkpoint is not None:
+            self.restore_loop(json.loads((Path(resume_from_checkpoint) / LOOP_STATE).read_text(encoding="utf-8")))
             self.saved_step = self.state.global_step
         return progress
 
@@ -143,11 +216,18 @@ class WholeRun(_Base):
         return [callback for callback in self.callback_handler.callbacks if hasattr(callback, "load_state_dict")]
 
 
-class _EndOnSignal(TrainerCallback):
+class _StepEvents(TrainerCallback):
+    """Ends the run after a step in which SIGTERM or Ctrl-C came, with a checkpoint. A resumed run first evaluates the
+    step that it begins at: what broke it off may have kept it from doing so."""
+
     def __init__(self, trainer: WholeRun) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step > 0:
+            self.trainer.evaluate_step()
+
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.stop.received is not None:
+        if self.trainer.asked_to_stop:
             control.should_save = True
             control.should_training_stop = True
