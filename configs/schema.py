@@ -69,6 +69,7 @@ __all__ = [
     "ToolSettings",
     "TrackingSettings",
     "TrainSettings",
+    "TrainingRun",
     "VllmSettings",
     "json_schema",
 ]
@@ -130,7 +131,7 @@ class SftRun(RunSettings):
 
 
 class DpoRun(RunSettings):
-    """Learning from pairs of a wanted and an unwanted completion."""
+    """Learning from pairs of a wanted and an unwanted completion, or from completions that are rated one by one."""
 
     recipe: Literal["dpo"]
     """What the run does: the first line of a run file."""
@@ -139,19 +140,25 @@ class DpoRun(RunSettings):
     """Adapters, or full fine-tuning."""
 
     data: DataSettings
-    """The pairs, or conversations of which pairs are made."""
+    """The pairs, rows with a `label`, or conversations of which pairs are made."""
 
     dpo: DpoSettings = DpoSettings()
     """What is compared, and the loss."""
 
     train: TrainSettings = TrainSettings(learning_rate=5e-5)
-    """The loop; `batch_rows` counts pairs."""
+    """The loop; `batch_rows` counts pairs, or rated completions."""
 
     eval: EvalSettings = EvalSettings()
     """The evaluation by sampling."""
 
     launch: LaunchSettings = LaunchSettings()
     """Processes and machines."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> DpoRun:
+        if self.dpo.losses == ("kto",) and self.train.batch_rows < 2:
+            raise ValueError("`dpo.losses: kto` compares the rows of a batch: set `train.batch_rows` to 2 or more")
+        return self
 
 
 class GrpoRun(RunSettings):
@@ -234,7 +241,8 @@ class EvaluateRun(RunSettings):
     """`auto` takes CUDA where there is one."""
 
 
-Run = SftRun | DpoRun | GrpoRun | DistillRun | EvaluateRun
+TrainingRun = SftRun | DpoRun | GrpoRun
+Run = TrainingRun | DistillRun | EvaluateRun
 
 RECIPES: dict[str, type[Run]] = {
     "sft": SftRun,

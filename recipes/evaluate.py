@@ -145,12 +145,13 @@ def _spread(plans: dict[str, Planned], args: argparse.Namespace, folder: Path, c
 
     given = ["--config", args.config, "--out", str(folder)] + (["--base", args.base] if args.base else [])
     given += [text for text in (args.checkpoint, *args.settings) if text]
-    total, progress, told = sum(len(plan.draws) for plan in plans.values()), Progress(), [-1]
+    total, progress, told = sum(len(plan.draws) for plan in plans.values()), Progress(), -1
 
     def say(done: int) -> None:
-        if done != told[0]:
+        nonlocal told
+        if done != told:
             progress.show(f"{count} processes  {_bar(done, total)} {done:,}/{total:,} samples")
-            told[0] = done
+            told = done
 
     run_shards(given, count, folder, gpus, say)
     if progress.live:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 from counterpoint.configs.errors import ConfigError
 
 if TYPE_CHECKING:
+    from counterpoint.configs.schema import TrainingRun
     from counterpoint.recipes.plan_data import Work
-    from counterpoint.train.plan.estimate import Change, Estimate, TrainingRun
+    from counterpoint.train.plan.estimate import Change, Estimate
     from counterpoint.train.plan.measure import Measured
 
 GIB = 1 << 30
@@ -43,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     from counterpoint.configs.load import load_run
-    from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
+    from counterpoint.configs.schema import TrainingRun
     from counterpoint.recipes.plan_data import work_of
     from counterpoint.train.plan.estimate import Estimate
 
     settings: Any = load_run(args.config, args.settings)
-    if not isinstance(settings, SftRun | DpoRun | GrpoRun):
+    if not isinstance(settings, TrainingRun):
         raise ConfigError(f"{args.config}: `recipe: {settings.recipe}` trains nothing, so there is nothing to plan")
     work = work_of(settings)
     estimate = Estimate.of(settings, work.batch, device_type(settings, args.device))

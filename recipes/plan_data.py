@@ -10,8 +10,8 @@ from counterpoint.configs.errors import CounterpointError
 from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
 
 if TYPE_CHECKING:
+    from counterpoint.configs.schema import TrainingRun
     from counterpoint.data.batches.tree import TreeRow
-    from counterpoint.train.plan.estimate import TrainingRun
     from counterpoint.train.plan.memory import Batch
 
 
@@ -65,19 +65,22 @@ def _supervised(run: SftRun) -> Work:
 
 
 def _pairs(run: DpoRun) -> Work:
-    from counterpoint.data.pairs import build_pairs
+    from counterpoint.data.pairs import build_pairs, build_rated
     from counterpoint.train.loop.arguments import rows_per_step
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
 
-    found = build_pairs(run.data.train, run.data, run.dpo, load_vocabulary_of(run.model), seed=run.seed)
+    build: Any = build_rated if run.dpo.rated else build_pairs
+    found = build(run.data.train, run.data, run.dpo, load_vocabulary_of(run.model), seed=run.seed)
     per_step = rows_per_step(cast(Any, run), _processes(run))
     steps = steps_of(run, len(found.pairs), per_step)
+    # Of a rated completion, the other side is the foreign one that it is compared with.
     both = 2 * min(run.train.batch_rows, len(found.pairs))
     width = max(pair.tokens for pair in found.pairs)
     mean = sum(2 * pair.tokens for pair in found.pairs) / len(found.pairs)
-    lines = (*found.lines(), f"the longest side has {width:,} tokens; {per_step} pairs a step: {steps:,} steps")
+    longest = f"the longest side has {width:,} tokens; {per_step} {found.noun}s a step: {steps:,} steps"
+    lines = (*found.lines(), longest)
     return Work(Batch(both, width, both * width), steps, round(steps * per_step * mean), lines)
 
 

@@ -18,7 +18,7 @@ _POLL = 0.5
 def share(text: str) -> tuple[int, int]:
     """`0/4` as (0, 4). ConfigError for anything else."""
     rank, _, world = text.partition("/")
-    if rank.isdigit() and world.isdigit() and int(rank) < int(world):
+    if rank.isdecimal() and world.isdecimal() and int(rank) < int(world):
         return int(rank), int(world)
     raise ConfigError(f"--shard {text}: write the number of the share and how many there are, as 0/4")
 

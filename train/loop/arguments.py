@@ -12,7 +12,7 @@ from typing import Any
 from trl.trainer.sft_config import SFTConfig
 
 from counterpoint.configs.errors import ConfigError
-from counterpoint.configs.schema import SftRun
+from counterpoint.configs.schema import SftRun, TrainingRun
 from counterpoint.train.loop.guard import SpikePolicy
 from counterpoint.train.model.load import device_of
 
@@ -47,7 +47,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def rows_per_step(settings: SftRun, processes: int | None = None) -> int:
+def rows_per_step(settings: TrainingRun, processes: int | None = None) -> int:
     """Rows in one optimizer step over all processes (None: those of this run)."""
     return settings.train.batch_rows * settings.train.accumulation * (processes or world_size())
 
@@ -60,7 +60,7 @@ def total_steps(settings: SftRun, n_rows: int, processes: int | None = None) -> 
     return math.ceil(settings.train.epochs * math.ceil(batches / settings.train.accumulation))
 
 
-def loop_settings(settings: SftRun, run_folder: Path) -> LoopSettings:
+def loop_settings(settings: TrainingRun, run_folder: Path) -> LoopSettings:
     train = settings.train
     return LoopSettings(
         checkpoints=run_folder / "checkpoints",
@@ -74,39 +74,52 @@ def loop_settings(settings: SftRun, run_folder: Path) -> LoopSettings:
 
 def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
     """TRL's arguments for a run over `n_rows` training rows. ConfigError for a setting that this machine cannot do."""
+    args = SFTConfig(
+        **common_arguments(settings, run_folder, total_steps(settings, n_rows)),
+        # Our rows come collated, weighted and packed.
+        max_length=None,
+        packing=False,
+        shuffle_dataset=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="random" if settings.data.shuffle else "sequential",
+        router_aux_loss_coef=0.0,
+        use_cache=False,
+    )
+    return without_data_parallel(args)
+
+
+def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dict[str, Any]:
+    """The arguments that the trainers of all recipes share. ConfigError for what this machine cannot do."""
     train = settings.train
     device = device_of(train.device).type
     if train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("train.optimizer: adamw_8bit needs bitsandbytes: pip install bitsandbytes, or use adamw")
-    steps = total_steps(settings, n_rows)
-    warmup = train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * steps)
     optimizers = {"adamw": "adamw_torch_fused" if device == "cuda" else "adamw_torch", "adamw_8bit": "adamw_8bit"}
-    args = SFTConfig(
-        output_dir=str(run_folder),
-        seed=settings.seed,
-        data_seed=settings.seed,
-        max_steps=steps,
-        per_device_train_batch_size=train.batch_rows,
-        per_device_eval_batch_size=train.batch_rows,
-        gradient_accumulation_steps=train.accumulation,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=SCHEDULES[train.schedule],
-        warmup_steps=warmup,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        optim=optimizers[train.optimizer],
-        activation_checkpointing=train.activation_checkpointing,
-        gradient_checkpointing=train.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if train.activation_checkpointing else None,
-        train_sampling_strategy="random" if settings.data.shuffle else "sequential",
-        logging_steps=train.log_every,
-        logging_first_step=True,
-        save_strategy="steps",
-        save_steps=train.checkpoint_every or NEVER,
-        use_cpu=device == "cpu",
+    return {
+        "output_dir": str(run_folder),
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "max_steps": steps,
+        "per_device_train_batch_size": train.batch_rows,
+        "gradient_accumulation_steps": train.accumulation,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": SCHEDULES[train.schedule],
+        "warmup_steps": train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * steps),
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": optimizers[train.optimizer],
+        "activation_checkpointing": train.activation_checkpointing,
+        "gradient_checkpointing": train.activation_checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False} if train.activation_checkpointing else None,
+        "logging_steps": train.log_every,
+        "save_steps": train.checkpoint_every or NEVER,
+        "use_cpu": device == "cpu",
         **_FIXED,
-    )
-    # More GPUs than processes: transformers would put DataParallel around the model, which TRL refuses.
+    }
+
+
+def without_data_parallel(args: Any) -> Any:
+    """More GPUs than processes: transformers would put DataParallel around the model, which TRL refuses."""
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
@@ -116,13 +129,9 @@ _FIXED: dict[str, Any] = {
     # copy every hidden state to float32.
     "bf16": False,
     "fp16": False,
-    # Our rows come collated, weighted and packed.
-    "max_length": None,
-    "packing": False,
-    "shuffle_dataset": False,
-    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "logging_first_step": True,
+    "save_strategy": "steps",
     "remove_unused_columns": False,
-    "router_aux_loss_coef": 0.0,
     "report_to": "none",
     "push_to_hub": False,
     "eval_strategy": "no",
@@ -133,5 +142,4 @@ _FIXED: dict[str, Any] = {
     "dataloader_num_workers": 0,
     "dataloader_pin_memory": False,
     "ddp_find_unused_parameters": False,
-    "use_cache": False,
 }

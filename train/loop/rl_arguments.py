@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
-from typing import Any
 
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.kto_config import KTOConfig
 
-from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import DpoRun, GrpoRun
-from counterpoint.train.loop.arguments import NEVER, SCHEDULES, world_size
-from counterpoint.train.model.load import device_of
+from counterpoint.train.loop.arguments import common_arguments, without_data_parallel, world_size
 
 
 def steps_of(settings: DpoRun | GrpoRun, n_items: int, per_step: int) -> int:
@@ -27,7 +23,8 @@ def dpo_arguments(settings: DpoRun, run_folder: Path, steps: int) -> DPOConfig:
     """TRL's arguments for a run over pairs."""
     dpo = settings.dpo
     args = DPOConfig(
-        **_common(settings, run_folder, steps),
+        **common_arguments(settings, run_folder, steps),
+        router_aux_loss_coef=settings.train.router_aux_loss_coef,
         max_length=None,
         beta=dpo.beta,
         loss_type=list(dpo.losses),
@@ -36,15 +33,15 @@ def dpo_arguments(settings: DpoRun, run_folder: Path, steps: int) -> DPOConfig:
         disable_dropout=True,
         train_sampling_strategy="random" if settings.data.shuffle else "sequential",
     )
-    args._n_gpu = min(args.n_gpu, 1)
-    return args
+    return without_data_parallel(args)
 
 
 def kto_arguments(settings: DpoRun, run_folder: Path, steps: int) -> KTOConfig:
     """TRL's arguments for a run over rated completions."""
     dpo = settings.dpo
     args = KTOConfig(
-        **_common(settings, run_folder, steps),
+        **common_arguments(settings, run_folder, steps),
+        router_aux_loss_coef=settings.train.router_aux_loss_coef,
         max_length=None,
         beta=dpo.beta,
         loss_type=dpo.losses[0],
@@ -52,8 +49,7 @@ def kto_arguments(settings: DpoRun, run_folder: Path, steps: int) -> KTOConfig:
         undesirable_weight=dpo.unwanted_weight,
         disable_dropout=True,
     )
-    args._n_gpu = min(args.n_gpu, 1)
-    return args
+    return without_data_parallel(args)
 
 
 def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> GRPOConfig:
@@ -61,7 +57,8 @@ def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> GRPOConfi
     grpo, rollout, train = settings.grpo, settings.rollout, settings.train
     rollouts = train.batch_rows * train.accumulation * world_size()
     args = GRPOConfig(
-        **_common(settings, run_folder, steps),
+        **common_arguments(settings, run_folder, steps),
+        router_aux_loss_coef=settings.train.router_aux_loss_coef,
         num_generations=grpo.group,
         generation_batch_size=rollouts,
         max_completion_length=rollout.completion_tokens,
@@ -78,46 +75,4 @@ def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> GRPOConfi
         shuffle_dataset=settings.data.shuffle,
         use_vllm=False,
     )
-    args._n_gpu = min(args.n_gpu, 1)
-    return args
-
-
-def _common(settings: DpoRun | GrpoRun, run_folder: Path, steps: int) -> dict[str, Any]:
-    train, device = settings.train, device_of(settings.train.device).type
-    if train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("train.optimizer: adamw_8bit needs bitsandbytes: pip install bitsandbytes, or use adamw")
-    optimizers = {"adamw": "adamw_torch_fused" if device == "cuda" else "adamw_torch", "adamw_8bit": "adamw_8bit"}
-    return {
-        "output_dir": str(run_folder),
-        "seed": settings.seed,
-        "data_seed": settings.seed,
-        "max_steps": steps,
-        "per_device_train_batch_size": train.batch_rows,
-        "gradient_accumulation_steps": train.accumulation,
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": SCHEDULES[train.schedule],
-        "warmup_steps": train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * steps),
-        "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "optim": optimizers[train.optimizer],
-        "gradient_checkpointing": train.activation_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if train.activation_checkpointing else None,
-        "router_aux_loss_coef": train.router_aux_loss_coef,
-        "logging_steps": train.log_every,
-        "logging_first_step": True,
-        "save_strategy": "steps",
-        "save_steps": train.checkpoint_every or NEVER,
-        "use_cpu": device == "cpu",
-        "bf16": False,
-        "fp16": False,
-        "remove_unused_columns": False,
-        "report_to": "none",
-        "push_to_hub": False,
-        "eval_strategy": "no",
-        "disable_tqdm": True,
-        "log_level": "warning",
-        "logging_nan_inf_filter": False,
-        "dataloader_num_workers": 0,
-        "dataloader_pin_memory": False,
-        "ddp_find_unused_parameters": False,
-    }
+    return without_data_parallel(args)

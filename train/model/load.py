@@ -116,9 +116,8 @@ def load_config(settings: ModelSettings) -> tuple[GptOssConfig, str]:
     except ModelError:
         if shape is None:
             raise
-        return GptOssConfig(
-            **shape
-        ), "the published shape of the model in its name, since its config.json is not at hand"
+        origin = "the published shape of the model in its name, since its config.json is not at hand"
+        return GptOssConfig(**shape), origin
 
 
 def finish_model(model: GptOssForCausalLM, mapping: VocabularyMap, source: str) -> LoadedModel:

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
+from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun, TrainingRun
 from counterpoint.train.model.load import dtype_of
 from counterpoint.train.model.precision import compute_dtype
 from counterpoint.train.plan.memory import Batch, Memory, Plan, peak
 from counterpoint.train.plan.shape import Shape, shape_of, weight_bytes
 
-TrainingRun = SftRun | DpoRun | GrpoRun
 GIB = 1 << 30
 USABLE = 0.95
 """Share of a device's memory that a plan may fill."""
