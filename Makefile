@@ -22,8 +22,9 @@ help:
 quickstart: $(VENV)/.installed
 	@$(BIN)/counterpoint train configs/quickstart.yaml $(SETTINGS)
 
+# One process a core; each test in one thread, see tests/conftest.py.
 test: $(VENV)/.installed-dev
-	@$(BIN)/pytest $(PYTEST)
+	@$(BIN)/pytest --numprocesses auto --dist worksteal $(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

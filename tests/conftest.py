@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: threads of several processes on the same cores wait for each other in busy loops.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 
@@ -18,22 +22,24 @@ NEEDS = {
 }
 """Part of a test's path -> the programs of which it needs one, and the Debian package that brings it."""
 
-_left_out: dict[str, int] = {}
-
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, and say so at the end, what a bare machine cannot run; where CI is set it must run."""
-    if os.environ.get("CI"):
-        return
-    missing = {part: package for part, (names, package) in NEEDS.items() if not any(map(shutil.which, names))}
-    gone = {item: package for item in items for part, package in missing.items() if part in item.nodeid}
-    for package in gone.values():
-        _left_out[package] = _left_out.get(package, 0) + 1
+    """Leave out what this machine cannot run; begin with what may take longest, so that no process ends alone."""
+    missing = missing_programs()
+    gone = {item for item in items if any(part in item.nodeid for part in missing)}
     if gone:
         config.hook.pytest_deselected(items=list(gone))
         items[:] = [item for item in items if item not in gone]
+    items.sort(key=lambda item: (item.get_closest_marker("timeout") is None, item.get_closest_marker("slow") is None))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for package, count in _left_out.items():
-        terminalreporter.write_line(f"NOT RUN: {count} tests need {package} (apt-get install {package})", yellow=True)
+    for part, package in missing_programs().items():
+        terminalreporter.write_line(f"NOT RUN: {part} needs {package} (apt-get install {package})", yellow=True)
+
+
+def missing_programs() -> dict[str, str]:
+    """Of `NEEDS`, what is not installed: part of a test's path -> package. Where CI is set it must run all the same."""
+    if os.environ.get("CI"):
+        return {}
+    return {part: package for part, (names, package) in NEEDS.items() if not any(map(shutil.which, names))}
