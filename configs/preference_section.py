@@ -10,20 +10,22 @@ from counterpoint.configs.base import Count, NotEmpty, NotNegative, OneOrMany, P
 
 DpoLoss = Literal[
     "sigmoid", "sft", "hinge", "ipo", "robust", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
-    "sigmoid_norm",
+    "sigmoid_norm", "kto", "apo_zero_unpaired",
 ]  # fmt: skip
+RATED_LOSSES = ("kto", "apo_zero_unpaired")
 NegativeKind = Literal["malformed_header", "wrong_channel", "leaked_analysis", "empty_analysis", "wrong_terminator"]
 
 
 class DpoSettings(Settings):
-    """Pairs and their loss (TRL's DPOTrainer)."""
+    """Pairs and their loss (TRL's DPOTrainer), or completions rated one by one and theirs (TRL's KTOTrainer)."""
 
     beta: Positive = 0.1
     """How far the model may move from what it was before training; larger keeps it nearer."""
 
     losses: Annotated[tuple[DpoLoss, ...], NotEmpty, Unique, OneOrMany] = ("sigmoid", "sft")
     """Losses that are added up. `sigmoid` alone lowers the probability of the wanted answers as well; `sft` keeps it
-    up."""
+    up. `kto` and `apo_zero_unpaired` stand alone: they need no pairs but rated completions, which are rows with a
+    `label`, both sides of a pair, and right completions with their `negatives`."""
 
     loss_weights: tuple[NotNegative, ...] | None = None
     """A factor for each of `losses`; null takes 1 for each."""
@@ -41,10 +43,29 @@ class DpoSettings(Settings):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of pairs that are taken to be the wrong way round."""
 
+    wanted_weight: Positive = 1.0
+    """Of `kto` and `apo_zero_unpaired`: factor of the loss of wanted completions. Where there are fewer of one kind,
+    weigh it up: wanted rows times their weight over unwanted rows times theirs is best from 1 to 1.33."""
+
+    unwanted_weight: Positive = 1.0
+    """Of `kto` and `apo_zero_unpaired`: factor of the loss of unwanted completions."""
+
+    @property
+    def rated(self) -> bool:
+        """Whether completions are rated one by one, without pairs."""
+        return self.losses[0] in RATED_LOSSES
+
     @model_validator(mode="after")
     def _checks(self) -> DpoSettings:
         if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
             raise ValueError(f"`loss_weights` has {len(self.loss_weights)} entries and `losses` {len(self.losses)}")
         if self.negatives and self.loss_on != "turn":
             raise ValueError("`negatives` are faults of whole turns: use `loss_on: turn` with them")
+        rated = [loss for loss in self.losses if loss in RATED_LOSSES]
+        if rated and len(self.losses) > 1:
+            raise ValueError(f"`{rated[0]}` takes rated completions and the others take pairs: let it stand alone")
+        if rated and (self.label_smoothing or self.loss_weights is not None):
+            raise ValueError(f"`label_smoothing` and `loss_weights` belong to pairs, and `{rated[0]}` takes none")
+        if not rated and (self.wanted_weight, self.unwanted_weight) != (1.0, 1.0):
+            raise ValueError("`wanted_weight` and `unwanted_weight` belong to `kto` and `apo_zero_unpaired`")
         return self

@@ -1,18 +1,19 @@
-"""Pairs of completions behind one prompt, as tokens: what preference training takes.
+"""Pairs of completions behind one prompt, as tokens, and completions that are rated one by one: what preference
+training takes.
 
-Both sides share their prompt id for id. A pair comes from a preference row, or from a right completion and the same
-completion with one fault built in (`counterpoint.data.harmony.negatives`).
+Both sides of a pair share their prompt id for id. A pair comes from a preference row, or from a right completion and
+the same completion with one fault built in (`counterpoint.data.harmony.negatives`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import get_args
+from typing import Generic, TypeVar, get_args
 
 import numpy as np
 
@@ -48,12 +49,40 @@ class Pair:
         """Of the longer side, prompt included."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
+    def parts(self) -> tuple[list[int], ...]:
+        """Everything that training sees."""
+        return (self.prompt_ids, self.chosen_ids, self.rejected_ids, self.chosen_mask, self.rejected_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A completion that is wanted or not; fields as of `Pair`. kind: `wanted`, `unwanted`, or a fault."""
+
+    source: str
+    kind: str
+    prompt_ids: list[int]
+    ids: list[int]
+    mask: list[int]
+    wanted: bool
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.ids)
+
+    def parts(self) -> tuple[list[int], ...]:
+        """Everything that training sees."""
+        return (self.prompt_ids, self.ids, self.mask, [int(self.wanted)])
+
+
+T = TypeVar("T", Pair, Rated)
+
 
 @dataclass
-class PairData:
-    """Pairs, and what became of the rows. fingerprint: hash of every id and mask in order."""
+class PairData(Generic[T]):
+    """Pairs (or rated completions), and what became of the rows. fingerprint: hash of every id and mask in order."""
 
-    pairs: list[Pair]
+    pairs: list[T]
+    noun: str = "pair"
     kinds: Counter[str] = field(default_factory=Counter)
     rows: int = 0
     bad: list[BadRow] = field(default_factory=list)
@@ -64,11 +93,11 @@ class PairData:
     def lines(self) -> list[str]:
         """For a person."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
-        lines = [f"{self.rows} rows, {len(self.pairs)} pairs ({kinds})"]
+        lines = [f"{self.rows} rows, {len(self.pairs)} {self.noun}s ({kinds})"]
         if self.without:
-            lines.append(f"{self.without} rows make no pair")
+            lines.append(f"{self.without} rows make no {self.noun}")
         if self.too_long:
-            lines.append(f"{self.too_long} pairs are longer than data.max_tokens and left out")
+            lines.append(f"{self.too_long} {self.noun}s are longer than data.max_tokens and left out")
         if self.bad:
             lines.append(f"{len(self.bad)} bad rows set aside, the first: {self.bad[0].message}")
         return lines
@@ -82,21 +111,50 @@ def build_pairs(
     *,
     seed: int = 0,
     quarantine: Path | None = None,
-) -> PairData:
+) -> PairData[Pair]:
     """All pairs of the sources, in memory.
 
     Raises DataError where the share of bad rows passes `data.bad_rows_limit`, where there is no pair, or with
     `too_long: error` for a long one.
     """
     renderer = Renderer(vocabulary, render_settings(data))
-    found = PairData([])
+    found: PairData[Pair] = PairData([])
+    _read(found, sources, data, lambda item: _pairs_of(item, renderer, dpo, seed), quarantine)
+    return found
+
+
+def build_rated(
+    sources: Sequence[SourceSettings],
+    data: DataSettings,
+    dpo: DpoSettings,
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    quarantine: Path | None = None,
+) -> PairData[Rated]:
+    """All rated completions of the sources: rows with a label, both sides of pairs, right completions and their
+    negatives. Errors as of `build_pairs`."""
+    renderer = Renderer(vocabulary, render_settings(data))
+    found: PairData[Rated] = PairData([], "rated completion")
+    _read(found, sources, data, lambda item: _rated_of(item, renderer, dpo, seed), quarantine)
+    return found
+
+
+def _read(
+    found: PairData[T],
+    sources: Sequence[SourceSettings],
+    data: DataSettings,
+    made_of: Callable[[Conversation | Preference], Iterator[T]],
+    quarantine: Path | None,
+) -> None:
+    """Fills `found` from the sources."""
     for item in load_conversations(source_specs(sources), source_options(data)):
         found.rows += 1
         if isinstance(item, BadRow):
             found.bad.append(item)
             continue
         try:
-            pairs = list(_pairs_of(item, renderer, dpo, seed))
+            pairs = list(made_of(item))
         except RowError as error:
             source = item.prompt.source if isinstance(item, Preference) else item.source
             found.bad.append(BadRow(source, error.kind, error.field, error.what, error.fix))
@@ -112,7 +170,6 @@ def build_pairs(
         write_quarantine(quarantine, found.bad)
     _check(found, data, sources)
     found.fingerprint = _fingerprint(found.pairs)
-    return found
 
 
 def pair_of(preference: Preference, renderer: Renderer, loss_on: str = "turn") -> Pair:
@@ -128,6 +185,33 @@ def pair_of(preference: Preference, renderer: Renderer, loss_on: str = "turn") -
         raise RowError("same_answers", "rejected", "is the same in tokens", "write two different answers")
     ids = renderer.prompt(prompt, effort)
     return Pair(prompt.source, "given", ids, chosen, rejected, chosen_mask, rejected_mask)
+
+
+def rated_of(conversation: Conversation, wanted: bool, renderer: Renderer, loss_on: str = "turn") -> Rated:
+    """The last turn of a labelled row. RowError where nothing of it is compared."""
+    messages = conversation.messages
+    start = 1 + max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+    if start == len(messages) or messages[-1].role != "assistant":
+        raise RowError("no_answer", "row", "does not end in an assistant's answer", "write the answer that is rated")
+    ids, mask = _side(renderer.completion_spans(conversation, start), loss_on)
+    if not any(mask):
+        raise RowError("nothing_compared", "row", f"it has no {loss_on}", "set dpo.loss_on: turn")
+    opening = replace(conversation, messages=messages[:start])
+    prompt = renderer.prompt(opening, renderer.effort_of(conversation))
+    return Rated(conversation.source, "wanted" if wanted else "unwanted", prompt, ids, mask, wanted)
+
+
+def unpaired(pairs: Iterable[Pair]) -> Iterator[Rated]:
+    """Both sides of each pair; a wanted side that stands in several pairs on end comes once."""
+    last: tuple[list[int], list[int]] | None = None
+    for pair in pairs:
+        if (pair.prompt_ids, pair.chosen_ids) != last:
+            last = (pair.prompt_ids, pair.chosen_ids)
+            if any(pair.chosen_mask):
+                yield Rated(pair.source, "wanted", pair.prompt_ids, pair.chosen_ids, pair.chosen_mask, True)
+        if any(pair.rejected_mask):
+            kind = "unwanted" if pair.kind == "given" else pair.kind
+            yield Rated(pair.source, kind, pair.prompt_ids, pair.rejected_ids, pair.rejected_mask, False)
 
 
 def built_pairs(
@@ -165,6 +249,16 @@ def _pairs_of(item: Conversation | Preference, renderer: Renderer, dpo: DpoSetti
         raise RowError("no_pair", "row", "a conversation, not a pair", fix)
 
 
+def _rated_of(item: Conversation | Preference, renderer: Renderer, dpo: DpoSettings, seed: int) -> Iterator[Rated]:
+    label = None if isinstance(item, Preference) else item.metadata.get("label")
+    if isinstance(item, Conversation) and isinstance(label, bool) and not (label and dpo.negatives):
+        yield rated_of(item, label, renderer, dpo.loss_on)
+    elif isinstance(item, Preference) or dpo.negatives:
+        yield from unpaired(_pairs_of(item, renderer, dpo, seed))
+    else:
+        raise RowError("no_label", "label", "missing", "write true or false, give pairs, or set dpo.negatives")
+
+
 def _side(spans: Sequence[Span], loss_on: str) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     mask: list[int] = []
@@ -185,7 +279,7 @@ def _compared(span: Span, loss_on: str) -> bool:
     return span.part == loss_on or (ends and len(span.ids) == 1 and span.channel == CHANNEL_CODES[loss_on])
 
 
-def _check(found: PairData, data: DataSettings, sources: Sequence[SourceSettings]) -> None:
+def _check(found: PairData[T], data: DataSettings, sources: Sequence[SourceSettings]) -> None:
     where = ", ".join(source.path for source in sources)
     if len(found.bad) > data.bad_rows_limit * found.rows:
         first = "; ".join(row.message for row in found.bad[:3])
@@ -195,15 +289,15 @@ def _check(found: PairData, data: DataSettings, sources: Sequence[SourceSettings
         )
     if found.too_long and data.too_long == "error":
         raise DataError(
-            f"{where}: {found.too_long} pairs are longer than data.max_tokens ({data.max_tokens}): raise it"
+            f"{where}: {found.too_long} {found.noun}s are longer than data.max_tokens ({data.max_tokens}): raise it"
         )
     if not found.pairs:
-        raise DataError(f"{where}: no row makes a pair: give pairs, or conversations and dpo.negatives")
+        raise DataError(f"{where}: no row makes a {found.noun}: give pairs, or conversations and dpo.negatives")
 
 
-def _fingerprint(pairs: Iterable[Pair]) -> str:
+def _fingerprint(pairs: Iterable[Pair | Rated]) -> str:
     digest = hashlib.sha256()
     for pair in pairs:
-        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids, pair.chosen_mask, pair.rejected_mask):
+        for ids in pair.parts():
             digest.update(np.asarray(ids, dtype=np.int32).tobytes() + b"|")
     return digest.hexdigest()

@@ -1,4 +1,5 @@
-"""Learning from pairs: a wanted and an unwanted completion behind the same prompt, given or built.
+"""Learning from pairs: a wanted and an unwanted completion behind the same prompt, given or built; or from completions
+that are rated one by one.
 
 Reads top to bottom: folder and lock, pairs, model, adapter, trainer, training, result, report.
 """
@@ -12,16 +13,16 @@ from transformers import set_seed
 
 from counterpoint.configs.dump import plain
 from counterpoint.configs.schema import DpoRun
-from counterpoint.data.pairs import PairData, build_pairs
+from counterpoint.data.pairs import PairData, build_pairs, build_rated
 from counterpoint.recipes.sft import add_measurements, ended_early, prepare_model, report
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.arguments import loop_settings, rows_per_step
 from counterpoint.train.loop.callbacks import AttachmentProof
-from counterpoint.train.loop.preference import PreferenceTrainer
-from counterpoint.train.loop.rl_arguments import dpo_arguments, steps_of
+from counterpoint.train.loop.preference import PreferenceTrainer, RatedTrainer
+from counterpoint.train.loop.rl_arguments import dpo_arguments, kto_arguments, steps_of
 from counterpoint.train.loop.session import Session, open_session
 from counterpoint.train.loop.stop import StopSignal
-from counterpoint.train.model.load import load_vocabulary_of
+from counterpoint.train.model.load import LoadedModel, load_vocabulary_of
 
 
 def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) -> int:
@@ -38,16 +39,7 @@ def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) ->
 
         set_seed(settings.seed)
         loaded = prepare_model(shared, session)
-        trainer = PreferenceTrainer(
-            loaded,
-            dpo_arguments(settings, session.path, steps),
-            pairs.pairs,
-            loop_settings(shared, session.path),
-            identity,
-            callbacks=[AttachmentProof()],
-            extras=loaded.vocabulary_map.save,
-            stop=stop,
-        )
+        trainer = make_trainer(settings, session, loaded, pairs, steps, identity, stop)
         hook = add_measurements(shared, session, loaded, cast(Any, trainer), None)
         checkpoint = session.checkpoint
         session.say(f"{steps} steps" + (f", going on from step {checkpoint.step}" if checkpoint else ""))
@@ -63,9 +55,10 @@ def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) ->
     return 0
 
 
-def read_pairs(settings: DpoRun, session: Session) -> PairData:
-    """The pairs; bad rows go to `bad_rows.jsonl` in the run folder, counts to the terminal."""
-    found = build_pairs(
+def read_pairs(settings: DpoRun, session: Session) -> PairData[Any]:
+    """The pairs or rated completions; bad rows go to `bad_rows.jsonl` in the run folder, counts to the terminal."""
+    build: Any = build_rated if settings.dpo.rated else build_pairs
+    found = build(
         settings.data.train,
         settings.data,
         settings.dpo,
@@ -76,3 +69,20 @@ def read_pairs(settings: DpoRun, session: Session) -> PairData:
     for line in found.lines():
         session.say(line)
     return found
+
+
+def make_trainer(
+    settings: DpoRun,
+    session: Session,
+    loaded: LoadedModel,
+    pairs: PairData[Any],
+    steps: int,
+    identity: Identity,
+    stop: StopSignal,
+) -> PreferenceTrainer | RatedTrainer:
+    loop = loop_settings(cast(Any, settings), session.path)
+    rest: Any = {"callbacks": [AttachmentProof()], "extras": loaded.vocabulary_map.save, "stop": stop}
+    if settings.dpo.rated:
+        args = kto_arguments(settings, session.path, steps)
+        return RatedTrainer(loaded, args, pairs.pairs, loop, identity, shuffle=settings.data.shuffle, **rest)
+    return PreferenceTrainer(loaded, dpo_arguments(settings, session.path, steps), pairs.pairs, loop, identity, **rest)

@@ -1,4 +1,5 @@
-"""`recipe: dpo` through the real command line on a tiny model: pairs given and built, and a resume bit for bit."""
+"""`recipe: dpo` through the real command line on a tiny model: pairs given and built, completions rated one by one,
+and a resume bit for bit."""
 
 from __future__ import annotations
 
@@ -68,3 +69,27 @@ def test_before_the_first_step_policy_and_reference_are_the_same(tmp_path: Path,
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert second["rewards/margins"] != 0
+
+
+def test_rated_completions_take_three_steps_and_a_resume_is_the_same() -> None:
+    run = train("dpo/tiny_rated", *SETTINGS, "train.steps=3", "train.checkpoint_every=1")
+    first = [line for line in metrics(run) if "loss" in line]
+    assert [line["step"] for line in first] == [1, 2, 3]
+    # Before the first step policy and reference are the same, so each row loses a half.
+    assert first[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert first[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert first[2]["rewards/margins"] > 0
+    assert "wanted" in (run / "log.txt").read_text()
+    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert not any(".ref." in name for name in weights)
+
+    shutil.rmtree(run / "checkpoints" / checkpoint_name(3))
+    shutil.rmtree(run / "adapter")
+    assert main(["train", str(run / "config.yaml"), "--resume", str(run)]) == 0
+    again = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert all(bool((weights[name] == again[name]).all()) for name in weights)
+
+
+def test_kto_needs_rows_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "dpo/tiny_rated", "train.batch_rows=1"]) == 2
+    assert "set `train.batch_rows` to 2 or more" in capsys.readouterr().err

@@ -148,8 +148,8 @@ class PairCollator(_Collator):
 class RatedCollator(_Collator):
     """Numbers of rated completions to TRL's batch, padded on the right.
 
-    Beside the three tensors of `padded` and `label` (B,) bool, the same three as `KL_*`: each prompt with the completion
-    of the row before it, the first with the last one's, of which TRL estimates how far the model has moved.
+    Beside the three tensors of `padded` and `label` (B,) bool, the same three as `KL_*`: each prompt with the
+    completion of the row before it, the first with the last one's. TRL estimates of them how far the model has moved.
     """
 
     def __init__(self, loaded: LoadedModel, rated: Sequence[Rated]) -> None:

@@ -15,7 +15,7 @@ from counterpoint.data.conversation import Conversation, Message, Preference, To
 from counterpoint.data.harmony.check import check
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.pairs import build_pairs, pair_of
+from counterpoint.data.pairs import build_pairs, build_rated, pair_of
 
 VOCABULARY = load_vocabulary()
 RENDERER = Renderer(VOCABULARY)
@@ -114,6 +114,63 @@ def test_rows_that_make_no_pair(tmp_path: Path) -> None:
         build_pairs(data.train, data, DpoSettings(), VOCABULARY)
     found = build_pairs(data.train, data.model_copy(update={"max_tokens": 500}), DpoSettings(), VOCABULARY)
     assert (len(found.pairs), found.kinds, found.lines()) == (2, {"given": 2}, ["2 rows, 2 pairs (2 given)"])
+
+
+LABELLED = {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}], "label": True}
+
+
+def test_rated_completions_of_labels_pairs_and_negatives(tmp_path: Path) -> None:
+    pair = {"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}
+    trl = {"prompt": "1 + 1?", "completion": "3", "label": False}
+    data = data_of(tmp_path, [LABELLED, trl])
+    kto = DpoSettings(losses=("kto",))
+    labelled = build_rated(data.train, data, kto, VOCABULARY)
+    assert labelled.lines() == ["2 rows, 2 rated completions (1 wanted, 1 unwanted)"]
+    data = data_of(tmp_path, [pair])
+    both = build_rated(data.train, data, kto, VOCABULARY)
+    assert [rated.parts() for rated in both.pairs] == [rated.parts() for rated in labelled.pairs]
+    assert both.fingerprint == labelled.fingerprint
+    good, bad = both.pairs
+    assert (good.wanted, bad.wanted) == (True, False)
+    assert compared(good.ids, good.mask) == "<|channel|>final<|message|>2<|return|>"
+
+    data = data_of(tmp_path, [ROW])
+    built = build_rated(
+        data.train,
+        data,
+        DpoSettings.model_validate({"losses": "kto", "negatives": ALL, "negatives_each": 5}),
+        VOCABULARY,
+    )
+    assert built.kinds == {
+        "wanted": 2, "malformed_header": 2, "wrong_channel": 1, "leaked_analysis": 1, "empty_analysis": 2,
+        "wrong_terminator": 2,
+    }  # fmt: skip
+    assert [rated.wanted for rated in built.pairs].count(True) == 2
+
+
+def test_rows_that_cannot_be_rated(tmp_path: Path) -> None:
+    data = data_of(tmp_path, [ROW])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: label: missing: write true or false"):
+        build_rated(data.train, data, DpoSettings(losses=("kto",)), VOCABULARY)
+    data = data_of(tmp_path, [LABELLED])
+    with pytest.raises(DataError, match="it has no calls: set"):
+        build_rated(data.train, data, DpoSettings(losses=("kto",), loss_on="calls"), VOCABULARY)
+    data = data_of(tmp_path, [{**LABELLED, "messages": LABELLED["messages"][:1]}])
+    with pytest.raises(DataError, match="does not end in an assistant's answer"):
+        build_rated(data.train, data, DpoSettings(losses=("kto",)), VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"losses": ["kto", "sft"]}, "let it stand alone"),
+        ({"losses": "kto", "label_smoothing": 0.1}, "belong to pairs"),
+        ({"wanted_weight": 2.0}, "belong to `kto`"),
+    ],
+)
+def test_settings_of_rated_completions(settings: dict, told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        DpoSettings.model_validate(settings)
 
 
 def test_settings_that_contradict_each_other() -> None:
