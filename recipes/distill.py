@@ -19,7 +19,14 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.sources.load import load_conversations
 from counterpoint.data.statistics import wilson
 from counterpoint.train.evals.scorers import Scorers
-from counterpoint.train.loop.run_folder import RunFolder, named_run_folder, new_run_folder, newest_run_folder
+from counterpoint.train.loop.run_folder import (
+    RunFolder,
+    json_lines,
+    named_run_folder,
+    new_run_folder,
+    newest_run_folder,
+    write_whole,
+)
 from counterpoint.train.loop.versions import versions
 from counterpoint.train.model.load import device_of, load_model, load_vocabulary_of
 from counterpoint.train.model.paths import use_paths
@@ -98,23 +105,11 @@ def finished(folder: RunFolder, hash_now: str, resume: str | None) -> dict[int, 
         raise RunError(f"{folder.path}: its rows or settings were others: start a new run, without --resume")
     done: dict[int, dict[str, Any]] = {}
     for name in (ROWS, REFUSED):
-        lines = list(whole_lines(folder.path / name))
+        lines = json_lines(folder.path / name)
         done |= {line["number"]: line for line in lines}
         if (folder.path / name).is_file():
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            (folder.path / name).write_text(text, encoding="utf-8")
+            write_whole(folder.path / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return done
-
-
-def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if "number" in value:
-                yield value
 
 
 def sample_batch(
@@ -155,7 +150,7 @@ def acceptance(done: dict[int, dict[str, Any]]) -> str:
 
 def write_result(path: Path) -> Path:
     """The accepted rows alone, in the order of the source: what `recipe: sft` takes."""
-    lines = sorted(whole_lines(path / ROWS), key=lambda line: cast(int, line["number"]))
+    lines = sorted(json_lines(path / ROWS), key=lambda line: cast(int, line["number"]))
     result = path / "data.jsonl"
-    result.write_text("".join(json.dumps(line["row"], ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    write_whole(result, "".join(json.dumps(line["row"], ensure_ascii=False) + "\n" for line in lines))
     return result

@@ -24,11 +24,11 @@ from counterpoint.data.statistics import wilson
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
 from counterpoint.train.evals.prompts import EvalPrompt, clustered
 from counterpoint.train.evals.scorers import Scorers
+from counterpoint.train.loop.run_folder import METRICS, json_lines
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.rollout.sample import Sampler, sample_seed
 
 Who = Literal["base", "tuned"]
-METRICS = "metrics.jsonl"
 TABLE_ROWS = 60
 
 
@@ -208,15 +208,8 @@ class ChannelEval(TrainerCallback):
 
 def read_points(folder: Path) -> list[dict[str, Any]]:
     """What `metrics.jsonl` of an eval folder holds; a last line that a kill cut off is left out."""
-    path = folder / METRICS
-    if not path.is_file():
-        return []
-    points: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            points.append(json.loads(line))
     # A resumed run may have measured a step twice; the newer one counts.
-    return list({(point["step"], point["who"]): point for point in points}.values())
+    return list({(point["step"], point["who"]): point for point in json_lines(folder / METRICS)}.values())
 
 
 def channel_verdict(points: Sequence[Mapping[str, Any]]) -> str | None:

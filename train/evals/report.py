@@ -5,9 +5,7 @@ Everything is computed from the samples themselves (`Judged.as_row`), so that a 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from counterpoint.configs.schema import SftRun
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.train.evals.channels import TOOL_CODES, Rate
 from counterpoint.train.evals.scorers import full_name
+from counterpoint.train.loop.run_folder import METRICS, json_lines
 
 Row = Mapping[str, Any]
 BASE, TUNED = "base", "tuned"
@@ -135,12 +134,12 @@ def run_report(run_folder: Path) -> Report:
     for who, step in newest.items():
         path = folder / f"step-{step or 0:06d}-{who}.jsonl"
         if step is not None and path.is_file():
-            sides[who] = Side(who, read_jsonl(path))
+            sides[who] = Side(who, json_lines(path))
     first = next((p for p in points if p["who"] == TUNED), None)
     if BASE not in sides and first is not None and first["step"] != newest[TUNED]:
         path = folder / f"step-{first['step']:06d}-{TUNED}.jsonl"
         if first["step"] == 0 and path.is_file():
-            sides[BASE] = Side(BASE, read_jsonl(path))
+            sides[BASE] = Side(BASE, json_lines(path))
     sides = {who: side for who, side in sides.items() if side.rows}
     if not sides:
         raise DataError(f"{run_folder}: its eval hook measured nothing: use `counterpoint evaluate {run_folder}`")
@@ -151,19 +150,9 @@ def run_report(run_folder: Path) -> Report:
         base=sides.get(BASE),
         facts=facts,
         points=points,
-        losses=[line for line in read_jsonl(run_folder / "metrics.jsonl") if "loss" in line],
+        losses=[line for line in json_lines(run_folder / METRICS) if "loss" in line],
         model=dict(facts).get("model", ""),
     )
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; none where there is no file. A line that a kill cut short is left out."""
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-    return rows
 
 
 def _run_facts(run_folder: Path) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,8 @@ class RunFolder:
         path = self.path / METRICS
         if not path.is_file():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _stays(line, step)]
-        write_whole(path, "".join(line + "\n" for line in kept))
+        kept = [values for values in json_lines(path) if _stays(values, step)]
+        write_whole(path, "".join(json.dumps(values) + "\n" for values in kept))
 
     def log(self, text: str) -> None:
         """Append to log.txt, with the time."""
@@ -178,9 +179,16 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def _stays(line: str, step: int) -> bool:
-    try:
-        values = json.loads(line)
-        return values["step"] < step or (values["step"] == step and "loss" in values)
-    except (ValueError, KeyError, TypeError):
-        return False
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none where there is no file. A line that a kill cut short is left out."""
+    found: list[dict[str, Any]] = []
+    # Bytes: a line ends with a newline only, and a text of a model may hold every other kind of line break.
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        with suppress(ValueError):
+            if isinstance(value := json.loads(line), dict):
+                found.append(value)
+    return found
+
+
+def _stays(values: Mapping[str, Any], step: int) -> bool:
+    return values.get("step", step + 1) < step or (values.get("step") == step and "loss" in values)

@@ -16,7 +16,13 @@ from counterpoint.configs.errors import RunError
 from counterpoint.configs.load import load_run
 from counterpoint.configs.schema import SftRun
 from counterpoint.train.loop.lock import LOCK_FILE, lock_folder
-from counterpoint.train.loop.run_folder import RunFolder, named_run_folder, new_run_folder, newest_run_folder
+from counterpoint.train.loop.run_folder import (
+    RunFolder,
+    json_lines,
+    named_run_folder,
+    new_run_folder,
+    newest_run_folder,
+)
 from counterpoint.train.loop.versions import git_state, versions
 
 SECRET = "hf_abcdefghijklmnopqrstuvwxyz"
@@ -188,3 +194,13 @@ def test_git_state(tmp_path: Path) -> None:
     (tmp_path / "inner" / "a").write_text("2")
     assert git_state(tmp_path / "inner") == {"commit": state["commit"], "dirty": True}
     assert git_state(tmp_path / "installed") is None
+
+
+def test_json_lines_end_with_newlines_only(tmp_path: Path) -> None:
+    """Other line breaks (U+2028, NEL) stand in texts as they are; a line that a kill cut short is left out."""
+    path = tmp_path / "rows.jsonl"
+    assert json_lines(path) == []
+    rows = [{"text": f"a{mark}b"} for mark in ("\u2028", "\u2029", "\x85", "\x1c", "\r\n", "\x0b")]
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    path.write_bytes(whole + '{"text": "é'.encode()[:-1])
+    assert json_lines(path) == rows
