@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 from pathlib import Path
+from typing import Any
 
+import gguf
+import numpy as np
 import pytest
+from safetensors.torch import load_file
+from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import ModelSettings
@@ -22,10 +26,38 @@ pathlib.Path(target).write_bytes({content!r})
 """
 
 
-@pytest.fixture(autouse=True)
-def package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package gguf is there."""
-    monkeypatch.setattr(gguf_export, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
+# What llama.cpp's converter does for gpt-oss, without its vocabulary.
+CONVERTS = """
+import sys
+import gguf
+from safetensors.torch import load_file
+from counterpoint.train.checkpoints.gguf_export import gguf_tensors
+writer = gguf.GGUFWriter(sys.argv[sys.argv.index("--outfile") + 1], "gpt-oss")
+for name, tensor in load_file(sys.argv[1] + "/model.safetensors").items():
+    for there, part in gguf_tensors(name, tensor):
+        part = part.float().contiguous()
+        {change}
+        writer.add_tensor(there, part.numpy())
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+"""
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merged")
+    shape: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "num_local_experts": 4,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "head_dim": 8,
+    }
+    GptOssForCausalLM(
+        GptOssConfig(**shape, num_attention_heads=4, num_key_value_heads=2, vocab_size=64)
+    ).bfloat16().save_pretrained(folder)
+    return folder
 
 
 def test_the_converter_is_found_by_file_folder_and_environment(tmp_path: Path) -> None:
@@ -46,13 +78,36 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         find_converter(str(tmp_path), {})
 
 
-def test_a_converter_is_run_on_the_merged_weights(tmp_path: Path) -> None:
-    script, source = tmp_path / SCRIPT, tmp_path / "merged"
-    source.mkdir()
-    (source / "config.json").touch()
-    script.write_text(WRITES.format(content=b"GGUF\x03"))
-    convert(script, source, tmp_path / "model.gguf")
+def test_a_converter_is_run_and_what_it_wrote_is_compared(tmp_path: Path, merged: Path) -> None:
+    script = tmp_path / SCRIPT
+    script.write_text(CONVERTS.format(change=""))
+    convert(script, merged, tmp_path / "model.gguf")
     assert (tmp_path / "model.gguf").read_bytes()[:4] == b"GGUF"
+    written = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert {"token_embd.weight", "output.weight", "blk.1.attn_sinks.weight", "blk.0.ffn_up_exps.bias"} <= set(written)
+    assert len(written) == 3 + 2 * 19
+    experts = load_file(merged / "model.safetensors")["model.layers.0.mlp.experts.gate_up_proj"].float().numpy()
+    for expert in range(4):
+        assert np.array_equal(written["blk.0.ffn_gate_exps.weight"][expert], experts[expert, :, 0::2].T)
+        assert np.array_equal(written["blk.0.ffn_up_exps.weight"][expert], experts[expert, :, 1::2].T)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            "if there == 'blk.1.ffn_up_exps.weight': part[2, 3, 4] += 0.01",
+            r"blk\.1\.ffn_up_exps\.weight .* is not model",
+        ),
+        ("if there == 'blk.0.attn_q.bias': continue", r"lacks blk\.0\.attn_q\.bias"),
+        ("if 'norm' in there: part = part[1:]", "norm.weight in the GGUF file is not"),
+    ],
+)
+def test_other_numbers_are_refused(tmp_path: Path, merged: Path, change: str, told: str) -> None:
+    script = tmp_path / SCRIPT
+    script.write_text(CONVERTS.format(change=change))
+    with pytest.raises(ModelError, match=told):
+        convert(script, merged, tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize(
