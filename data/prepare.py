@@ -27,17 +27,17 @@ from counterpoint.data import cache
 from counterpoint.data.batches.tree import size_of_tree
 from counterpoint.data.build import render_rows
 from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer, RenderSettings
-from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, load_vocabulary
+from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, full_fingerprint, load_vocabulary
 from counterpoint.data.place import LINES, PAGE, STATISTICS, Output, Place
 from counterpoint.data.prepared import ArrowFolder, arrow_batch, json_lines
 from counterpoint.data.report import DataReport
 from counterpoint.data.sources.load import converted_rows, weighted_rows
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
-from counterpoint.data.sources.rows import BadRow, RawRow
+from counterpoint.data.sources.rows import AnyRow, BadRow
 from counterpoint.data.statistics_page import statistics_page
 from counterpoint.data.tally import Tally
 
-Numbered = tuple[int, RawRow | BadRow, str, int]
+Numbered = tuple[int, AnyRow, str, int]
 """A row with its number among all rows, the format of its source, and how often it is taken."""
 
 QUARANTINE = "quarantine"
@@ -58,6 +58,10 @@ class Job:
     def vocabulary(self) -> Vocabulary:
         full = load_vocabulary()
         return full if self.kept_ids is None else RestrictedVocabulary(full, self.kept_ids)
+
+    def fingerprint(self) -> str:
+        """Of the vocabulary. A full one is not loaded: that is the workers' part."""
+        return full_fingerprint() if self.kept_ids is None else self.vocabulary().fingerprint
 
     def settings(self, specs: Sequence[SourceSpec]) -> dict[str, Any]:
         """Everything that decides the result beside data and vocabulary, by dotted name."""
@@ -106,13 +110,11 @@ def prepare(
     report so far and the bytes of the rows read. Raises DataError where `out` holds something else, where nothing can
     be trained, or where more than `bad_rows_limit` of the rows are bad; RunError where a worker process dies.
     """
-    vocabulary = job.vocabulary()
+    vocabulary = job.fingerprint()
     place = Place(out, job.output)
     place.check(job.settings(specs), overwrite)
     stamps = cache.data_stamps(specs)
-    fingerprint = cache.Fingerprint(
-        job.settings(specs), cache.data_hashes(specs), vocabulary.fingerprint, RENDERER_VERSION
-    )
+    fingerprint = cache.Fingerprint(job.settings(specs), cache.data_hashes(specs), vocabulary, RENDERER_VERSION)
     found = place.cached(fingerprint)
     if isinstance(found, DataReport) and not (quarantine and found.bad):
         if quarantine is not None:
@@ -167,7 +169,7 @@ def _write(
     return whole
 
 
-def _chunks(rows: Iterable[tuple[RawRow | BadRow, str, int]]) -> Iterator[list[Numbered]]:
+def _chunks(rows: Iterable[tuple[AnyRow, str, int]]) -> Iterator[list[Numbered]]:
     chunk: list[Numbered] = []
     size = 0
     for number, (row, format, times) in enumerate(rows):

@@ -81,7 +81,7 @@ def validate(
         spec = SourceSpec(source) if isinstance(source, str) else source
         for row in source_rows(spec):
             outcome = row if isinstance(row, BadRow) else convert_row(row, spec.format, options)
-            if not isinstance(outcome, BadRow) and not isinstance(row, BadRow):
+            if not isinstance(row, BadRow) and not isinstance(outcome, BadRow):
                 try:
                     _check_use(outcome, use)
                     writes.check(outcome)

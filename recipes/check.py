@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _rows(files: list[str]) -> Iterator[RawRow | BadRow]:
-    from counterpoint.data.sources.containers import parsed, read_rows
+    from counterpoint.data.sources.containers import read_rows
+    from counterpoint.data.sources.rows import UnreadRow
 
     for file in files:
         if file != "-":
@@ -73,7 +74,7 @@ def _rows(files: list[str]) -> Iterator[RawRow | BadRow]:
         for number, line in enumerate(sys.stdin.buffer, 1):
             text = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip()
             if text:
-                yield parsed(f"-:{number}", text)
+                yield UnreadRow(f"-:{number}", text).read()
 
 
 def _judge(row: RawRow, defaults: Rules) -> Judged | BadRow:

@@ -17,6 +17,7 @@ import os
 import re
 import tempfile
 from array import array
+from binascii import a2b_base64
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib import resources
@@ -51,6 +52,7 @@ SPECIAL_NAMES: dict[int, str] = {id_: name for name, id_ in SPECIAL_IDS.items()}
 RANKS_FILE = "o200k_base.tiktoken"
 RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 
+_FINGERPRINT = f"o200k_harmony:{RANKS_SHA256[:16]}"
 _MARK_ID = N_VOCAB
 _MARKS = {MARK}
 _SHORT = 150  # characters; below, the list is faster than the buffer
@@ -196,7 +198,13 @@ def byte_ids(vocabulary: Vocabulary) -> list[int]:
 @lru_cache(maxsize=1)
 def load_vocabulary() -> Vocabulary:
     """The full o200k vocabulary (about 0.5 s the first time in a process, then cached)."""
-    return Vocabulary(_ranks_bytes(), fingerprint=f"o200k_harmony:{RANKS_SHA256[:16]}")
+    return Vocabulary(_ranks_bytes(), fingerprint=_FINGERPRINT)
+
+
+def full_fingerprint() -> str:
+    """The fingerprint of `load_vocabulary()`; only the file is checked. Raises ModelError where it is damaged."""
+    _ranks_bytes()
+    return _FINGERPRINT
 
 
 def vocabulary_folder() -> Path:
@@ -252,7 +260,8 @@ def _ranks_bytes() -> bytes:
 
 
 def _parse_ranks(raw: bytes) -> dict[bytes, int]:
-    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in raw.splitlines() if line)}
+    words = raw.split()
+    return dict(zip(map(a2b_base64, words[::2]), map(int, words[1::2]), strict=True))
 
 
 def _sha256(raw: bytes) -> str:

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.data.conversation import Notice
-from counterpoint.data.sources.rows import BadRow, RawRow
+from counterpoint.data.sources.rows import AnyRow, BadRow, RawRow, UnreadRow, read
 from counterpoint.data.sources.scan import Element, Scanner
 from counterpoint.data.sources.strict_json import BOM, loads
 from counterpoint.data.sources.texts import is_companion, text_rows
@@ -34,11 +34,16 @@ SUFFIXES = {
     ".harmony": "text",
 }
 _HEAD = 1 << 16
-Rows = Iterator[RawRow | BadRow]
+Rows = Iterator[AnyRow]
 
 
-def read_rows(path: str | Path) -> Rows:
+def read_rows(path: str | Path) -> Iterator[RawRow | BadRow]:
     """Rows of a source, bad ones in their place. Raises DataError where there is no such source."""
+    return map(read, unread_rows(path))
+
+
+def unread_rows(path: str | Path) -> Rows:
+    """`read_rows` whose JSON is left as bytes where the container allows it."""
     name = str(path)
     if name.startswith(HUB):
         from counterpoint.data.sources.hub import hub_rows
@@ -155,7 +160,7 @@ def _is_value(raw: bytes) -> bool:
 
 
 def rows_from_line(path: str, first: int) -> Rows | None:
-    """Rows from line `first` on, without reading the lines before as JSON; None where a row is no line of a file."""
+    """Unread rows from line `first` on, the lines before passed over; None where a row is no line of a file."""
     place = None if path.startswith(HUB) else find(path)
     if place is None or not place.is_file() or place.suffix == ".gz":
         return None
@@ -182,7 +187,7 @@ def _line_rows(file: Path, name: str, first: int = 1) -> Rows:
             if blank:
                 notices.append(Notice("blank_line", "row", f"{blank} blank lines before it were passed over"))
                 blank = 0
-            yield parsed(f"{name}:{number}", text, tuple(notices))
+            yield UnreadRow(f"{name}:{number}", text, tuple(notices))
 
 
 def _document_rows(file: Path, name: str) -> Rows:
@@ -198,7 +203,7 @@ def _document_rows(file: Path, name: str) -> Rows:
             source = f"{name}:{line}" if on_line == 1 else f"{name}:{line}[{on_line}]"
             if index == 0 and scanner.is_array and _is_message(element):
                 stream.seek(0)
-                yield parsed(f"{name}:1", stream.read().removeprefix(BOM), notices)
+                yield UnreadRow(f"{name}:1", stream.read().removeprefix(BOM), notices)
                 return
             if scanner.closed:
                 what = "something follows the end of the array"
@@ -207,7 +212,7 @@ def _document_rows(file: Path, name: str) -> Rows:
                 what = f"element {index + 1} of the array ends early"
                 yield BadRow(source, "truncated", "row", what, "write the row again", element.raw)
             else:
-                yield parsed(source, element.raw, notices)
+                yield UnreadRow(source, element.raw, notices)
             notices = ()
         if scanner.is_array and not scanner.closed:
             yield BadRow(f"{name}:1", "truncated", "row", "the array is not closed", "write the file again")
@@ -222,11 +227,3 @@ def _is_message(element: Element) -> bool:
     return isinstance(value, dict) and (
         ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
     )
-
-
-def parsed(source: str, raw: bytes, notices: tuple[Notice, ...] = ()) -> RawRow | BadRow:
-    """The row that `raw` holds as JSON."""
-    try:
-        return RawRow(source, raw, loads(raw), notices)
-    except RowError as error:
-        return BadRow(source, error.kind, error.field, error.what, error.fix, raw)

@@ -9,10 +9,10 @@ from math import floor
 
 from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.sources.containers import read_rows, rows_from_line
+from counterpoint.data.sources.containers import rows_from_line, unread_rows
 from counterpoint.data.sources.convert import Converted, convert
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
-from counterpoint.data.sources.rows import BadRow, RawRow
+from counterpoint.data.sources.rows import AnyRow, BadRow, RawRow, UnreadRow, read
 from counterpoint.data.sources.sessions import by_session, is_log_line
 
 
@@ -38,15 +38,15 @@ def conversations_from(spec: SourceSpec, options: SourceOptions, first: int) -> 
         return None
     head = list(islice(rows, 1))
     may_be_log = spec.format in ("auto", "claude_code")
-    if may_be_log and head and isinstance(head[0], RawRow) and is_log_line(head[0].value):
+    if may_be_log and head and isinstance(row := read(head[0]), RawRow) and is_log_line(row.value):
         return None  # the session may have begun before
     rows = chain(head, rows)
     whole = by_session(rows) if may_be_log else rows
     return chain.from_iterable(converted_rows(row, spec.format, 1, options) for row in whole)
 
 
-def weighted_rows(specs: Iterable[SourceSpec | str]) -> Iterator[tuple[RawRow | BadRow, str, int]]:
-    """Rows as read, with the format of their source and how often each is taken."""
+def weighted_rows(specs: Iterable[SourceSpec | str]) -> Iterator[tuple[AnyRow, str, int]]:
+    """Rows as the files hold them, with the format of their source and how often each is taken."""
     for spec in specs:
         if isinstance(spec, str):
             spec = SourceSpec(spec)
@@ -56,31 +56,32 @@ def weighted_rows(specs: Iterable[SourceSpec | str]) -> Iterator[tuple[RawRow | 
             yield row, spec.format, floor((k + 1) * spec.weight) - floor(k * spec.weight)
 
 
-def converted_rows(
-    row: RawRow | BadRow, format: str, times: int, options: SourceOptions
-) -> Iterator[Converted | BadRow]:
+def converted_rows(row: AnyRow, format: str, times: int, options: SourceOptions) -> Iterator[Converted | BadRow]:
     """A row's conversation `times` times, or the bad row once."""
     converted = row if isinstance(row, BadRow) else convert_row(row, format, options)
     return repeat(converted, 1 if isinstance(converted, BadRow) else times)
 
 
-def source_rows(spec: SourceSpec) -> Iterator[RawRow | BadRow]:
+def source_rows(spec: SourceSpec) -> Iterator[AnyRow]:
     """The rows of one source, each once; events of a session log as one row. Raises DataError."""
-    rows = read_rows(spec.path)
+    rows = unread_rows(spec.path)
     if spec.format in ("auto", "claude_code"):
         rows = by_session(rows)
     return islice(rows, spec.rows)
 
 
-def convert_row(row: RawRow, format: str, options: SourceOptions) -> Converted | BadRow:
+def convert_row(row: RawRow | UnreadRow, format: str, options: SourceOptions) -> Converted | BadRow:
     """The conversation of a row, with its source and the container's notices; or the reason why there is none."""
+    found = read(row)
+    if isinstance(found, BadRow):
+        return found
     try:
-        converted = convert(row.value, format, options)
+        converted = convert(found.value, format, options)
     except RowError as error:
-        return BadRow.of(row, error)
+        return BadRow.of(found, error)
     if isinstance(converted, Preference):
-        return replace(converted, prompt=_placed(converted.prompt, row))
-    return _placed(converted, row)
+        return replace(converted, prompt=_placed(converted.prompt, found))
+    return _placed(converted, found)
 
 
 def _placed(conversation: Conversation, row: RawRow) -> Conversation:

@@ -1,4 +1,4 @@
-"""What a container yields: a row that could be read, or one that could not."""
+"""What a container yields: a row that is not read as JSON yet, one that is, or one that cannot be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Notice
+from counterpoint.data.sources.strict_json import loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,21 @@ class RawRow:
     raw: bytes
     value: Any
     notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadRow:
+    """The bytes of a row, to be read as JSON by whoever needs the value: bytes are cheap to send to another process."""
+
+    source: str
+    raw: bytes
+    notices: tuple[Notice, ...] = ()
+
+    def read(self) -> RawRow | BadRow:
+        try:
+            return RawRow(self.source, self.raw, loads(self.raw), self.notices)
+        except RowError as error:
+            return BadRow(self.source, error.kind, error.field, error.what, error.fix, self.raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +53,7 @@ class BadRow:
         return one_line(f"{self.source}: {self.field}: {self.what}: {self.fix}")
 
     @classmethod
-    def of(cls, row: RawRow, error: RowError) -> BadRow:
+    def of(cls, row: RawRow | UnreadRow, error: RowError) -> BadRow:
         return cls(row.source, error.kind, error.field, error.what, error.fix, row.raw)
 
     def quarantined(self) -> dict[str, str]:
@@ -49,6 +65,14 @@ class BadRow:
         except UnicodeDecodeError:
             out["raw_base64"] = base64.b64encode(self.raw).decode("ascii")
         return out
+
+
+AnyRow = UnreadRow | RawRow | BadRow
+
+
+def read(row: AnyRow) -> RawRow | BadRow:
+    """The row with its value, or why it has none."""
+    return row.read() if isinstance(row, UnreadRow) else row
 
 
 def one_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,11 +13,13 @@ from counterpoint.data.sources.draft import Draft
 from counterpoint.data.sources.fields import as_list, as_object, one_of
 from counterpoint.data.sources.options import SourceOptions
 from counterpoint.data.sources.row import read_common
-from counterpoint.data.sources.rows import BadRow, RawRow
+from counterpoint.data.sources.rows import AnyRow, RawRow, UnreadRow, read
 
 KEY = "loglines"
 _SPOKEN = frozenset({"user", "assistant"})
 _LOG_KEYS = frozenset({"sessionId", "uuid", "leafUuid", "parentUuid"})
+_KEY_TEXTS = tuple(f'"{key}"'.encode() for key in sorted(_LOG_KEYS))
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
 def convert_session(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
@@ -47,23 +50,37 @@ def is_log_line(value: Any) -> bool:
     return (isinstance(value.get("message"), dict) and bool(_LOG_KEYS & set(value))) or "leafUuid" in value
 
 
-def by_session(rows: Iterable[RawRow | BadRow]) -> Iterator[RawRow | BadRow]:
-    """Log lines that follow each other and belong to one session become one row; every other row passes."""
+def by_session(rows: Iterable[AnyRow]) -> Iterator[AnyRow]:
+    """Log lines that follow each other and belong to one session become one row; every other row passes as it is."""
     group: list[RawRow] = []
     session: Any = None
     for row in rows:
-        if isinstance(row, BadRow) or not is_log_line(row.value):
+        event = _event(row)
+        if event is None:
             yield from _session(group)
             group = []
             yield row
             continue
-        named = row.value.get("sessionId")
+        named = event.value.get("sessionId")
         if group and named is not None and session is not None and named != session:
             yield from _session(group)
             group = []
         session = named if named is not None or not group else session
-        group.append(row)
+        group.append(event)
     yield from _session(group)
+
+
+def _event(row: AnyRow) -> RawRow | None:
+    """The row, read, where it is one event of a session log. Bytes tell of most rows that they are none."""
+    if isinstance(row, UnreadRow) and not _may_be_event(row.raw):
+        return None
+    found = read(row)
+    return found if isinstance(found, RawRow) and is_log_line(found.value) else None
+
+
+def _may_be_event(raw: bytes) -> bool:
+    """A key may be written with escapes."""
+    return any(key in raw for key in _KEY_TEXTS) or _ESCAPED_LETTER.search(raw) is not None
 
 
 def _session(group: list[RawRow]) -> Iterator[RawRow]:

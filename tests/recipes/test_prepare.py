@@ -118,6 +118,49 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, prepare: Pr
     assert (tmp_path / "bad1").read_bytes() == (tmp_path / "bad2").read_bytes()
 
 
+EVENT = {"type": "user", "sessionId": "s", "message": {"role": "user", "content": "hi"}}
+FAULTS = [
+    b'{"messages": [',
+    b'{"a": "\xff"}',
+    b'\xef\xbb\xbf{"a": 1}',
+    b'{"a": "\x00"}',
+    b'{"a": NaN}',
+    b'{"a": 1, "a": 2}',
+    b'{"a": "\\ud800"}',
+    b"hello",
+    b"[" * 1200 + b"]" * 1200,
+    b"",
+    b'{"messages": []}',
+    b'{"messages": [{"role": "user", "content": "hi"}]}',
+    b'{"prompt": "a", "chosen": "b", "rejected": "c"}',
+    b'{"messages": [{"role": "user", "content": 5}]}',
+    json.dumps(EVENT).encode(),
+    json.dumps(EVENT | {"type": "assistant", "message": {"role": "assistant", "content": "ho"}}).encode(),
+    json.dumps(EVENT).replace("sessionId", "\\u0073essionId").encode() + b"\r",
+    json.dumps(ROWS[1]).encode() + b"\r",
+]
+
+
+def test_two_workers_do_the_same_with_every_fault(tmp_path: Path, prepare: Prepare) -> None:
+    good = json.dumps(ROWS[0]).encode()
+    lines = [b"\xef\xbb\xbf" + good, *(line for fault in FAULTS for line in (fault, good))] * 20
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "b.json").write_bytes(b"[" + b", ".join([good, b'{"a": NaN}', b"[1", good]))
+    (tmp_path / "run.yaml").write_text(
+        "recipe: sft\ndata:\n  train:\n    - {path: a.jsonl, weight: 1.5, rows: 600}\n    - b.json\n"
+    )
+    told = {}
+    for workers in (1, 2):
+        options = ("--workers", workers, "--quarantine", f"bad{workers}")
+        told[workers] = prepare("--config", "run.yaml", "--out", f"x{workers}", *options)
+    assert files_of(tmp_path / "x1") == files_of(tmp_path / "x2")
+    assert (tmp_path / "bad1").read_bytes() == (tmp_path / "bad2").read_bytes()
+    kinds = {json.loads(line)["kind"] for line in (tmp_path / "bad1").read_bytes().splitlines()}
+    assert kinds >= {"truncated", "bad_utf8", "bom", "nul", "not_a_number", "duplicate_key", "lone_surrogate"}
+    assert kinds >= {"not_json", "too_deep", "preference"}
+    assert told[1].splitlines()[0] == told[2].splitlines()[0]
+
+
 def test_prompts_alone_are_told_as_such(tmp_path: Path, prepare: Prepare) -> None:
     write(tmp_path / "a.jsonl", [{"question": "2 + 2?", "answer": "4"}] * 2)
     told = prepare("a.jsonl", "--out", "x", code=1)
