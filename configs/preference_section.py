@@ -13,7 +13,9 @@ DpoLoss = Literal[
     "sigmoid_norm", "kto", "apo_zero_unpaired",
 ]  # fmt: skip
 RATED_LOSSES = ("kto", "apo_zero_unpaired")
-NegativeKind = Literal["malformed_header", "wrong_channel", "leaked_analysis", "empty_analysis", "wrong_terminator"]
+NegativeKind = Literal[
+    "malformed_header", "content_type", "wrong_channel", "leaked_analysis", "empty_analysis", "wrong_terminator"
+]
 
 
 class DpoSettings(Settings):
@@ -30,8 +32,9 @@ class DpoSettings(Settings):
     loss_weights: tuple[NotNegative, ...] | None = None
     """A factor for each of `losses`; null takes 1 for each."""
 
-    loss_on: Literal["turn", "final", "analysis", "calls"] = "turn"
-    """What of both sides is compared: the whole turn, or one channel of it; the rest is context."""
+    loss_on: Literal["turn", "final", "analysis", "calls", "fault"] = "turn"
+    """What of both sides is compared: the whole turn, or one channel of it; the rest is context. `fault`: of
+    `negatives` the tokens that make the difference, so that nothing else of the completion is pushed."""
 
     negatives: Annotated[tuple[NegativeKind, ...], Unique, OneOrMany] = ()
     """Faults put into right completions to make the rejected side: rows that are conversations (and not pairs) give a
@@ -59,8 +62,10 @@ class DpoSettings(Settings):
     def _checks(self) -> DpoSettings:
         if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
             raise ValueError(f"`loss_weights` has {len(self.loss_weights)} entries and `losses` {len(self.losses)}")
-        if self.negatives and self.loss_on != "turn":
-            raise ValueError("`negatives` are faults of whole turns: use `loss_on: turn` with them")
+        if self.negatives and self.loss_on not in ("turn", "fault"):
+            raise ValueError("`negatives` are faults of whole turns: use `loss_on: turn` or `fault` with them")
+        if self.loss_on == "fault" and not self.negatives:
+            raise ValueError("`loss_on: fault` compares built faults: give `negatives`, or use `loss_on: turn`")
         rated = [loss for loss in self.losses if loss in RATED_LOSSES]
         if rated and len(self.losses) > 1:
             raise ValueError(f"`{rated[0]}` takes rated completions and the others take pairs: let it stand alone")

@@ -116,6 +116,10 @@ class RewardSettings(Settings):
     budgets: dict[Effort, tuple[CountOrZero, Count]] = Field(default_factory=dict)
     """Of `length`: for each effort the fewest and the most tokens of analysis that earn 1; outside, less and less."""
 
+    slope: Positive = 1.0
+    """Of `length`: how fast it falls outside of the budget. With 1 it reaches 0 at no token and at twice the most, with
+    4 at three quarters of the fewest and five quarters of the most."""
+
     script: Script | None = None
     """Of `language`: the writing that is wanted."""
 
@@ -138,6 +142,8 @@ class RewardSettings(Settings):
         for field, kind in foreign.items():
             if getattr(self, field) and self.type != kind:
                 raise ValueError(f"`{field}` belongs to a reward of type `{kind}`, not to `{self.type}`")
+        if self.slope != 1 and self.type != "length":
+            raise ValueError(f"`slope` belongs to a reward of type `length`, not to `{self.type}`")
         for effort, (least, most) in self.budgets.items():
             if least > most:
                 raise ValueError(f"`budgets.{effort}`: {least} is more than {most}: write the fewest tokens first")

@@ -22,7 +22,7 @@ from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.build import render_settings, source_options, source_specs, write_quarantine
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.harmony.negatives import Negative, negative
+from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import CHANNEL_CODES, CONTEXT, Example, Renderer, Span
 from counterpoint.data.harmony.vocabulary import CALL, Vocabulary
 from counterpoint.data.sources.load import load_conversations
@@ -202,11 +202,11 @@ def rated_of(conversation: Conversation, wanted: bool, renderer: Renderer, loss_
 
 
 def unpaired(pairs: Iterable[Pair]) -> Iterator[Rated]:
-    """Both sides of each pair; a wanted side that stands in several pairs on end comes once."""
-    last: tuple[list[int], list[int]] | None = None
+    """Both sides of each pair; a wanted side that stands in several pairs on end, compared alike, comes once."""
+    last: tuple[list[int], ...] | None = None
     for pair in pairs:
-        if (pair.prompt_ids, pair.chosen_ids) != last:
-            last = (pair.prompt_ids, pair.chosen_ids)
+        if (pair.prompt_ids, pair.chosen_ids, pair.chosen_mask) != last:
+            last = (pair.prompt_ids, pair.chosen_ids, pair.chosen_mask)
             if any(pair.chosen_mask):
                 yield Rated(pair.source, "wanted", pair.prompt_ids, pair.chosen_ids, pair.chosen_mask, True)
         if any(pair.rejected_mask):
@@ -215,10 +215,15 @@ def unpaired(pairs: Iterable[Pair]) -> Iterator[Rated]:
 
 
 def built_pairs(
-    examples: Iterable[Example], kinds: Sequence[Negative], each: int, vocabulary: Vocabulary, seed: int = 0
+    examples: Iterable[Example],
+    kinds: Sequence[Negative],
+    each: int,
+    vocabulary: Vocabulary,
+    seed: int = 0,
+    loss_on: str = "turn",
 ) -> Iterator[Pair]:
     """Pairs of every action of `examples`: as it is, against the same with one fault. What is drawn depends on the
-    source, the action and the seed alone."""
+    source, the action and the seed alone. With loss_on `fault` the tokens that differ are compared, else all."""
     for example in examples:
         for number, (start, stop) in enumerate(actions_of(example)):
             prompt, right = example.ids[:start].tolist(), example.ids[start:stop].tolist()
@@ -228,7 +233,8 @@ def built_pairs(
                 wrong = negative(kind, right, vocabulary, rng.randrange(2**31)) if made < each else None
                 if wrong is not None and wrong != right:
                     made += 1
-                    yield Pair(example.source, kind, prompt, right, wrong, [1] * len(right), [1] * len(wrong))
+                    masks = fault_masks(right, wrong) if loss_on == "fault" else ([1] * len(right), [1] * len(wrong))
+                    yield Pair(example.source, kind, prompt, right, wrong, *masks)
 
 
 def actions_of(example: Example) -> list[tuple[int, int]]:
@@ -243,7 +249,10 @@ def _pairs_of(item: Conversation | Preference, renderer: Renderer, dpo: DpoSetti
         yield pair_of(item, renderer, dpo.loss_on)
     elif dpo.negatives:
         assert set(dpo.negatives) <= set(get_args(Negative))
-        yield from built_pairs(renderer.examples(item), dpo.negatives, dpo.negatives_each, renderer.vocabulary, seed)
+        examples = renderer.examples(item)
+        yield from built_pairs(
+            examples, dpo.negatives, dpo.negatives_each, renderer.vocabulary, seed, loss_on=dpo.loss_on
+        )
     else:
         fix = "give pairs (`prompt`, `chosen`, `rejected`), or set dpo.negatives"
         raise RowError("no_pair", "row", "a conversation, not a pair", fix)
@@ -274,7 +283,7 @@ def _compared(span: Span, loss_on: str) -> bool:
     ends = span.part == "terminators"
     if loss_on == "calls":
         return span.part in ("call_header", "call_arguments") or (ends and list(span.ids) == [CALL])
-    if loss_on == "turn":
+    if loss_on in ("turn", "fault"):
         return True
     return span.part == loss_on or (ends and len(span.ids) == 1 and span.channel == CHANNEL_CODES[loss_on])
 

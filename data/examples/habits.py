@@ -29,8 +29,8 @@ from counterpoint.data.examples.sums import (
 Message = dict[str, Any]
 Draw = Callable[[random.Random, str], Problem]
 N_ROWS = 4000
-N_SPOILED = 600
-N_WEAK = 600
+N_SPOILED = 1500
+N_WEAK = 1500
 SPOILED_SHARE = 0.2
 
 
@@ -69,16 +69,18 @@ def spoiled_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
 
 
 def weak_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
-    """Single questions, right on every channel, of which some three in five are guessed: the rest is added in steps or
-    multiplied with the tool. How much is thought does not depend on the effort."""
+    """Single questions, right on every channel, of which half are guessed; the rest is added in steps or multiplied by
+    the tool. The steps are checked not at all, once, or twice, whatever the effort."""
     for _ in range(N_WEAK):
         problem = draw(rng, rng.choice(("sum", "product")))
         wrong = problem.value + rng.choice((-10, -3, -1, 1, 2, 10))
-        if rng.random() < 0.6:
+        if rng.random() < 0.5:
             said = f"{problem.expression} = {wrong}."
             answer = [_analysis(said), _final(said)]
         elif problem.kind == "sum":
-            answer = [_analysis(thought(problem, rng.choice(("medium", "high")))), _final(final_text(problem))]
+            once = thought(problem, "high")
+            twice = f"{once} Again: {problem.b} + {problem.a} = {problem.value}."
+            answer = [_analysis(rng.choice((steps(problem), once, twice))), _final(final_text(problem))]
         else:
             result = {"role": "tool", "name": "functions.calculator", "channel": "commentary"}
             answer = [

@@ -14,7 +14,9 @@ from counterpoint.data.harmony.check import read
 from counterpoint.data.harmony.grammar import Span
 from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, END, RETURN, START, Vocabulary
 
-Negative = Literal["malformed_header", "wrong_channel", "leaked_analysis", "empty_analysis", "wrong_terminator"]
+Negative = Literal[
+    "malformed_header", "content_type", "wrong_channel", "leaked_analysis", "empty_analysis", "wrong_terminator"
+]
 
 _OTHER_CHANNEL = {"commentary": "analysis", "analysis": "commentary"}
 
@@ -23,13 +25,27 @@ def negative(kind: Negative, completion: Sequence[int], vocabulary: Vocabulary, 
     """The completion with the fault `kind`. Equal arguments give equal ids.
 
     malformed_header: one header without its `<|channel|>`, with it twice, without its `<|message|>`, or (where it is no
-    call's) with a content type. wrong_channel: a tool call on the other of commentary and analysis. leaked_analysis:
-    the thoughts stand before the answer, in the final. empty_analysis: thoughts with nothing in them.
-    wrong_terminator: a final that ends like a preamble, or a call that ends like a final.
+    call's) with a content type. content_type: the last of these alone. wrong_channel: a tool call on the other of
+    commentary and analysis. leaked_analysis: the thoughts stand before the answer, in the final. empty_analysis:
+    thoughts with nothing in them. wrong_terminator: a final that ends like a preamble, or a call that ends like a
+    final.
     """
     ids = list(completion)
     spans = read(ids).scan.spans
     return _BUILDERS[kind](ids, spans, vocabulary, Random(seed))
+
+
+def fault_masks(right: Sequence[int], wrong: Sequence[int]) -> tuple[list[int], list[int]]:
+    """1 for each token of either side that makes the difference: what stands between their common beginning and their
+    common end, and at least the first token after that beginning (where one side only has tokens more)."""
+    shortest = min(len(right), len(wrong))
+    start = next((i for i in range(shortest) if right[i] != wrong[i]), shortest)
+    same = next((i for i in range(shortest - start) if right[-1 - i] != wrong[-1 - i]), shortest - start)
+    stops = (max(start + 1, len(ids) - same) for ids in (right, wrong))
+    first, second = (
+        [int(start <= i < stop) for i in range(len(ids))] for ids, stop in zip((right, wrong), stops, strict=True)
+    )
+    return first, second
 
 
 def _malformed_header(ids: list[int], spans: list[Span], vocabulary: Vocabulary, random: Random) -> list[int] | None:
@@ -41,12 +57,21 @@ def _malformed_header(ids: list[int], spans: list[Span], vocabulary: Vocabulary,
     faults = ["no channel", "channel twice", "no message"]
     fault = random.choice([*faults, "content type"] if span.header.recipient is None else faults)
     if fault == "content type":
-        return [*ids[: span.body_start - 1], *vocabulary.encode(" text"), *ids[span.body_start - 1 :]]
+        return _with_content_type(ids, span, vocabulary)
     if fault == "no channel":
         return ids[:at] + ids[at + 1 :]
     if fault == "channel twice":
         return [*ids[:at], CHANNEL, *ids[at:]]
     return ids[: span.body_start - 1] + ids[span.body_start :]
+
+
+def _content_type(ids: list[int], spans: list[Span], vocabulary: Vocabulary, random: Random) -> list[int] | None:
+    headers = [span for span in spans if span.header.channel is not None and span.header.recipient is None]
+    return _with_content_type(ids, random.choice(headers), vocabulary) if headers else None
+
+
+def _with_content_type(ids: list[int], span: Span, vocabulary: Vocabulary) -> list[int]:
+    return [*ids[: span.body_start - 1], *vocabulary.encode(" text"), *ids[span.body_start - 1 :]]
 
 
 def _wrong_channel(ids: list[int], spans: list[Span], vocabulary: Vocabulary, random: Random) -> list[int] | None:
@@ -100,6 +125,7 @@ def _is_thought(span: Span) -> bool:
 
 _BUILDERS: dict[str, Callable[[list[int], list[Span], Vocabulary, Random], list[int] | None]] = {
     "malformed_header": _malformed_header,
+    "content_type": _content_type,
     "wrong_channel": _wrong_channel,
     "leaked_analysis": _leaked_analysis,
     "empty_analysis": _empty_analysis,

@@ -62,7 +62,8 @@ def test_before_the_first_step_policy_and_reference_are_the_same(tmp_path: Path,
     rows = [{"prompt": f"What is {n}?", "chosen": str(n), "rejected": str(n + 1)} for n in range(4)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "run.yaml").write_text(
-        "extends: dpo/tiny_format\nrecipe: dpo\ndata: {train: pairs.jsonl}\ndpo: {losses: sigmoid, negatives: []}\n"
+        "extends: dpo/tiny_format\nrecipe: dpo\ndata: {train: pairs.jsonl}\n"
+        "dpo: {losses: sigmoid, negatives: [], loss_on: turn}\n"
     )
     run = train("run.yaml", *SETTINGS, "train.steps=2", f"lora.enabled={lora}", "dpo.loss_on=final")
     first, second = (line for line in metrics(run) if "loss" in line)

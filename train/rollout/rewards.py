@@ -120,14 +120,14 @@ def channel(outcome: Outcome, setting: RewardSettings) -> float:
 
 
 def length(outcome: Outcome, setting: RewardSettings) -> float:
-    """1 where the analysis has the tokens of its effort's budget; below in proportion, above falling to 0 at twice."""
+    """1 where the analysis has the tokens of its effort's budget; less by `slope` times the distance to it, as a share
+    of the budget's nearer end."""
     if answer_of(outcome.completion) is None or not outcome.completion.ok or outcome.effort not in setting.budgets:
         return 0.0
     least, most = setting.budgets[outcome.effort]
     n = outcome.completion.n_tokens_by_channel["analysis"]
-    if n < least:
-        return n / least
-    return max(0.0, 1.0 - max(0, n - most) / most)
+    missing = (least - n) / least if n < least else max(0, n - most) / most
+    return max(0.0, 1.0 - setting.slope * missing)
 
 
 def language(outcome: Outcome, setting: RewardSettings) -> float:

@@ -104,6 +104,26 @@ def test_built_pairs_have_one_right_and_one_wrong_side(tmp_path: Path) -> None:
     assert build_pairs(data.train, data, DpoSettings.model_validate({"negatives": ALL}), VOCABULARY, seed=1) != one
 
 
+def test_loss_on_the_fault_compares_the_tokens_that_differ(tmp_path: Path) -> None:
+    data = data_of(tmp_path, [ROW] * 4)
+    kinds = ["content_type", "wrong_channel", "wrong_terminator"]
+    dpo = DpoSettings.model_validate({"negatives": kinds, "negatives_each": 3, "loss_on": "fault"})
+    told: dict[str, set[tuple[str, str]]] = {}
+    for pair in build_pairs(data.train, data, dpo, VOCABULARY).pairs:
+        sides = (pair.chosen_ids, pair.chosen_mask), (pair.rejected_ids, pair.rejected_mask)
+        told.setdefault(pair.kind, set()).add((compared(*sides[0]), compared(*sides[1])))
+    assert told == {
+        "content_type": {("<|message|>", " text")},
+        "wrong_channel": {("commentary", "analysis")},
+        "wrong_terminator": {("<|call|>", "<|return|>"), ("<|return|>", "<|end|>")},
+    }
+
+
+def test_loss_on_the_fault_needs_negatives() -> None:
+    with pytest.raises(ValidationError, match="compares built faults"):
+        DpoSettings(loss_on="fault")
+
+
 def test_rows_that_make_no_pair(tmp_path: Path) -> None:
     data = data_of(tmp_path, [ROW])
     with pytest.raises(DataError, match=r"rows\.jsonl:1: row: a conversation, not a pair"):

@@ -88,6 +88,36 @@ def test_the_base_is_taught_bad_habits() -> None:
     assert 0.2 < right / total < 0.6
 
 
+def codes_of(name: str, rows: int) -> list[frozenset]:
+    """The checker's codes of each completion of the first rows."""
+    vocabulary = load_vocabulary()
+    renderer = Renderer(vocabulary)
+    return [
+        parse_completion(ids, vocabulary, tools=conversation.tools, effort=conversation.effort).codes
+        for conversation in conversations(name)[:rows]
+        for example in renderer.examples(conversation)
+        for ids in completions(example.ids.tolist(), example.weights.tolist())
+    ]
+
+
+def test_the_weak_rows_keep_every_rule_and_think_alike_at_every_effort() -> None:
+    assert not any(codes_of("weak", 300))
+    thoughts = [
+        (row.effort, m.content) for row in conversations("weak") for m in row.messages if m.channel == "analysis"
+    ]
+    said = Counter((effort, text.count(".")) for effort, text in thoughts if " + " in text)
+    assert {full_stops for _, full_stops in said} == {1, 3, 4, 5}
+    for full_stops in (3, 4, 5):
+        counts = [said[effort, full_stops] for effort in ("low", "medium", "high")]
+        assert 0.6 * max(counts) < min(counts)
+
+
+def test_a_fifth_of_the_spoiled_completions_has_the_one_fault() -> None:
+    codes = codes_of("spoiled", 400)
+    assert set(codes) == {frozenset(), frozenset({"content_type_without_recipient"})}
+    assert 0.15 < sum(map(bool, codes)) / len(codes) < 0.25
+
+
 def completions(ids: list[int], weights: list[float]) -> list[list[int]]:
     """Runs of trained tokens: what the model samples between tool results."""
     runs: list[list[int]] = [[]]

@@ -11,7 +11,7 @@ from strategies import conversations
 
 from counterpoint.data.conversation import Conversation, Tool
 from counterpoint.data.harmony.check import check
-from counterpoint.data.harmony.negatives import Negative, negative
+from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 
@@ -61,6 +61,47 @@ def test_malformed_headers_cover_four_faults() -> None:
         assert made[1]
         texts.add(made[0])
     assert len(texts) == 7  # three faults in two headers, and a content type where no call needs one
+
+
+def test_a_content_type_stands_only_where_no_call_needs_one() -> None:
+    assert built("content_type", CALL, 3) == (
+        CALL.replace("analysis<|message|>", "analysis text<|message|>"),
+        {"content_type_without_recipient"},
+    )
+    assert {built("content_type", FINAL, seed)[0] for seed in range(20)} == {  # pyright: ignore[reportOptionalSubscript]
+        FINAL.replace("analysis<", "analysis text<"),
+        FINAL.replace("final<", "final text<"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "right_mask", "wrong_mask"),
+    [
+        ([1, 2, 3], [1, 9, 3], [0, 1, 0], [0, 1, 0]),
+        ([1, 2, 3], [1, 9, 2, 3], [0, 1, 0], [0, 1, 0, 0]),
+        ([1, 2, 3], [1, 3], [0, 1, 0], [0, 1]),
+        ([1, 2], [1, 1, 2], [0, 1], [0, 1, 0]),
+        ([1, 2, 2, 3], [1, 2, 3], [0, 0, 1, 0], [0, 0, 1]),
+        ([1, 2], [1, 2, 3], [0, 0], [0, 0, 1]),
+        ([1, 2], [3, 4], [1, 1], [1, 1]),
+    ],
+)
+def test_fault_masks(right: list[int], wrong: list[int], right_mask: list[int], wrong_mask: list[int]) -> None:
+    assert fault_masks(right, wrong) == (right_mask, wrong_mask)
+    assert fault_masks(wrong, right) == (wrong_mask, right_mask)
+
+
+@given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(0, 3), max_size=8))
+def test_outside_of_the_fault_both_sides_begin_and_end_alike(right: list[int], wrong: list[int]) -> None:
+    sides = tuple(zip((right, wrong), fault_masks(right, wrong), strict=True))
+    starts = {mask.index(1) for _, mask in sides if 1 in mask}
+    assert len(starts) <= 1
+    for start in starts:
+        assert right[:start] == wrong[:start]
+    for ids, mask in sides:
+        assert len(ids) == len(mask)
+    if right != wrong:
+        assert any(1 in mask for _, mask in sides)
 
 
 @pytest.mark.parametrize("kind", ["wrong_channel", "empty_analysis", "leaked_analysis"])

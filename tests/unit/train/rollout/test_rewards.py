@@ -117,6 +117,13 @@ def test_length_against_a_budget(tokens: int, value: float) -> None:
     assert paid(outcome(said, effort="low"), type="length", budgets={"high": [4, 8]}) == 0
 
 
+@pytest.mark.parametrize(("tokens", "value"), [(2, 0.0), (3, 0.0), (4, 1.0), (8, 1.0), (9, 0.5), (10, 0.0), (30, 0.0)])
+def test_a_steep_length_reward(tokens: int, value: float) -> None:
+    think = f"<|channel|>analysis<|message|>{' a' * tokens}<|end|><|start|>assistant"
+    said = f"{think}<|channel|>final<|message|>42<|return|>"
+    assert paid(outcome(said, effort="low"), type="length", slope=4, budgets={"low": [4, 8]}) == value
+
+
 @pytest.mark.parametrize(
     ("text", "script", "share"),
     [
