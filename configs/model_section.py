@@ -83,6 +83,12 @@ class LoraSettings(Settings):
     rslora: bool = False
     """Scale by alpha / sqrt(rank) in place of alpha / rank."""
 
+    @property
+    def one_scale(self) -> bool:
+        """Whether experts and attention share their scale, which is all that a server like vLLM reads."""
+        power, rank = 0.5 if self.rslora else 1.0, self.expert_rank or self.rank
+        return self.expert_alpha in (None, self.alpha * (rank / self.rank) ** power)
+
     @model_validator(mode="after")
     def _checks(self) -> LoraSettings:
         if self.enabled and not (self.attention or self.experts or self.router):

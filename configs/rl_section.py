@@ -20,7 +20,7 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.data_section import check_date
-from counterpoint.configs.eval_section import TaskSettings
+from counterpoint.configs.eval_section import ServerSettings, TaskSettings, VllmSettings
 
 
 class PromptSettings(Settings):
@@ -63,6 +63,26 @@ class RolloutSettings(Settings):
 
     batch: Count = 64
     """Rollouts sampled at a time."""
+
+    engine: Literal["transformers", "vllm", "server"] = "transformers"
+    """`transformers` samples from the model that is trained; `vllm` loads it a second time in this process, `server`
+    asks a vLLM server, and both are given the new weights before every step's rollouts."""
+
+    weights: Literal["adapter", "merged"] = "adapter"
+    """What vLLM is given: the adapter, or (`vllm` only) the whole model with the adapter merged into a copy."""
+
+    vllm: VllmSettings = VllmSettings(gpu_memory=0.3)
+    """Of `engine: vllm`."""
+
+    server: ServerSettings = ServerSettings()
+    """Of `engine: server`; it must see the run folder under the same path."""
+
+    correction: Literal["sequence_mask", "sequence_truncate", "token_mask", "token_truncate", "off"] = "sequence_mask"
+    """Importance correction where the engine's probabilities differ from the trainer's: a ratio for each sequence or
+    token, which above `correction_cap` counts as 0 (`mask`) or as the cap (`truncate`)."""
+
+    correction_cap: Positive = 3.0
+    """Largest ratio of the correction."""
 
 
 class ToolSettings(Settings):

@@ -33,7 +33,7 @@ from counterpoint.configs.eval_section import (
     TaskSettings,
     VllmSettings,
 )
-from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.rl_section import GrpoSettings, PromptSettings, RewardSettings, RolloutSettings, ToolSettings
 from counterpoint.configs.train_section import LaunchSettings, TrackingSettings, TrainSettings
@@ -206,7 +206,33 @@ class GrpoRun(RunSettings):
             raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
         if not any(reward.weight for reward in self.rewards):
             raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
+        if self.rollout.engine != "transformers":
+            self._check_engine()
         return self
+
+    def _check_engine(self) -> None:
+        """What vLLM cannot serve is told here, before anything loads."""
+        engine, lora = self.rollout.engine, self.lora
+        where = f"`rollout.engine: {engine}`"
+        if self.model.name == EMBEDDED_MODEL:
+            raise ValueError(f"{where} loads no embedded model, whose vocabulary is a part: name another `model.name`")
+        if engine == "vllm" and self.launch.processes * self.launch.nodes > 1:
+            raise ValueError(f"{where} is one process: set `rollout.engine: server` with several")
+        if self.rollout.weights == "merged":
+            if engine == "server":
+                raise ValueError(f"{where} is given adapters only: set `rollout.weights: adapter`, or `engine: vllm`")
+            if self.model.base == "mxfp4":
+                raise ValueError("`rollout.weights: merged` writes into the experts: set `model.base: bf16`")
+            return
+        merged = "set `rollout.engine: vllm` and `rollout.weights: merged`"
+        if self.model.init == "random":
+            raise ValueError(f"{where} cannot load a base that is random: set `model.init: pretrained`, or {merged}")
+        if not lora.enabled:
+            raise ValueError(f"{where} with `rollout.weights: adapter` needs `lora.enabled: true`; else {merged}")
+        if lora.router:
+            raise ValueError(f"{where} serves no adapter on the router: set `lora.router: false`, or {merged}")
+        if lora.experts and not lora.one_scale:
+            raise ValueError(f"{where} reads one scale for a whole adapter: leave out `lora.expert_alpha`, or {merged}")
 
 
 class DistillRun(RunSettings):

@@ -32,7 +32,9 @@ from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
 from counterpoint.train.loop.session import Session, open_session
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.model.load import LoadedModel, load_vocabulary_of
+from counterpoint.train.rollout.engines import Engine
 from counterpoint.train.rollout.episodes import EpisodeLimits
+from counterpoint.train.rollout.following import following_engine
 from counterpoint.train.rollout.rewards import Rewards
 from counterpoint.train.rollout.sample import Sampler
 from counterpoint.train.rollout.toolkit import Toolkit
@@ -134,10 +136,13 @@ def make_rollouts(
             f"data.train: {len(items)} prompts are fewer than the {groups} groups of a step: lower "
             "train.batch_rows or train.accumulation, or give more prompts"
         )
+    engine: Engine = Sampler(loaded, batch_rows=rollout.batch)
+    if rollout.engine != "transformers":
+        engine = following_engine(settings, session.path / "engine")
     return Rollouts(
         items,
         renderer,
-        Sampler(loaded, batch_rows=rollout.batch),
+        engine,
         rewards,
         EpisodeLimits(rollout.action_tokens, rollout.completion_tokens, rollout.calls),
         rollout.temperature,

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from counterpoint.configs.schema import ModelSettings
 from counterpoint.recipes.cli import main
 from counterpoint.train.checkpoints.save import checkpoint_name
+from counterpoint.train.model.load import load_model
+from counterpoint.train.model.tiny import tiny_folder
 
 # A random model that is rewarded by its tokens: something to learn from the first step on.
 REWARD = """
@@ -102,3 +109,75 @@ def test_the_other_run_files_take_a_step(name: str) -> None:
     assert len(rolled) == 16
     if name == "grpo/tiny_calculator":
         assert set(rolled[0]["rewards"]) == {"answer", "calls", "channel"}
+
+
+SAID = "<|channel|>analysis<|message|>1 + 1<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>"
+
+
+class Server(ThreadingHTTPServer):
+    """What is asked of vLLM: answers with one digit by the seed, says how likely each token was, and takes adapters."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.vocabulary = load_model(ModelSettings()).vocabulary
+        self.adapters: list[list[str]] = []
+        self.models: set[str] = set()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.reply({"version": "0.13.0"} if self.path == "/version" else {"data": [{"id": "base"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/load_lora_adapter":
+            self.server.adapters.append(sorted(path.name for path in Path(body["lora_path"]).iterdir()))
+        if self.path.endswith("_adapter"):
+            self.reply("Success")
+            return
+        self.server.models.add(body["model"])
+        ids = self.server.vocabulary.encode_with_specials(SAID.format(body["seed"] % 10))
+        choice = {"token_ids": ids, "finish_reason": "stop", "stop_reason": ids[-1]}
+        self.reply({"choices": [{**choice, "logprobs": {"token_logprobs": [-1.0] * len(ids)}}]})
+
+    def reply(self, value: Any) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    fake = Server()
+    thread = threading.Thread(target=fake.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield fake
+    fake.shutdown()
+    fake.server_close()
+
+
+def test_rollouts_by_a_server_that_is_given_every_step_s_adapter(server: Server, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    run = train(
+        f"model={{name: '{tiny_folder()}'}}", "lora.enabled=true", "lora.rank=4", "rollout.engine=server",
+        f"rollout.server.url={url}", "rollout.action_tokens=40", "rollout.completion_tokens=40",
+        "rollout.correction=token_truncate",
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert all(line["sampling/importance_sampling_ratio/max"] <= 3 for line in steps)
+    assert all(0 <= line["sampling/capped"] <= 1 for line in steps)
+    assert all(line["sampling/sampling_logp_difference/mean"] > 0 for line in steps)
+    assert server.models == {"counterpoint-0", "counterpoint-1", "counterpoint-2"}
+    assert [("adapter_model.safetensors" in files) for files in server.adapters] == [True] * 3
+    assert [path.name for path in (run / "engine").iterdir()] == ["adapter-2"]

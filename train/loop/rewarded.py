@@ -32,6 +32,7 @@ from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.masks import attention_inputs
 from counterpoint.train.rollout.engines import Engine
 from counterpoint.train.rollout.episodes import Episode, EpisodeLimits, run_episodes
+from counterpoint.train.rollout.following import FollowingEngine
 from counterpoint.train.rollout.rewards import Outcome, Rewards, zero_variance_share
 from counterpoint.train.rollout.sample import sample_seed
 from counterpoint.train.rollout.toolkit import Toolkit
@@ -98,7 +99,7 @@ class Rollouts:
             "prompt_ids": [model_rows(episode.prompt_ids).tolist() for episode in episodes],
             "completion_ids": [model_rows(episode.completion_ids).tolist() for episode in episodes],
             "env_mask": [episode.env_mask for episode in episodes],
-            "logprobs": None,  # pyright: ignore[reportReturnType]
+            "logprobs": _logprobs(episodes),  # pyright: ignore[reportReturnType]
             SCORES: scores,
             "episode": episodes,
         }
@@ -136,6 +137,11 @@ class Rollouts:
                     "text": self.renderer.vocabulary.decode(episode.completion_ids),
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _logprobs(episodes: Sequence[Episode]) -> list[list[float | None]] | None:
+    found = [episode.logprobs for episode in episodes if episode.logprobs is not None]
+    return found if len(found) == len(episodes) else None
 
 
 def outcome_of(item: Item, episode: Episode) -> Outcome:
@@ -183,6 +189,29 @@ class RewardTrainer(WholeRun, GRPOTrainer):
             loaded.model.delete_adapter("ref")
         restore_stops(loaded)
         self.take_over(loop, identity, extras, stop)
+        if isinstance(rollouts.engine, FollowingEngine):
+            # From here on TRL asks for `sync_weights` before each step's rollouts, and corrects by their logprobs.
+            self.use_vllm, self.vllm_generation, self._last_loaded_step = True, _Sync(self, rollouts.engine), -1
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch; with log-probabilities of another engine, the share of ratios above the cap is logged."""
+        batch = super()._generate_and_score_completions(inputs)
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            self._metrics["train"]["sampling/capped"].append(self._share_capped(batch))
+        return batch
+
+    def _share_capped(self, batch: dict[str, torch.Tensor]) -> float:
+        """Of tokens or of sequences, as the correction goes."""
+        mask_BC = batch["completion_mask"] * batch.get("tool_mask", 1)
+        diff_BC = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]) * mask_BC
+        diff_BC = torch.nan_to_num(diff_BC, nan=0.0)
+        by_token = self.vllm_importance_sampling_mode.startswith("token")
+        diff = diff_BC[mask_BC.bool()] if by_token else diff_BC.sum(1)
+        assert self.vllm_importance_sampling_clip_max is not None
+        above = int((diff.exp() > self.vllm_importance_sampling_clip_max).sum())
+        counts = torch.tensor([above, diff.numel()], device=self.args.device)
+        capped, all_of_them = self.accelerator.reduce(counts, "sum").tolist()  # pyright: ignore
+        return capped / max(1, all_of_them)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt"]
@@ -222,6 +251,23 @@ class RewardTrainer(WholeRun, GRPOTrainer):
         )
         assert logps is not None
         return logps, entropy, None
+
+
+class _Sync:
+    """What TRL calls where vLLM is used."""
+
+    def __init__(self, trainer: RewardTrainer, engine: FollowingEngine) -> None:
+        self.trainer, self.engine = trainer, engine
+
+    def sync_weights(self) -> None:
+        trainer = self.trainer
+        self.engine.follow(
+            trainer.base,
+            lambda folder: trainer.save_model(str(folder), _internal_call=True),
+            trainer.state.global_step,
+            lead=trainer.args.should_save,
+            wait=trainer.accelerator.wait_for_everyone,
+        )
 
 
 def _reward(number: int, name: str, rollouts: Rollouts) -> Callable[..., list[float]]:

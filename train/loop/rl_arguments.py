@@ -73,6 +73,10 @@ def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> GRPOConfi
         mask_truncated_completions=grpo.mask_truncated,
         reward_weights=[reward.weight for reward in settings.rewards],
         shuffle_dataset=settings.data.shuffle,
+        # TRL starts no vLLM of its own: ours is behind `rollout_func`, and the trainer puts these to use.
         use_vllm=False,
+        vllm_importance_sampling_correction=rollout.correction != "off",
+        vllm_importance_sampling_mode="sequence_mask" if rollout.correction == "off" else rollout.correction,
+        vllm_importance_sampling_clip_max=rollout.correction_cap,
     )
     return without_data_parallel(args)

@@ -45,9 +45,10 @@ class Episode:
     """One rollout.
 
     completion_ids: from the token after the prompt to the end, results among them; env_mask: 1 for each that was
-    sampled, 0 for each that the environment wrote. actions: what was sampled, by action, and starts: where each begins
-    in completion_ids. called: the calls that were run. stop: `return` a final; `length` out of tokens; `calls` one more
-    call than allowed; `malformed` neither a final nor a call that names a tool.
+    sampled, 0 for each that the environment wrote; logprobs: of each, 0 for what the environment wrote and None where
+    the engine gave none, or None where it gives none at all. actions: what was sampled, by action, and starts: where
+    each begins in completion_ids. called: the calls that were run. stop: `return` a final; `length` out of tokens;
+    `calls` one more call than allowed; `malformed` neither a final nor a call that names a tool.
     """
 
     prompt_ids: list[int]
@@ -58,6 +59,7 @@ class Episode:
     called: tuple[Called, ...]
     stop: EpisodeStop
     effort: Effort = "medium"
+    logprobs: list[float | None] | None = None
 
     def completion(self) -> Completion:
         """The whole episode as one typed result: all thoughts and calls, the last action's final and stop."""
@@ -154,6 +156,8 @@ class _Running:
     called: list[Called] = field(default_factory=list)
     completion: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+    has_logprobs: bool = True
 
     def __post_init__(self) -> None:
         self.prompt_ids = self.renderer.prompt(self.prompt, self.effort)
@@ -183,7 +187,8 @@ class _Running:
         )
         self.actions.append(action)
         self.starts.append(len(self.completion))
-        self._write(ids, 1)
+        self.has_logprobs = self.has_logprobs and sampled.logprobs is not None
+        self._write(ids, 1, sampled.logprobs or [])
         self.wants = None
         if action.stop == "length":
             self.stop = "length"
@@ -210,9 +215,10 @@ class _Running:
             return
         self._write(ids, 0)
 
-    def _write(self, ids: Sequence[int], sampled: int) -> None:
+    def _write(self, ids: Sequence[int], sampled: int, logprobs: Sequence[float | None] = ()) -> None:
         self.completion.extend(ids)
         self.mask.extend([sampled] * len(ids))
+        self.logprobs.extend(logprobs[: len(ids)] or [0.0] * len(ids))
 
     def finished(self) -> Episode:
         assert self.stop is not None
@@ -225,6 +231,7 @@ class _Running:
             tuple(self.called),
             self.stop,
             self.effort,
+            self.logprobs if self.has_logprobs else None,
         )
 
 

@@ -29,10 +29,15 @@ DEFAULT_BATCH_TOKENS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A completion: real ids from the token after the prompt to the stop token, which is among them."""
+    """A completion: real ids from the token after the prompt to the stop token, which is among them.
+
+    logprobs: of each id under what it was drawn from, None for one that the engine gave none for; None where they were
+    not asked for.
+    """
 
     ids: list[int]
     finish_reason: FinishReason
+    logprobs: list[float | None] | None = None
 
 
 @dataclass(frozen=True)

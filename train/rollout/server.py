@@ -15,10 +15,11 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from counterpoint.configs.errors import ModelError, RunError
+from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.redact import redact
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
@@ -26,7 +27,7 @@ from counterpoint.train.rollout.sample import Sampled, sample_seed
 
 KEY_VARIABLE = "COUNTERPOINT_SERVER_KEY"
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
-_FIX = "start vLLM 0.10.2 or later, or set `eval.engine: transformers`"
+_FIX = "start vLLM 0.10.2 or later, or set `engine: transformers`"
 
 
 @dataclass
@@ -36,6 +37,7 @@ class ServerEngine:
     settings: ServerSettings
     model: str
     pause: float = 1.0
+    logprobs: bool = False
     _opener: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class ServerEngine:
             try:
                 engine.model = str(listed["data"][0]["id"])
             except (KeyError, IndexError, TypeError):
-                raise ModelError(f"{settings.url}: lists no model: set `eval.server.model`") from None
+                raise ModelError(f"{settings.url}: lists no model: set `server.model`") from None
         return engine
 
     def sample(
@@ -77,6 +79,7 @@ class ServerEngine:
                 "return_token_ids": True,
                 "skip_special_tokens": False,
                 "n": 1,
+                **({"logprobs": 0} if self.logprobs else {}),
             }
             for prompt, each in zip(prompts, seeds, strict=True)
         ]
@@ -88,29 +91,64 @@ class ServerEngine:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def version(self) -> str:
+        """Of the server's vLLM; empty where it does not say."""
+        try:
+            return str(self._asked("../version", None)["version"])
+        except (RunError, KeyError, TypeError):
+            return ""
+
+    def load_adapter(self, folder: Path, version: int, lead: bool = True) -> None:
+        """Sample with the adapter in `folder` from now on; the server sees the folder under the same path.
+
+        lead: whether this process is the one that tells the server. ConfigError where the server loads none.
+        """
+        name, before = f"counterpoint-{version}", self.model
+        self.model = name
+        if not lead:
+            return
+        try:
+            self._asked("load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, read=False)
+        except RunError as error:
+            if "already been loaded" not in str(error):
+                raise ConfigError(
+                    f"rollout.engine: server: it does not load the adapter ({error}): start vLLM with --enable-lora, a "
+                    "--max-lora-rank, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, on a disk that both see"
+                ) from None
+        if before.startswith("counterpoint-") and before != name:
+            self._asked("unload_lora_adapter", {"lora_name": before}, read=False)
+
     def _sampled(self, answer: Any, body: dict[str, Any]) -> Sampled:
         try:
             choice = answer["choices"][0]
             ids, reason, stopped_by = choice.get("token_ids"), choice.get("finish_reason"), choice.get("stop_reason")
             read = choice.get("prompt_token_ids") or answer.get("prompt_token_ids")
+            drawn = (choice.get("logprobs") or {}).get("token_logprobs") if self.logprobs else None
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ModelError(f"{self.settings.url}: its answer is no completion: {_FIX}") from None
         if not isinstance(ids, list) or not all(isinstance(id_, int) and not isinstance(id_, bool) for id_ in ids):
             raise ModelError(f"{self.settings.url}: its answer holds no token ids: {_FIX}")
         if read is not None and read != body["prompt"]:
             raise ModelError(f"{self.settings.url}: it read another prompt than it was given (other ids): {_FIX}")
+        logprobs = self._logprobs(drawn, len(ids)) if self.logprobs else None
         stops = body["stop_token_ids"]
         if reason != "stop":
-            return Sampled(ids, "length")
+            return Sampled(ids, "length", logprobs)
         if not ids or ids[-1] not in stops:
             if stopped_by not in stops:
                 raise ModelError(f"{self.settings.url}: it stopped and does not say at which token: {_FIX}")
             ids = [*ids, stopped_by]
-        return Sampled(ids, "stop")
+            logprobs = [*logprobs, None] if logprobs is not None else None
+        return Sampled(ids, "stop", logprobs)
 
-    def _asked(self, path: str, body: dict[str, Any] | None) -> Any:
-        """The answer to one request. RunError after the last try."""
-        url = f"{self.settings.url.rstrip('/')}/{path}"
+    def _logprobs(self, drawn: Any, count: int) -> list[float | None]:
+        if not isinstance(drawn, list) or len(drawn) != count:
+            raise ModelError(f"{self.settings.url}: its answer holds no log-probabilities of its tokens: {_FIX}")
+        return [None if each is None or each != each else float(each) for each in drawn]
+
+    def _asked(self, path: str, body: dict[str, Any] | None, read: bool = True) -> Any:
+        """The answer to one request. RunError after the last try. read: whether it is JSON."""
+        url = f"{self.settings.url.rstrip('/')}/{path}".replace("/v1/../", "/")
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
@@ -122,14 +160,14 @@ class ServerEngine:
             try:
                 request = urllib.request.Request(url, data, headers)
                 with self._opener.open(request, timeout=self.settings.timeout) as response:
-                    return json.loads(response.read())
+                    return json.loads(response.read()) if read else None
             except urllib.error.HTTPError as error:
                 told = f"status {error.code}: {_told(error)}"
                 if error.code not in _AGAIN:
                     break
             except (OSError, http.client.HTTPException, ValueError) as error:
                 told = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"
-        raise RunError(f"{redact(url)}: {told}: is the server there? (`eval.server.url`)")
+        raise RunError(f"{redact(url)}: {told}: is the server there? (`server.url`)")
 
 
 def _told(error: urllib.error.HTTPError) -> str:

@@ -1,9 +1,15 @@
-"""vLLM in this process (extra `vllm`): token ids in, token ids out."""
+"""vLLM in this process (extra `vllm`): token ids in, token ids out.
+
+It was written from vLLM's documentation and tested on a stand-in of it; vLLM itself was never run with it.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import ConfigError
@@ -14,14 +20,25 @@ from counterpoint.train.rollout.sample import Sampled, sample_seed
 
 @dataclass
 class VllmEngine:
-    """One `vllm.LLM`, with the adapter it puts on every request, if any."""
+    """One `vllm.LLM`, with the adapter it puts on every request, if any. logprobs: whether samples bring theirs."""
 
     llm: Any
     adapter: Any = None
+    logprobs: bool = False
 
     @classmethod
-    def started(cls, model: str, settings: VllmSettings, adapter: str | None = None) -> VllmEngine:
-        """Load `model` (a folder or a name), with LoRA where `adapter` is a folder of one.
+    def started(
+        cls,
+        model: str,
+        settings: VllmSettings,
+        adapter: str | None = None,
+        *,
+        revision: str | None = None,
+        rank: int | None = None,
+        logprobs: bool = False,
+    ) -> VllmEngine:
+        """Load `model` (a folder or a name), with LoRA where `adapter` is a folder of one, or for adapters up to `rank`
+        that come later (`load_adapter`).
 
         ConfigError where vLLM is not installed, or does not start.
         """
@@ -34,17 +51,39 @@ class VllmEngine:
             "skip_tokenizer_init": True,
             "trust_remote_code": False,
         }
-        request = None
+        if revision is not None:
+            options["revision"] = revision
+        if logprobs:
+            # After the temperature: the probabilities that the tokens were drawn with.
+            options["logprobs_mode"] = "processed_logprobs"
         if adapter is not None:
-            from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
-
-            options |= {"enable_lora": True, "max_lora_rank": _rank(adapter)}
-            request = LoRARequest("adapter", 1, adapter)
+            rank = highest_rank(adapter)
+        if rank is not None:
+            options |= {"enable_lora": True, "max_lora_rank": vllm_rank(rank), "max_loras": 1}
         try:
-            return cls(vllm.LLM(**options), request)
+            engine = cls(vllm.LLM(**options), None, logprobs)
         except Exception as error:
             told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise ConfigError(f"eval.engine: vllm does not start: {told}") from error
+            raise ConfigError(f"engine: vllm does not start: {told}") from error
+        if adapter is not None:
+            engine.load_adapter(Path(adapter), 0)
+        return engine
+
+    def version(self) -> str:
+        """Of vLLM."""
+        return str(getattr(_module(), "__version__", ""))
+
+    def load_adapter(self, folder: Path, version: int, lead: bool = True) -> None:
+        """Sample with the adapter in `folder` from now on. Each version needs a number of its own: vLLM keeps adapters
+        and the prefixes computed with them under it."""
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+        self.adapter = LoRARequest(f"adapter-{version}", version + 1, str(folder))
+
+    def reload(self) -> None:
+        """Read all weights again from the folder that vLLM was started on."""
+        self.llm.collective_rpc("reload_weights")
+        self.llm.reset_prefix_cache()
 
     def sample(
         self,
@@ -65,6 +104,7 @@ class VllmEngine:
                 stop_token_ids=list(stop_ids),
                 ignore_eos=True,
                 detokenize=False,
+                logprobs=0 if self.logprobs else None,
             )
             for each in seeds
         ]
@@ -74,16 +114,25 @@ class VllmEngine:
             lora_request=self.adapter,
             use_tqdm=False,
         )
-        return [_sampled(output.outputs[0], stop_ids) for output in outputs]
+        return [_sampled(output.outputs[0], stop_ids, self.logprobs) for output in outputs]
 
 
-def _sampled(output: Any, stop_ids: Sequence[int]) -> Sampled:
+def _sampled(output: Any, stop_ids: Sequence[int], logprobs: bool) -> Sampled:
     ids = [int(id_) for id_ in output.token_ids]
+    found: list[float | None] | None = None
+    if logprobs:
+        found = [known(each[id_].logprob) for id_, each in zip(ids, output.logprobs, strict=True)]
     if output.finish_reason != "stop":
-        return Sampled(ids, "length")
+        return Sampled(ids, "length", found)
     if not ids or ids[-1] not in stop_ids:
         ids.append(int(output.stop_reason))
-    return Sampled(ids, "stop")
+        found = [*found, None] if found is not None else None
+    return Sampled(ids, "stop", found)
+
+
+def known(logprob: float | None) -> float | None:
+    """A log-probability that is a number, or None."""
+    return None if logprob is None or math.isnan(logprob) else float(logprob)
 
 
 def _module() -> Any:
@@ -91,16 +140,21 @@ def _module() -> Any:
         import vllm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
-            f"eval.engine: vllm cannot be imported ({error}): pip install 'counterpoint[vllm]', or take `transformers`"
+            f"engine: vllm cannot be imported ({error}): pip install 'counterpoint[vllm]', or take `transformers`"
         ) from None
     return vllm
 
 
-def _rank(adapter: str) -> int:
-    """vLLM wants to know the largest rank of an adapter before it loads one."""
-    import json
-    from pathlib import Path
+def vllm_rank(rank: int) -> int:
+    """The smallest of the ranks that vLLM makes room for which holds `rank`. ConfigError where none does."""
+    for room in (8, 16, 32, 64, 128, 256, 320, 512):
+        if rank <= room:
+            return room
+    raise ConfigError(f"engine: vllm serves adapters up to rank 512, and this one has {rank}: lower it, or merge it")
 
+
+def highest_rank(adapter: str) -> int:
+    """vLLM wants to know the largest rank of an adapter before it loads one."""
     try:
         config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
         return max([config["r"], *(config.get("rank_pattern") or {}).values()])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import STOP_IDS, load_vocabulary
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.rollout.episodes import Episode, EpisodeLimits, continued, run_episodes
-from counterpoint.train.rollout.sample import Sampler
+from counterpoint.train.rollout.sample import Sampled, Sampler
 from counterpoint.train.rollout.scripted import ScriptedEngine
 from counterpoint.train.rollout.toolkit import Toolkit
 
@@ -130,6 +132,36 @@ def test_nonsense_ends_an_episode(toolkit: Toolkit, said: str, stop: str) -> Non
     episode, _ = play(toolkit, said)
     assert (episode.stop, episode.called) == (stop, ())
     assert not episode.completion().ok
+
+
+class Telling(ScriptedEngine):
+    """Says -0.5 of each id, and nothing of a stop token."""
+
+    def sample(self, *args: Any, **kwargs: Any) -> list[Sampled]:
+        found = super().sample(*args, **kwargs)
+        return [replace(s, logprobs=[*[-0.5] * (len(s.ids) - 1), None]) for s in found]
+
+
+def test_log_probabilities_stand_beside_what_was_sampled(toolkit: Toolkit) -> None:
+    engine = Telling(VOCABULARY, [IN_CHANNEL, ANSWER])
+    (episode,) = run_episodes([toolkit.declared(question())], RENDERER, engine, toolbox=toolkit.toolbox)
+    assert episode.logprobs is not None
+    by_token = list(zip(episode.completion_ids, episode.env_mask, episode.logprobs, strict=True))
+    assert {logp for _, sampled, logp in by_token if not sampled} == {0.0}
+    assert {logp for id_, sampled, logp in by_token if sampled and id_ not in STOP_IDS} == {-0.5}
+    assert [logp for id_, sampled, logp in by_token if sampled and id_ in STOP_IDS] == [None, None]
+    short = EpisodeLimits(completion_tokens=len(episode.completion_ids) - 3)
+    (cut,) = run_episodes(
+        [toolkit.declared(question())],
+        RENDERER,
+        Telling(VOCABULARY, [IN_CHANNEL, ANSWER]),
+        limits=short,
+        toolbox=toolkit.toolbox,
+    )
+    assert cut.logprobs is not None
+    assert cut.logprobs[:-1] == episode.logprobs[:-4]
+    silent = run_episodes([question()], RENDERER, ScriptedEngine(VOCABULARY, [ANSWER]))
+    assert silent[0].logprobs is None
 
 
 def test_without_tools_a_call_ends_the_episode() -> None:

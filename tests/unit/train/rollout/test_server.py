@@ -6,11 +6,12 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from counterpoint.configs.errors import ModelError, RunError
+from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
 from counterpoint.train.rollout.server import KEY_VARIABLE, ServerEngine
@@ -27,6 +28,8 @@ class Fake(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.change: dict[str, Any] = {}
+        self.adapters: list[tuple[str, dict[str, Any]]] = []
+        self.refuses: str | None = None
         self.lock = threading.Lock()
 
     @property
@@ -41,10 +44,18 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.reply(200, {"data": [{"id": "openai/gpt-oss-20b"}]})
+        if self.path == "/version":
+            self.reply(200, {"version": "0.14.1"})
+        else:
+            self.reply(200, {"data": [{"id": "openai/gpt-oss-20b"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith("_adapter"):
+            self.server.adapters.append((self.path, body))
+            told = self.server.refuses
+            self.reply(400 if told else 200, told or "Success: done")
+            return
         with self.server.lock:
             self.server.asked.append(body)
             self.server.keys.append(self.headers.get("Authorization"))
@@ -62,6 +73,7 @@ class Handler(BaseHTTPRequestHandler):
             "prompt_token_ids": body["prompt"],
             "finish_reason": "length" if long else "stop",
             "stop_reason": None if long else RETURN,
+            "logprobs": {"token_logprobs": [-0.25] * (body["max_tokens"] if long else len(ids) + 1)},
             **self.server.change,
         }
         self.reply(200, {"choices": [choice]})
@@ -115,6 +127,41 @@ def test_one_seed_is_derived_for_each_prompt(server: Fake) -> None:
 def test_a_stop_token_that_the_server_left_out_is_put_back(server: Fake) -> None:
     server.change = {"token_ids": [5], "stop_reason": CALL}
     assert engine(server).sample([[1]], 4)[0].ids == [5, CALL]
+
+
+def test_log_probabilities_come_along(server: Fake) -> None:
+    made = engine(server)
+    assert made.sample([[1]], 4)[0].logprobs is None
+    made.logprobs = True
+    assert made.sample([[1, 2]], 4)[0].logprobs == [-0.25] * 3
+    assert server.asked[-1]["logprobs"] == 0
+    server.change = {"logprobs": {"token_logprobs": [None]}, "token_ids": [5], "stop_reason": CALL}
+    assert made.sample([[1]], 4)[0].logprobs == [None, None]
+    server.change = {"logprobs": None}
+    with pytest.raises(ModelError, match="no log-probabilities"):
+        made.sample([[1]], 4)
+
+
+def test_adapters_are_loaded_under_new_names(server: Fake, tmp_path: Path) -> None:
+    made = engine(server)
+    assert made.version() == "0.14.1"
+    made.load_adapter(tmp_path / "a", 0)
+    made.load_adapter(tmp_path / "b", 1)
+    assert server.adapters == [
+        ("/v1/load_lora_adapter", {"lora_name": "counterpoint-0", "lora_path": str(tmp_path / "a")}),
+        ("/v1/load_lora_adapter", {"lora_name": "counterpoint-1", "lora_path": str(tmp_path / "b")}),
+        ("/v1/unload_lora_adapter", {"lora_name": "counterpoint-0"}),
+    ]
+    made.sample([[1]], 4)
+    assert server.asked[-1]["model"] == "counterpoint-1"
+    follower = engine(server)
+    follower.load_adapter(tmp_path / "b", 1, lead=False)
+    assert (follower.model, len(server.adapters)) == ("counterpoint-1", 3)
+    server.refuses = "no such endpoint"
+    with pytest.raises(ConfigError, match=r"--enable-lora.*VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        made.load_adapter(tmp_path / "c", 2)
+    server.refuses = "The lora adapter has already been loaded."
+    engine(server).load_adapter(tmp_path / "c", 2)
 
 
 @pytest.mark.parametrize("fault", [0, 429, 500, 503])

@@ -29,9 +29,11 @@ class StandIn:
         for prompt, params in zip(prompts, settings, strict=True):
             ids = prompt["prompt_token_ids"]
             whole = len(ids) < params.max_tokens
+            given = ids if not whole or ids[0] == 0 else [*ids, RETURN]
             outputs.append(
                 types.SimpleNamespace(
-                    token_ids=tuple(ids if not whole or ids[0] == 0 else [*ids, RETURN]),
+                    token_ids=tuple(given),
+                    logprobs=[{id_: types.SimpleNamespace(logprob=-0.5 * i)} for i, id_ in enumerate(given)],
                     finish_reason="stop" if whole else "length",
                     stop_reason=CALL if ids[0] == 0 else RETURN,
                 )
@@ -71,9 +73,24 @@ def test_an_adapter_goes_along(vllm: types.ModuleType, tmp_path: Path) -> None:
     engine = VllmEngine.started("folder", VllmSettings(), str(tmp_path))
     engine.sample([[1]], 4)
     assert engine.llm.options["max_lora_rank"] == 16
-    assert engine.llm.lora == ("adapter", 1, str(tmp_path))
+    assert engine.llm.lora == ("adapter-0", 1, str(tmp_path))
+    engine.load_adapter(tmp_path / "next", 7)
+    engine.sample([[1]], 4)
+    assert engine.llm.lora == ("adapter-7", 8, str(tmp_path / "next"))
     with pytest.raises(ConfigError, match="no adapter"):
         VllmEngine.started("folder", VllmSettings(), str(tmp_path / "none"))
+
+
+def test_log_probabilities_come_along(vllm: types.ModuleType) -> None:
+    engine = VllmEngine.started("folder", VllmSettings(), rank=12, logprobs=True)
+    assert (engine.llm.options["max_lora_rank"], engine.llm.options["logprobs_mode"]) == (16, "processed_logprobs")
+    found = engine.sample([[1, 2], [0, 5]], 4)
+    assert engine.llm.asked[0].logprobs == 0
+    # The second stop token was left out of the ids, so nothing is known of it.
+    assert [s.logprobs for s in found] == [[0.0, -0.5, -1.0], [0.0, -0.5, None]]
+    assert [len(s.ids) for s in found] == [3, 3]
+    with pytest.raises(ConfigError, match="up to rank 512"):
+        VllmEngine.started("folder", VllmSettings(), rank=600)
 
 
 def test_without_vllm_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

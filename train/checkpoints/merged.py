@@ -1,0 +1,45 @@
+"""The whole model with its adapter merged, as a copy: the frozen base stays bit for bit what it is.
+
+Merging into the model and out again would round the base in bfloat16 each time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
+
+from counterpoint.train.checkpoints.weights import save_weights
+
+
+def merged_state(model: Any) -> dict[str, torch.Tensor]:
+    """Weights of a `PeftModel` with its active adapters added, under the names of the model inside; of any other model
+    its own weights."""
+    if not isinstance(model, PeftModel):
+        return model.state_dict()
+    inner: Any = model.get_base_model()
+    state = {_plain(name): tensor for name, tensor in inner.state_dict().items() if ".lora_" not in name}
+    with torch.no_grad():
+        for name, module in inner.named_modules():
+            if not isinstance(module, LoraLayer):
+                continue
+            part: Any = module
+            target = f"{_plain(name)}.{getattr(part, 'parameter_name', None) or 'weight'}"
+            for adapter in part.active_adapters:
+                delta = part.get_delta_weight(adapter)
+                state[target] = state[target] + delta.to(state[target].dtype)
+    return state
+
+
+def write_merged(model: Any, folder: Path) -> None:
+    """A checkpoint of `merged_state` that any program can load; one that is there is written over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    save_weights(inner, folder, merged_state(model))
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer", "")

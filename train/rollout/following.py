@@ -1,0 +1,106 @@
+"""vLLM, in this process or as a server, that samples from the weights that are being trained.
+
+Before the rollouts of every step it is given an adapter (a folder, under a new name each time, so that nothing computed
+with the last one is used again) or the whole merged model.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from counterpoint.configs.errors import ConfigError
+from counterpoint.configs.model_section import LoraSettings
+from counterpoint.configs.schema import GrpoRun
+from counterpoint.data.harmony.vocabulary import STOP_IDS
+from counterpoint.train.checkpoints.merged import write_merged
+from counterpoint.train.rollout.sample import Sampled
+from counterpoint.train.rollout.server import ServerEngine
+from counterpoint.train.rollout.vllm_engine import VllmEngine
+
+EXPERTS_SINCE = (0, 13)
+"""First vLLM that serves adapters on gpt-oss's experts, packed ones too (by its release notes)."""
+
+
+@dataclass
+class FollowingEngine:
+    """An `Engine`. folder: where weights are written for vLLM. start: makes vLLM on a folder of merged weights."""
+
+    folder: Path
+    engine: Any = None
+    start: Callable[[Path], VllmEngine] | None = None
+
+    def follow(
+        self,
+        model: Any,
+        write_adapter: Callable[[Path], None],
+        version: int,
+        *,
+        lead: bool = True,
+        wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Sample from these weights from now on. Called by every process; lead: the one that tells a server.
+
+        write_adapter: writes the adapter into a folder. wait: until all processes are there.
+        """
+        if self.start is not None:
+            target = self.folder / "merged"
+            write_merged(model, target)
+            if self.engine is None:
+                self.engine = self.start(target)
+            else:
+                self.engine.reload()
+            return
+        target = self.folder / f"adapter-{version}"
+        write_adapter(target)
+        wait()
+        self.engine.load_adapter(target.absolute(), version, lead)
+        wait()
+        for old in self.folder.glob("adapter-*") if lead else ():
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        stop_ids: Sequence[int] = STOP_IDS,
+    ) -> list[Sampled]:
+        """See `Engine`; every sample brings its log-probabilities."""
+        assert self.engine is not None, "follow comes first"
+        return self.engine.sample(prompts, max_new_tokens, temperature, seed, stop_ids)
+
+
+def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
+    """The engine of `rollout.engine: vllm` or `server`. ConfigError for what is not installed or cannot serve this."""
+    rollout, model = settings.rollout, settings.model
+    if rollout.engine == "server":
+        server = ServerEngine.connected(rollout.server)
+        server.logprobs = True
+        check_experts(settings.lora, server.version())
+        return FollowingEngine(folder, server)
+    if rollout.weights == "merged":
+        return FollowingEngine(
+            folder, start=lambda target: VllmEngine.started(str(target), rollout.vllm, logprobs=True)
+        )
+    rank = max(settings.lora.rank, (settings.lora.experts and settings.lora.expert_rank) or 0)
+    engine = VllmEngine.started(model.name, rollout.vllm, revision=model.revision, rank=rank, logprobs=True)
+    check_experts(settings.lora, engine.version())
+    return FollowingEngine(folder, engine)
+
+
+def check_experts(lora: LoraSettings, version: str) -> None:
+    """ConfigError where a vLLM of this version serves no adapters on experts; an unreadable version passes."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if lora.experts and found and (int(found[1]), int(found[2])) < EXPERTS_SINCE:
+        since = ".".join(map(str, EXPERTS_SINCE))
+        raise ConfigError(
+            f"rollout.engine: vLLM {version} serves no adapters on experts, {since} does: update it, set lora.experts: "
+            "false, or rollout.engine: vllm with rollout.weights: merged"
+        )
