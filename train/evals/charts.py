@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from counterpoint.data.conversation import EFFORTS
 from counterpoint.train.evals.card import card_bands, size_of
 from counterpoint.train.evals.channels import Rate
 from counterpoint.train.evals.drawing import Drawing
@@ -87,11 +88,15 @@ def _curves(report: Report) -> list[Figure]:
     if len(steps) > 1:
         n, series = len(report.shown.rows), []
         for name, key in _CURVES.items():
-            values = [(step, float(p[key])) for step, p in sorted(steps.items()) if p.get(key) is not None]
-            band = [_band(step, Rate(round(v * n), n)) for step, v in values] if name == "channel-correct" else []
-            series.append(Series(name, values, band))
+            one = _by_step(name, key, steps)
+            band = [_band(step, Rate(round(v * n), n)) for step, v in one.points] if name == "channel-correct" else []
+            series.append(replace(one, band=band))
         drawn = lines(series, "step", "rate", (0.0, 1.0))
         out.append(Figure("rates-by-step", "steps", "Rates of sampled prompts, by step", drawn))
+        thoughts = [_by_step(effort, f"analysis_tokens/{effort}", steps) for effort in EFFORTS]
+        if sum(len(one.points) > 1 for one in thoughts) > 1:
+            drawn = lines(thoughts, "step", "tokens of analysis")
+            out.append(Figure("thoughts-by-step", "steps", "Mean tokens of analysis at each effort, by step", drawn))
     names = {**{channel: f"loss_{channel}" for channel in CHANNELS}, "all channels": "loss"}
     losses = [
         Series(name, [(float(p["step"]), float(p[key])) for p in report.losses if p.get(key) is not None])
@@ -101,6 +106,10 @@ def _curves(report: Report) -> list[Figure]:
         drawn = lines(losses, "step", "loss")
         out.append(Figure("loss-by-step", "steps", "Training loss, whole and by channel", drawn))
     return out
+
+
+def _by_step(name: str, key: str, steps: Mapping[float, Mapping[str, float]]) -> Series:
+    return Series(name, [(step, float(p[key])) for step, p in sorted(steps.items()) if p.get(key) is not None])
 
 
 def _ends(rate: Rate) -> Band | None:

@@ -262,6 +262,19 @@ def test_the_report_is_a_page_numbers_and_figures(tmp_path) -> None:
     assert (tmp_path / "report.html").read_bytes() == again
 
 
+def test_thoughts_at_each_effort_are_drawn_by_step(tmp_path) -> None:
+    for step in (0, 8):
+        write_rows(tmp_path / f"eval/step-00000{step}-tuned.jsonl", [row(RIGHT, "high")])
+    tokens = ({"low": 20.0, "high": 21.0}, {"low": 10.0, "high": 40.0})
+    points = [
+        {"step": 8 * k, "who": "tuned", "channel_correct": 1.0}
+        | {f"analysis_tokens/{effort}": n for effort, n in by_effort.items()}
+        for k, by_effort in enumerate(tokens)
+    ]
+    write_rows(tmp_path / "eval/metrics.jsonl", points)
+    assert "tokens of analysis by step: low from 20 to 10; high from 21 to 40" in page_of(run_report(tmp_path))
+
+
 def test_tasks_of_the_model_card_are_drawn_beside_its_figures() -> None:
     rows = [{**row(RIGHT, effort, id_), "task": "aime_2025"} for effort in ("low", "high") for id_ in "ab"]
     text = page_of(Report("x", Side("tuned", rows), model="openai/gpt-oss-120b"))
