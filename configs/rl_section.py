@@ -21,6 +21,7 @@ from counterpoint.configs.base import (
 )
 from counterpoint.configs.data_section import check_date
 from counterpoint.configs.eval_section import ServerSettings, TaskSettings, VllmSettings
+from counterpoint.configs.model_section import ModelSettings
 
 
 class PromptSettings(Settings):
@@ -170,6 +171,17 @@ class RewardSettings(Settings):
         return self
 
 
+class TeacherSettings(Settings):
+    """A model that says of every sampled token how likely it would have been (on-policy distillation)."""
+
+    model: ModelSettings
+    """The teacher: a checkpoint of any size with gpt-oss's vocabulary. It lies in memory beside the model."""
+
+    weight: Positive = 1.0
+    """Factor of the teacher's log-probability less the model's own, which is added to the advantage of each token."""
+
+
+TAUGHT_LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo")
 GrpoLoss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
 
 
@@ -209,3 +221,12 @@ class GrpoSettings(Settings):
 
     mask_truncated: bool = False
     """Leave rollouts out of the loss that ran out of tokens."""
+
+    teacher: TeacherSettings | None = None
+    """Learn each sampled token from a teacher as well; with all rewards of weight 0, from it alone."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> GrpoSettings:
+        if self.teacher is not None and (self.loss not in TAUGHT_LOSSES or self.ratio != "token"):
+            raise ValueError(f"`teacher` rates tokens: use `ratio: token` and a `loss` of {', '.join(TAUGHT_LOSSES)}")
+        return self

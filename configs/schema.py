@@ -204,7 +204,7 @@ class GrpoRun(RunSettings):
             )
         if self.grpo.beta and not self.lora.enabled:
             raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
-        if not any(reward.weight for reward in self.rewards):
+        if not any(reward.weight for reward in self.rewards) and self.grpo.teacher is None:
             raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
         if self.rollout.engine != "transformers":
             self._check_engine()

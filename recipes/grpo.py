@@ -31,7 +31,8 @@ from counterpoint.train.loop.rewarded import Item, RewardTrainer, Rollouts, item
 from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
 from counterpoint.train.loop.session import Session, open_session
 from counterpoint.train.loop.stop import StopSignal
-from counterpoint.train.model.load import LoadedModel, load_vocabulary_of
+from counterpoint.train.loop.teacher import Teacher, load_teacher
+from counterpoint.train.model.load import LoadedModel, device_of, load_vocabulary_of
 from counterpoint.train.rollout.engines import Engine
 from counterpoint.train.rollout.episodes import EpisodeLimits
 from counterpoint.train.rollout.following import following_engine
@@ -70,6 +71,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             extras=loaded.vocabulary_map.save,
             stop=stop,
             shared=settings.grpo.share_prompts,
+            teacher=make_teacher(settings),
         )
         hook = add_measurements(settings, session, loaded, renderer, trainer, toolkit)
         checkpoint = session.checkpoint
@@ -92,6 +94,13 @@ def make_toolkit(tools: ToolSettings) -> Toolkit:
 
 def render_settings(data: PromptSettings) -> RenderSettings:
     return RenderSettings(effort=data.effort, date=data.date, identity=data.identity)
+
+
+def make_teacher(settings: GrpoRun) -> Teacher | None:
+    teacher = settings.grpo.teacher
+    if teacher is None:
+        return None
+    return load_teacher(teacher, settings.rollout.temperature, device_of(settings.train.device))
 
 
 def read_prompts(data: PromptSettings, renderer: Renderer, toolkit: Toolkit | None = None) -> list[EvalPrompt]:

@@ -111,6 +111,22 @@ def test_the_other_run_files_take_a_step(name: str) -> None:
         assert set(rolled[0]["rewards"]) == {"answer", "calls", "channel"}
 
 
+def test_a_teacher_alone_teaches_and_a_resume_goes_on_alike() -> None:
+    small = ("model.init=random", "output=.", "train.steps=3", "train.batch_rows=8", "rollout.action_tokens=6")
+    quiet = ("eval.at_start=false", "eval.at_end=false", "tracking.wandb=off", "train.checkpoint_every=1")
+    assert main(["train", "grpo/tiny_teacher", *small, *quiet]) == 0
+    (run,) = Path().glob("tiny_teacher-*")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    gaps = [line["teacher/reverse_kl"] for line in lines if "loss" in line]
+    assert len(gaps) == 3
+    assert gaps[0] > 1, "a random model is far from its teacher"
+    end = weights(run)
+    shutil.rmtree(run / "checkpoints" / checkpoint_name(3))
+    shutil.rmtree(run / "model")
+    assert main(["train", str(run / "config.yaml"), "--resume", str(run)]) == 0
+    assert all(bool((end[name] == tensor).all()) for name, tensor in weights(run).items())
+
+
 SAID = "<|channel|>analysis<|message|>1 + 1<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>"
 
 

@@ -27,6 +27,7 @@ from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.shared_prompts import share_prompts
 from counterpoint.train.loop.stop import StopSignal
+from counterpoint.train.loop.teacher import Teacher
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.masks import attention_inputs
@@ -151,7 +152,8 @@ def outcome_of(item: Item, episode: Episode) -> Outcome:
 class RewardTrainer(WholeRun, GRPOTrainer):
     """Trains `loaded.model` on the rewards of its own rollouts.
 
-    shared: whether the prompt of a group is computed once for all its completions (loop/shared_prompts.py).
+    shared: whether the prompt of a group is computed once for all its completions (loop/shared_prompts.py). teacher:
+    rates each sampled token beside the rewards.
     """
 
     def __init__(
@@ -166,8 +168,9 @@ class RewardTrainer(WholeRun, GRPOTrainer):
         extras: Callable[[Path], None] | None = None,
         stop: StopSignal | None = None,
         shared: SharePrompts = "auto",
+        teacher: Teacher | None = None,
     ) -> None:
-        self.shared = shared
+        self.shared, self.teacher, self.loaded = shared, teacher, loaded
         rows = loaded.vocabulary_map.rows
 
         def roll(numbers: list[str], trainer: Any) -> dict[str, Any]:
@@ -194,11 +197,36 @@ class RewardTrainer(WholeRun, GRPOTrainer):
             self.use_vllm, self.vllm_generation, self._last_loaded_step = True, _Sync(self, rollouts.engine), -1
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch; with log-probabilities of another engine, the share of ratios above the cap is logged."""
+        """TRL's batch, with the teacher's part of the advantages. Where another engine sampled, the share of ratios
+        above the cap is logged."""
         batch = super()._generate_and_score_completions(inputs)
         if self.use_vllm and self.vllm_importance_sampling_correction:
             self._metrics["train"]["sampling/capped"].append(self._share_capped(batch))
+        if self.teacher is not None:
+            batch["advantages"] = self._taught(self.teacher, batch)
         return batch
+
+    @torch.no_grad()
+    def _taught(self, teacher: Teacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Advantages (B, C): those of the group, and for each sampled token what the teacher thinks of it."""
+        ids_BS = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        attended_BS = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        mask_BC = batch["completion_mask"] * batch.get("tool_mask", 1)
+        own_BC = batch.get("old_per_token_logps")
+        if own_BC is None:
+            own_BC = self._logps(self.model, ids_BS, attended_BS, mask_BC.shape[1])
+        its_BC = self._logps(teacher.model, teacher.rows(ids_BS, self.loaded), attended_BS, mask_BC.shape[1])
+        gap_BC = (its_BC - own_BC) * mask_BC
+        sums = torch.stack([gap_BC.sum(), mask_BC.sum().to(gap_BC)])
+        gap, count = self.accelerator.reduce(sums, "sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        self._metrics["train"]["teacher/reverse_kl"].append(-gap / max(1, count))
+        return batch["advantages"][:, None] + teacher.weight * gap_BC
+
+    def _logps(self, model: Any, ids_BS: torch.Tensor, attended_BS: torch.Tensor, width: int) -> torch.Tensor:
+        """Log-probabilities (B, C) of the last `width` tokens, as many rows at a time as training takes."""
+        size = self.args.per_device_train_batch_size
+        parts = zip(ids_BS.split(size), attended_BS.split(size), strict=True)
+        return torch.cat([self._get_per_token_logps_and_entropies(model, *part, width)[0] for part in parts])
 
     def _share_capped(self, batch: dict[str, torch.Tensor]) -> float:
         """Of tokens or of sequences, as the correction goes."""
@@ -237,11 +265,12 @@ class RewardTrainer(WholeRun, GRPOTrainer):
         tree = share_prompts(input_ids, attention_mask, logits_to_keep)
         if self.shared == "auto" and tree.tokens > WORTH_SHARING * tree.n_plain:
             return plain(model, input_ids, attention_mask, logits_to_keep, compute_entropy=compute_entropy, **rest)
+        base: Any = model if self.teacher is not None and model is self.teacher.model else self.base
         with self.accelerator.autocast():
             outputs = model(
                 input_ids=tree.input_ids,
                 position_ids=tree.position_ids,
-                **attention_inputs(self.base, tree.position_ids, tree.subtree_end),
+                **attention_inputs(base, tree.position_ids, tree.subtree_end),
                 shift_labels=tree.labels,
                 fused_lm_head=True,
             )

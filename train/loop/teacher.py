@@ -1,0 +1,44 @@
+"""A teacher that rates the tokens which the model sampled itself: on-policy distillation as a reward for each token.
+
+The expectation of log p_model - log p_teacher over the model's own samples is the reverse divergence from the teacher;
+its gradient, token by token, is that of a policy with the advantage log p_teacher - log p_model.
+
+Legend: B rollouts, S tokens of prompt and completion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from trl.trainer.utils import add_fused_lm_head
+
+from counterpoint.configs.rl_section import TeacherSettings
+from counterpoint.train.model.load import LoadedModel, load_model
+from counterpoint.train.model.paths import use_paths
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model and the weight of what it says."""
+
+    loaded: LoadedModel
+    weight: float
+
+    @property
+    def model(self) -> Any:
+        return self.loaded.model
+
+    def rows(self, rows_BS: torch.Tensor, student: LoadedModel) -> torch.Tensor:
+        """The model's rows as the teacher's. ModelError for a token that the teacher does not have."""
+        return self.loaded.vocabulary_map.rows(student.vocabulary_map.ids(rows_BS))
+
+
+def load_teacher(settings: TeacherSettings, temperature: float, device: torch.device) -> Teacher:
+    """The teacher, frozen, with log-probabilities at the temperature of sampling."""
+    loaded = load_model(settings.model, device)
+    use_paths(loaded.model, settings.model)
+    loaded.model.requires_grad_(False).eval()
+    add_fused_lm_head(loaded.model, temperature=temperature)
+    return Teacher(loaded, settings.weight)
