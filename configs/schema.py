@@ -35,7 +35,14 @@ from counterpoint.configs.eval_section import (
 )
 from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings
 from counterpoint.configs.preference_section import DpoSettings
-from counterpoint.configs.rl_section import GrpoSettings, PromptSettings, RewardSettings, RolloutSettings, ToolSettings
+from counterpoint.configs.rl_section import (
+    GrpoSettings,
+    PromptSettings,
+    RewardSettings,
+    RolloutSettings,
+    TeacherSettings,
+    ToolSettings,
+)
 from counterpoint.configs.train_section import LaunchSettings, TrackingSettings, TrainSettings
 
 __all__ = [
@@ -66,6 +73,7 @@ __all__ = [
     "SourceSettings",
     "SuiteSettings",
     "TaskSettings",
+    "TeacherSettings",
     "ToolSettings",
     "TrackingSettings",
     "TrainSettings",
