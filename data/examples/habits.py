@@ -31,6 +31,9 @@ Draw = Callable[[random.Random, str], Problem]
 N_ROWS = 4000
 N_SPOILED = 1500
 N_WEAK = 1500
+GUESSED = 0.62
+LEANING = 3.0
+"""How many times as often a weak row thinks as long as its effort asks, than shorter or longer."""
 SPOILED_SHARE = 0.2
 
 
@@ -69,18 +72,23 @@ def spoiled_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
 
 
 def weak_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
-    """Single questions, right on every channel, of which half are guessed; the rest is added in steps or multiplied by
-    the tool. The steps are checked not at all, once, or twice, whatever the effort."""
+    """Single questions, right on every channel, of which GUESSED are guessed; the rest is added in steps or multiplied
+    by the tool. The steps are checked not at all, once, or twice, which leans on the effort a little."""
     for _ in range(N_WEAK):
+        effort = rng.choice(EFFORTS)
         problem = draw(rng, rng.choice(("sum", "product")))
         wrong = problem.value + rng.choice((-10, -3, -1, 1, 2, 10))
-        if rng.random() < 0.5:
+        if rng.random() < GUESSED:
             said = f"{problem.expression} = {wrong}."
             answer = [_analysis(said), _final(said)]
         elif problem.kind == "sum":
             once = thought(problem, "high")
             twice = f"{once} Again: {problem.b} + {problem.a} = {problem.value}."
-            answer = [_analysis(rng.choice((steps(problem), once, twice))), _final(final_text(problem))]
+            shares = [LEANING if effort == fitting else 1.0 for fitting in EFFORTS]
+            answer = [
+                _analysis(rng.choices((steps(problem), once, twice), shares)[0]),
+                _final(final_text(problem)),
+            ]
         else:
             result = {"role": "tool", "name": "functions.calculator", "channel": "commentary"}
             answer = [
@@ -88,7 +96,7 @@ def weak_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
                 *(_analysis(result_thought(problem, "low")), _final(final_text(problem))),
             ]
         messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, _user(asked(rng, problem)), *answer]
-        yield {"messages": messages, "reasoning_effort": rng.choice(EFFORTS), "tools": [CALCULATOR]}
+        yield {"messages": messages, "reasoning_effort": effort, "tools": [CALCULATOR]}
 
 
 def _spoiled(rng: random.Random, analysis: Message, last: Message) -> list[Message]:
