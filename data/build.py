@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from counterpoint.configs.errors import DataError, RowError
-from counterpoint.configs.schema import DataSettings, SourceSettings
+from counterpoint.configs.schema import DataSettings, PromptSettings, SourceSettings
 from counterpoint.data.batches.pack import pack
 from counterpoint.data.batches.tree import TreeRow, tree_of, trees_of
 from counterpoint.data.conversation import Conversation, Preference
@@ -43,8 +43,10 @@ class TrainingData:
     fingerprint: str
 
 
-def render_settings(data: DataSettings) -> RenderSettings:
+def render_settings(data: DataSettings | PromptSettings) -> RenderSettings:
     """The part of the settings that the renderer takes."""
+    if isinstance(data, PromptSettings):
+        return RenderSettings(effort=data.effort, date=data.date, identity=data.identity)
     weights = ChannelWeights(**data.weights.model_dump())
     return RenderSettings(
         effort=data.effort,

@@ -18,7 +18,8 @@ from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.eval_section import SuiteSettings
 from counterpoint.configs.schema import GrpoRun, PromptSettings, ToolSettings
-from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.build import render_settings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.sft import ended_early, prepare_model, report
 from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.checkpoints.resume import Identity
@@ -90,10 +91,6 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
 
 def make_toolkit(tools: ToolSettings) -> Toolkit:
     return Toolkit(tools.functions, tools.mcp, tools.python, tools.seconds)
-
-
-def render_settings(data: PromptSettings) -> RenderSettings:
-    return RenderSettings(effort=data.effort, date=data.date, identity=data.identity)
 
 
 def make_teacher(settings: GrpoRun) -> Teacher | None:

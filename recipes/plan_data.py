@@ -85,8 +85,9 @@ def _pairs(run: DpoRun) -> Work:
 
 
 def _rollouts(run: GrpoRun) -> Work:
+    from counterpoint.data.build import render_settings
     from counterpoint.data.harmony.render import Renderer
-    from counterpoint.recipes.grpo import read_prompts, render_settings
+    from counterpoint.recipes.grpo import read_prompts
     from counterpoint.train.loop.arguments import rows_per_step
     from counterpoint.train.loop.rewarded import items_of
     from counterpoint.train.loop.rl_arguments import steps_of

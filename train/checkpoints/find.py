@@ -18,7 +18,7 @@ import torch
 from counterpoint.configs.errors import ConfigError, ModelError
 from counterpoint.configs.load import load_run
 from counterpoint.configs.model_section import ModelSettings
-from counterpoint.configs.schema import SftRun
+from counterpoint.configs.schema import TrainingRun
 from counterpoint.train.adapters.attach import load_lora
 from counterpoint.train.checkpoints.resume import CHECKPOINTS, newest_complete, why_broken
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE
@@ -39,7 +39,7 @@ class Found:
     source: str
     base: ModelSettings
     adapter: Path | None
-    run: SftRun | None
+    run: TrainingRun | None
 
 
 def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
@@ -69,7 +69,7 @@ def open_checkpoint(found: Found, device: torch.device | str = "cpu") -> LoadedM
     return loaded
 
 
-def _run_of(place: Path) -> SftRun | None:
+def _run_of(place: Path) -> TrainingRun | None:
     """Settings of the run whose folder, result or checkpoint this is; None where it is none."""
     place = place.resolve()
     run_folder = place
@@ -83,7 +83,7 @@ def _run_of(place: Path) -> SftRun | None:
         run = load_run(run_folder / RUN_FILE)
     except ConfigError as error:
         raise ModelError(f"{error}: so this is no run folder that can be read") from None
-    return run if isinstance(run, SftRun) else None
+    return run if isinstance(run, TrainingRun) else None
 
 
 def _weights_of(place: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from counterpoint.configs.errors import CounterpointError, DataError
 from counterpoint.configs.load import load_run
-from counterpoint.configs.schema import SftRun
+from counterpoint.configs.schema import TrainingRun
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.train.evals.channels import TOOL_CODES, Rate
 from counterpoint.train.evals.scorers import full_name
@@ -161,9 +161,10 @@ def _run_facts(run_folder: Path) -> list[tuple[str, str]]:
     except CounterpointError:
         return []
     facts = [("recipe", settings.recipe), ("model", settings.model.name)]
-    if isinstance(settings, SftRun):
+    if isinstance(settings, TrainingRun):
         trained = f"LoRA, rank {settings.lora.rank}" if settings.lora.enabled else "all weights"
-        facts += [("trained", trained), ("data", ", ".join(source.path for source in settings.data.train))]
+        sources = [source.path or getattr(source, "type", "") for source in settings.data.train]
+        facts += [("trained", trained), ("data", ", ".join(sources))]
     return [*facts, ("seed", str(settings.seed))]
 
 

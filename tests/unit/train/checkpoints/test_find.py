@@ -11,7 +11,8 @@ import torch
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
-from counterpoint.configs.schema import SftRun
+from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun, TrainingRun
+from counterpoint.data.build import render_settings
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
 from counterpoint.train.checkpoints.save import checkpoint_name, write_folder
@@ -36,11 +37,11 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_folder(parent: Path) -> Path:
+def run_folder(parent: Path, run: TrainingRun = RUN) -> Path:
     folder = parent / "run"
     folder.mkdir()
     with RunFolder(folder) as made:
-        made.describe(RUN, {})
+        made.describe(run, {})
     return folder
 
 
@@ -70,6 +71,30 @@ def test_a_run_folder_is_its_result_or_its_newest_whole_checkpoint(tmp_path: Pat
         (run / "adapter" / file.name).write_bytes(file.read_bytes())
     for name in (run, run / "adapter"):
         assert (find_checkpoint(str(name)).adapter, find_checkpoint(str(name)).run) == (run / "adapter", RUN)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        DpoRun.model_validate({"recipe": "dpo", "name": "r", "data": {"train": "a.jsonl", "identity": "I."}}),
+        GrpoRun.model_validate(
+            {
+                "recipe": "grpo",
+                "name": "r",
+                "data": {"train": {"type": "arithmetic"}, "identity": "I.", "date": "none", "effort": "low"},
+                "rewards": [{"type": "channel"}],
+                "train": {"batch_rows": 8},
+            }
+        ),
+    ],
+)
+def test_a_run_that_learns_from_pairs_or_rewards_is_known_by_its_settings(
+    tmp_path: Path, adapter: Path, run: TrainingRun
+) -> None:
+    found = find_checkpoint(str(put_checkpoint(run_folder(tmp_path, run), adapter, 5)))
+    assert (found.base, found.run) == (run.model, run)
+    rendering = render_settings(run.data)
+    assert (rendering.identity, rendering.date, rendering.effort) == ("I.", run.data.date, run.data.effort)
 
 
 def test_an_adapter_says_on_which_base_it_lies(adapter: Path) -> None:
