@@ -108,6 +108,10 @@ def _rollouts(run: GrpoRun) -> Work:
     ]
     if run.tools != type(run.tools)():
         lines.append("declarations of tools are not counted")
+    if run.grpo.teacher is not None:
+        lines.append(f"the memory of the teacher ({run.grpo.teacher.model.name}) is not counted")
+    if run.rollout.engine == "vllm":
+        lines.append("the memory that vLLM takes (rollout.vllm.gpu_memory) is not counted")
     batch = Batch(run.train.batch_rows, width, run.train.batch_rows * run.rollout.completion_tokens)
     return Work(batch, steps, 2 * steps * rollouts * width, tuple(lines))
 

@@ -49,6 +49,11 @@ def test_what_is_planned_is_what_happens(capsys: pytest.CaptureFixture[str], tmp
     assert plan["checkpoint_bytes"] == pytest.approx(written, rel=0.15)
 
 
+def test_what_a_plan_of_rollouts_leaves_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", "grpo/tiny_teacher"])
+    assert "the memory of the teacher (tiny) is not counted" in capsys.readouterr().out
+
+
 def test_a_stated_rate_gives_the_time(capsys: pytest.CaptureFixture[str]) -> None:
     _, plan = planned(capsys, "quickstart", "--tokens-per-second", "1000")
     assert plan["seconds"] == plan["tokens"] / 1000
