@@ -6,16 +6,19 @@ Reads top to bottom: folder and lock, pairs, model, adapter, trainer, training, 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import set_seed
 
 from counterpoint.configs.dump import plain
 from counterpoint.configs.schema import DpoRun
+from counterpoint.data.build import render_settings, source_options
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.pairs import PairData, build_pairs, build_rated
-from counterpoint.recipes.sft import add_measurements, ended_early, prepare_model, report
+from counterpoint.recipes.steps import BAD_ROWS, add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity
+from counterpoint.train.evals.prompts import load_prompts
 from counterpoint.train.loop.arguments import loop_settings, rows_per_step
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.preference import PreferenceTrainer, RatedTrainer
@@ -27,32 +30,22 @@ from counterpoint.train.model.load import LoadedModel, load_vocabulary_of
 
 def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Train as `settings` say; arguments and exit codes as of `recipes.sft.run`."""
-    shared = cast(Any, settings)  # the steps that all recipes share read the sections that all have
     if settings.train.threads is not None:
         torch.set_num_threads(settings.train.threads)
-    with StopSignal() as stop, open_session(shared, resume, overwrite) as session:
+    with StopSignal() as stop, open_session(settings, resume, overwrite) as session:
         session.say(f"run folder  {session.path}")
         pairs = read_pairs(settings, session)
-        steps = steps_of(settings, len(pairs.pairs), rows_per_step(shared))
-        identity = Identity(plain(settings), pairs.fingerprint, rows_per_step(shared))
+        steps = steps_of(settings, len(pairs.pairs), rows_per_step(settings))
+        identity = Identity(plain(settings), pairs.fingerprint, rows_per_step(settings))
         session.began(identity, steps, allow_changes=overwrite)
 
         set_seed(settings.seed)
-        loaded = prepare_model(shared, session)
+        loaded = prepare_model(settings, session)
         trainer = make_trainer(settings, session, loaded, pairs, steps, identity, stop)
-        hook = add_measurements(shared, session, loaded, cast(Any, trainer), None)
-        checkpoint = session.checkpoint
-        session.say(f"{steps} steps" + (f", going on from step {checkpoint.step}" if checkpoint else ""))
-        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-        if trainer.state.global_step < steps:
-            return ended_early(session, cast(Any, trainer), hook)
-
-        result = session.path / ("adapter" if settings.lora.enabled else "model")
-        trainer.save_final(result)
-        session.ended("finished", step=steps)
-        if session.folder is not None:
-            report(session, loaded, result)
-    return 0
+        renderer = Renderer(loaded.vocabulary, render_settings(settings.data))
+        prompts = load_prompts(settings.eval.prompts, source_options(settings.data))
+        hook = add_measurements(settings, session, loaded, trainer, renderer, prompts)
+        return train_to_end(settings, session, loaded, trainer, hook, steps)
 
 
 def read_pairs(settings: DpoRun, session: Session) -> PairData[Any]:
@@ -64,7 +57,7 @@ def read_pairs(settings: DpoRun, session: Session) -> PairData[Any]:
         settings.dpo,
         load_vocabulary_of(settings.model),
         seed=settings.seed,
-        quarantine=session.path / "bad_rows.jsonl" if session.folder is not None else None,
+        quarantine=session.path / BAD_ROWS if session.folder is not None else None,
     )
     for line in found.lines():
         session.say(line)
@@ -80,7 +73,7 @@ def make_trainer(
     identity: Identity,
     stop: StopSignal,
 ) -> PreferenceTrainer | RatedTrainer:
-    loop = loop_settings(cast(Any, settings), session.path)
+    loop = loop_settings(settings, session.path)
     rest: Any = {"callbacks": [AttachmentProof()], "extras": loaded.vocabulary_map.save, "stop": stop}
     if settings.dpo.rated:
         args = kto_arguments(settings, session.path, steps)

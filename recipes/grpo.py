@@ -9,7 +9,6 @@ import hashlib
 import json
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import Any, cast
 
 import torch
 from transformers import set_seed
@@ -20,14 +19,12 @@ from counterpoint.configs.eval_section import SuiteSettings
 from counterpoint.configs.schema import GrpoRun, PromptSettings, ToolSettings
 from counterpoint.data.build import render_settings
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.recipes.sft import ended_early, prepare_model, report
-from counterpoint.train.adapters.routing import ExpertReport
+from counterpoint.recipes.steps import add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.evals.hook import ChannelEval
 from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.loop.arguments import loop_settings, rows_per_step
-from counterpoint.train.loop.callbacks import AttachmentProof, RunLog
+from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.rewarded import Item, RewardTrainer, Rollouts, items_of
 from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
 from counterpoint.train.loop.session import Session, open_session
@@ -44,29 +41,28 @@ from counterpoint.train.rollout.toolkit import Toolkit
 
 def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Train as `settings` say; arguments and exit codes as of `recipes.sft.run`."""
-    shared = cast(Any, settings)  # the steps that all recipes share read the sections that all have
     if settings.train.threads is not None:
         torch.set_num_threads(settings.train.threads)
-    with StopSignal() as stop, open_session(shared, resume, overwrite) as session, ExitStack() as stack:
+    with StopSignal() as stop, open_session(settings, resume, overwrite) as session, ExitStack() as stack:
         session.say(f"run folder  {session.path}")
         toolkit = stack.enter_context(make_toolkit(settings.tools))
         renderer = Renderer(load_vocabulary_of(settings.model), render_settings(settings.data))
         prompts = read_prompts(settings.data, renderer, toolkit)
         items = items_of(prompts, renderer, settings.grpo.efforts)
-        groups = rows_per_step(shared) // settings.grpo.group
+        groups = rows_per_step(settings) // settings.grpo.group
         steps = steps_of(settings, len(items), groups)
         session.say(f"{len(prompts)} prompts, {groups} groups of {settings.grpo.group} a step")
-        identity = Identity(plain(settings), fingerprint(items, renderer), rows_per_step(shared))
+        identity = Identity(plain(settings), fingerprint(items, renderer), rows_per_step(settings))
         session.began(identity, steps, allow_changes=overwrite)
 
         set_seed(settings.seed)
-        loaded = prepare_model(shared, session)
+        loaded = prepare_model(settings, session)
         rewards = stack.enter_context(Rewards(settings.rewards))
         trainer = RewardTrainer(
             loaded,
             grpo_arguments(settings, session.path, steps),
             make_rollouts(settings, session, loaded, items, renderer, rewards, toolkit),
-            loop_settings(shared, session.path),
+            loop_settings(settings, session.path),
             identity,
             callbacks=[AttachmentProof()],
             extras=loaded.vocabulary_map.save,
@@ -74,19 +70,8 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             shared=settings.grpo.share_prompts,
             teacher=make_teacher(settings),
         )
-        hook = add_measurements(settings, session, loaded, renderer, trainer, toolkit)
-        checkpoint = session.checkpoint
-        session.say(f"{steps} steps" + (f", going on from step {checkpoint.step}" if checkpoint else ""))
-        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-        if trainer.state.global_step < steps:
-            return ended_early(session, cast(Any, trainer), hook)
-
-        result = session.path / ("adapter" if settings.lora.enabled else "model")
-        trainer.save_final(result)
-        session.ended("finished", step=steps)
-        if session.folder is not None:
-            report(session, loaded, result)
-    return 0
+        hook = add_measurements(settings, session, loaded, trainer, renderer, load_prompts(settings.eval.prompts))
+        return train_to_end(settings, session, loaded, trainer, hook, steps)
 
 
 def make_toolkit(tools: ToolSettings) -> Toolkit:
@@ -136,7 +121,7 @@ def make_rollouts(
 ) -> Rollouts:
     """What samples and scores; every rollout is kept in `rollouts.jsonl` of the run folder."""
     rollout = settings.rollout
-    groups = rows_per_step(cast(Any, settings)) // settings.grpo.group
+    groups = rows_per_step(settings) // settings.grpo.group
     if len(items) < groups:
         raise ConfigError(
             f"data.train: {len(items)} prompts are fewer than the {groups} groups of a step: lower "
@@ -157,32 +142,3 @@ def make_rollouts(
         None if toolkit.empty else toolkit,
         session.path / "rollouts.jsonl" if session.folder is not None else None,
     )
-
-
-def add_measurements(
-    settings: GrpoRun,
-    session: Session,
-    loaded: LoadedModel,
-    renderer: Renderer,
-    trainer: RewardTrainer,
-    toolkit: Toolkit,
-) -> ChannelEval | None:
-    """Metrics, experts, and the evaluation by sampling (None where this process does not sample)."""
-    trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
-    if session.folder is None:
-        return None
-    trainer.add_callback(RunLog(session.folder, session.tracker, session.progress))
-    prompts = load_prompts(settings.eval.prompts)
-    hook = ChannelEval(
-        loaded,
-        renderer,
-        prompts,
-        settings.eval,
-        session.path / "eval",
-        log=session.tracker,
-        say=session.say,
-        warn=session.warn,
-        seed=settings.seed,
-    )
-    trainer.add_callback(hook)
-    return hook

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import CounterpointError, RunError
 from counterpoint.configs.redact import redact
-from counterpoint.configs.schema import SftRun
+from counterpoint.configs.schema import TrainingRun
 from counterpoint.train.checkpoints.resume import (
     CHECKPOINTS,
     Checkpoint,
@@ -79,7 +79,7 @@ class Session:
 
 
 @contextmanager
-def open_session(settings: SftRun, resume: str | None = None, overwrite: bool = False) -> Iterator[Session]:
+def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bool = False) -> Iterator[Session]:
     """The run's folder, locked and described; its tracker; on the way out its end, whatever it was.
 
     resume: None for a new run, `newest` for the newest of this name, or a run folder or checkpoint. overwrite: start
@@ -107,7 +107,7 @@ def open_session(settings: SftRun, resume: str | None = None, overwrite: bool = 
             raise
 
 
-def agreed(decide: Callable[[], T], settings: SftRun) -> T:
+def agreed(decide: Callable[[], T], settings: TrainingRun) -> T:
     """What the main process decides, told to all; its error is raised in all."""
     if world_size() == 1:
         return decide()
@@ -125,8 +125,8 @@ def agreed(decide: Callable[[], T], settings: SftRun) -> T:
 
 
 @contextmanager
-def plain_errors(settings: SftRun) -> Iterator[None]:
-    """A full disk and too little memory, in one line that says what to do."""
+def plain_errors(settings: TrainingRun) -> Iterator[None]:
+    """A full disk, too little memory and a lost process, in one line that says what to do."""
     try:
         yield
     except OSError as error:
@@ -138,12 +138,23 @@ def plain_errors(settings: SftRun) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(settings) from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise _out_of_memory(settings) from error
+        if "can't allocate memory" in str(error):
+            raise _out_of_memory(settings) from error
+        if world_size() > 1 and _has_lost_a_process(error):
+            raise RunError(
+                "another process of this run has ended or cannot be reached: its own last lines say why; "
+                "go on from the newest checkpoint with --resume"
+            ) from error
+        raise
 
 
-def _out_of_memory(settings: SftRun) -> RunError:
+def _has_lost_a_process(error: RuntimeError) -> bool:
+    """gloo has no type of its own for it, NCCL has."""
+    lost = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+    return isinstance(error, lost) or "gloo/transport" in str(error) or "onnection closed by peer" in str(error)
+
+
+def _out_of_memory(settings: TrainingRun) -> RunError:
     train, data = settings.train, settings.data
     packed = getattr(data, "pack_tokens", None)
     tokens = f"data.pack_tokens={packed}" if packed else f"data.max_tokens={data.max_tokens}"
@@ -154,7 +165,7 @@ def _out_of_memory(settings: SftRun) -> RunError:
     )
 
 
-def _choose_folder(settings: SftRun, resume: str | None, overwrite: bool) -> Path:
+def _choose_folder(settings: TrainingRun, resume: str | None, overwrite: bool) -> Path:
     if resume is not None:
         return newest_run_folder(settings) if resume == NEWEST else named_run_folder(resume)
     if overwrite:
@@ -165,7 +176,7 @@ def _choose_folder(settings: SftRun, resume: str | None, overwrite: bool) -> Pat
     return new_run_folder(settings)
 
 
-def _prepare(settings: SftRun, folder: RunFolder, resume: str | None, overwrite: bool) -> Checkpoint | None:
+def _prepare(settings: TrainingRun, folder: RunFolder, resume: str | None, overwrite: bool) -> Checkpoint | None:
     """Clean the folder, find the checkpoint to go on from, and write down what the run is."""
     checkpoint = None
     if resume is None:
