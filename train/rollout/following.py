@@ -23,7 +23,8 @@ from counterpoint.train.rollout.server import ServerEngine
 from counterpoint.train.rollout.vllm_engine import VllmEngine
 
 EXPERTS_SINCE = (0, 13)
-"""First vLLM that serves adapters on gpt-oss's experts, packed ones too (by its release notes)."""
+"""vLLM takes adapters on fused experts since 0.11.2, and on packed ones since its pull request 28971 of November 2025;
+0.13 is the first release that surely holds both."""
 
 
 @dataclass
