@@ -63,7 +63,7 @@ def test_before_the_first_step_policy_and_reference_are_the_same(tmp_path: Path,
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "run.yaml").write_text(
         "extends: dpo/tiny_format\nrecipe: dpo\ndata: {train: pairs.jsonl}\n"
-        "dpo: {losses: sigmoid, negatives: [], loss_on: turn}\n"
+        "dpo: {losses: sigmoid, negatives: []}\n"
     )
     run = train("run.yaml", *SETTINGS, "train.steps=2", f"lora.enabled={lora}", "dpo.loss_on=final")
     first, second = (line for line in metrics(run) if "loss" in line)
