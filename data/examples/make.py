@@ -36,7 +36,7 @@ Row = dict[str, Any]
 N_ROWS = 600
 N_EVAL = 32
 N_ANSWERS = 300
-N_PROMPTS = 256
+N_PROMPTS = 640
 
 PREAMBLE = "I will ask the calculator."
 GREETINGS = (("Hello!", "Hello! What shall I compute?"), ("Thank you.", "You are welcome."))
