@@ -87,3 +87,39 @@ def test_numbers_of_a_routing():
     assert other.drift(base) == 0.5
     assert other.changed(base) == 0.5
     assert Routing(torch.tensor([[[2, 3], [2, 3]]]), 4).drift(base) == 1
+
+
+def test_the_record_of_a_router_that_always_picks_the_same_experts(build_gptoss, tmp_path):
+    model = build_gptoss()
+    routers = [layer.mlp.router for layer in model.model.layers]
+    for router in routers:
+        choose(router, [9.0, 6.0, 0.0, 0.0])
+    model = attach_lora(model, LoraSettings(rank=2))
+    report = ExpertReport(tmp_path, every=2)
+    train(model, report, [0.01, 0.01])
+    choose(routers[0], [9.0, 0.0, 6.0, 0.0])
+    report.on_train_end(None, SimpleNamespace(global_step=3, is_world_process_zero=True), None, model=model)
+    first, second, last = [json.loads(line) for line in (tmp_path / "adapter.jsonl").read_text().splitlines()]
+    assert [first["step"], second["step"], last["step"]] == [1, 2, 3]
+    half = {"experts.gate_up": {"0": 2, "1": 2}, "experts.down": {"0": 2, "1": 2}}
+    assert second == {
+        "step": 2,
+        "experts_with_gradient": half,
+        "adapter/experts_with_gradient": 0.5,
+        "load": [[0.5, 0.5, 0.0, 0.0]] * 2,
+        "entropy": [0.5, 0.5],
+        "router/entropy": 0.5,
+        "router/largest_load": 0.5,
+        "router/drift": 0.0,
+        "router/changed": 0.0,
+    }
+    assert last["load"] == [[0.5, 0.0, 0.5, 0.0], [0.5, 0.5, 0.0, 0.0]]
+    assert last["router/drift"] == 0.25
+    assert last["router/changed"] == 0.25
+
+
+def choose(router, bias):
+    """Every token takes the two experts with the greatest bias."""
+    with torch.no_grad():
+        router.weight.zero_()
+        router.bias.copy_(torch.tensor(bias))
