@@ -94,14 +94,23 @@ def attach_lora(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
 
 
 def load_lora(model: PreTrainedModel, folder: str | Path, trainable: bool = False) -> PeftModel:
-    """Put a saved PEFT adapter (safetensors) on `model`, with the same choice of paths as `attach_lora`."""
+    """Put a saved PEFT adapter (safetensors) on `model`, with the same choice of paths as `attach_lora`.
+
+    ModelError where the folder holds none, or one that is damaged or of another model.
+    """
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder}: no adapter_model.safetensors: give the folder of a saved adapter")
-    config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
-    config.inference_mode = not trainable
-    config._register_custom_module(cast(Any, {GptOssExperts: ParamWrapper}))
-    with _quiet_peft():
-        return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=trainable)
+    try:
+        config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
+        config.inference_mode = not trainable
+        config._register_custom_module(cast(Any, {GptOssExperts: ParamWrapper}))
+        with _quiet_peft():
+            return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=trainable)
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(
+            f"{folder}: no adapter of this model ({told}): is the copy whole, and the base right?"
+        ) from error
 
 
 def attachment_table(model: torch.nn.Module) -> AttachmentTable:

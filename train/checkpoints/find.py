@@ -55,6 +55,10 @@ def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
     run = _run_of(place)
     weights = _weights_of(place, name)
     if not (weights / ADAPTER_FILE).is_file():
+        if not (weights / "config.json").is_file():
+            raise ModelError(
+                f"{name}: holds neither a run, an adapter nor a model (no config.json): name another folder"
+            )
         return Found(name, _like(model or (run.model if run else None), str(weights)), None, run)
     base = run.model if run is not None else model or _base_of(weights)
     return Found(name, base, weights, run)

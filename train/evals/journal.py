@@ -132,7 +132,7 @@ def read_samples(path: Path) -> list[Row]:
     rows: list[Row] = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         row = _row(line + b"\n")
-        if row is None:
+        if row is None or not {"score", "violations"} <= row.keys():
             raise DataError(f"{file}:{number}: not a sample: {fix}")
         rows.append(row)
     return rows

@@ -66,7 +66,6 @@ def run_plan(
     another plan, or another process writes them.
     """
     shard = shard or Shard()
-    folder.mkdir(parents=True, exist_ok=True)
     claim(folder, draws, {**identity, "batch": batch})
     keys = [draw.key for draw in draws]
     with Journal(folder, shard.rank, shard.world) as journal:
@@ -92,14 +91,17 @@ def finished(draws: Sequence[Draw], folder: Path, batch: int, identity: Mapping[
 
     Creates `folder` and claims it. RunError where it holds samples of another plan.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     claim(folder, draws, {**identity, "batch": batch})
     saved = saved_rows(folder)
     return [saved[draw.key] for draw in draws] if all(draw.key in saved for draw in draws) else None
 
 
 def claim(folder: Path, draws: Sequence[Draw], identity: Mapping[str, Any]) -> None:
-    """Write down what the folder is for. RunError where that is something else."""
+    """Make the folder and write down what it is for. RunError where that is something else, or it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: no folder can be made there ({error.strerror}): name another place") from None
     path = folder / PLAN
     wanted = {"fingerprint": fingerprint(draws, identity), "samples": len(draws), **identity}
     if not path.is_file():

@@ -170,3 +170,14 @@ def test_a_folder_without_an_adapter_is_an_error(build_gptoss, tmp_path):
     (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
         load_lora(build_gptoss(), tmp_path)
+
+
+def test_a_damaged_adapter_and_one_of_another_model_are_errors(build_gptoss, tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"xx")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="no adapter of this model"):
+        load_lora(build_gptoss(), tmp_path)
+    attach_lora(build_gptoss(), LoraSettings(rank=2)).save_pretrained(str(tmp_path))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"xx")
+    with pytest.raises(ModelError, match="no adapter of this model"):
+        load_lora(build_gptoss(), tmp_path)

@@ -117,6 +117,9 @@ def test_models_are_themselves(tmp_path: Path) -> None:
     hub = find_checkpoint("openai/gpt-oss-20b", ModelSettings(dtype="bfloat16"))
     assert hub.base == ModelSettings(name="openai/gpt-oss-20b", dtype="bfloat16")
     (tmp_path / "merged").mkdir()
+    with pytest.raises(ModelError, match=r"neither a run, an adapter nor a model \(no config\.json\)"):
+        find_checkpoint(str(tmp_path / "merged"))
+    (tmp_path / "merged/config.json").write_text("{}")
     assert find_checkpoint(str(tmp_path / "merged")).base.name == str(tmp_path / "merged")
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="a file"):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from counterpoint.configs.errors import RunError
+from counterpoint.configs.errors import DataError, RunError
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.journal import SAMPLES, Journal, key_of, read_samples, saved_rows
 from counterpoint.train.evals.plan import groups, plan
@@ -185,3 +185,12 @@ def test_kill_9_three_times_then_the_same_as_unbroken(tmp_path: Path) -> None:
     assert len({key_of(json.loads(line)) for line in lines}) == len(lines) == N_DRAWS
     assert len({tuple(row["ids"]) for row in rows}) > N_DRAWS / 2, "a random model says many things"
     assert os.listdir(folder).count(SAMPLES) == 1
+
+
+def test_what_is_no_evaluation_and_where_none_can_be_is_told(draws: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / SAMPLES
+    file.write_text('{"task": "t", "id": "a", "effort": "low", "sample": 0}\n')
+    with pytest.raises(DataError, match=r"samples\.jsonl:1: not a sample"):
+        read_samples(file)
+    with pytest.raises(RunError, match="no folder can be made there"):
+        run_scripted(draws, file, Scripted())
