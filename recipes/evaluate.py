@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from counterpoint.recipes.argument_types import count
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=DEFAULT, help="run file of recipe evaluate (default %(default)s)")
     parser.add_argument("--base", metavar="MODEL", help="compare with this model, not with the checkpoint's own base")
     parser.add_argument("--out", metavar="FOLDER", help="folder of the results (default: beside or in the checkpoint)")
-    parser.add_argument("--processes", type=int, metavar="N", help="processes that share the samples (one a GPU)")
+    parser.add_argument("--processes", type=count, metavar="N", help="processes that share the samples (one a GPU)")
     parser.add_argument("--shard", metavar="R/N", help="draw the R-th of N shares alone (0/4), without a report")
 
 
@@ -44,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.configs.errors import ConfigError
     from counterpoint.configs.load import load_run
     from counterpoint.configs.schema import EvaluateRun
-    from counterpoint.train.checkpoints.find import find_checkpoint
 
     given = [args.checkpoint, *args.settings] if args.checkpoint and "=" in args.checkpoint else args.settings
     settings = load_run(args.config, given)
@@ -52,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.config}: its recipe is {settings.recipe}: `evaluate` takes one with `recipe: evaluate`"
         )
+
+    from counterpoint.train.checkpoints.find import find_checkpoint
+
     name = settings.checkpoint if given is not args.settings else args.checkpoint
     found = find_checkpoint(name or settings.checkpoint or settings.model.name)
     settings = _prompts_of_the_run(settings, found)

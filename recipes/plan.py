@@ -1,6 +1,6 @@
 """Before anything heavy: what a run file trains, its tokens and steps, whether it fits into memory and disk, its time.
 
-counterpoint plan gpt_oss_20b_lora data.train=mine.jsonl
+counterpoint plan sft/gpt_oss_20b_lora data.train=mine.jsonl
 counterpoint plan my.yaml --device cuda --memory 48 --tokens-per-second 9000
 counterpoint plan quickstart --measure
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from counterpoint.configs.errors import ConfigError
+from counterpoint.recipes.argument_types import positive
 
 if TYPE_CHECKING:
     from counterpoint.configs.schema import TrainingRun
@@ -32,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a run file, or a built-in name (`counterpoint configs ls`)")
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings that replace the run file's")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="plan for this device, whether it is here or not")
-    parser.add_argument("--memory", type=_positive, metavar="GIB", help="memory of the device (found where it is here)")
-    parser.add_argument("--tokens-per-second", type=_positive, metavar="N", help="rate from which the time follows")
+    parser.add_argument("--memory", type=positive, metavar="GIB", help="memory of the device (found where it is here)")
+    parser.add_argument("--tokens-per-second", type=positive, metavar="N", help="rate from which the time follows")
     parser.add_argument("--measure", action="store_true", help="train a few steps on this machine for rate and memory")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -45,12 +46,14 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     from counterpoint.configs.load import load_run
     from counterpoint.configs.schema import TrainingRun
-    from counterpoint.recipes.plan_data import work_of
-    from counterpoint.train.plan.estimate import Estimate
 
     settings: Any = load_run(args.config, args.settings)
     if not isinstance(settings, TrainingRun):
         raise ConfigError(f"{args.config}: `recipe: {settings.recipe}` trains nothing, so there is nothing to plan")
+
+    from counterpoint.recipes.plan_data import work_of
+    from counterpoint.train.plan.estimate import Estimate
+
     work = work_of(settings)
     estimate = Estimate.of(settings, work.batch, device_type(settings, args.device))
     budget = args.memory * GIB if args.memory else _memory_here(estimate.device)
@@ -182,10 +185,10 @@ def _measure(settings: TrainingRun, work: Work, estimate: Estimate, budget: floa
 
     if not isinstance(settings, SftRun) or not work.rows:
         raise ConfigError("--measure: only a run of recipe sft whose data is there can be measured: leave it out")
-    if settings.model.base == "mxfp4" or device_of("auto" if estimate.device == "cuda" else "cpu").type != (
-        estimate.device
-    ):
-        raise ConfigError("--measure: random weights are bf16 and on this machine: leave it out, or change those")
+    if settings.model.base == "mxfp4":
+        raise ConfigError("--measure: its random weights are never packed: leave it out, or plan with model.base=bf16")
+    if estimate.device == "cuda" and device_of("auto").type != "cuda":
+        raise ConfigError("--measure: there is no GPU on this machine: leave it out, or take --device cpu")
     if budget is not None and not estimate.fits(budget):
         raise ConfigError(
             f"--measure: the run needs {_size(estimate.memory.total)}, more than is here: change it first"
@@ -224,16 +227,6 @@ def _measured_steps(settings: Any, work: Work, folder: Path) -> Measured:
     )
     cast(Any, trainer)._save_checkpoint = lambda *_: None
     return measured_training(trainer)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text}: write a number above 0")
-    return value
 
 
 def _size(size: float) -> str:

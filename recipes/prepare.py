@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from counterpoint.configs.errors import ConfigError, DataError
+from counterpoint.recipes.argument_types import count
 from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
@@ -35,14 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="X", required=True, help="X.jsonl, or a folder")
     parser.add_argument(
         "--max-tokens",
-        type=_count,
+        type=count,
         metavar="N",
         help=f"leave out longer examples (data.max_tokens of the run file; without one {CONTEXT_LENGTH:,})",
     )
     parser.add_argument("--quarantine", metavar="BAD.jsonl", help="write bad rows there: their bytes and the reason")
-    parser.add_argument(
-        "--workers", type=_count, metavar="N", help="processes (as many as cores, fewer for small data)"
-    )
+    parser.add_argument("--workers", type=count, metavar="N", help="processes (as many as cores, fewer for small data)")
     parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
 
 
@@ -143,12 +142,6 @@ def _bytes_of(specs: list[SourceSpec]) -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: write a number of at least 1")
-    return int(text)
 
 
 def _stop(signum: int, frame: object) -> NoReturn:

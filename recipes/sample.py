@@ -14,6 +14,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from counterpoint.recipes.argument_types import count
+
 if TYPE_CHECKING:
     from counterpoint.data.conversation import Conversation
     from counterpoint.data.harmony.completion import Completion
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter that names none")
     parser.add_argument("--no-adapter", action="store_true", help="the model under the adapter")
-    parser.add_argument("--max-new-tokens", type=_positive, default=1024, metavar="N", help="longest answer (1024)")
+    parser.add_argument("--max-new-tokens", type=count, default=1024, metavar="N", help="longest answer (1024)")
     parser.add_argument("--temperature", type=_temperature, default=1.0, metavar="T", help="0 is greedy (1.0)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same answer (0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -125,13 +127,6 @@ def _as_dict(completion: Completion, args: argparse.Namespace, seconds: float, t
         "violations": [{"code": v.code, "position": v.position, "detail": v.detail} for v in completion.violations],
         "seconds": round(seconds, 3),
     }
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("write a number above 0")
-    return value
 
 
 def _temperature(text: str) -> float:

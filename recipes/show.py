@@ -10,7 +10,6 @@ Rows are numbered as messages name them: `train.jsonl:17` is row 17."""
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterpoint.configs.errors import DataError, RowError
+from counterpoint.recipes.argument_types import count
 from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--row", type=_row, metavar="N", dest="rows", help="only row N")
     rows.add_argument("--rows", type=_rows, metavar="A:B", help="only rows A to B")
     parser.add_argument(
-        "--limit", type=_count, metavar="N", help=f"at most N rows ({_ROWS}; with --html {_EXAMPLES} examples)"
+        "--limit", type=count, metavar="N", help=f"at most N rows ({_ROWS}; with --html {_EXAMPLES} examples)"
     )
-    parser.add_argument("--turn", type=_count, metavar="K", help="only assistant turn K, with its whole context")
+    parser.add_argument("--turn", type=count, metavar="K", help="only assistant turn K, with its whole context")
     parser.add_argument("--effort", choices=("low", "medium", "high"), help="reasoning effort in place of the rows'")
     parser.add_argument("--full", action="store_true", help="fold nothing: whole texts, all turns with whole context")
     parser.add_argument("--plain", action="store_true", help="no colours: trained text in brackets (as in a pipe)")
@@ -176,16 +176,10 @@ def write_text(path: Path, text: str) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror}): check the folder") from None
 
 
-def _count(text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"`{text}`: write a whole number from 1")
-    return int(text)
-
-
 def _row(text: str) -> RowRange:
     from counterpoint.data.survey import RowRange
 
-    return RowRange(_count(text), _count(text))
+    return RowRange(count(text), count(text))
 
 
 def _rows(text: str) -> RowRange:
@@ -194,7 +188,7 @@ def _rows(text: str) -> RowRange:
     first, colon, last = text.partition(":")
     if not colon:
         raise argparse.ArgumentTypeError(f"`{text}`: write A:B, for example 10:20")
-    rows = RowRange(_count(first or "1"), _count(last) if last else None)
+    rows = RowRange(count(first or "1"), count(last) if last else None)
     if rows.last is not None and rows.last < rows.first:
         raise argparse.ArgumentTypeError(f"`{text}`: the second number is smaller than the first")
     return rows
