@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
+from counterpoint.configs.data_section import Format
 from counterpoint.configs.errors import RowError
 from counterpoint.data.sources.anthropic import is_block
 from counterpoint.data.sources.chat import THINKING_KEYS
@@ -17,23 +18,7 @@ from counterpoint.data.sources.rl import REFERENCE_KEYS, prompt_key
 from counterpoint.data.sources.sessions import KEY as SESSION_KEY
 from counterpoint.data.sources.sharegpt import KEYS as SHAREGPT_KEYS
 
-FORMATS = (
-    "openai",
-    "messages",
-    "hermes",
-    "sharegpt",
-    "anthropic",
-    "claude_code",
-    "responses",
-    "harmony",
-    "alpaca",
-    "multilingual_thinking",
-    "openai_preference",
-    "preference",
-    "kto",
-    "completion",
-    "rl",
-)
+FORMATS: tuple[str, ...] = get_args(Format)[1:]  # without `auto`
 
 
 def detect(value: Any) -> str:

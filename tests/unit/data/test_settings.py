@@ -9,6 +9,7 @@ from counterpoint.configs.schema import DataSettings
 from counterpoint.data import conversation
 from counterpoint.data.build import render_settings, source_options
 from counterpoint.data.harmony.render import RenderSettings
+from counterpoint.data.sources.convert import _CONVERTERS
 from counterpoint.data.sources.detect import FORMATS
 from counterpoint.data.sources.options import SourceOptions
 
@@ -17,6 +18,7 @@ DATA = DataSettings.model_validate({"train": "a.jsonl"})
 
 def test_every_format_can_be_named_in_a_run_file() -> None:
     assert get_args(Format) == ("auto", *FORMATS)
+    assert set(FORMATS) == set(_CONVERTERS)
     assert get_args(Effort) == conversation.EFFORTS
 
 
