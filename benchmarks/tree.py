@@ -1,25 +1,31 @@
 """Tree rows against one example a turn: the same conversations, losses and gradients, in fewer tokens and less time.
 
     python benchmarks/tree.py                    # CPU: conversations of 5, 10 and 20 turns
-    python benchmarks/tree.py --turns 20 --rounds 3
+    python benchmarks/tree.py --shape agent --turns 20 --rounds 3
 
-Conversations are made up in the shape of real ones (benchmarks/workload.py): an opening, questions of 8 to 80 words,
-thinking of 20 to 120, answers of 20 to 120. Every turn is trained in the context that it is sampled from, so earlier
-thinking is gone from it. `turns`: one row for each turn, batched to `--tokens` a forward pass, as a trainer without
-trees does it. `tree`: one row a conversation. Both take forward and backward passes of the same model on the lean path.
+Conversations are made up (benchmarks/workload.py) in two shapes. `chat`: a short opening, questions of 8 to 80 words,
+thinking of 20 to 120, answers of 20 to 120. `agent`: an opening with a policy and tools, short questions, a call with
+a long result in six of ten turns; its lengths are those of tau-bench's airline trajectories (medians in tokens: opening
+1,316, question 20, call 19, result 233, answer 57), which have no thinking, and for the thinking those of gpt-oss-20b's
+turns in an agent (median 14, mean 37). Every turn is trained in the context that it is sampled from, so earlier
+thinking is gone from it: the tokens saved are the shared history, and the most that time can win. `turns`: one row for
+each turn, batched to `--tokens` a forward pass, as a trainer without trees does it. `tree`: one row a conversation.
+Both take forward and backward passes of the same model on the lean path.
 The head is 16 % of the model's active parameters, as in gpt-oss-20b; ids are folded into its 4096 rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from workload import _text
+from workload import _TOOLS, _text
 
 ROWS = 4096
 SHAPE = {
@@ -30,6 +36,7 @@ SHAPE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=("chat", "agent", "both"), default="both")
     parser.add_argument("--turns", default="5,10,20")
     parser.add_argument("--conversations", type=int, default=2)
     parser.add_argument(
@@ -42,16 +49,17 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     model = lora_model()
-    print(f"{'turns':>5}{'tokens, turns':>15}{'tree':>9}{'fewer':>8}{'CPU s, turns':>14}{'tree':>9}{'faster':>8}"
-          f"{'loss':>10}{'|grad|, turns':>15}{'tree':>10}")  # fmt: skip
-    for turns in map(int, args.turns.split(",")):
-        print(compared(model, turns, args), flush=True)
+    print(f"{'shape':<6}{'turns':>5}{'tokens, turns':>15}{'tree':>9}{'fewer':>8}{'CPU s, turns':>14}{'tree':>9}"
+          f"{'faster':>8}{'loss':>10}{'|grad|, turns':>15}{'tree':>10}")  # fmt: skip
+    for shape in ("chat", "agent") if args.shape == "both" else (args.shape,):
+        for turns in map(int, args.turns.split(",")):
+            print(compared(model, shape, turns, args), flush=True)
 
 
-def compared(model: Any, turns: int, args: argparse.Namespace) -> str:
+def compared(model: Any, shape: str, turns: int, args: argparse.Namespace) -> str:
     from counterpoint.data.batches.tree import tree_of
 
-    conversations = [examples_of(turns, seed) for seed in range(args.conversations)]
+    conversations = [examples_of(turns, seed, shape) for seed in range(args.conversations)]
     ways: dict[str, list[list[Any]]] = {
         "turns": list(batches([tree_of([e]) for examples in conversations for e in examples], args.tokens)),
         "tree": [[tree_of(examples)] for examples in conversations],
@@ -65,24 +73,51 @@ def compared(model: Any, turns: int, args: argparse.Namespace) -> str:
     (a, loss, norm), (b, tree_loss, tree_norm) = found["turns"], found["tree"]
     assert abs(loss - tree_loss) < 1e-4 * loss, (loss, tree_loss)
     return (
-        f"{turns:>5}{tokens['turns']:>15,}{tokens['tree']:>9,}{tokens['turns'] / tokens['tree']:>7.2f}x"
+        f"{shape:<6}{turns:>5}{tokens['turns']:>15,}{tokens['tree']:>9,}{tokens['turns'] / tokens['tree']:>7.2f}x"
         f"{a:>14.2f}{b:>9.2f}{a / b:>7.2f}x{loss:>10.5f}{norm:>15.6f}{tree_norm:>10.6f}"
     )
 
 
-def examples_of(turns: int, seed: int) -> list[Any]:
+def examples_of(turns: int, seed: int, shape: str = "chat") -> list[Any]:
     """The training examples of one made-up conversation: one a turn."""
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.data.harmony.vocabulary import load_vocabulary
     from counterpoint.data.sources.convert import convert
 
     rng = random.Random(f"tree{turns}{seed}")
+    conversation: Any = convert(agent_row(rng, turns) if shape == "agent" else chat_row(rng, turns))
+    return list(Renderer(load_vocabulary()).examples(conversation))
+
+
+def chat_row(rng: random.Random, turns: int) -> dict[str, Any]:
     messages: list[dict[str, Any]] = [{"role": "system", "content": _text(rng, 20, 120)}]
     for _ in range(turns):
         messages.append({"role": "user", "content": _text(rng, 8, 80)})
         messages.append({"role": "assistant", "thinking": _text(rng, 20, 120), "content": _text(rng, 20, 120)})
-    conversation: Any = convert({"messages": messages})
-    return list(Renderer(load_vocabulary()).examples(conversation))
+    return {"messages": messages}
+
+
+def agent_row(rng: random.Random, turns: int) -> dict[str, Any]:
+    def words(median: float, spread: float) -> str:
+        count = max(1, min(400, round(rng.lognormvariate(math.log(median), spread))))
+        return _text(rng, count, count)
+
+    messages: list[dict[str, Any]] = [{"role": "system", "content": _text(rng, 860, 900)}]
+    for _ in range(turns):
+        messages.append({"role": "user", "content": words(16, 0.4)})
+        if rng.random() < 0.6:
+            arguments = json.dumps({"key": words(6, 0.9), "limit": rng.randint(1, 50)}, ensure_ascii=False)
+            call = {
+                "id": f"c{len(messages)}",
+                "type": "function",
+                "function": {"name": "lookup", "arguments": arguments},
+            }
+            messages.append({"role": "assistant", "thinking": words(11, 1.3), "tool_calls": [call]})
+            messages.append(
+                {"role": "tool", "tool_call_id": call["id"], "content": json.dumps({"found": words(176, 0.3)})}
+            )
+        messages.append({"role": "assistant", "thinking": words(11, 1.3), "content": words(45, 0.7)})
+    return {"messages": messages, "tools": _TOOLS}
 
 
 def batches(rows: Sequence[Any], tokens: int) -> Iterator[list[Any]]:
