@@ -58,6 +58,10 @@ def export(
     """
     if folder.exists():
         raise ModelError(f"{folder}: exists already: name another folder with --out")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{folder}: no folder can be made there ({error.strerror}): name another with --out") from None
     if target == "adapter" and found.adapter is None:
         raise ModelError("export: this checkpoint has no adapter, it was trained in full: use --to bf16")
     script = gguf_export.find_converter(converter) if target == "gguf" else None

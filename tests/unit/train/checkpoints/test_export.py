@@ -71,6 +71,9 @@ def test_an_export_that_is_not_the_trained_model_is_refused_with_its_numbers(
 
 
 def test_mistakes_are_told(found: Found, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"no folder can be made there \((Not a directory|File exists)\)"):
+        export(found, "adapter", tmp_path / "file/out")
     with pytest.raises(ModelError, match="exists already"):
         export(found, "adapter", tmp_path)
     with pytest.raises(ModelError, match="no adapter"):
