@@ -119,7 +119,7 @@ def test_mistakes_are_told(arguments: list[str], code: int, told: str, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"), [(["--max-new-tokens", "0"], "above 0"), (["--temperature", "-1"], "positive")]
+    ("arguments", "told"), [(["--max-new-tokens", "0"], "number from 1"), (["--temperature", "-1"], "positive")]
 )
 def test_wrong_options_are_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
