@@ -62,7 +62,13 @@ def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False
                 print(acceptance(done), flush=True)
         folder.state(state="finished", acceptance=acceptance(done))
         result = write_result(path)
-        print(f"data        {result}\nnext        counterpoint train CONFIG data.train={result}")
+        print(f"data        {result}")
+        if not any("row" in found for found in done.values()):
+            raise RunError(
+                f"{result}: no answer was accepted, so there is no row: see {path / REFUSED}; raise distill.samples or "
+                "distill.max_new_tokens, or take a stronger model"
+            )
+        print(f"next        counterpoint train CONFIG data.train={result}")
     return 0
 
 

@@ -81,12 +81,14 @@ def test_the_command_resumes_where_it_was_cut_off(
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("run.yaml").write_text(RUN)
     Path("anything.py").write_text("def right(completion, reference): return 1\n")
-    assert main(["train", "run.yaml"]) == 0
+    assert main(["train", "run.yaml"]) == 1
     run = next(Path().glob("run-*"))
-    assert "accepted 0 of 5 rows (0.00 [0.00, 0.43]) in 10 samples" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "accepted 0 of 5 rows (0.00 [0.00, 0.43]) in 10 samples" in out
+    assert "no answer was accepted" in err
     whole = (run / "refused.jsonl").read_bytes()
     (run / "refused.jsonl").write_bytes(whole[: whole.index(b"\n") + 9])
-    assert main(["train", str(run / "config.yaml"), "--resume", str(run)]) == 0
+    assert main(["train", str(run / "config.yaml"), "--resume", str(run)]) == 1
     assert "5 questions, 1 of them done before" in capsys.readouterr().out
     assert (run / "refused.jsonl").read_bytes() == whole
     assert (run / "data.jsonl").read_bytes() == b""
