@@ -261,27 +261,29 @@ class _Written:
             messages[i].channel == "analysis" for i in range(turn.start, stop)
         )
         spans = [self.prompt]
+        terminators = self.renderer.settings.weights.terminators
         for index in range(turn.start, stop):
             message = messages[index]
-            goes_on = index + 1 < stop and messages[index + 1].role == "assistant"
+            scale, calls = 0.0, True
             if message.role == "tool":
                 spans.append(self.context(index))
             else:
-                spans += self._trained(message, index, bare, final_end)
-            if goes_on and (message.role == "tool" or message.is_call):
+                scale, calls = self._scale_of(message), message.recipient is not None
+                spans += self._trained(message, index, scale, bare, final_end)
+            if index + 1 == stop or messages[index + 1].role != "assistant":
+                continue
+            if calls:
                 spans.append(self.prompt)
-            elif goes_on:
-                weight = self.renderer.settings.weights.terminators * self._scale_of(message)
+            else:
                 channel = CHANNEL_CODES[messages[index + 1].channel or "context"]
-                spans.append(Span(self.prompt.ids, weight, channel, index, "terminators"))
+                spans.append(Span(self.prompt.ids, terminators * scale, channel, index, "terminators"))
         return spans
 
-    def _trained(self, message: Message, index: int, bare: bool, final_end: int) -> tuple[Span, ...]:
+    def _trained(self, message: Message, index: int, scale: float, bare: bool, final_end: int) -> tuple[Span, ...]:
         """The tokens of one assistant message after `<|start|>assistant`; a token and its weight in the same line."""
         renderer, is_call, is_final = self.renderer, message.recipient is not None, message.channel == "final"
         channel = CHANNEL_CODES[message.channel or "context"]
         head, part, header, body = renderer.weights_of["call" if is_call else message.channel]
-        scale = self._scale_of(message)
         if message.raw_ids is not None:
             return (Span(message.raw_ids, body * scale, channel, index, part),)
         if bare and is_final:
