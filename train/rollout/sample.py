@@ -7,6 +7,7 @@ before.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,11 @@ class Sampled:
     ids: list[int]
     finish_reason: FinishReason
     logprobs: list[float | None] | None = None
+
+
+def known(logprob: float | None) -> float | None:
+    """A log-probability that is a number, or None."""
+    return None if logprob is None or math.isnan(logprob) else float(logprob)
 
 
 @dataclass(frozen=True)

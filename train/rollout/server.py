@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.redact import redact
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
-from counterpoint.train.rollout.sample import Sampled, sample_seed
+from counterpoint.train.rollout.sample import Sampled, known, sample_seed
 
 KEY_VARIABLE = "COUNTERPOINT_SERVER_KEY"
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
@@ -144,11 +144,11 @@ class ServerEngine:
     def _logprobs(self, drawn: Any, count: int) -> list[float | None]:
         if not isinstance(drawn, list) or len(drawn) != count:
             raise ModelError(f"{self.settings.url}: its answer holds no log-probabilities of its tokens: {_FIX}")
-        return [None if each is None or each != each else float(each) for each in drawn]
+        return [known(each) for each in drawn]
 
     def _asked(self, path: str, body: dict[str, Any] | None, read: bool = True) -> Any:
         """The answer to one request. RunError after the last try. read: whether it is JSON."""
-        url = f"{self.settings.url.rstrip('/')}/{path}".replace("/v1/../", "/")
+        url = urljoin(f"{self.settings.url.rstrip('/')}/", path)
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"

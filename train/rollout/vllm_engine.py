@@ -6,7 +6,6 @@ It was written from vLLM's documentation and tested on a stand-in of it; vLLM it
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import VllmSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
-from counterpoint.train.rollout.sample import Sampled, sample_seed
+from counterpoint.train.rollout.sample import Sampled, known, sample_seed
 
 
 @dataclass
@@ -128,11 +127,6 @@ def _sampled(output: Any, stop_ids: Sequence[int], logprobs: bool) -> Sampled:
         ids.append(int(output.stop_reason))
         found = [*found, None] if found is not None else None
     return Sampled(ids, "stop", found)
-
-
-def known(logprob: float | None) -> float | None:
-    """A log-probability that is a number, or None."""
-    return None if logprob is None or math.isnan(logprob) else float(logprob)
 
 
 def _module() -> Any:
