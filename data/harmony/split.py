@@ -40,9 +40,9 @@ def marked(text: str) -> str:
     """`text` with `MARK` between its pieces; `text` itself where no blank calls for a look."""
     if text.isascii():
         if "\t" in text or "\x0b" in text or "\x0c" in text:
-            return MARK.join(_CUT.split(text))
+            return MARK.join(pieces(text))
     elif _ODD_BLANK.search(text):
-        return MARK.join(_CUT.split(text))
+        return MARK.join(pieces(text))
     if "  " not in text:
         return text
-    return f" {MARK} ".join(_TWO_SPACES.split(text))  # the same, nine times as fast
+    return f" {MARK} ".join(_TWO_SPACES.split(text))  # the same, faster: the pattern begins with a literal
