@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from json_server import JsonHandler, serving
 
 from counterpoint.data.harmony.vocabulary import STOP_IDS, load_vocabulary
 from counterpoint.recipes.cli import main
@@ -27,17 +27,14 @@ class Sums(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     server: Sums  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (http.server calls it so)
         self.reply({"data": [{"id": "openai/gpt-oss-20b"}]})
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def do_POST(self) -> None:  # noqa: N802 (http.server calls it so)
+        body = self.asked()
         self.server.asked.append(body)
         text = load_vocabulary().decode(body["prompt"])
         number = int(text.rpartition("<|start|>user<|message|>")[2].partition(" ")[0])
@@ -48,22 +45,11 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"token_ids": ids, "prompt_token_ids": body["prompt"], "finish_reason": "stop", "stop_reason": ids[-1]}
         self.reply({"choices": [choice]})
 
-    def reply(self, value: Any) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
 
 @pytest.fixture
 def server() -> Iterator[Sums]:
-    fake = Sums()
-    thread = threading.Thread(target=fake.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield fake
-    fake.shutdown()
-    fake.server_close()
+    with serving(Sums()) as fake:
+        yield fake
 
 
 def test_a_server_is_measured_on_channels_and_answers(

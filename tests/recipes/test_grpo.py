@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from json_server import JsonHandler, serving
 from safetensors.torch import load_file
 
 from counterpoint.configs.schema import ModelSettings
@@ -142,17 +141,14 @@ class Server(ThreadingHTTPServer):
         self.models: set[str] = set()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 (http.server calls it so)
         self.reply({"version": "0.13.0"} if self.path == "/version" else {"data": [{"id": "base"}]})
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def do_POST(self) -> None:  # noqa: N802 (http.server calls it so)
+        body = self.asked()
         if self.path == "/v1/load_lora_adapter":
             self.server.adapters.append(sorted(path.name for path in Path(body["lora_path"]).iterdir()))
         if self.path.endswith("_adapter"):
@@ -163,22 +159,11 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"token_ids": ids, "finish_reason": "stop", "stop_reason": ids[-1]}
         self.reply({"choices": [{**choice, "logprobs": {"token_logprobs": [-1.0] * len(ids)}}]})
 
-    def reply(self, value: Any) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    fake = Server()
-    thread = threading.Thread(target=fake.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield fake
-    fake.shutdown()
-    fake.server_close()
+    with serving(Server()) as fake:
+        yield fake
 
 
 def test_rollouts_by_a_server_that_is_given_every_step_s_adapter(server: Server, tmp_path: Path) -> None:
