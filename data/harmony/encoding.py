@@ -46,9 +46,11 @@ class Grammar:
             return (*self._piece(" "), CONSTRAIN, *(self._piece(rest) if rest else ()))
         return self._piece(" " + content_type)
 
-    def header_after_role(self, message: Message, style: CallStyle) -> array[int]:
+    def header_after_role(
+        self, channel: str | None, recipient: str | None, content_type: str | None, style: CallStyle
+    ) -> array[int]:
         """From the token after the role to `<|message|>`; `style` is the section that a recipient stands in."""
-        return self._after_role(message.channel, message.recipient, message.content_type, style)
+        return self._after_role(channel, recipient, content_type, style)
 
     def _write_after_role(
         self, channel: str | None, recipient: str | None, content_type: str | None, style: CallStyle

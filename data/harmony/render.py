@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from counterpoint.data.conversation import Conversation, Effort, Message, Notice
 from counterpoint.data.harmony.encoding import CallStyle, Grammar
 from counterpoint.data.harmony.prompt import Openings
-from counterpoint.data.harmony.vocabulary import CALL, END, RETURN, Vocabulary
+from counterpoint.data.harmony.vocabulary import CALL, END, MESSAGE, RETURN, Vocabulary
 from counterpoint.data.harmony.window import Turn, histories, history, split_turns
 
 RENDERER_VERSION = 1
@@ -26,6 +27,7 @@ RENDERER_VERSION = 1
 
 CONTEXT, ANALYSIS, COMMENTARY, FINAL = 0, 1, 2, 3
 CHANNEL_NAMES = ("context", "analysis", "commentary", "final")
+SHARED = -3
 CHANNEL_CODES = {name: code for code, name in enumerate(CHANNEL_NAMES)}
 
 TrainOn = Literal["turns", "last_turn", "assistant", "final"]
@@ -93,11 +95,13 @@ class Example:
 class Span:
     """Ids that share their fate. Not to be changed; not frozen, because that makes it three times as slow to make.
 
-    message: index in the conversation, -1 for the opening, -2 for a `<|start|>assistant` of the prompt.
+    message: index in the conversation, -1 for the opening, -2 for a `<|start|>assistant` of the prompt, -3 for the
+    header, the terminator and a trained `<|start|>assistant`, which all messages of one kind share (`Renderer.spans`
+    tells them apart).
     part: `system`, `developer`, `context`, `prompt`, or a field of `ChannelWeights`.
     """
 
-    ids: Sequence[int]
+    ids: array[int]
     weight: float
     channel: int
     message: int
@@ -112,7 +116,8 @@ class Renderer:
         self.settings = settings or RenderSettings()
         self.grammar = Grammar(vocabulary)
         self.openings = Openings(vocabulary)
-        self.weights_of = _weights_of(self.settings.weights)
+        self.form_of = lru_cache(maxsize=4096)(self._form_of)
+        self.start_of = lru_cache(maxsize=4096)(self._start_of)
 
     def prompt(self, conversation: Conversation, effort: Effort | None = None) -> list[int]:
         """Ids that inference sees for this conversation; they end with `<|start|>assistant`.
@@ -166,11 +171,12 @@ class Renderer:
     def spans(
         self, conversation: Conversation, turns: Container[int] | None = None
     ) -> Iterator[tuple[Turn, list[Span]]]:
-        """The spans of every turn (or of those with the numbers `turns`), untrained turns too.
+        """The spans of every turn (or of those with the numbers `turns`), untrained turns too, each with its message.
 
         It is what `counterpoint show` explains.
         """
-        return self._turn_spans(conversation, turns)
+        for turn, spans in self._turn_spans(conversation, turns):
+            yield turn, _placed(spans)
 
     def effort_of(self, conversation: Conversation) -> Effort:
         settings = self.settings
@@ -191,7 +197,8 @@ class Renderer:
         """Spans of each turn to train. Messages are encoded once: later turns hold the same Span objects."""
         settings, messages = self.settings, conversation.messages
         turns = split_turns(messages)
-        written = _Written(self, conversation)
+        every = only is None and settings.train_on != "last_turn"
+        written = _Written(self, conversation, ahead=turns[-1].trained_stop if every and turns else 0)
         opening = self._opening(conversation, self.effort_of(conversation))
         if settings.train_on == "assistant":
             yield from self._whole(opening, turns, written)
@@ -213,9 +220,37 @@ class Renderer:
             done = turn.trained_stop
         yield turns[-1], spans
 
+    def _form_of(
+        self,
+        channel: str | None,
+        recipient: str | None,
+        content_type: str | None,
+        bare: bool,
+        final_end: int,
+        scale: float,
+    ) -> _Form:
+        """bare: a final that no analysis precedes keeps its header untrained. final_end: the terminator of a final."""
+        weights, is_call, is_final = self.settings.weights, recipient is not None, channel == "final"
+        header, body = _FIELDS["call" if is_call else channel or "final"]
+        header_ids = self.grammar.header_after_role(channel, recipient, content_type, self.settings.call_style)
+        header_weight = 0.0 if bare and is_final else getattr(weights, header)
+        end = CALL if is_call else final_end if is_final else END
+        end_weight = 0.0 if is_final and end == END else weights.terminators
+        code = CHANNEL_CODES[channel or "context"]
+        return _Form(
+            Span(header_ids, header_weight * scale, code, SHARED, header),
+            (getattr(weights, body) * scale, code, body),
+            Span(array("i", [end]), end_weight * scale, code, SHARED, "terminators"),
+        )
+
+    def _start_of(self, channel: str | None, scale: float) -> Span:
+        """The `<|start|>assistant` before a message that follows another one in the same action."""
+        weight = self.settings.weights.terminators * scale
+        return Span(self.grammar.start_assistant, weight, CHANNEL_CODES[channel or "context"], SHARED, "terminators")
+
     def _opening(self, conversation: Conversation, effort: Effort) -> list[Span]:
         if conversation.opening_ids is not None:
-            return [Span(conversation.opening_ids, 0.0, CONTEXT, -1, "system")]
+            return [Span(array("i", conversation.opening_ids), 0.0, CONTEXT, -1, "system")]
         settings = self.settings
         date = settings.date if conversation.date is None else conversation.date
         identity = settings.identity if conversation.identity is None else conversation.identity
@@ -228,11 +263,18 @@ class Renderer:
 class _Written:
     """The messages of one conversation as spans; each text is encoded once, however many turns see it."""
 
-    def __init__(self, renderer: Renderer, conversation: Conversation) -> None:
+    def __init__(self, renderer: Renderer, conversation: Conversation, ahead: int = 0) -> None:
+        """ahead: every message before this one is needed, so that all are encoded in one call."""
         self.renderer = renderer
         self.messages = conversation.messages
         self.scale = conversation.weight
-        self._bodies: dict[int, array[int]] = {}
+        contents = {
+            index: message.content
+            for index, message in enumerate(self.messages[:ahead])
+            if message.raw_ids is None and message.role != "developer"
+        }
+        encoded = renderer.vocabulary.encode_arrays([*contents.values()])
+        self._bodies = dict(zip(contents, encoded, strict=True))
         self._contexts: dict[int, Span] = {}
         self.prompt = Span(renderer.grammar.start_assistant, 0.0, CONTEXT, -2, "prompt")
 
@@ -261,7 +303,6 @@ class _Written:
             messages[i].channel == "analysis" for i in range(turn.start, stop)
         )
         spans = [self.prompt]
-        terminators = self.renderer.settings.weights.terminators
         for index in range(turn.start, stop):
             message = messages[index]
             scale, calls = 0.0, True
@@ -272,47 +313,43 @@ class _Written:
                 spans += self._trained(message, index, scale, bare, final_end)
             if index + 1 == stop or messages[index + 1].role != "assistant":
                 continue
-            if calls:
-                spans.append(self.prompt)
-            else:
-                channel = CHANNEL_CODES[messages[index + 1].channel or "context"]
-                spans.append(Span(self.prompt.ids, terminators * scale, channel, index, "terminators"))
+            spans.append(self.prompt if calls else self.renderer.start_of(messages[index + 1].channel, scale))
         return spans
 
     def _trained(self, message: Message, index: int, scale: float, bare: bool, final_end: int) -> tuple[Span, ...]:
-        """The tokens of one assistant message after `<|start|>assistant`; a token and its weight in the same line."""
-        renderer, is_call, is_final = self.renderer, message.recipient is not None, message.channel == "final"
-        channel = CHANNEL_CODES[message.channel or "context"]
-        head, part, header, body = renderer.weights_of["call" if is_call else message.channel]
+        """The tokens of one assistant message after `<|start|>assistant`."""
+        form = self.renderer.form_of(message.channel, message.recipient, message.content_type, bare, final_end, scale)
+        weight, channel, part = form.body
         if message.raw_ids is not None:
-            return (Span(message.raw_ids, body * scale, channel, index, part),)
-        if bare and is_final:
-            header = 0.0
-        end = CALL if is_call else final_end if is_final else END
-        end_weight = 0.0 if is_final and end == END else renderer.settings.weights.terminators
-        header_ids = renderer.grammar.header_after_role(message, renderer.settings.call_style)
-        return (
-            Span(header_ids, header * scale, channel, index, head),
-            Span(self.body(index), body * scale, channel, index, part),
-            Span(_ENDS[end], end_weight * scale, channel, index, "terminators"),
-        )
+            return (Span(array("i", message.raw_ids), weight, channel, index, part),)
+        return form.header, Span(self.body(index), weight, channel, index, part), form.end
 
     def _scale_of(self, message: Message) -> float:
         trained = self.renderer.settings.train_on != "final" or message.is_final
         return message.weight * self.scale if trained else 0.0
 
 
-_ENDS = {end: array("i", [end]) for end in (CALL, END, RETURN)}
+_FIELDS = {"call": ("call_header", "call_arguments"), "analysis": ("analysis", "analysis"),
+           "commentary": ("preamble", "preamble"), "final": ("final", "final")}  # fmt: skip
 
 
-def _weights_of(weights: ChannelWeights) -> dict[str | None, tuple[str, str, float, float]]:
-    """Fields of `ChannelWeights` for header and body of a message by its channel (or `call`), and their values."""
-    fields = {"call": ("call_header", "call_arguments"), "analysis": ("analysis", "analysis")}
-    fields |= {"commentary": ("preamble", "preamble"), "final": ("final", "final")}
-    by_kind = {
-        kind: (head, part, getattr(weights, head), getattr(weights, part)) for kind, (head, part) in fields.items()
-    }
-    return {**by_kind, None: by_kind["final"]}
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What trained messages of one kind share. body: weight, channel and part of the span of the content."""
+
+    header: Span
+    body: tuple[float, int, str]
+    end: Span
+
+
+def _placed(spans: Sequence[Span]) -> list[Span]:
+    """`spans` with the message of each: a header is of the body behind it, what follows a body is of that body."""
+    placed = list(spans)
+    for at, span in enumerate(placed):
+        if span.message == SHARED:
+            is_header = span.ids[-1] == MESSAGE
+            placed[at] = replace(span, message=placed[at + 1 if is_header else at - 1].message)
+    return placed
 
 
 class _Arrays:
@@ -330,22 +367,23 @@ class _Arrays:
             if old is not new:
                 break
             shared += 1
-        del self._ids[self._ends[shared - 1] if shared else 0 :], self._ends[shared:]
-        changes: list[tuple[int, float, int]] = [(0, 0.0, CONTEXT)]
-        weight, channel = 0.0, CONTEXT
         ids, ends = self._ids, self._ends
-        for span in spans[shared:]:
-            if span.weight != weight or span.channel != channel:
-                weight, channel = span.weight, span.channel
-                changes.append((len(ids), weight, channel))
-            ids.extend(span.ids)
-            ends.append(len(ids))
+        del ids[ends[shared - 1] if shared else 0 :], ends[shared:]
+        new = spans[shared:]
+        parts = [span.ids for span in new]
+        starts = [*accumulate(map(len, parts), initial=len(ids))]
+        ids.frombytes(b"".join(parts))
+        ends += starts[1:]
         self._spans = spans
         weights_N = np.zeros(len(ids), dtype=np.float32)
         channels_N = np.zeros(len(ids), dtype=np.uint8)
-        changes.append((len(ids), 0.0, CONTEXT))
-        for (start, weight, channel), (stop, _, _) in pairwise(changes):
-            if channel != CONTEXT:
-                weights_N[start:stop] = weight
-                channels_N[start:stop] = channel
+        begun, weight, channel = 0, 0.0, CONTEXT
+        for start, span in zip(starts, new, strict=False):
+            if span.weight != weight or span.channel != channel:
+                if channel:
+                    weights_N[begun:start] = weight
+                    channels_N[begun:start] = channel
+                begun, weight, channel = start, span.weight, span.channel
+        weights_N[begun:] = weight
+        channels_N[begun:] = channel
         return np.array(ids, dtype=np.int32), weights_N, channels_N

@@ -11,6 +11,7 @@ Source of the pattern: https://github.com/openai/tiktoken (MIT licence); it is p
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _ALTERNATIVES = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
@@ -23,12 +24,22 @@ SPLIT = "|".join((*_ALTERNATIVES, r"\s+(?!\S)", r"\s+"))
 SPLIT_OF_PIECES = "|".join((*_ALTERNATIVES, r"\s+"))
 
 MARK = "\x00cut\x00"
+BREAK = "\n\x00end\x00"
+"""Stands between texts that are encoded in one call; blanks before it are not cut, as they are not at a text's end."""
 
 # Unicode's White_Space, as the pattern's engine reads `\s` (Python's has four control characters more).
 _ODD_BLANKS = "\t\x0b\x0c\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _ODD_BLANK = re.compile(f"[{_ODD_BLANKS}]")
 _CUT = re.compile(rf"(?<=[ {_ODD_BLANKS}])(?=[ {_ODD_BLANKS}][^ \r\n{_ODD_BLANKS}])")
 _TWO_SPACES = re.compile(r"  (?=[^ \r\n])")
+
+
+def joined(texts: Sequence[str]) -> str | None:
+    """`texts` as one, `marked` and with `BREAK` between; None where a text could hold a mark itself."""
+    whole = BREAK.join(texts)
+    if whole.count("\x00") != 2 * (len(texts) - 1):
+        return None
+    return marked(whole) if whole.isascii() else BREAK.join(map(marked, texts))
 
 
 def pieces(text: str) -> list[str]:

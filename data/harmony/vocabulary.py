@@ -21,6 +21,7 @@ from binascii import a2b_base64
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ import tiktoken
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony.fast_encoder import fast_encoder
-from counterpoint.data.harmony.split import MARK, SPLIT, SPLIT_OF_PIECES, marked, pieces
+from counterpoint.data.harmony.split import BREAK, MARK, SPLIT, SPLIT_OF_PIECES, joined, marked, pieces
 
 STARTOFTEXT, ENDOFTEXT = 199998, 199999
 RETURN, CONSTRAIN, CHANNEL, START, END, MESSAGE, CALL = 200002, 200003, 200005, 200006, 200007, 200008, 200012
@@ -53,8 +54,8 @@ RANKS_FILE = "o200k_base.tiktoken"
 RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 
 _FINGERPRINT = f"o200k_harmony:{RANKS_SHA256[:16]}"
-_MARK_ID = N_VOCAB
-_MARKS = {MARK}
+_MARK_ID, _BREAK_ID = N_VOCAB, N_VOCAB + 1
+_MARKS, _BREAKS = {MARK}, {MARK, BREAK}
 _SHORT = 150  # characters; below, the list is faster than the buffer
 
 
@@ -71,7 +72,7 @@ class Vocabulary:
             name="counterpoint_o200k",
             pat_str=SPLIT_OF_PIECES,
             mergeable_ranks=_parse_ranks(raw),
-            special_tokens=SPECIAL_IDS | {MARK: _MARK_ID},
+            special_tokens=SPECIAL_IDS | {MARK: _MARK_ID, BREAK: _BREAK_ID},
         )
         self._core = self._encoding._core_bpe
         self._fast = fast_encoder(raw, SPLIT, self._tiktoken) if fast else None
@@ -103,6 +104,21 @@ class Vocabulary:
             return array("i", bytes(ids))
         ids_N = np.frombuffer(ids, dtype=np.int32)
         return array("i", ids_N[ids_N != _MARK_ID].tobytes())
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[array[int]]:
+        """`encode_array` of each text; tiktoken is called once for all of them, which short texts feel."""
+        whole = joined(texts) if self._fast is None and len(texts) > 1 else None
+        if whole is None:
+            return list(map(self.encode_array, texts))
+        try:
+            ids_N = np.frombuffer(self._core.encode_to_tiktoken_buffer(whole, _BREAKS), dtype=np.int32)
+        except UnicodeEncodeError:  # a lone surrogate
+            return list(map(self.encode_array, texts))
+        if MARK in whole:
+            ids_N = ids_N[ids_N != _MARK_ID]
+        ids = array("i", ids_N.tobytes())
+        stops = np.flatnonzero(ids_N == _BREAK_ID).tolist()
+        return [ids[start + 1 : stop] for start, stop in pairwise((-1, *stops, len(ids)))]
 
     def _tiktoken(self, text: str) -> list[int]:
         cut = marked(text)
@@ -178,6 +194,9 @@ class RestrictedVocabulary(Vocabulary):
 
     def encode_array(self, text: str) -> array[int]:
         return array("i", self.encode(text))
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[array[int]]:
+        return list(map(self.encode_array, texts))
 
     def _spell(self, id_: int) -> list[int]:
         spelled = self._spelling.get(id_)

@@ -283,7 +283,7 @@ def test_examples_that_are_too_long() -> None:
 
 
 def test_sampled_ids_are_named_as_such() -> None:
-    raw = (*renderer().grammar.header_after_role(TURN[-1], "channel"), 64, 200002)
+    raw = (*renderer().grammar.header_after_role("final", None, None, "channel"), 64, 200002)
     messages = (Message("user", "q"), Message("assistant", "a", "final", raw_ids=raw))
     assert table(told(messages).examples[0])[-1][2] == [PROMPT, "kept as sampled: ids of the row"]
 

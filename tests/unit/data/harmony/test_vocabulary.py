@@ -16,7 +16,7 @@ from strategies import texts
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony import vocabulary as module
-from counterpoint.data.harmony.split import MARK, SPLIT
+from counterpoint.data.harmony.split import BREAK, MARK, SPLIT
 from counterpoint.data.harmony.vocabulary import (
     RestrictedVocabulary,
     Vocabulary,
@@ -68,6 +68,18 @@ def test_cutting_at_whitespace_runs_changes_no_id(text: str) -> None:
     assert TIKTOKEN.encode(text) == OFFICIAL.encode_ordinary(text)
     assert TIKTOKEN.encode_array(text).tolist() == OFFICIAL.encode_ordinary(text)
     assert TIKTOKEN.encode_array(text * 20).tolist() == OFFICIAL.encode_ordinary(text * 20)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(JOINED, max_size=8))
+@example(["a  ", "  b", "", "\t ", "\n", "\u3000\t", "é  "])
+@example(["a", BREAK, "b"])
+@example(["a\x00", "b"])
+@example(["\ud800", "b  c"])
+@example([])
+def test_texts_encoded_in_one_call_have_the_ids_of_each_alone(texts: list[str]) -> None:
+    assert [ids.tolist() for ids in TIKTOKEN.encode_arrays(texts)] == list(map(OFFICIAL.encode_ordinary, texts))
+    assert FULL.encode_arrays(texts) == list(map(FULL.encode_array, texts))
 
 
 def test_every_pair_of_white_space_before_every_kind_of_text() -> None:
