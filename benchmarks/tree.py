@@ -1,9 +1,11 @@
 """Tree rows against one example a turn: the same conversations, losses and gradients, in fewer tokens and less time.
 
-    python benchmarks/tree.py                    # CPU: conversations of 5, 10 and 20 turns
+    python benchmarks/tree.py                    # CPU: made-up conversations of 5, 10 and 20 turns
     python benchmarks/tree.py --shape agent --turns 20 --rounds 3
+    python benchmarks/tree.py --file FILE        # real ones: what tree rows save on data of your own
 
-Conversations are made up (benchmarks/workload.py) in two shapes. `chat`: a short opening, questions of 8 to 80 words,
+FILE is any file that Counterpoint reads; its conversations are taken in three groups, of about 5, 10 and 20 turns.
+Made-up ones (benchmarks/workload.py) have two shapes. `chat`: a short opening, questions of 8 to 80 words,
 thinking of 20 to 120, answers of 20 to 120. `agent`: an opening with a policy and tools, short questions, a call with
 a long result in six of ten turns; its lengths are those of tau-bench's airline trajectories (medians in tokens: opening
 1,316, question 20, call 19, result 233, answer 57), which have no thinking, and for the thinking those of gpt-oss-20b's
@@ -11,7 +13,12 @@ turns in an agent (median 14, mean 37). Every turn is trained in the context tha
 thinking is gone from it: the tokens saved are the shared history, and the most that time can win. `turns`: one row for
 each turn, batched to `--tokens` a forward pass, as a trainer without trees does it. `tree`: one row a conversation.
 Both take forward and backward passes of the same model on the lean path.
-The head is 16 % of the model's active parameters, as in gpt-oss-20b; ids are folded into its 4096 rows.
+
+What attention and the head weigh in a step decides what saved tokens are worth, so the model has gpt-oss-20b's
+proportions and not its sizes. The head is 17 % of the active parameters (there 16 %; ids are folded into its 4096
+rows). A (query, key) pair costs, over all full layers, 6e-5 of a token's other work: 3 layers of 2 heads of 32 for 6.1
+million active parameters. In gpt-oss-20b it is 2.7e-5 (12 layers of 64 heads of 64, 3.6 billion), so attention still
+weighs twice as much here.
 """
 
 from __future__ import annotations
@@ -30,15 +37,16 @@ from workload import _TOOLS, _text
 ROWS = 4096
 SHAPE = {
     "num_hidden_layers": 6, "num_local_experts": 8, "num_experts_per_tok": 4, "hidden_size": 256,
-    "intermediate_size": 256, "head_dim": 32, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": ROWS,
+    "intermediate_size": 256, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": ROWS,
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", help="conversations of a file, grouped by turns, in place of made-up ones")
     parser.add_argument("--shape", choices=("chat", "agent", "both"), default="both")
     parser.add_argument("--turns", default="5,10,20")
-    parser.add_argument("--conversations", type=int, default=2)
+    parser.add_argument("--conversations", type=int, default=2, help="at most so many of each kind")
     parser.add_argument(
         "--tokens", type=int, default=4096, help="most tokens of a forward pass, where rows are shorter"
     )
@@ -49,17 +57,44 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     model = lora_model()
-    print(f"{'shape':<6}{'turns':>5}{'tokens, turns':>15}{'tree':>9}{'fewer':>8}{'CPU s, turns':>14}{'tree':>9}"
-          f"{'faster':>8}{'loss':>10}{'|grad|, turns':>15}{'tree':>10}")  # fmt: skip
+    print(f"{'conversations':<14}{'turns':>6}{'tokens, turns':>15}{'tree':>9}{'fewer':>8}{'CPU s, turns':>14}"
+          f"{'tree':>9}{'faster':>8}{'loss':>10}{'|grad|, turns':>15}{'tree':>10}")  # fmt: skip
+    for name, conversations in from_file(args) if args.file else made_up(args):
+        print(compared(model, name, conversations, args), flush=True)
+
+
+Conversations = list[list[Any]]
+"""The training examples of some conversations, one a turn."""
+
+
+def made_up(args: argparse.Namespace) -> Iterator[tuple[str, Conversations]]:
     for shape in ("chat", "agent") if args.shape == "both" else (args.shape,):
         for turns in map(int, args.turns.split(",")):
-            print(compared(model, shape, turns, args), flush=True)
+            yield f"{args.conversations} {shape}", [examples_of(turns, n, shape) for n in range(args.conversations)]
 
 
-def compared(model: Any, shape: str, turns: int, args: argparse.Namespace) -> str:
+def from_file(args: argparse.Namespace) -> Iterator[tuple[str, Conversations]]:
+    """The first conversations of the file with about 5 (4 to 6), 10 (8 to 12) and 20 (16 to 25) turns."""
+    from counterpoint.data.conversation import Conversation
+    from counterpoint.data.harmony.render import Renderer
+    from counterpoint.data.harmony.vocabulary import load_vocabulary
+    from counterpoint.data.sources.load import load_conversations
+
+    renderer = Renderer(load_vocabulary())
+    groups: dict[range, Conversations] = {range(4, 7): [], range(8, 13): [], range(16, 26): []}
+    for conversation in load_conversations([args.file]):
+        examples = renderer.examples(conversation) if isinstance(conversation, Conversation) else []
+        for turns, group in groups.items():
+            if len(examples) in turns and len(group) < args.conversations:
+                group.append(examples)
+    for group in groups.values():
+        if group:
+            yield f"{len(group)} of file", group
+
+
+def compared(model: Any, name: str, conversations: Conversations, args: argparse.Namespace) -> str:
     from counterpoint.data.batches.tree import tree_of
 
-    conversations = [examples_of(turns, seed, shape) for seed in range(args.conversations)]
     ways: dict[str, list[list[Any]]] = {
         "turns": list(batches([tree_of([e]) for examples in conversations for e in examples], args.tokens)),
         "tree": [[tree_of(examples)] for examples in conversations],
@@ -72,8 +107,9 @@ def compared(model: Any, shape: str, turns: int, args: argparse.Namespace) -> st
     tokens = {way: sum(len(row) for rows in found_rows for row in rows) for way, found_rows in ways.items()}
     (a, loss, norm), (b, tree_loss, tree_norm) = found["turns"], found["tree"]
     assert abs(loss - tree_loss) < 1e-4 * loss, (loss, tree_loss)
+    turns = sum(map(len, conversations)) / len(conversations)
     return (
-        f"{shape:<6}{turns:>5}{tokens['turns']:>15,}{tokens['tree']:>9,}{tokens['turns'] / tokens['tree']:>7.2f}x"
+        f"{name:<14}{turns:>6.3g}{tokens['turns']:>15,}{tokens['tree']:>9,}{tokens['turns'] / tokens['tree']:>7.2f}x"
         f"{a:>14.2f}{b:>9.2f}{a / b:>7.2f}x{loss:>10.5f}{norm:>15.6f}{tree_norm:>10.6f}"
     )
 

@@ -164,11 +164,12 @@ def _forward_block(
     block: Block, rows: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (M, H, Q, D) and lse (M, H, Q) of one call."""
-    groups = query.shape[1] // key.shape[1]
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        _take(query, block.query, rows), _take(key, block.key, rows, groups), _take(value, block.key, rows, groups),
-        0.0, block.causal, attn_mask=_mask(block, query.dtype), scale=scale,
+    folds, repeats = _grouping(block, query, key)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        _fold(_take(query, block.query, rows), folds), _take(key, block.key, rows, repeats),
+        _take(value, block.key, rows, repeats), 0.0, block.causal, attn_mask=_mask(block, query.dtype), scale=scale,
     )  # fmt: skip
+    return _unfold(out, folds), _unfold(lse, folds)
 
 
 def _backward_block(
@@ -176,7 +177,7 @@ def _backward_block(
     out: torch.Tensor, lse_NH: torch.Tensor, scale: float,
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients of one call's queries (M, H, Q, D), keys and values (M, G, K, D)."""
-    groups = query.shape[1] // key.shape[1]
+    folds, repeats = _grouping(block, query, key)
     grad_MHQD = _take(grad, block.query, rows)
     lse_MHQ = _take(lse_NH[..., None], block.query, rows).squeeze(-1)
     if block.valid is not None:
@@ -185,13 +186,31 @@ def _backward_block(
         grad_MHQD = grad_MHQD.masked_fill(filling_M1Q[..., None], 0)
         lse_MHQ = lse_MHQ.masked_fill(filling_M1Q, -BLOCKED)
     d_query, d_key, d_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad_MHQD, _take(query, block.query, rows), _take(key, block.key, rows, groups),
-        _take(value, block.key, rows, groups), _take(out, block.query, rows), lse_MHQ.contiguous(), 0.0, block.causal,
-        attn_mask=_mask(block, query.dtype), scale=scale,
+        _fold(grad_MHQD, folds), _fold(_take(query, block.query, rows), folds), _take(key, block.key, rows, repeats),
+        _take(value, block.key, rows, repeats), _fold(_take(out, block.query, rows), folds),
+        _fold(lse_MHQ, folds).contiguous(), 0.0, block.causal, attn_mask=_mask(block, query.dtype), scale=scale,
     )  # fmt: skip
-    if groups > 1:
-        d_key, d_value = (part.unflatten(1, (-1, groups)).sum(2) for part in (d_key, d_value))
-    return [d_query, d_key, d_value]
+    if repeats > 1:
+        d_key, d_value = (part.unflatten(1, (-1, repeats)).sum(2) for part in (d_key, d_value))
+    return [_unfold(d_query, folds), d_key, d_value]
+
+
+def _grouping(block: Block, query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:
+    """(folds, repeats): query heads that share a key head stand as more queries of it, or the keys are repeated.
+
+    Folding spares the copies of long pasts, and needs keys that every query sees.
+    """
+    groups = query.shape[1] // key.shape[1]
+    return (groups, 1) if block.mask is None and not block.causal else (1, groups)
+
+
+def _fold(part: torch.Tensor, folds: int) -> torch.Tensor:
+    """(M, H, Q, ...) -> (M, H / folds, folds Q, ...)."""
+    return part if folds == 1 else part.unflatten(1, (-1, folds)).flatten(2, 3)
+
+
+def _unfold(part: torch.Tensor, folds: int) -> torch.Tensor:
+    return part if folds == 1 else part.unflatten(2, (folds, -1)).flatten(1, 2)
 
 
 def _merge(
