@@ -135,6 +135,8 @@ def _product(probability_CV: torch.Tensor, weight_VH: torch.Tensor) -> torch.Ten
 
 
 def _widened(weight_VH: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows of the head in `dtype`, all in one buffer: fresh memory for each part costs more than the widening."""
+    buffer_RH = weight_VH.new_empty(min(WEIGHT_ROWS, len(weight_VH)), weight_VH.shape[1], dtype=dtype)
     for first in range(0, len(weight_VH), WEIGHT_ROWS):
         part = slice(first, min(first + WEIGHT_ROWS, len(weight_VH)))
-        yield part, weight_VH[part].to(dtype)
+        yield part, buffer_RH[: part.stop - first].copy_(weight_VH[part])
