@@ -27,8 +27,10 @@ RENDERER_VERSION = 1
 
 CONTEXT, ANALYSIS, COMMENTARY, FINAL = 0, 1, 2, 3
 CHANNEL_NAMES = ("context", "analysis", "commentary", "final")
-SHARED = -3
 CHANNEL_CODES = {name: code for code, name in enumerate(CHANNEL_NAMES)}
+
+_ANY_MESSAGE = -3
+"""`Span.message` of a span that stands in many messages."""
 
 TrainOn = Literal["turns", "last_turn", "assistant", "final"]
 MissingThinking = Literal["keep", "final_body", "effort_low"]
@@ -134,7 +136,10 @@ class Renderer:
         return [*spans, written.prompt]
 
     def completion_spans(self, conversation: Conversation, start: int) -> list[Span]:
-        """The assistant's messages from index `start` to the end, as sampled after the prompt of those before it."""
+        """The assistant's messages from index `start` to the end, as sampled after the prompt of those before it.
+
+        Headers and terminators do not name their message (`Span.message`).
+        """
         size = len(conversation.messages)
         return _Written(self, conversation).target(Turn(0, start, size, size))[1:]
 
@@ -238,15 +243,17 @@ class Renderer:
         end_weight = 0.0 if is_final and end == END else weights.terminators
         code = CHANNEL_CODES[channel or "context"]
         return _Form(
-            Span(header_ids, header_weight * scale, code, SHARED, header),
+            Span(header_ids, header_weight * scale, code, _ANY_MESSAGE, header),
             (getattr(weights, body) * scale, code, body),
-            Span(array("i", [end]), end_weight * scale, code, SHARED, "terminators"),
+            Span(array("i", [end]), end_weight * scale, code, _ANY_MESSAGE, "terminators"),
         )
 
     def _start_of(self, channel: str | None, scale: float) -> Span:
         """The `<|start|>assistant` before a message that follows another one in the same action."""
         weight = self.settings.weights.terminators * scale
-        return Span(self.grammar.start_assistant, weight, CHANNEL_CODES[channel or "context"], SHARED, "terminators")
+        return Span(
+            self.grammar.start_assistant, weight, CHANNEL_CODES[channel or "context"], _ANY_MESSAGE, "terminators"
+        )
 
     def _opening(self, conversation: Conversation, effort: Effort) -> list[Span]:
         if conversation.opening_ids is not None:
@@ -264,7 +271,7 @@ class _Written:
     """The messages of one conversation as spans; each text is encoded once, however many turns see it."""
 
     def __init__(self, renderer: Renderer, conversation: Conversation, ahead: int = 0) -> None:
-        """ahead: every message before this one is needed, so that all are encoded in one call."""
+        """ahead: texts before this message are encoded in one call, because nearly all of them are needed."""
         self.renderer = renderer
         self.messages = conversation.messages
         self.scale = conversation.weight
@@ -346,7 +353,7 @@ def _placed(spans: Sequence[Span]) -> list[Span]:
     """`spans` with the message of each: a header is of the body behind it, what follows a body is of that body."""
     placed = list(spans)
     for at, span in enumerate(placed):
-        if span.message == SHARED:
+        if span.message == _ANY_MESSAGE:
             is_header = span.ids[-1] == MESSAGE
             placed[at] = replace(span, message=placed[at + 1 if is_header else at - 1].message)
     return placed
@@ -384,6 +391,7 @@ class _Arrays:
                     weights_N[begun:start] = weight
                     channels_N[begun:start] = channel
                 begun, weight, channel = start, span.weight, span.channel
-        weights_N[begun:] = weight
-        channels_N[begun:] = channel
+        if channel:
+            weights_N[begun:] = weight
+            channels_N[begun:] = channel
         return np.array(ids, dtype=np.int32), weights_N, channels_N
