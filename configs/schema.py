@@ -210,6 +210,11 @@ class GrpoRun(RunSettings):
                 f"`train.batch_rows` x `train.accumulation` ({rows}) does not hold whole groups of `grpo.group` "
                 f"({self.grpo.group}): change one of them"
             )
+        if self.launch.strategy == "fsdp2":
+            raise ValueError(
+                "`launch.strategy: fsdp2` has no process with the whole model, and each samples rollouts of its own: "
+                "use `ddp`"
+            )
         if self.grpo.beta and not self.lora.enabled:
             raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
         if not any(reward.weight for reward in self.rewards) and self.grpo.teacher is None:

@@ -23,7 +23,7 @@ from counterpoint.recipes.steps import add_measurements, prepare_model, train_to
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
 from counterpoint.train.evals.tasks import build_tasks
-from counterpoint.train.loop.arguments import loop_settings, rows_per_step
+from counterpoint.train.loop.arguments import loop_settings, process_number, rows_per_step
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.rewarded import Item, RewardTrainer, Rollouts, items_of
 from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
@@ -141,4 +141,5 @@ def make_rollouts(
         settings.seed,
         None if toolkit.empty else toolkit,
         session.path / "rollouts.jsonl" if session.folder is not None else None,
+        process_number(),
     )

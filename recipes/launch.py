@@ -29,6 +29,15 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     return "LOCAL_RANK" in environment
 
 
+def check_launched(launch: LaunchSettings, environment: Mapping[str, str] = os.environ) -> None:
+    """ConfigError where another launcher started the processes without the sharding that the run file asks for."""
+    if launch.strategy == "fsdp2" and "ACCELERATE_USE_FSDP" not in environment:
+        raise ConfigError(
+            "launch.strategy: fsdp2, but the launcher that started this process did not switch it on: start it with "
+            "`counterpoint train`, or with `accelerate launch --use_fsdp --fsdp_version 2`"
+        )
+
+
 def launch_command(
     launch: LaunchSettings, arguments: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> list[str]:

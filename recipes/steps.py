@@ -43,9 +43,11 @@ def add_measurements(
     renderer: Renderer,
     prompts: Sequence[EvalPrompt],
 ) -> ChannelEval | None:
-    """Metrics, experts, and the evaluation by sampling (None where this process does not sample)."""
+    """Metrics, experts, and the evaluation by sampling (None where this process does not write it)."""
     trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
     if session.folder is None:
+        if settings.launch.strategy == "fsdp2":  # every process has a part of the weights that are sampled from
+            trainer.add_callback(ChannelEval(loaded, renderer, prompts, settings.eval, None, seed=settings.seed))
         return None
     trainer.add_callback(RunLog(session.folder, session.tracker, session.progress))
     hook = ChannelEval(

@@ -79,11 +79,12 @@ def _config_of_run(resume: Path) -> Path:
 
 
 def _launch(settings: Any, arguments: list[str]) -> None:
-    """Becomes the launcher of the run's processes, unless this is one of them."""
-    from counterpoint.recipes.launch import is_launched, launch_command, launch_environment
+    """Becomes the launcher of the run's processes, unless this is one of them. ConfigError where it cannot be."""
+    from counterpoint.recipes.launch import check_launched, is_launched, launch_command, launch_environment
     from counterpoint.train.model.load import device_of
 
     if not is_launched():
         environment = launch_environment(settings.launch, device_of(settings.train.device).type)
         command = launch_command(settings.launch, arguments)
         os.execve(command[0], command, environment)
+    check_launched(settings.launch)

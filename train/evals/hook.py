@@ -26,7 +26,7 @@ from counterpoint.train.evals.prompts import EvalPrompt, clustered
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.loop.run_folder import METRICS, json_lines
 from counterpoint.train.model.load import LoadedModel
-from counterpoint.train.rollout.sample import Sampler, sample_seed
+from counterpoint.train.rollout.sample import Sampled, Sampler, sample_seed
 
 Who = Literal["base", "tuned"]
 TABLE_ROWS = 60
@@ -68,6 +68,22 @@ class EvalPoint:
         return {"step": self.step, "who": self.who, "seconds": round(self.seconds, 3), **self.summary.scalars()}
 
 
+Planned = tuple[EvalPrompt, Effort, int]
+
+
+def sample_all(
+    loaded: LoadedModel, renderer: Renderer, prompts: Sequence[EvalPrompt], settings: SamplingSettings, seed: int
+) -> list[tuple[Planned, Sampled]]:
+    """Every prompt at every effort, `settings.samples` times; a seed depends on prompt, effort and number alone."""
+    numbers = range(settings.samples)
+    plan: list[Planned] = [(p, e, k) for p in prompts for e in settings.efforts for k in numbers]
+    ids = [renderer.prompt(prompt.conversation, effort) for prompt, effort, _ in plan]
+    seeds = [sample_seed(seed, prompt.id, effort, k) for prompt, effort, k in plan]
+    sampler = Sampler(loaded, batch_rows=settings.batch)
+    sampled = sampler.sample(ids, settings.max_new_tokens, settings.temperature, seeds)
+    return list(zip(plan, sampled, strict=True))
+
+
 def sample_and_judge(
     loaded: LoadedModel,
     renderer: Renderer,
@@ -76,25 +92,20 @@ def sample_and_judge(
     scorers: Scorers,
     seed: int,
 ) -> list[Judged]:
-    """Every prompt at every effort, `settings.samples` times; a seed depends on prompt, effort and number alone."""
-    numbers = range(settings.samples)
-    plan: list[tuple[EvalPrompt, Effort, int]] = [(p, e, k) for p in prompts for e in settings.efforts for k in numbers]
-    ids = [renderer.prompt(prompt.conversation, effort) for prompt, effort, _ in plan]
-    seeds = [sample_seed(seed, prompt.id, effort, k) for prompt, effort, k in plan]
-    sampler = Sampler(loaded, batch_rows=settings.batch)
-    sampled = sampler.sample(ids, settings.max_new_tokens, settings.temperature, seeds)
+    """`sample_all`, each sample read, checked and scored."""
     return [
         judge(prompt, effort, k, out.ids, out.finish_reason, loaded.vocabulary, scorers)
-        for (prompt, effort, k), out in zip(plan, sampled, strict=True)
+        for (prompt, effort, k), out in sample_all(loaded, renderer, prompts, settings, seed)
     ]
 
 
 class ChannelEval(TrainerCallback):
-    """The hook as a callback, for the process that samples.
+    """The hook as a callback, for the process that samples, and where the model is sharded for all of them.
 
     loaded: the live model, a PEFT model or a plain one. folder: gets `step-000050-tuned.jsonl` with every sample and
-    `metrics.jsonl`. log: scalars `eval/...` and a table of samples. say, warn: a line each. `points` holds what was
-    measured, `stopped` the reason where `stop_below` ended the run.
+    `metrics.jsonl`; None for a process that only takes part in sampling. log: scalars `eval/...` and a table of
+    samples. say, warn: a line each. `points` holds what was measured, `stopped` the reason where `stop_below` ended
+    the run.
     """
 
     def __init__(
@@ -103,7 +114,7 @@ class ChannelEval(TrainerCallback):
         renderer: Renderer,
         prompts: Sequence[EvalPrompt],
         settings: EvalSettings,
-        folder: Path,
+        folder: Path | None,
         *,
         log: Log | None = None,
         say: Callable[[str], None] = print,
@@ -150,8 +161,12 @@ class ChannelEval(TrainerCallback):
     def measure(self, step: int, who: Who, control: TrainerControl | None = None) -> EvalPoint | None:
         """Sample, check, write and log; None when it failed, which is told and nothing else."""
         try:
+            if self.folder is None:
+                with self._who(who):
+                    sample_all(self.loaded, self.renderer, self.prompts, self.settings, self.seed)
+                return None
             point, samples = self._measured(step, who)
-            self._write(point, samples)
+            self._write(self.folder, point, samples)
         except Exception as error:
             self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training goes on")
             return None
@@ -176,12 +191,12 @@ class ChannelEval(TrainerCallback):
         else:
             yield
 
-    def _write(self, point: EvalPoint, samples: Sequence[Judged]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _write(self, folder: Path, point: EvalPoint, samples: Sequence[Judged]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         rows = [sample.as_row(self.loaded.vocabulary) for sample in samples]
-        path = self.folder / f"step-{point.step:06d}-{point.who}.jsonl"
+        path = folder / f"step-{point.step:06d}-{point.who}.jsonl"
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+        with (folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(point.as_dict()) + "\n")
         if self.log is None:
             return

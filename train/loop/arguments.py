@@ -37,6 +37,11 @@ class LoopSettings:
     lean_loss: bool = True
 
 
+def process_number() -> int:
+    """The number of this process among those that train together, on all machines; 0 alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def world_size() -> int:
     """Processes of this run, from the launcher's environment."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -44,7 +49,7 @@ def world_size() -> int:
 
 def is_main_process() -> bool:
     """Whether this process writes the run folder (rank 0)."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process_number() == 0
 
 
 def rows_per_step(settings: TrainingRun, processes: int | None = None) -> int:

@@ -64,6 +64,7 @@ class Rollouts:
     """Samples episodes of items and scores them; what `rollout_func` calls.
 
     keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
+    process: the number of this one, of those that train together.
     """
 
     items: Sequence[Item]
@@ -76,13 +77,15 @@ class Rollouts:
     seed: int
     toolkit: Toolkit | None = None
     keep: Path | None = None
+    process: int = 0
 
     def __call__(self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any]) -> dict[str, list]:
         """TRL's dictionary for the items with these numbers, each sampled once for every time it stands there.
 
-        The seed of a rollout depends on the run's seed, the step, and its place alone.
+        The seed of a rollout depends on the run's seed, the step, and its place among those of all processes.
         """
         items = [self.items[int(number)] for number in numbers]
+        first = self.process * len(items)
         episodes = run_episodes(
             [item.prompt.conversation for item in items],
             self.renderer,
@@ -91,7 +94,7 @@ class Rollouts:
             toolbox=self.toolkit.toolbox if self.toolkit is not None else None,
             efforts=[item.effort for item in items],
             temperature=self.temperature,
-            seed=[sample_seed(self.seed, step, place) for place in range(len(items))],
+            seed=[sample_seed(self.seed, step, first + place) for place in range(len(items))],
         )
         scores = [self.rewards.score(outcome_of(i, e)) for i, e in zip(items, episodes, strict=True)]
         if self.keep is not None:

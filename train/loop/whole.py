@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl
 
 from counterpoint.configs.errors import RunError
@@ -19,6 +20,7 @@ from counterpoint.train.checkpoints.together import write_together
 from counterpoint.train.checkpoints.weights import load_weights, save_weights, state_bytes
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.stop import StopSignal
+from counterpoint.train.model.sharded import gathered_weights, is_sharded
 
 LOOP_STATE = "loop_state.json"
 TRAINER_STATE = "trainer_state.json"
@@ -164,6 +166,8 @@ class WholeRun(_Base):
     def _fill_checkpoint(self, folder: Path) -> None:
         """Everything a run needs to go on bit for bit. Run by every process."""
         self.save_model(str(folder), _internal_call=True)
+        if is_sharded(self.base) and isinstance(self.base, PeftModel):
+            self._save(str(folder), self._gathered())  # beside the shards, for `evaluate` and `export`
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
@@ -184,9 +188,11 @@ class WholeRun(_Base):
     def save_final(self, folder: Path) -> None:
         """The trained adapter or model on its own, for use after the run: whole or not there."""
         details = {**self.identity.as_details(), "step": self.state.global_step}
-        write_together(
-            self.accelerator, folder, lambda place: self.save_model(str(place), _internal_call=True), details
-        )
+        write_together(self.accelerator, folder, lambda place: self._save(str(place), self._gathered()), details)
+
+    def _gathered(self) -> dict[str, torch.Tensor] | None:
+        """What is saved of a sharded model; None where the model is whole. Run by every process."""
+        return gathered_weights(self.base, keep=self.args.should_save) if is_sharded(self.base) else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:

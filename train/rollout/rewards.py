@@ -7,6 +7,7 @@ so that saying nothing, junk, an echo of the prompt, or an answer left in the an
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -108,10 +109,15 @@ def zero_variance_share(values: Sequence[float], group: int) -> float:
 
 
 def without_echo(completion: Completion, prompt: str) -> Completion:
-    """The completion with the prompt cut out of its final: what repeats the question answers nothing."""
-    if completion.final is None or not prompt.strip() or prompt.strip() not in completion.final:
+    """The completion with the prompt cut out of its final: what repeats the question answers nothing.
+
+    Case, white space and the prompt's last punctuation make no difference.
+    """
+    words = prompt.rstrip(" \n\t.?!:").split()
+    if completion.final is None or not words:
         return completion
-    return replace(completion, final=completion.final.replace(prompt.strip(), " "))
+    echo = re.compile(r"\s+".join(map(re.escape, words)) + r"[.?!:]*", re.IGNORECASE)
+    return replace(completion, final=echo.sub(" ", completion.final))
 
 
 def channel(outcome: Outcome, setting: RewardSettings) -> float:
@@ -122,7 +128,10 @@ def channel(outcome: Outcome, setting: RewardSettings) -> float:
 def length(outcome: Outcome, setting: RewardSettings) -> float:
     """1 where the analysis has the tokens of its effort's budget; less by `slope` times the distance to it, as a share
     of the budget's nearer end."""
-    if answer_of(outcome.completion) is None or not outcome.completion.ok or outcome.effort not in setting.budgets:
+    if not outcome.completion.ok or outcome.effort not in setting.budgets:
+        return 0.0
+    final = answer_of(without_echo(outcome.completion, outcome.reference.prompt))
+    if final is None or not final.strip():
         return 0.0
     least, most = setting.budgets[outcome.effort]
     n = outcome.completion.n_tokens_by_channel["analysis"]

@@ -20,6 +20,7 @@ import torch
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import LoadedModel
+from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.rollout.decode import Decoder
 
 # B batch, S prompt length, V rows of the model
@@ -49,6 +50,9 @@ def known(logprob: float | None) -> float | None:
 @dataclass(frozen=True)
 class Sampler:
     """Samples from `loaded.model`, with a KV cache and continuous batching.
+
+    A model that is sharded over processes (FSDP2) needs all of them for every forward pass: each of them samples the
+    same prompts, and takes the tokens that process 0 chose.
 
     batch_rows, batch_tokens: most samples, and most tokens (prompt and completion), that are under way at a time. Which
     samples are so together has no say in the draws: each has a generator of its own.
@@ -109,9 +113,13 @@ class Sampler:
         slots = max(1, min(self.batch_rows, self.batch_tokens // longest))
         rows = [loaded.vocabulary_map.rows(np.asarray(prompt)).tolist() for prompt in prompts]
         noise = None if seeds is None else SeededNoise(seeds, temperature, device)
+        sharded = is_sharded(loaded.model)
 
         def choose(scores_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
-            return (scores_BV if noise is None else noise.on(scores_BV, samples)).argmax(-1)
+            chosen_B = (scores_BV if noise is None else noise.on(scores_BV, samples)).argmax(-1)
+            if sharded:
+                torch.distributed.broadcast(chosen_B, src=0)
+            return chosen_B
 
         return Decoder(loaded.model, loaded.pad_row, stop_rows, slots).run(rows, max_new_tokens, choose)
 

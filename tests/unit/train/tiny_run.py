@@ -254,7 +254,18 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
+def sharded_command(arguments: list[str]) -> int:
+    """The real command line in one of several processes, sharded on a CPU."""
+    from counterpoint.recipes.cli import main
+
+    torch.set_num_threads(1)
+    shard_on_cpu()
+    return main(arguments)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--sharded"]:
+        sys.exit(sharded_command(sys.argv[2:]))
     if len(sys.argv) > 1:
         sys.exit(run(Path(sys.argv[1]), json.loads(sys.argv[2])))
     serve()

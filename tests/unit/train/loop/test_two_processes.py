@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
 # 24 rows, which every number of processes shares out evenly: else the end of a pass repeats rows, so that all can step.
@@ -73,3 +75,36 @@ def test_the_lean_path_trains_in_two_processes_as_in_one(tmp_path: Path, fsdp2: 
     assert_close(two, one)
     for name, total in one["weights"].items():
         assert two["weights"][name] == pytest.approx(total, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_evaluated_by_all_processes_as_a_whole_one(tmp_path: Path) -> None:
+    settings = [
+        "quickstart", "train.steps=2", "train.batch_rows=4", "train.accumulation=1", "eval.every=1", "eval.samples=1",
+        "eval.prompts=example:sums_eval", "eval.max_new_tokens=12", "eval.temperature=1.0", "tracking.wandb=off",
+        "output=.", "launch.processes=2",
+    ]  # fmt: skip
+    written, adapters = {}, {}
+    for strategy, command in (("ddp", ["-m", "counterpoint.recipes.cli"]), ("fsdp2", [str(SCRIPT), "--sharded"])):
+        folder = tmp_path / strategy
+        folder.mkdir()
+        result = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command, "train",
+             *settings, f"launch.strategy={strategy}"],
+            cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+            check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stdout + result.stderr
+        run = next(path.parent for path in folder.glob("*/run.json"))
+        adapters[strategy] = load_file(run / "adapter" / "adapter_model.safetensors")
+        saved = load_file(run / "checkpoints" / "step-000002" / "adapter_model.safetensors")
+        assert all(torch.equal(saved[name], tensor) for name, tensor in adapters[strategy].items())
+        files = sorted((run / "eval").glob("step-*.jsonl"))
+        written[strategy] = {file.name: file.read_text() for file in files}
+    assert sorted(written["ddp"]) == [
+        f"step-00000{i}-{who}.jsonl" for i, who in ((0, "base"), (1, "tuned"), (2, "tuned"))
+    ]
+    assert written["fsdp2"]["step-000000-base.jsonl"] == written["ddp"]["step-000000-base.jsonl"]
+    assert all(
+        len(text.splitlines()) == len(written["ddp"][name].splitlines()) for name, text in written["fsdp2"].items()
+    )

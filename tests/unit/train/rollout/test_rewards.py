@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_an_echoed_prompt_is_no_answer() -> None:
     echo = f"{THINK}<|channel|>final<|message|>{PROMPT}<|return|>"
     assert paid(outcome(echo), type="answer") == 0
     assert paid(outcome(echo.replace(PROMPT, f"{PROMPT} Yes: 42")), type="answer") == 1
+    assert paid(outcome(echo), type="language", script="latin") == 0
+
+
+@pytest.mark.parametrize(
+    "change", [str.lower, str.upper, lambda text: text.replace(" ", "  "), lambda t: t.rstrip("?.")]
+)
+def test_an_echo_in_another_guise_is_no_answer(change: Callable[[str], str]) -> None:
+    echo = f"{THINK}<|channel|>final<|message|>{change(PROMPT)}<|return|>"
+    assert paid(outcome(echo), type="answer") == 0
+    assert paid(outcome(echo), type="length", budgets={"medium": [1, 100]}) == 0
     assert paid(outcome(echo), type="language", script="latin") == 0
 
 

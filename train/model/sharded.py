@@ -1,0 +1,27 @@
+"""Models whose parameters lie in parts on several processes, as FSDP2 leaves them (DTensors)."""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftModel
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether each process holds only its part of the parameters."""
+    return torch.distributed.is_initialized() and any(hasattr(p, "full_tensor") for p in model.parameters())
+
+
+def gathered_weights(model: torch.nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+    """The weights of a sharded model by name, whole and on the CPU; of a `PeftModel` only the adapter's.
+
+    Every process has to call it; one that does not `keep` them gets none.
+    """
+    adapter = isinstance(model, PeftModel)
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if adapter and "lora_" not in name:
+            continue
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if keep:
+            weights[name] = whole.detach().cpu()
+    return weights
