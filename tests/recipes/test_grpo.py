@@ -93,6 +93,8 @@ def test_loss_variants_with_an_adapter_and_groups_at_each_effort(loss: str) -> N
 def test_settings_that_cannot_be_are_told_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "run.yaml", "grpo.group=3"]) == 2
     assert "does not hold whole groups of `grpo.group` (3)" in capsys.readouterr().err
+    assert main(["train", "run.yaml", "launch.processes=2", "launch.strategy=fsdp2"]) == 2
+    assert "has no process with the whole model" in capsys.readouterr().err
     assert main(["train", "run.yaml", "grpo.beta=0.1"]) == 2
     assert main(["train", "run.yaml", "tools.functions=reward.py:missing"]) == 2
     assert "has no attribute 'missing'" in capsys.readouterr().err

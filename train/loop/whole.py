@@ -195,6 +195,13 @@ class WholeRun(_Base):
         return gathered_weights(self.base, keep=self.args.should_save) if is_sharded(self.base) else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        sharded = (Path(resume_from_checkpoint) / "optimizer_0").is_dir()
+        if sharded != self.is_fsdp_enabled:
+            wrote, now = ("fsdp2", "ddp or one process") if sharded else ("ddp or in one process", "fsdp2")
+            raise RunError(
+                f"{resume_from_checkpoint}: it was written with {wrote}, and this run is {now}: go on with the "
+                "`launch.strategy` (and several processes) that it was written with"
+            )
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:

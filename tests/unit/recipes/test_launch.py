@@ -7,7 +7,7 @@ import pytest
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import LaunchSettings
 from counterpoint.recipes import train
-from counterpoint.recipes.launch import is_launched, launch_command, launch_environment
+from counterpoint.recipes.launch import check_launched, is_launched, launch_command, launch_environment
 
 NODE = {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1234"}
 
@@ -102,3 +102,11 @@ def test_train_becomes_the_launcher_only_for_several_processes(monkeypatch: pyte
     monkeypatch.setenv("LOCAL_RANK", "0")
     run("launch.processes=2")
     assert len(calls) == 1
+
+
+def test_a_launcher_that_does_not_shard_is_refused() -> None:
+    sharded = LaunchSettings(processes=2, strategy="fsdp2")
+    with pytest.raises(ConfigError, match="did not switch it on"):
+        check_launched(sharded, {"LOCAL_RANK": "0"})
+    check_launched(sharded, {"ACCELERATE_USE_FSDP": "true"})
+    check_launched(LaunchSettings(processes=2), {})

@@ -65,6 +65,19 @@ def test_resume_on_another_number_of_processes(tmp_path: Path, before: int, afte
 
 
 @pytest.mark.slow
+def test_a_sharded_run_resumes_sharded_and_says_so_where_it_is_not(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", 1)
+    folder = tmp_path / "broken"
+    run(folder, 2, code=1, fault=("step", 4, signal.SIGTERM), fsdp2=True)
+    (folder / "result.json").unlink()
+    with pytest.raises(AssertionError, match="it was written with fsdp2, and this run is ddp or one process"):
+        run(folder, 1, resume=True)
+    resumed = run(folder, 2, resume=True, fsdp2=True)
+    assert resumed["from"] == 5
+    assert_close(resumed, whole, first=5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp2", [False, True], ids=["ddp", "fsdp2"])
 def test_the_lean_path_trains_in_two_processes_as_in_one(tmp_path: Path, fsdp2: bool) -> None:
     # Two steps: the rows do not divide evenly, so at the end of a pass two processes repeat one.
