@@ -30,8 +30,11 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def check_launched(launch: LaunchSettings, environment: Mapping[str, str] = os.environ) -> None:
-    """ConfigError where another launcher started the processes without the sharding that the run file asks for."""
-    if launch.strategy == "fsdp2" and "ACCELERATE_USE_FSDP" not in environment:
+    """ConfigError where another launcher shards and the run file does not ask for it, or the other way round."""
+    sharded = environment.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if sharded and launch.strategy != "fsdp2":
+        raise ConfigError("the launcher of this process shards the model: set launch.strategy: fsdp2")
+    if launch.strategy == "fsdp2" and not sharded:
         raise ConfigError(
             "launch.strategy: fsdp2, but the launcher that started this process did not switch it on: start it with "
             "`counterpoint train`, or with `accelerate launch --use_fsdp --fsdp_version 2`"

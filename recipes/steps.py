@@ -46,7 +46,7 @@ def add_measurements(
     """Metrics, experts, and the evaluation by sampling (None where this process does not write it)."""
     trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
     if session.folder is None:
-        if settings.launch.strategy == "fsdp2":  # every process has a part of the weights that are sampled from
+        if trainer.is_fsdp_enabled:  # every process has a part of the weights that are sampled from
             trainer.add_callback(ChannelEval(loaded, renderer, prompts, settings.eval, None, seed=settings.seed))
         return None
     trainer.add_callback(RunLog(session.folder, session.tracker, session.progress))

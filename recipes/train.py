@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     settings: Any = load_run(config, settings_given)
     if settings.recipe not in _RECIPES:
         raise ConfigError(f"{config}: `recipe: {settings.recipe}` trains nothing: use one of {', '.join(_RECIPES)}")
-    if settings.recipe != "distill" and settings.launch.processes * settings.launch.nodes > 1:
+    if settings.recipe != "distill":
         arguments = ["train", config, *settings_given, *(["--resume", resume] if resume else [])]
         _launch(settings, [*arguments, *(["--overwrite"] if args.overwrite else [])])
     return import_module(_RECIPES[settings.recipe]).run(settings, resume=resume, overwrite=args.overwrite)
@@ -79,12 +79,14 @@ def _config_of_run(resume: Path) -> Path:
 
 
 def _launch(settings: Any, arguments: list[str]) -> None:
-    """Becomes the launcher of the run's processes, unless this is one of them. ConfigError where it cannot be."""
+    """Becomes the launcher of a run of several processes, unless this is one of them."""
     from counterpoint.recipes.launch import check_launched, is_launched, launch_command, launch_environment
-    from counterpoint.train.model.load import device_of
 
-    if not is_launched():
+    if is_launched():
+        check_launched(settings.launch)
+    elif settings.launch.processes * settings.launch.nodes > 1:
+        from counterpoint.train.model.load import device_of
+
         environment = launch_environment(settings.launch, device_of(settings.train.device).type)
         command = launch_command(settings.launch, arguments)
         os.execve(command[0], command, environment)
-    check_launched(settings.launch)

@@ -93,27 +93,23 @@ class Vocabulary:
             return array("i", self._ordinary(text))
         if self._fast is not None:
             return self._fast.packed(text)
-        cut = marked(text)
-        if MARK in text:
-            return array("i", self._tiktoken(text))
-        try:
-            ids = self._core.encode_to_tiktoken_buffer(cut, _MARKS)
-        except UnicodeEncodeError:  # a lone surrogate
-            return array("i", self._tiktoken(text))
-        if cut is text:
-            return array("i", bytes(ids))
-        ids_N = np.frombuffer(ids, dtype=np.int32)
-        return array("i", ids_N[ids_N != _MARK_ID].tobytes())
+        found = self._in_one_call([text])
+        return array("i", self._tiktoken(text)) if found is None else found[0]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[array[int]]:
         """`encode_array` of each text; tiktoken is called once for all of them, which short texts feel."""
-        whole = joined(texts) if self._fast is None and len(texts) > 1 else None
+        found = self._in_one_call(texts) if self._fast is None and len(texts) > 1 else None
+        return list(map(self.encode_array, texts)) if found is None else found
+
+    def _in_one_call(self, texts: Sequence[str]) -> list[array[int]] | None:
+        """tiktoken's ids of each text; None where one of them holds a NUL, as our marks do, or a lone surrogate."""
+        whole = joined(texts)
         if whole is None:
-            return list(map(self.encode_array, texts))
+            return None
         try:
             ids_N = np.frombuffer(self._core.encode_to_tiktoken_buffer(whole, _BREAKS), dtype=np.int32)
-        except UnicodeEncodeError:  # a lone surrogate
-            return list(map(self.encode_array, texts))
+        except UnicodeEncodeError:
+            return None
         if MARK in whole:
             ids_N = ids_N[ids_N != _MARK_ID]
         ids = array("i", ids_N.tobytes())

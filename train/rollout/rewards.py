@@ -111,12 +111,13 @@ def zero_variance_share(values: Sequence[float], group: int) -> float:
 def without_echo(completion: Completion, prompt: str) -> Completion:
     """The completion with the prompt cut out of its final: what repeats the question answers nothing.
 
-    Case, white space and the prompt's last punctuation make no difference.
+    Case, white space and the prompt's last punctuation make no difference; "ok" is not cut out of "book".
     """
     words = prompt.rstrip(" \n\t.?!:").split()
     if completion.final is None or not words:
         return completion
-    echo = re.compile(r"\s+".join(map(re.escape, words)) + r"[.?!:]*", re.IGNORECASE)
+    said = r"\s+".join(map(re.escape, words))
+    echo = re.compile(rf"(?<![a-z0-9]){said}(?![a-z0-9])[.?!:]*", re.IGNORECASE)
     return replace(completion, final=echo.sub(" ", completion.final))
 
 

@@ -104,9 +104,11 @@ def test_train_becomes_the_launcher_only_for_several_processes(monkeypatch: pyte
     assert len(calls) == 1
 
 
-def test_a_launcher_that_does_not_shard_is_refused() -> None:
+def test_a_launcher_that_shards_otherwise_than_the_run_file_is_refused() -> None:
     sharded = LaunchSettings(processes=2, strategy="fsdp2")
     with pytest.raises(ConfigError, match="did not switch it on"):
         check_launched(sharded, {"LOCAL_RANK": "0"})
     check_launched(sharded, {"ACCELERATE_USE_FSDP": "true"})
     check_launched(LaunchSettings(processes=2), {})
+    with pytest.raises(ConfigError, match="shards the model"):
+        check_launched(LaunchSettings(), {"LOCAL_RANK": "0", "ACCELERATE_USE_FSDP": "true"})

@@ -88,6 +88,11 @@ def test_an_echo_in_another_guise_is_no_answer(change: Callable[[str], str]) -> 
     assert paid(outcome(echo), type="language", script="latin") == 0
 
 
+def test_a_short_prompt_is_not_cut_out_of_other_words() -> None:
+    said = RIGHT.replace("42", "142")
+    assert paid(outcome(said, reference=Reference(answer="142", prompt="42?")), type="answer") == 1
+
+
 def test_a_right_answer_earns_each_of_them() -> None:
     assert paid(outcome(RIGHT), type="channel") == 1
     assert paid(outcome(RIGHT), type="answer") == 1
