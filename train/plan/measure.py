@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class Measured:
 
 def allocated_peak(work: Callable[[], object], device: torch.device) -> int:
     """The most bytes that torch holds during `work` above what it held before."""
+    gc.collect()  # what is garbage by now would be freed during `work`, and taken from its sum
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
