@@ -134,6 +134,10 @@ class RewardSettings(Settings):
     """Of `calls`: what every call must be: `valid` for a declared tool's schema, `right` by the row's truth (where it
     has one), `succeeded` when it was run."""
 
+    gated: bool = True
+    """Of `length`, `language`, `json`: multiplied with the run's rewards of type `answer`, so that manners without a
+    right answer earn nothing. Without such a reward, or for a row without a truth, it is paid as it is."""
+
     budgets: dict[Effort, tuple[CountOrZero, Count]] = Field(default_factory=dict)
     """Of `length`: for each effort the fewest and the most tokens of analysis that earn 1; outside, less and less."""
 
@@ -142,7 +146,7 @@ class RewardSettings(Settings):
     4 at three quarters of the fewest and five quarters of the most."""
 
     script: Script | None = None
-    """Of `language`: the writing that is wanted."""
+    """Of `language`: the writing that is wanted. Languages of one script are not told apart."""
 
     channel: Literal["analysis", "final"] = "final"
     """Of `language`: the channel that is looked at."""
@@ -163,6 +167,8 @@ class RewardSettings(Settings):
         for field, kind in foreign.items():
             if getattr(self, field) and self.type != kind:
                 raise ValueError(f"`{field}` belongs to a reward of type `{kind}`, not to `{self.type}`")
+        if not self.gated and self.type not in ("length", "language", "json"):
+            raise ValueError(f"`gated` belongs to a reward of `length`, `language` or `json`, not to `{self.type}`")
         if self.slope != 1 and self.type != "length":
             raise ValueError(f"`slope` belongs to a reward of type `length`, not to `{self.type}`")
         for effort, (least, most) in self.budgets.items():

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 
 import torch
+from accelerate.utils import gather_object
 from transformers import set_seed
 
 from counterpoint.configs.dump import plain
@@ -107,6 +108,8 @@ def fingerprint(items: list[Item], renderer: Renderer) -> str:
     for item in items:
         truth = json.dumps(asdict(item.prompt.reference), sort_keys=True, default=str)
         digest.update(repr((renderer.prompt(item.prompt.conversation, item.effort), truth)).encode())
+        if item.turn:
+            digest.update(repr(item.prompt.follow_ups[item.turn - 1]).encode())
     return digest.hexdigest()
 
 
@@ -142,4 +145,5 @@ def make_rollouts(
         None if toolkit.empty else toolkit,
         session.path / "rollouts.jsonl" if session.folder is not None else None,
         process_number(),
+        gather_object,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +18,20 @@ BUILT_IN = "example:probes"
 
 
 @dataclass(frozen=True, slots=True)
+class FollowUp:
+    """What the user says after the model's final, and the truth of the turn that answers it."""
+
+    text: str
+    reference: Reference
+    scorer: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class EvalPrompt:
     """One item. `scorer` is a name of `scorers.Scorers`, None where the row has no truth to compare with.
 
     cluster: items of the same one depend on each other (questions on one text, variants of one problem); "" is the id.
+    follow_ups: later user messages, which rollouts of `recipe: grpo` go through; an evaluation asks the first alone.
     """
 
     id: str
@@ -30,6 +40,7 @@ class EvalPrompt:
     scorer: str | None
     task: str = ""
     cluster: str = ""
+    follow_ups: tuple[FollowUp, ...] = ()
 
 
 def load_prompts(path: str | SourceSpec | None, options: SourceOptions | None = None) -> list[EvalPrompt]:
@@ -37,8 +48,9 @@ def load_prompts(path: str | SourceSpec | None, options: SourceOptions | None = 
 
     A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or
     `calls` (`{name, arguments}`, or BFCL's `{name: {argument: [accepted, ...]}}`, as `ground_truth` too); `schema`;
-    `instruction_id_list` with `kwargs`; a reasoning-gym entry; and `scorer` to name the comparison. DataError for an
-    unusable row, or none at all.
+    `instruction_id_list` with `kwargs`; a reasoning-gym entry; and `scorer` to name the comparison. `follow_ups` lists
+    what the user says after each final: texts, or objects of `content` and a truth. DataError for an unusable row, or
+    none at all.
     """
     spec = path if isinstance(path, SourceSpec) else SourceSpec(path or BUILT_IN)
     if path is None:
@@ -86,22 +98,40 @@ def prompt_of(conversation: Conversation) -> EvalPrompt:
         conversation = replace(conversation, messages=conversation.messages[: turns[-1].start])
     if not conversation.messages:
         raise DataError(f"{conversation.source}: messages: nothing before the assistant's turn: add a user message")
+    asked = next((m.content for m in reversed(conversation.messages) if m.role == "user"), "")
+    reference, scorer = _truth(truth, asked)
+    return EvalPrompt(
+        id=str(truth.get("id", conversation.source)),
+        conversation=conversation,
+        reference=reference,
+        scorer=scorer,
+        task=str(truth.get("task", "")),
+        cluster=str(truth.get("cluster", "")),
+        follow_ups=tuple(_follow_ups(truth.get("follow_ups") or [], conversation.source)),
+    )
+
+
+def _truth(truth: Mapping[str, Any], asked: str) -> tuple[Reference, str | None]:
+    """The truth of a turn, and the comparison that it names or that fits it. asked: the user's message."""
     reference = Reference(
         answer=_answer(truth),
         calls=expected_calls(truth),
         schema=truth.get("schema"),
         instructions=_instructions(truth),
-        prompt=next((m.content for m in reversed(conversation.messages) if m.role == "user"), ""),
+        prompt=asked,
         entry=truth if "source_dataset" in (truth.get("metadata") or {}) else {},
     )
-    return EvalPrompt(
-        id=str(truth.get("id", conversation.source)),
-        conversation=conversation,
-        reference=reference,
-        scorer=truth.get("scorer") or default_scorer(reference),
-        task=str(truth.get("task", "")),
-        cluster=str(truth.get("cluster", "")),
-    )
+    return reference, truth.get("scorer") or default_scorer(reference)
+
+
+def _follow_ups(given: Any, source: str) -> Iterator[FollowUp]:
+    for number, each in enumerate(given if isinstance(given, list) else [given]):
+        truth = {"content": each} if isinstance(each, str) else each
+        if not isinstance(truth, dict) or not isinstance(truth.get("content"), str) or not truth["content"]:
+            raise DataError(
+                f"{source}: follow_ups[{number}]: not a text, nor an object with `content` and a truth (`answer`, ...)"
+            )
+        yield FollowUp(truth["content"], *_truth(truth, truth["content"]))
 
 
 def default_scorer(reference: Reference) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,16 +46,33 @@ WORTH_SHARING = 0.8
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt at an effort: what a group is sampled of."""
+    """A prompt at an effort: what a group is sampled of.
+
+    turn: the follow-up that is learned from, 0 for the prompt itself. The turns before it are sampled as well and only
+    read, because what was thought in them is gone from the next prompt.
+    """
 
     prompt: EvalPrompt
     effort: Effort
+    turn: int = 0
+
+    @property
+    def follow_ups(self) -> list[str]:
+        return [follow_up.text for follow_up in self.prompt.follow_ups[: self.turn]]
+
+    def outcome(self, episode: Episode) -> Outcome:
+        """The episode beside the truth of the turn in which it ended."""
+        asked = self.prompt.follow_ups[episode.turn - 1] if episode.turn else self.prompt
+        return Outcome(episode.completion(), episode.called, asked.reference, self.effort, asked.scorer)
 
 
 def items_of(prompts: Sequence[EvalPrompt], renderer: Renderer, efforts: Sequence[Effort] = ()) -> list[Item]:
-    """Each prompt at its own effort, or at every one of `efforts`."""
+    """Each turn of each prompt, at its own effort or at every one of `efforts`."""
     return [
-        Item(prompt, effort) for prompt in prompts for effort in (efforts or (renderer.effort_of(prompt.conversation),))
+        Item(prompt, effort, turn)
+        for prompt in prompts
+        for turn in range(1 + len(prompt.follow_ups))
+        for effort in (efforts or (renderer.effort_of(prompt.conversation),))
     ]
 
 
@@ -64,7 +81,8 @@ class Rollouts:
     """Samples episodes of items and scores them; what `rollout_func` calls.
 
     keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
-    process: the number of this one, of those that train together.
+    process: the number of this one, of those that train together; gather: puts together what each of them has found.
+    measured: what is logged of the last step beside TRL's own means.
     """
 
     items: Sequence[Item]
@@ -78,6 +96,8 @@ class Rollouts:
     toolkit: Toolkit | None = None
     keep: Path | None = None
     process: int = 0
+    gather: Callable[[list[Any]], list[Any]] = list
+    measured: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any]) -> dict[str, list]:
         """TRL's dictionary for the items with these numbers, each sampled once for every time it stands there.
@@ -95,61 +115,65 @@ class Rollouts:
             efforts=[item.effort for item in items],
             temperature=self.temperature,
             seed=[sample_seed(self.seed, step, first + place) for place in range(len(items))],
+            follow_ups=[item.follow_ups for item in items],
         )
-        scores = [self.rewards.score(outcome_of(i, e)) for i, e in zip(items, episodes, strict=True)]
+        outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
+        scores = [self.rewards.score(outcome) for outcome in outcomes]
+        found = zip(items, episodes, outcomes, scores, strict=True)
+        rows = self.gather([{"step": step, **self._row(*each)} for each in found])
+        failures = self.gather([{**self.rewards.failures}])
+        self.measured = self._measures(rows, failures)
         if self.keep is not None:
-            self._write(self.keep, step, items, episodes, scores)
+            with self.keep.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return {
             "prompt_ids": [model_rows(episode.prompt_ids).tolist() for episode in episodes],
             "completion_ids": [model_rows(episode.completion_ids).tolist() for episode in episodes],
             "env_mask": [episode.env_mask for episode in episodes],
             "logprobs": _logprobs(episodes),  # pyright: ignore[reportReturnType]
             SCORES: scores,
-            "episode": episodes,
         }
 
-    def measures(self, scores: Sequence[Sequence[float]], episodes: Sequence[Episode]) -> dict[str, float]:
-        """What is logged of a step beside TRL's own means: dead groups, failures, calls, thoughts by effort."""
-        out = {
-            f"rewards/{name}/zero_variance": zero_variance_share([row[k] for row in scores], self.group)
-            for k, name in enumerate(self.rewards.names)
+    def _row(self, item: Item, episode: Episode, outcome: Outcome, scores: list[float]) -> dict[str, Any]:
+        """A rollout as it is kept and counted."""
+        return {
+            "id": item.prompt.id,
+            "effort": item.effort,
+            **({"turn": episode.turn} if item.prompt.follow_ups else {}),
+            "stop": episode.stop,
+            "rewards": dict(zip(self.rewards.names, scores, strict=True)),
+            "channel_correct": outcome.completion.ok,
+            "analysis_tokens": outcome.completion.n_tokens_by_channel["analysis"],
+            "calls": len(episode.called),
+            "faults": sum(called.result.fault is not None for called in episode.called),
+            "solved": self.rewards.solved(outcome, scores),
+            "text": self.renderer.vocabulary.decode(episode.completion_ids),
         }
-        out |= {f"rewards/{name}/failures": float(n) for name, n in self.rewards.failures.items()}
-        ok = [episode.completion().ok for episode in episodes]
-        out["channel_correct"] = sum(ok) / len(ok)
+
+    def _measures(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, int]]) -> dict[str, float]:
+        """Of one step's rollouts of all processes: dead groups, failures, calls, thoughts by effort."""
+        out = {
+            f"rewards/{name}/zero_variance": zero_variance_share([row["rewards"][name] for row in rows], self.group)
+            for name in self.rewards.names
+        }
+        for name in {name for each in failures for name in each}:
+            out[f"rewards/{name}/failures"] = float(sum(each.get(name, 0) for each in failures))
+        out["channel_correct"] = sum(row["channel_correct"] for row in rows) / len(rows)
         if self.toolkit is not None:
-            called = [called for episode in episodes for called in episode.called]
-            out["tools/calls"] = len(called) / len(episodes)
-            out["tools/faults"] = sum(c.result.fault is not None for c in called) / max(1, len(called))
+            calls = sum(row["calls"] for row in rows)
+            out["tools/calls"] = calls / len(rows)
+            out["tools/faults"] = sum(row["faults"] for row in rows) / max(1, calls)
+            out["tools/solved"] = sum(row["solved"] for row in rows) / len(rows)
         for effort in EFFORTS:
-            tokens = [e.completion().n_tokens_by_channel["analysis"] for e in episodes if e.effort == effort]
+            tokens = [row["analysis_tokens"] for row in rows if row["effort"] == effort]
             if tokens:
                 out[f"analysis_tokens/{effort}"] = sum(tokens) / len(tokens)
         return out
-
-    def _write(
-        self, path: Path, step: int, items: list[Item], episodes: list[Episode], scores: list[list[float]]
-    ) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            for item, episode, values in zip(items, episodes, scores, strict=True):
-                row = {
-                    "step": step,
-                    "id": item.prompt.id,
-                    "effort": item.effort,
-                    "stop": episode.stop,
-                    "rewards": dict(zip(self.rewards.names, values, strict=True)),
-                    "text": self.renderer.vocabulary.decode(episode.completion_ids),
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _logprobs(episodes: Sequence[Episode]) -> list[list[float | None]] | None:
     found = [episode.logprobs for episode in episodes if episode.logprobs is not None]
     return found if len(found) == len(episodes) else None
-
-
-def outcome_of(item: Item, episode: Episode) -> Outcome:
-    return Outcome(episode.completion(), episode.called, item.prompt.reference, item.effort, item.prompt.scorer)
 
 
 class RewardTrainer(WholeRun, GRPOTrainer):
@@ -307,7 +331,7 @@ def _reward(number: int, name: str, rollouts: Rollouts) -> Callable[..., list[fl
 
     def reward(**columns: Any) -> list[float]:
         if number == 0:
-            for key, value in rollouts.measures(columns[SCORES], columns["episode"]).items():
+            for key, value in rollouts.measured.items():
                 columns["log_metric"](key, value)
         return [values[number] for values in columns[SCORES]]
 

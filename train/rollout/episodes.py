@@ -1,7 +1,8 @@
 """Rollouts of several turns: the model samples, its call is run, the result is appended, and it samples on.
 
 Token ids in, token ids out. What was sampled is kept id for id and never rendered again; only tool results are written
-by the renderer, and they are masked. Whatever a tool or a model does, there is an episode at the end.
+by the renderer, and they are masked. Where the user says more after a final, a new prompt is rendered without the
+earlier analysis, and a new episode follows. Whatever a tool or a model does, there is an episode at the end.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Episode:
     sampled, 0 for each that the environment wrote; logprobs: of each, 0 for what the environment wrote and None where
     the engine gave none, or None where it gives none at all. actions: what was sampled, by action, and starts: where
     each begins in completion_ids. called: the calls that were run. stop: `return` a final; `length` out of tokens;
-    `calls` one more call than allowed; `malformed` neither a final nor a call that names a tool.
+    `calls` one more call than allowed; `malformed` neither a final nor a call that names a tool. turn: of the user
+    messages that the rollout is given one after the other, the number of the one that this answers.
     """
 
     prompt_ids: list[int]
@@ -60,6 +62,7 @@ class Episode:
     stop: EpisodeStop
     effort: Effort = "medium"
     logprobs: list[float | None] | None = None
+    turn: int = 0
 
     def completion(self) -> Completion:
         """The whole episode as one typed result: all thoughts and calls, the last action's final and stop."""
@@ -76,18 +79,22 @@ def run_episodes(
     efforts: Sequence[Effort | None] | None = None,
     temperature: float = 1.0,
     seed: int | Sequence[int] = 0,
+    follow_ups: Sequence[Sequence[str]] | None = None,
 ) -> list[Episode]:
     """One episode of each prompt, in order; all that still go on are sampled together.
 
     prompts: conversations that end where the model should answer, with the tools that it is told of. toolbox: makes
-    the tools that one episode can call; None runs no call, and a call ends the episode. efforts: of each prompt, None
+    the tools that one rollout can call; None runs no call, and a call ends the episode. efforts: of each prompt, None
     takes the conversation's. seed: one for all, from which each derives its own by its index, or one a prompt.
+    follow_ups: of each prompt, what the user says after each final; the episode is that of the last turn, or of the
+    first that ends without a final.
     """
     seeds = [sample_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
     wanted = list(efforts) if efforts is not None else [None] * len(prompts)
+    more = list(follow_ups) if follow_ups is not None else [()] * len(prompts)
     running = [
-        _Running(prompt, renderer, limits or EpisodeLimits(), effort or renderer.effort_of(prompt), seed)
-        for prompt, effort, seed in zip(prompts, wanted, seeds, strict=True)
+        _Running(prompt, renderer, limits or EpisodeLimits(), effort or renderer.effort_of(prompt), seed, tuple(texts))
+        for prompt, effort, seed, texts in zip(prompts, wanted, seeds, more, strict=True)
     ]
     with ExitStack() as stack:
         while active := [episode for episode in running if episode.stop is None]:
@@ -95,13 +102,14 @@ def run_episodes(
                 [episode.ids for episode in active],
                 min(active[0].limits.action_tokens, max(episode.left for episode in active)),
                 temperature,
-                [sample_seed(episode.seed, len(episode.actions)) for episode in active],
+                [sample_seed(episode.seed, episode.n_sampled) for episode in active],
             )
             for episode, found in zip(active, sampled, strict=True):
                 episode.take(found)
                 if episode.wants is not None and episode.toolbox is None and toolbox is not None:
                     episode.toolbox = stack.enter_context(toolbox())
                 episode.answer()
+                episode.go_on()
     return [episode.finished() for episode in running]
 
 
@@ -148,6 +156,9 @@ class _Running:
     limits: EpisodeLimits
     effort: Effort
     seed: int
+    follow_ups: tuple[str, ...] = ()
+    turn: int = 0
+    n_sampled: int = 0
     toolbox: Toolbox | None = None
     wants: ToolCall | None = None
     stop: EpisodeStop | None = None
@@ -185,6 +196,7 @@ class _Running:
             response_format=bool(self.prompt.response_formats),
             finish_reason=reason,
         )
+        self.n_sampled += 1
         self.actions.append(action)
         self.starts.append(len(self.completion))
         self.has_logprobs = self.has_logprobs and sampled.logprobs is not None
@@ -215,6 +227,16 @@ class _Running:
             return
         self._write(ids, 0)
 
+    def go_on(self) -> None:
+        """The user's next message as a prompt of its own, where this turn has ended in a final."""
+        if self.turn == len(self.follow_ups) or self.stop != "return" or self.actions[-1].final is None:
+            return
+        self.prompt = continued(self.prompt, self.finished(), self.follow_ups[self.turn])
+        self.prompt_ids = self.renderer.prompt(self.prompt, self.effort)
+        self.turn, self.stop, self.has_logprobs = self.turn + 1, None, True
+        self.actions, self.starts, self.called = [], [], []
+        self.completion, self.mask, self.logprobs = [], [], []
+
     def _write(self, ids: Sequence[int], sampled: int, logprobs: Sequence[float | None] = ()) -> None:
         self.completion.extend(ids)
         self.mask.extend([sampled] * len(ids))
@@ -232,6 +254,7 @@ class _Running:
             self.stop,
             self.effort,
             self.logprobs if self.has_logprobs else None,
+            self.turn,
         )
 
 

@@ -1,12 +1,14 @@
 """What a rollout earns: small judgements on the typed result, each a number from 0 to 1, composed with weights.
 
-Only a finished, single final is an answer, and a reward for manners (length, language, JSON) is paid for answers alone,
-so that saying nothing, junk, an echo of the prompt, or an answer left in the analysis earns nothing.
+Only a finished, single final is an answer. A reward for manners (length, language, JSON) is paid for answers alone, and
+beside an `answer` reward only as far as that one is: saying nothing, junk, an echo of the prompt, or an answer left in
+the analysis earns nothing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -55,7 +57,16 @@ class Rewards:
 
     def score(self, outcome: Outcome) -> list[float]:
         """One number a reward, in their order, before weights."""
-        return [self._value(name, setting, outcome) for name, setting in zip(self.names, self.settings, strict=True)]
+        values = [self._value(name, setting, outcome) for name, setting in zip(self.names, self.settings, strict=True)]
+        answers = [v for v, s in zip(values, self.settings, strict=True) if s.type == "answer" and _truth(s, outcome)]
+        right = math.prod(answers)
+        return [v * right if s.type in _MANNERS and s.gated else v for v, s in zip(values, self.settings, strict=True)]
+
+    def solved(self, outcome: Outcome, values: Sequence[float]) -> bool:
+        """Right by every `answer` and `calls` reward, with a final, through calls that all ran without a fault."""
+        judged = [v for v, s in zip(values, self.settings, strict=True) if s.type in ("answer", "calls")]
+        ran = bool(outcome.called) and not any(called.result.fault for called in outcome.called)
+        return ran and answer_of(outcome.completion) is not None and all(value == 1 for value in judged)
 
     def total(self, values: Sequence[float]) -> float:
         return sum(value * weight for value, weight in zip(values, self.weights, strict=True))
@@ -70,12 +81,13 @@ class Rewards:
         self.close()
 
     def _value(self, name: str, setting: RewardSettings, outcome: Outcome) -> float:
-        if setting.type in _OWN:
-            return _OWN[setting.type](outcome, setting)
+        if setting.type == "channel":
+            return channel(outcome)
+        if setting.type in _MANNERS:
+            return _MANNERS[setting.type](outcome, setting)
         if setting.type == "calls":
             return self._calls(outcome, setting)
-        scorer = setting.function if setting.type == "function" else setting.scorer or outcome.scorer
-        scorer = scorer or default_scorer(outcome.reference)
+        scorer = setting.function if setting.type == "function" else _truth(setting, outcome)
         return 0.0 if scorer is None else self._scored(name, scorer, outcome)
 
     def _scored(self, name: str, scorer: str, outcome: Outcome) -> float:
@@ -102,6 +114,11 @@ class Rewards:
         return float(ran or "succeeded" not in setting.need)
 
 
+def _truth(setting: RewardSettings, outcome: Outcome) -> str | None:
+    """The comparison of an `answer` reward; None where the row has no truth to compare with."""
+    return setting.scorer or outcome.scorer or default_scorer(outcome.reference)
+
+
 def zero_variance_share(values: Sequence[float], group: int) -> float:
     """Share of groups of `group` neighbours in which all values are equal: those teach nothing."""
     groups = [values[i : i + group] for i in range(0, len(values), group)]
@@ -121,7 +138,7 @@ def without_echo(completion: Completion, prompt: str) -> Completion:
     return replace(completion, final=echo.sub(" ", completion.final))
 
 
-def channel(outcome: Outcome, setting: RewardSettings) -> float:
+def channel(outcome: Outcome) -> float:
     """Every rule of the checker is kept, in all actions."""
     return float(outcome.completion.ok and outcome.completion.stop in ("return", "call"))
 
@@ -151,7 +168,7 @@ def language(outcome: Outcome, setting: RewardSettings) -> float:
 
 
 def json_final(outcome: Outcome, setting: RewardSettings) -> float:
-    """The final is JSON, an object or a list, and valid for the row's schema where it has one."""
+    """The final is JSON, valid for the row's schema; where the row has none, an object or a list that is not empty."""
     final = answer_of(outcome.completion)
     if final is None:
         return 0.0
@@ -161,7 +178,7 @@ def json_final(outcome: Outcome, setting: RewardSettings) -> float:
         return 0.0
     schema = outcome.reference.schema
     if schema is None:
-        return float(isinstance(value, dict | list))
+        return float(isinstance(value, dict | list) and bool(value))
     return float(jsonschema.Draft202012Validator(dict(schema)).is_valid(value))
 
 
@@ -175,8 +192,7 @@ def script_share(text: str, script: str) -> float | None:
     return sum(name in wanted for name in letters) / len(letters) if letters else None
 
 
-_OWN: dict[str, Callable[[Outcome, RewardSettings], float]] = {
-    "channel": channel,
+_MANNERS: dict[str, Callable[[Outcome, RewardSettings], float]] = {
     "length": length,
     "language": language,
     "json": json_final,

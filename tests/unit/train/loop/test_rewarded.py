@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from counterpoint.configs.errors import DataError
 from counterpoint.configs.rl_section import RewardSettings
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.evals.prompts import EvalPrompt
+from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
 from counterpoint.train.evals.scorers import Reference
 from counterpoint.train.loop.rewarded import Rollouts, items_of
 from counterpoint.train.model.tiny import random_tiny
@@ -42,7 +43,7 @@ def test_a_step_of_rollouts_as_trl_takes_it(tmp_path: Path, efforts: tuple) -> N
             items, renderer, engine, rewards, EpisodeLimits(), 1.0, 2, 0, toolkit, tmp_path / "rollouts.jsonl"
         )
         out = rollouts(["0", "0"], 7, loaded.vocabulary_map.rows)
-        measured = rollouts.measures(out["scores"], out["episode"])
+        measured = rollouts.measured
     ids = loaded.vocabulary_map.ids
     assert ids(out["prompt_ids"][0]).tolist() == renderer.prompt(prompt, items[0].effort)
     sampled = [i for i, m in zip(ids(out["completion_ids"][0]).tolist(), out["env_mask"][0], strict=True) if m]
@@ -50,8 +51,37 @@ def test_a_step_of_rollouts_as_trl_takes_it(tmp_path: Path, efforts: tuple) -> N
     assert out["scores"] == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     assert measured["rewards/answer/zero_variance"] == 1.0
     assert measured["channel_correct"] == 1.0
-    assert (measured["tools/calls"], measured["tools/faults"]) == (1.0, 0.0)
+    assert (measured["tools/calls"], measured["tools/faults"], measured["tools/solved"]) == (1.0, 0.0, 1.0)
     assert measured[f"analysis_tokens/{items[0].effort}"] == len(loaded.vocabulary.encode("Call."))
     (first, _) = (json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines())
     assert first["step"] == 7
     assert "<|start|>functions.multiply to=assistant<|channel|>commentary<|message|>42<|end|>" in first["text"]
+
+
+def test_each_turn_is_learned_from_and_judged_by_its_own_truth(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    row = {"prompt": "6 times 7?", "answer": 42, "follow_ups": ["Thanks.", {"content": "And 8?", "answer": 48}]}
+    path.write_text(json.dumps(row) + "\n")
+    loaded = random_tiny()
+    renderer = Renderer(loaded.vocabulary)
+    engine = ScriptedEngine(loaded.vocabulary, [ANSWER, ANSWER, "<|channel|>final<|message|>48<|return|>"])
+    items = items_of(load_prompts(str(path)), renderer)
+    assert [item.turn for item in items] == [0, 1, 2]
+    with Rewards([RewardSettings(type="answer")]) as rewards:
+        keep = tmp_path / "rollouts.jsonl"
+        rollouts = Rollouts(items, renderer, engine, rewards, EpisodeLimits(), 1.0, 2, 0, None, keep)
+        assert rollouts(["2"], 0, loaded.vocabulary_map.rows)["scores"] == [[1.0]]
+        assert rollouts(["2"], 1, loaded.vocabulary_map.rows)["scores"] == [[1.0]]
+        engine.script = lambda prompt, seed: ANSWER
+        assert rollouts(["2", "1", "0"], 2, loaded.vocabulary_map.rows)["scores"] == [[0.0], [0.0], [1.0]]
+    asked = loaded.vocabulary.decode(engine.asked[2][0])
+    assert asked.count("<|start|>user<|message|>") == 3
+    assert [json.loads(line)["turn"] for line in keep.read_text().splitlines()] == [2, 2, 2, 1, 0]
+
+
+@pytest.mark.parametrize("given", [[3], [{"answer": 1}], {"content": ""}, [""]])
+def test_follow_ups_that_say_nothing_are_told(tmp_path: Path, given: object) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "Hello?", "follow_ups": given}) + "\n")
+    with pytest.raises(DataError, match=r"follow_ups\[0\]: not a text"):
+        load_prompts(str(path))

@@ -194,6 +194,33 @@ def test_the_next_user_message_drops_earlier_analysis(toolkit: Toolkit) -> None:
     )
 
 
+def test_what_the_user_says_next_begins_an_episode_of_its_own(toolkit: Toolkit) -> None:
+    prompt, later = question(toolkit), ANSWER.replace("42", "48")
+    engine = ScriptedEngine(VOCABULARY, [IN_CHANNEL, ANSWER, THINK + later])
+    (episode,) = run_episodes(
+        [prompt], RENDERER, engine, toolbox=toolkit.toolbox, efforts=["high"], follow_ups=[["And 6 times 8?"]]
+    )
+    (first,) = run_episodes(
+        [prompt], RENDERER, ScriptedEngine(VOCABULARY, [IN_CHANNEL, ANSWER]), toolbox=toolkit.toolbox, efforts=["high"]
+    )
+    assert (episode.turn, episode.stop, episode.effort) == (1, "return", "high")
+    assert episode.prompt_ids == RENDERER.prompt(continued(prompt, first, "And 6 times 8?"), "high")
+    assert episode.prompt_ids == engine.asked[2][0]
+    assert "Call it." not in VOCABULARY.decode(episode.prompt_ids)
+    assert episode.completion_ids == VOCABULARY.encode_with_specials(THINK + later)
+    assert episode.env_mask == [1] * len(episode.completion_ids)
+    assert (episode.called, len(episode.actions), episode.completion().final) == ((), 1, "48")
+
+
+@pytest.mark.parametrize(
+    ("said", "stop"), [("hello<|call|>", "malformed"), ("<|return|>", "return"), ("", "malformed")]
+)
+def test_a_turn_without_a_final_is_the_last(said: str, stop: str) -> None:
+    engine = ScriptedEngine(VOCABULARY, [said, ANSWER])
+    (episode,) = run_episodes([question()], RENDERER, engine, follow_ups=[["And then?"]])
+    assert (episode.turn, episode.stop, len(engine.asked)) == (0, stop, 1)
+
+
 def test_each_python_session_is_an_episodes_own(tmp_path: Path) -> None:
     first = "<|channel|>analysis to=python<|message|>x = 41; print(x + 1)<|call|>"
     second = "<|channel|>analysis to=python<|message|>print('x' in globals())<|call|>"

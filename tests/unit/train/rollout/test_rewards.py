@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,36 @@ EVERY = [
 def test_hacking_probes_earn_nothing(said: str) -> None:
     with Rewards([RewardSettings.model_validate(setting) for setting in EVERY]) as rewards:
         assert rewards.score(outcome(said)) == [0.0] * len(EVERY)
+
+
+def test_manners_without_a_right_answer_earn_nothing() -> None:
+    junk = f'{THINK}{FINAL}["lorem", "ipsum"]<|return|>'
+    with Rewards([RewardSettings.model_validate(setting) for setting in EVERY]) as rewards:
+        assert rewards.score(outcome(junk)) == [1.0] + [0.0] * (len(EVERY) - 1)
+    length: dict = {"type": "length", "budgets": {"medium": [0, 50]}}
+    for answer, setting, value in [
+        ([], length, 1),
+        ([{"type": "answer"}], length, 0),
+        ([{"type": "answer", "weight": 0}], {"type": "language", "script": "latin"}, 0),
+        ([{"type": "answer"}], {**length, "gated": False}, 1),
+    ]:
+        with Rewards([RewardSettings.model_validate(each) for each in [*answer, setting]]) as rewards:
+            assert rewards.score(outcome(junk))[-1] == value
+            assert rewards.score(outcome(junk, reference=Reference(prompt=PROMPT)))[-1] == 1
+
+
+def test_solved_is_right_through_calls_that_ran() -> None:
+    call = f'{THINK}<|channel|>commentary to=functions.add <|constrain|>json<|message|>{{"a": 1}}<|call|>'
+    with Rewards([RewardSettings(type="answer"), RewardSettings(type="channel")]) as rewards:
+        for said, faults, wanted in [(RIGHT, (None,), True), (RIGHT, (), False), (RIGHT, ("raised",), False)]:
+            ran = outcome(call, faults=faults).called
+            found = replace(outcome(said), called=ran)
+            assert rewards.solved(found, rewards.score(found)) is wanted
+        wrong = replace(outcome(RIGHT.replace("42", "41")), called=outcome(call, faults=(None,)).called)
+        assert not rewards.solved(wrong, rewards.score(wrong))
+    with Rewards([RewardSettings(type="channel")]) as rewards:
+        ends_in_call = outcome(call, faults=(None,))
+        assert not rewards.solved(ends_in_call, rewards.score(ends_in_call))
 
 
 def test_an_echoed_prompt_is_no_answer() -> None:
@@ -164,6 +195,7 @@ def test_script_by_unicode_names(text: str, script: str, share: float | None) ->
         ('{"other": 42}', {"type": "object", "required": ["answer"]}, 0),
         ('{"answer": 42}', None, 1),
         ("42", None, 0),
+        ("{}", None, 0),
         ("{", None, 0),
         ("[" * 100_000, None, 0),
     ],
