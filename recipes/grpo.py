@@ -65,12 +65,12 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             make_rollouts(settings, session, loaded, items, renderer, rewards, toolkit),
             loop_settings(settings, session.path),
             identity,
-            callbacks=[AttachmentProof()],
             extras=loaded.vocabulary_map.save,
             stop=stop,
             shared=settings.grpo.share_prompts,
             teacher=make_teacher(settings),
         )
+        trainer.add_callback(AttachmentProof(lambda: trainer.taught))
         hook = add_measurements(settings, session, loaded, trainer, renderer, load_prompts(settings.eval.prompts))
         return train_to_end(settings, session, loaded, trainer, hook, steps)
 

@@ -54,9 +54,9 @@ def train(*settings: str) -> Path:
     return next(path for path in Path().iterdir() if path not in before and (path / "metrics.jsonl").is_file())
 
 
-def curve(run: Path) -> list[list[float]]:
+def curve(run: Path, *keys: str) -> list[list[float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [[line["step"], *(line[key] for key in TIMELESS)] for line in lines if "loss" in line]
+    return [[line["step"], *(line[key] for key in keys or TIMELESS)] for line in lines if "loss" in line]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -88,6 +88,12 @@ def test_loss_variants_with_an_adapter_and_groups_at_each_effort(loss: str) -> N
     rolled = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert [row["effort"] for row in rolled[:4]] == [rolled[0]["effort"]] * 4
     assert not any(".ref." in name for name in weights(run))
+
+
+def test_a_step_without_a_lesson_does_not_stop_a_run_with_an_adapter() -> None:
+    run = train("lora.enabled=true", "rewards=[{type: json}]", "train.steps=2")
+    assert [line[1:3] for line in curve(run, "loss", "grad_norm")] == [[0, 0]] * 2
+    assert not any(bool(tensor.any()) for name, tensor in weights(run).items() if "lora_B" in name)
 
 
 def test_settings_that_cannot_be_are_told_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -63,9 +63,13 @@ class RunLog(TrainerCallback):
 
 
 class AttachmentProof(TrainerCallback):
-    """Stops a run whose adapters do not train: frozen, unknown to the optimizer, or zero after the first real step."""
+    """Stops a run whose adapters do not train: frozen, unknown to the optimizer, or zero after the first real step.
 
-    def __init__(self) -> None:
+    taught: whether the step has anything to learn from; rollouts that are all paid alike teach nothing.
+    """
+
+    def __init__(self, taught: Callable[[], bool] = lambda: True) -> None:
+        self.taught = taught
         self.proven = False
 
     def on_train_begin(
@@ -91,7 +95,7 @@ class AttachmentProof(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         # The first step of a warm-up has rate 0 and moves nothing.
-        if not self.proven and optimizer.param_groups[0]["lr"] > 0:
+        if not self.proven and optimizer.param_groups[0]["lr"] > 0 and self.taught():
             check_attached_after_step(model)
             self.proven = True
 

@@ -180,7 +180,7 @@ class RewardTrainer(WholeRun, GRPOTrainer):
     """Trains `loaded.model` on the rewards of its own rollouts.
 
     shared: whether the prompt of a group is computed once for all its completions (loop/shared_prompts.py). teacher:
-    rates each sampled token beside the rewards.
+    rates each sampled token beside the rewards. taught: whether any token of the last rollouts has an advantage.
     """
 
     def __init__(
@@ -217,6 +217,7 @@ class RewardTrainer(WholeRun, GRPOTrainer):
             )
         if hasattr(loaded.model, "peft_config") and "ref" in loaded.model.peft_config:
             loaded.model.delete_adapter("ref")
+        self.taught = True
         restore_stops(loaded)
         self.take_over(loop, identity, extras, stop)
         if isinstance(rollouts.engine, FollowingEngine):
@@ -230,11 +231,14 @@ class RewardTrainer(WholeRun, GRPOTrainer):
         if self.use_vllm and self.vllm_importance_sampling_correction:
             self._metrics["train"]["sampling/capped"].append(self._share_capped(batch))
         if self.teacher is not None:
-            batch["advantages"] = self._taught(self.teacher, batch)
+            batch["advantages"] = self._rated(self.teacher, batch)
+        advantages = batch["advantages"]
+        counted = (advantages if advantages.dim() == 2 else advantages[:, None]) * batch["completion_mask"]
+        self.taught = bool(self.accelerator.reduce(counted.any().float(), "sum"))
         return batch
 
     @torch.no_grad()
-    def _taught(self, teacher: Teacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _rated(self, teacher: Teacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Advantages (B, C): those of the group, and for each sampled token what the teacher thinks of it."""
         ids_BS = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         attended_BS = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)

@@ -74,6 +74,11 @@ def test_adapters_without_gradient_are_refused_after_the_first_real_step(tiny_ru
         trainer.train()
     # Warm-up begins with a rate of 0: the proof waits for the step after it.
     assert trainer.state.global_step == 1
+    answers = iter([False, False, True])
+    trainer = tiny_run.make(tmp_path, model=model, callbacks=[AttachmentProof(lambda: next(answers))])
+    with pytest.raises(RunError, match="still zero"):
+        trainer.train()
+    assert trainer.state.global_step == 3
 
 
 def test_full_fine_tuning_has_nothing_to_prove(tiny_run: ModuleType, tmp_path: Path) -> None:
