@@ -94,3 +94,29 @@ def test_the_command_resumes_where_it_was_cut_off(
     assert (run / "data.jsonl").read_bytes() == b""
     assert main(["train", str(run / "config.yaml"), "distill.samples=3", "--resume", str(run)]) == 1
     assert "its rows or settings were others" in capsys.readouterr().err
+
+
+def test_accepted_rows_outlive_a_cut_and_the_file_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sums = [(17, 25), (31, 14), (8, 7), (45, 32), (12, 66), (29, 36)]
+    rows = [{"messages": [{"role": "user", "content": f"{a} + {b} = ?"}], "answer": a + b} for a, b in sums]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ("distill/tiny_sums", "data.train=rows.jsonl", "output=.", "distill.batch=4", "distill.samples=3")
+    assert main(["train", *settings]) == 0
+    (run,) = Path().glob("tiny_sums-*")
+    kept, refused, data = (run / name for name in ("distilled.jsonl", "refused.jsonl", "data.jsonl"))
+    whole, lines = data.read_bytes(), kept.read_bytes().splitlines(keepends=True)
+    assert len(lines) >= 2, "the embedded model adds some of them rightly"
+    told = capsys.readouterr().out
+    # Cut off in the middle of a line; what was refused and accepted after it is gone.
+    kept.write_bytes(lines[0] + lines[1][:40])
+    refused.unlink(missing_ok=True)
+    data.unlink()
+    assert main(["train", str(run / "config.yaml"), "--resume", str(run)]) == 0
+    again = capsys.readouterr().out
+    assert "6 questions, 1 of them done before" in again
+    assert data.read_bytes() == whole
+    assert sorted(kept.read_bytes().splitlines(keepends=True)) == sorted(lines)
+    assert [line for line in told.splitlines() if "accepted" in line][-1] in again

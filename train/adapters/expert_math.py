@@ -86,6 +86,9 @@ class Gradient(NamedTuple):
 
 
 _NONE = (None, None, 0.0)
+ROWS_AT_A_TIME = 4096
+"""Routed rows whose activation is computed together where all experts run at once: its steps in float32 would take more
+memory than all else that the backward pass of a layer holds."""
 
 
 def activation(hidden_RJ: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
@@ -206,7 +209,9 @@ def grouped_forward(
     x_RH = x_NH[routing.row_R]
     h_RJ, low_up_Rr = _project_all(x_RH, base.w1, base.b1[expert_R], up, routing.end_E)
     del x_RH
-    a_RI = activation(h_RJ, base.alpha, base.limit)
+    a_RI = h_RJ.new_empty(len(h_RJ), base.w2.shape[1])
+    for part in _parts(len(h_RJ)):
+        a_RI[part] = activation(h_RJ[part], base.alpha, base.limit)
     out_RH, low_down_Rr = _project_all(a_RI, base.w2, base.b2[expert_R], down, routing.end_E)
     return _combine(out_RH, routing.slot_NK, weight_NK), Saved(h_RJ, low_up_Rr, low_down_Rr)
 
@@ -225,7 +230,11 @@ def grouped_backward(
         a_EIr, b_ErH = _padded(down)
         low_dy_Rr = F.grouped_mm(dy_RH, b_ErH.transpose(-2, -1), offs=end_E)
         g_RI.add_(F.grouped_mm(low_dy_Rr, a_EIr.transpose(-2, -1), offs=end_E), alpha=down.scale)
-    a_RI, dh_RJ = activation_backward(saved.hidden_RJ, g_RI * weight_R1, base.alpha, base.limit)
+    a_RI, dh_RJ = torch.empty_like(g_RI), torch.empty_like(saved.hidden_RJ)
+    for part in _parts(len(g_RI)):
+        a_RI[part], dh_RJ[part] = activation_backward(
+            saved.hidden_RJ[part], g_RI[part] * weight_R1[part], base.alpha, base.limit
+        )
     dweight_R = g_RI.mul_(a_RI).sum(-1) + (dy_RH * base.b2[_expert_of_rows(routing)]).sum(-1)
     del g_RI
     if down is not None and low_dy_Rr is not None:
@@ -245,6 +254,10 @@ def grouped_backward(
     dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None)
     dweight_NK = dweight_R[routing.slot_NK].to(weight_NK.dtype)
     return Gradient(dx_NH, dweight_NK, da_up, db_up, da_down, db_down)
+
+
+def _parts(rows: int) -> list[slice]:
+    return [slice(first, first + ROWS_AT_A_TIME) for first in range(0, rows, ROWS_AT_A_TIME)]
 
 
 def _cast(adapter: Adapter | None, dtype: torch.dtype) -> Adapter | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from counterpoint.train.adapters.expert_math import ROWS_AT_A_TIME
 from counterpoint.train.plan.shape import Shape
 
 MIB = 1 << 20
@@ -171,7 +172,7 @@ def _experts_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
         return 2 * shape.expert_numbers() * plan.itemsize
     if plan.device == "cuda":
         dense = shape.expert_numbers() * 2 // 3 * plan.itemsize if plan.packed else 0
-        rows = routed * (hidden * plan.itemsize + 4 * inner * plan.itemsize + 6 * inner * 4)
+        rows = routed * (hidden + 4 * inner) * plan.itemsize + min(routed, ROWS_AT_A_TIME) * 8 * inner * 4
         return rows + dense + 2 * numbers * plan.itemsize
     # One expert at a time, the busiest one with about one and a half times its share.
     one = min(batch.tokens, 3 * routed // (2 * shape.experts))
