@@ -50,6 +50,8 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         renderer = Renderer(load_vocabulary_of(settings.model), render_settings(settings.data))
         prompts = read_prompts(settings.data, renderer, toolkit)
         items = items_of(prompts, renderer, settings.grpo.efforts)
+        rewards = stack.enter_context(Rewards(settings.rewards))
+        check_rewards(rewards, items, session)
         groups = rows_per_step(settings) // settings.grpo.group
         steps = steps_of(settings, len(items), groups)
         session.say(f"{len(prompts)} prompts, {groups} groups of {settings.grpo.group} a step")
@@ -58,7 +60,6 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
 
         set_seed(settings.seed)
         loaded = prepare_model(settings, session)
-        rewards = stack.enter_context(Rewards(settings.rewards))
         trainer = RewardTrainer(
             loaded,
             grpo_arguments(settings, session.path, steps),
@@ -100,6 +101,15 @@ def read_prompts(data: PromptSettings, renderer: Renderer, toolkit: Toolkit | No
                 )
             prompts.append(prompt)
     return prompts
+
+
+def check_rewards(rewards: Rewards, items: list[Item], session: Session) -> None:
+    """ConfigError for a reward that can judge nothing; a line for one that some turns have no truth for."""
+    for name, missing in rewards.unjudged(item.outcome() for item in items).items():
+        if missing == len(items):
+            raise ConfigError(f"reward {name}: no row has a truth for it: give the rows one, or take another `scorer`")
+        if missing:
+            session.warn(f"reward {name}: {missing} of {len(items)} turns have no truth for it and earn nothing there")
 
 
 def fingerprint(items: list[Item], renderer: Renderer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -104,6 +105,33 @@ def test_settings_that_cannot_be_are_told_on_one_line(capsys: pytest.CaptureFixt
     assert main(["train", "run.yaml", "grpo.beta=0.1"]) == 2
     assert main(["train", "run.yaml", "tools.functions=reward.py:missing"]) == 2
     assert "has no attribute 'missing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        ('{type: function, function: "nofile.py:f"}', "reward function: .*nofile.py"),
+        ('{type: function, function: "reward.py:nothing"}', "reward function: .*nothing"),
+        ("{type: answer, scorer: numbr}", "scorer `numbr` is unknown"),
+        ("{type: answer, scorer: schema}", "reward answer: no row has a truth for it"),
+    ],
+)
+def test_a_reward_that_can_judge_nothing_is_told_before_the_model_loads(
+    capsys: pytest.CaptureFixture[str], reward: str, told: str
+) -> None:
+    assert main(["train", "run.yaml", f"rewards=[{reward}]"]) == 2
+    out, err = capsys.readouterr()
+    assert re.search(told, err)
+    assert len(err.splitlines()) == 1
+    assert "parameters train" not in out
+
+
+def test_turns_without_a_truth_are_counted_and_earn_nothing() -> None:
+    rows = [{"prompt": "1 + 1?", "answer": 2, "follow_ups": ["Thanks."]}, {"prompt": "2 + 2?", "answer": 4}]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = train("data.train=[{type: file, path: rows.jsonl}]", "rewards=[{type: answer}, {type: channel}]")
+    assert "reward answer: 1 of 3 turns have no truth for it" in (run / "log.txt").read_text()
+    assert {row["rewards"]["answer"] for row in map(json.loads, (run / "rollouts.jsonl").open())} == {0.0}
 
 
 @pytest.mark.parametrize("name", ["grpo/tiny_calculator", "grpo/tiny_effort"])

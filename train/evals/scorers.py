@@ -27,6 +27,11 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import Completion, ToolCall
 from counterpoint.train.evals.guarded import Guard, Guarded
 
+
+class MissingTruthError(ConfigError):
+    """The row has not what a comparison needs."""
+
+
 Outcome = Literal["right", "partly", "wrong", "missing", "failed"]
 UNKNOWN_INSTRUCTION = "neither IFEval nor IFBench has an instruction"
 ANSWER_CODES = frozenset({"second_final", "tokens_after_stop"})
@@ -106,7 +111,9 @@ def calls(completion: Completion, reference: Reference) -> Score:
     """Every expected call was made, in any order, with accepted arguments, and no other."""
     expected = reference.calls
     if expected is None:
-        raise ConfigError("scorer `calls`: the row names no expected calls: give it `calls`, or take another scorer")
+        raise MissingTruthError(
+            "scorer `calls`: the row names no expected calls: give it `calls`, or take another scorer"
+        )
     if not completion.calls:
         right = not expected
         return Score(float(right), "right" if right else "missing", "" if right else "no call")
@@ -185,6 +192,8 @@ def _accepts(given: Any, option: Any) -> bool:
 
 def schema(completion: Completion, reference: Reference) -> Score:
     """The final is JSON and valid for the row's schema."""
+    if reference.schema is None:
+        raise MissingTruthError("the row has no `schema`: give it one, or take another scorer")
     final = answer_of(completion)
     if final is None:
         return Score(0.0, "missing", "no final")
@@ -193,7 +202,7 @@ def schema(completion: Completion, reference: Reference) -> Score:
     except ValueError as error:
         return Score(0.0, "wrong", f"not JSON: {error}")
     try:
-        jsonschema.validate(value, dict(reference.schema or {}))
+        jsonschema.validate(value, dict(reference.schema))
     except jsonschema.ValidationError as error:
         return Score(0.0, "wrong", f"{error.json_path}: {error.message}"[:300])
     except jsonschema.SchemaError as error:
@@ -218,7 +227,7 @@ class Scorers:
         }
 
     def score(self, name: str, completion: Completion, reference: Reference) -> Score:
-        """ConfigError for a name that is no scorer."""
+        """ConfigError for a name that is no scorer, MissingTruthError for a row that has nothing to compare with."""
         if name in self._plain:
             return self._plain[name](completion, reference)
         if name in _FOREIGN:
@@ -294,20 +303,26 @@ def last_number(text: str) -> Fraction | None:
 
 def _answer(reference: Reference) -> str:
     if reference.answer is None:
-        raise ConfigError("the row has no `answer`: give it one, or take another scorer")
+        raise MissingTruthError("the row has no `answer`: give it one, or take another scorer")
     return reference.answer
 
 
 def _instructions(reference: Reference) -> tuple[str, Any]:
     if reference.instructions is None:
-        raise ConfigError("the row names no instructions: give it `instruction_id_list` and `kwargs`")
+        raise MissingTruthError("the row names no instructions: give it `instruction_id_list` and `kwargs`")
     return reference.prompt, reference.instructions
+
+
+def _entry(reference: Reference) -> Mapping[str, Any]:
+    if not reference.entry:
+        raise MissingTruthError("the row is no entry of reasoning-gym (`metadata.source_dataset`): take another scorer")
+    return reference.entry
 
 
 _FOREIGN: dict[str, tuple[Callable[[Reference], Any], str]] = {
     "math": (_answer, "math_value"),
     "instructions": (_instructions, "instructions_value"),
-    "reasoning_gym": (lambda reference: reference.entry, "reasoning_gym_value"),
+    "reasoning_gym": (_entry, "reasoning_gym_value"),
 }
 
 

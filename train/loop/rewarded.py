@@ -20,6 +20,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from counterpoint.data.conversation import EFFORTS, Effort
+from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.evals.prompts import EvalPrompt
@@ -60,10 +61,12 @@ class Item:
     def follow_ups(self) -> list[str]:
         return [follow_up.text for follow_up in self.prompt.follow_ups[: self.turn]]
 
-    def outcome(self, episode: Episode) -> Outcome:
-        """The episode beside the truth of the turn in which it ended."""
-        asked = self.prompt.follow_ups[episode.turn - 1] if episode.turn else self.prompt
-        return Outcome(episode.completion(), episode.called, asked.reference, self.effort, asked.scorer)
+    def outcome(self, episode: Episode | None = None) -> Outcome:
+        """The episode beside the truth of the turn in which it ended; without one, nothing beside that of this turn."""
+        turn = self.turn if episode is None else episode.turn
+        asked = self.prompt.follow_ups[turn - 1] if turn else self.prompt
+        completion = parse_completion([]) if episode is None else episode.completion()
+        return Outcome(completion, episode.called if episode else (), asked.reference, self.effort, asked.scorer)
 
 
 def items_of(prompts: Sequence[EvalPrompt], renderer: Renderer, efforts: Sequence[Effort] = ()) -> list[Item]:

@@ -12,17 +12,18 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import jsonschema
 
+from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.rl_section import RewardSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.codes import GROUPS
 from counterpoint.data.harmony.completion import Completion
 from counterpoint.train.evals.prompts import default_scorer
-from counterpoint.train.evals.scorers import Reference, Scorers, answer_of
+from counterpoint.train.evals.scorers import MissingTruthError, Reference, Score, Scorers, answer_of
 from counterpoint.train.rollout.episodes import Called
 
 TOOL_CODES = frozenset(code.value for code in GROUPS["tools"])
@@ -55,12 +56,37 @@ class Rewards:
         self.failures: Counter[str] = Counter()
         self._scorers = Scorers(seconds)
 
+    def unjudged(self, outcomes: Iterable[Outcome]) -> dict[str, int]:
+        """Of outcomes without a completion, one a turn: how many have no truth for each `answer` reward.
+
+        ConfigError for a comparison that nobody knows, or a function that is not there.
+        """
+        missing = {name: 0 for name, setting in zip(self.names, self.settings, strict=True) if setting.type == "answer"}
+        tried: set[tuple[str, str]] = set()
+        for outcome in outcomes:
+            for name, setting in zip(self.names, self.settings, strict=True):
+                scorer = _scorer(setting, outcome)
+                foreign = scorer is not None and ":" in scorer
+                if setting.type not in ("answer", "function") or (foreign and (name, scorer) in tried):
+                    continue
+                found = None if scorer is None else self._score(scorer, outcome)
+                if found is None:
+                    missing[name] += 1
+                elif foreign and "ConfigError: " in found.detail:
+                    raise ConfigError(f"reward {name}: {found.detail.partition('ConfigError: ')[2]}")
+                elif foreign:
+                    tried.add((name, str(scorer)))
+        return missing
+
     def score(self, outcome: Outcome) -> list[float]:
         """One number a reward, in their order, before weights."""
         values = [self._value(name, setting, outcome) for name, setting in zip(self.names, self.settings, strict=True)]
-        answers = [v for v, s in zip(values, self.settings, strict=True) if s.type == "answer" and _truth(s, outcome)]
+        answers = [v for v, s in zip(values, self.settings, strict=True) if s.type == "answer" and v is not None]
         right = math.prod(answers)
-        return [v * right if s.type in _MANNERS and s.gated else v for v, s in zip(values, self.settings, strict=True)]
+        return [
+            0.0 if v is None else v * right if s.type in _MANNERS and s.gated else v
+            for v, s in zip(values, self.settings, strict=True)
+        ]
 
     def solved(self, outcome: Outcome, values: Sequence[float]) -> bool:
         """Right by every `answer` and `calls` reward, with a final, through calls that all ran without a fault."""
@@ -80,25 +106,31 @@ class Rewards:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _value(self, name: str, setting: RewardSettings, outcome: Outcome) -> float:
+    def _value(self, name: str, setting: RewardSettings, outcome: Outcome) -> float | None:
+        """None where the row has no truth for an `answer` reward."""
         if setting.type == "channel":
             return channel(outcome)
         if setting.type in _MANNERS:
             return _MANNERS[setting.type](outcome, setting)
         if setting.type == "calls":
             return self._calls(outcome, setting)
-        scorer = setting.function if setting.type == "function" else _truth(setting, outcome)
-        return 0.0 if scorer is None else self._scored(name, scorer, outcome)
-
-    def _scored(self, name: str, scorer: str, outcome: Outcome) -> float:
-        completion = outcome.completion
-        if ":" not in scorer:  # the user's own function reads the completion as it is
-            completion = without_echo(completion, outcome.reference.prompt)
-        score = self._scorers.score(scorer, completion, outcome.reference)
+        scorer = _scorer(setting, outcome)
+        score = None if scorer is None else self._score(scorer, outcome)
+        if score is None:
+            return None
         if score.outcome == "failed":
             self.failures[name] += 1
             return 0.0
         return score.value
+
+    def _score(self, scorer: str, outcome: Outcome) -> Score | None:
+        completion = outcome.completion
+        if ":" not in scorer:  # the user's own function reads the completion as it is
+            completion = without_echo(completion, outcome.reference.prompt)
+        try:
+            return self._scorers.score(scorer, completion, outcome.reference)
+        except MissingTruthError:
+            return None
 
     def _calls(self, outcome: Outcome, setting: RewardSettings) -> float:
         calls = outcome.completion.calls
@@ -114,9 +146,9 @@ class Rewards:
         return float(ran or "succeeded" not in setting.need)
 
 
-def _truth(setting: RewardSettings, outcome: Outcome) -> str | None:
-    """The comparison of an `answer` reward; None where the row has no truth to compare with."""
-    return setting.scorer or outcome.scorer or default_scorer(outcome.reference)
+def _scorer(setting: RewardSettings, outcome: Outcome) -> str | None:
+    """The comparison of an `answer` or `function` reward; None where the row says nothing of one."""
+    return setting.function or setting.scorer or outcome.scorer or default_scorer(outcome.reference)
 
 
 def zero_variance_share(values: Sequence[float], group: int) -> float:
