@@ -36,6 +36,7 @@ def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) ->
         session.say(f"run folder  {session.path}")
         pairs = read_pairs(settings, session)
         steps = steps_of(settings, len(pairs.pairs), rows_per_step(settings))
+        prompts = load_prompts(settings.eval.prompts, source_options(settings.data))
         identity = Identity(plain(settings), pairs.fingerprint, rows_per_step(settings))
         session.began(identity, steps, allow_changes=overwrite)
 
@@ -43,7 +44,6 @@ def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) ->
         loaded = prepare_model(settings, session)
         trainer = make_trainer(settings, session, loaded, pairs, steps, identity, stop)
         renderer = Renderer(loaded.vocabulary, render_settings(settings.data))
-        prompts = load_prompts(settings.eval.prompts, source_options(settings.data))
         hook = add_measurements(settings, session, loaded, trainer, renderer, prompts)
         return train_to_end(settings, session, loaded, trainer, hook, steps)
 

@@ -55,6 +55,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         groups = rows_per_step(settings) // settings.grpo.group
         steps = steps_of(settings, len(items), groups)
         session.say(f"{len(prompts)} prompts, {groups} groups of {settings.grpo.group} a step")
+        probes = load_prompts(settings.eval.prompts)
         identity = Identity(plain(settings), fingerprint(items, renderer), rows_per_step(settings))
         session.began(identity, steps, allow_changes=overwrite)
 
@@ -72,7 +73,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             teacher=make_teacher(settings),
         )
         trainer.add_callback(AttachmentProof(lambda: trainer.taught))
-        hook = add_measurements(settings, session, loaded, trainer, renderer, load_prompts(settings.eval.prompts))
+        hook = add_measurements(settings, session, loaded, trainer, renderer, probes)
         return train_to_end(settings, session, loaded, trainer, hook, steps)
 
 

@@ -36,6 +36,7 @@ def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) ->
         session.say(f"run folder  {session.path}")
         train, valid = read_data(settings, session)
         steps = total_steps(settings, len(train.rows))
+        prompts = load_prompts(settings.eval.prompts, source_options(settings.data))
         identity = Identity(plain(settings), train.fingerprint, rows_per_step(settings))
         session.began(identity, steps, allow_changes=overwrite)
 
@@ -45,7 +46,6 @@ def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) ->
         if valid is not None:
             trainer.add_callback(HeldOutLoss(trainer, valid.rows, settings.eval.every, settings.eval.at_start))
         renderer = Renderer(loaded.vocabulary, render_settings(settings.data))
-        prompts = load_prompts(settings.eval.prompts, source_options(settings.data))
         hook = add_measurements(settings, session, loaded, trainer, renderer, prompts)
         return train_to_end(settings, session, loaded, trainer, hook, steps, train.report.n_bad)
 

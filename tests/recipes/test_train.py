@@ -320,6 +320,22 @@ def test_bad_rows_are_set_aside(train: Train) -> None:
     assert "more than data.bad_rows_limit" in err
 
 
+def test_a_mistake_leaves_no_run_behind_that_resume_would_take(train: Train) -> None:
+    train("train.steps=2")
+    (before,) = train.runs
+    train("data.train=missing.jsonl", code=1)
+    train("eval.prompts=missing.jsonl", code=1)
+    assert train.runs == [before]
+    # Rows that were set aside are kept, and the run that did not begin is not the newest.
+    write(train.folder / "bad.jsonl", [{"messages": 1}])
+    train("data.train=bad.jsonl", code=1)
+    kept = train.runs[-1]
+    assert (kept / "bad_rows.jsonl").is_file()
+    out, _ = train("train.steps=2", "--resume")
+    assert str(before.name) in out
+    assert str(kept.name) not in out
+
+
 def test_no_secret_of_the_environment_is_written(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
     monkeypatch.setenv("WANDB_API_KEY", "a1b2c3d4" * 5)

@@ -54,13 +54,13 @@ def new_run_folder(settings: RunSettings) -> Path:
 
 
 def newest_run_folder(settings: RunSettings) -> Path:
-    """The newest run folder of this name. RunError where there is none."""
+    """The newest run folder of this name whose run began. RunError where there is none."""
     pattern = re.compile(re.escape(settings.name or "run") + r"-(\d{8}-\d{6})(?:-(\d+))?")
     parent = Path(settings.output)
     found = []
     for folder in parent.iterdir() if parent.is_dir() else ():
         match = pattern.fullmatch(folder.name)
-        if match and (folder / CONFIG).is_file():
+        if match and (folder / CONFIG).is_file() and "data" in _state_of(folder):
             found.append((match[1], int(match[2] or 1), folder))
     if not found:
         raise RunError(f"{parent}: no run of the name {settings.name or 'run'} to go on with: leave out --resume")
@@ -96,6 +96,12 @@ class RunFolder:
             elif entry != self.lock.path:
                 entry.unlink()
 
+    def discard(self) -> None:
+        """Remove the folder, unless it holds more than what the run was to be (rows that were set aside)."""
+        own = {CONFIG, VERSIONS, STATE, LOG, self.lock.path.name}
+        if all(entry.name in own for entry in self.path.iterdir()):
+            shutil.rmtree(self.path)
+
     def describe(self, settings: RunSettings, versions: Mapping[str, Any]) -> None:
         """Write config.yaml and versions.json."""
         write_whole(self.path / CONFIG, to_yaml(settings))
@@ -103,9 +109,7 @@ class RunFolder:
 
     def state(self, **values: Any) -> None:
         """Add to run.json."""
-        path = self.path / STATE
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.write_json(STATE, {**before, **values})
+        self.write_json(STATE, {**_state_of(self.path), **values})
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         write_whole(self.path / name, json.dumps(redact(dict(value)), indent=1) + "\n")
@@ -188,6 +192,11 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
             if isinstance(value := json.loads(line), dict):
                 found.append(value)
     return found
+
+
+def _state_of(folder: Path) -> dict[str, Any]:
+    path = folder / STATE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _stays(values: Mapping[str, Any], step: int) -> bool:

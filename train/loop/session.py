@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import CounterpointError, RunError
 from counterpoint.configs.redact import redact
-from counterpoint.configs.schema import TrainingRun
+from counterpoint.configs.schema import TrackingSettings, TrainingRun
 from counterpoint.train.checkpoints.resume import (
     CHECKPOINTS,
     Checkpoint,
@@ -44,14 +44,16 @@ T = TypeVar("T")
 class Session:
     """What a recipe holds while it runs. Processes other than the main one have no `folder` and say nothing.
 
-    checkpoint: where the run goes on from, None for a fresh one.
+    checkpoint: where the run goes on from, None for a fresh one. has_begun: data and settings were found good.
     """
 
     path: Path
     checkpoint: Checkpoint | None
+    tracking: TrackingSettings
     folder: RunFolder | None = None
     tracker: Tracker = field(default_factory=NoTracker)
     progress: Progress = field(default_factory=Progress)
+    has_begun: bool = False
 
     def say(self, text: str) -> None:
         """Print, and write to log.txt."""
@@ -67,7 +69,9 @@ class Session:
         if self.checkpoint is not None:
             for change in check_same_run(self.checkpoint, identity, allow_changes):
                 self.warn(f"goes on with another setting: {change}")
+        self.has_begun = True
         if self.folder is not None:
+            self.tracker = start_tracker(self.tracking, self.path, identity.settings, self.warn)
             step = self.checkpoint.step if self.checkpoint else 0
             self.folder.forget_metrics_after(step)
             seeds = {"seed": identity.settings["seed"], "data": identity.settings["seed"]}
@@ -84,7 +88,7 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
 
     resume: None for a new run, `newest` for the newest of this name, or a run folder or checkpoint. overwrite: start
     anew in the newest folder of this name; with `resume`, go on although settings changed. RunError in plain words for
-    a full disk and for too little memory.
+    a full disk and for too little memory. Where a mistake of the user keeps a run from beginning, its new folder goes.
     """
     with ExitStack() as stack:
         stack.enter_context(plain_errors(settings))
@@ -94,16 +98,19 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
             own.append(stack.enter_context(RunFolder(_choose_folder(settings, resume, overwrite))))
             return own[0].path, _prepare(settings, own[0], resume, overwrite)
 
-        session = Session(*agreed(begin, settings))
+        session = Session(*agreed(begin, settings), settings.tracking)
+        stack.callback(lambda: session.tracker.close())
         if own:
             session.folder = own[0]
             session.folder.take_library_logs()
-            session.tracker = start_tracker(settings.tracking, session.path, plain(settings), session.warn)
-            stack.callback(session.tracker.close)
         try:
             yield session
         except BaseException as error:
-            _note_failure(session, error)
+            is_new = resume is None and not overwrite
+            if session.folder is not None and is_new and not session.has_begun and isinstance(error, CounterpointError):
+                session.folder.discard()
+            if session.path.is_dir():
+                _note_failure(session, error)
             raise
 
 
