@@ -54,7 +54,7 @@ def test_it_draws_what_transformers_draws(folder: Path, tmp_path: Path) -> None:
     drawn: dict[str, Any] = {}
     for engine in ("transformers", "vllm"):
         counterpoint(
-            "evaluate", str(folder), f"eval.engine={engine}", "eval.vllm.max_model_len=512", "model.dtype=float32",
+            "evaluate", str(folder), f"eval.engine={engine}", "eval.vllm.max_model_len=512",
             "eval.prompts=example:sums_eval", "eval.efforts=[medium]", "eval.temperature=0", "eval.max_new_tokens=12",
             "--out", engine, cwd=tmp_path,
         )  # fmt: skip

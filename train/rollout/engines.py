@@ -49,11 +49,10 @@ def make_engine(
 
         return ServerEngine.connected(settings.server)
     if settings.engine == "vllm":
-        from counterpoint.train.rollout.vllm_engine import VllmEngine
+        from counterpoint.train.rollout.vllm_engine import VllmEngine, dtype_name
 
         assert model is not None
-        dtype = None if model.dtype == "auto" else model.dtype
-        return VllmEngine.started(model.name, settings.vllm, adapter, revision=model.revision, dtype=dtype)
+        return VllmEngine.started(model.name, settings.vllm, adapter, revision=model.revision, dtype=dtype_name(model))
     if loaded is None:
         raise ConfigError("eval.engine: transformers samples a model in memory, and none was loaded")
     return Sampler(loaded, batch_rows=settings.batch)

@@ -18,10 +18,9 @@ from counterpoint.configs.model_section import LoraSettings
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.checkpoints.merged import write_merged
-from counterpoint.train.model.load import device_of, dtype_of
 from counterpoint.train.rollout.sample import Sampled
 from counterpoint.train.rollout.server import ServerEngine
-from counterpoint.train.rollout.vllm_engine import VllmEngine, check_vocabulary, on_cpu
+from counterpoint.train.rollout.vllm_engine import VllmEngine, check_vocabulary, dtype_name, on_cpu
 
 EXPERTS_SINCE = (0, 13)
 """vLLM takes adapters on fused experts since 0.11.2, and on packed ones since its pull request 28971 of November 2025;
@@ -90,8 +89,7 @@ def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
         check_adapter(settings.lora, server.version())
         return FollowingEngine(folder, server)
     check_vocabulary(model.name)
-    # vLLM makes bfloat16 of float32 weights unless it is told; what is trained decides.
-    dtype = str(dtype_of(model.dtype, device_of(settings.train.device))).removeprefix("torch.")
+    dtype = dtype_name(model, settings.train.device)
     if rollout.weights == "merged":
         check_reload(settings.lora)
         return FollowingEngine(

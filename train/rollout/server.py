@@ -1,4 +1,4 @@
-"""A server's raw `/v1/completions`, with token ids in and out (vLLM 0.10.2 and later: `return_token_ids`; run with 0.32.0).
+"""A server's raw `/v1/completions`, token ids in and out (vLLM 0.10.2 and later: `return_token_ids`; run with 0.32.0).
 
 Never chat completions: their parser has thrown the structure away before anything could be checked.
 """

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import ConfigError, RunError
-from counterpoint.configs.model_section import EMBEDDED_MODEL
+from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
 from counterpoint.configs.schema import VllmSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
+from counterpoint.train.model.load import device_of, dtype_of
 from counterpoint.train.model.vocabulary_map import MAP_FILE
 from counterpoint.train.rollout.sample import Sampled, known, sample_seed
 
@@ -145,6 +146,11 @@ def _module() -> Any:
             f"engine: vllm cannot be imported ({error}): pip install 'counterpoint[vllm]', or take `transformers`"
         ) from None
     return vllm
+
+
+def dtype_name(model: ModelSettings, device: str = "auto") -> str:
+    """The number format that transformers would compute this model in."""
+    return str(dtype_of(model.dtype, device_of(device))).removeprefix("torch.")
 
 
 def check_vocabulary(model: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from counterpoint.configs.errors import ConfigError, RunError
 from counterpoint.configs.schema import ModelSettings, SuiteSettings, VllmSettings
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
+from counterpoint.train.model.load import device_of, dtype_of
 from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.rollout.engines import make_engine
 from counterpoint.train.rollout.vllm_engine import VllmEngine
@@ -139,7 +140,7 @@ def test_the_model_of_an_evaluation_is_loaded_as_it_is_named(vllm: types.ModuleT
     made: Any = make_engine(SuiteSettings(engine="vllm"), model=named)
     assert (made.llm.options["revision"], made.llm.options["dtype"]) == ("abc", "float32")
     made = make_engine(SuiteSettings(engine="vllm"), model=ModelSettings(name="openai/gpt-oss-20b"))
-    assert "dtype" not in made.llm.options
+    assert made.llm.options["dtype"] == str(dtype_of("auto", device_of())).removeprefix("torch.")
 
 
 @pytest.mark.parametrize("name", ["tiny", str(tiny_folder())])
