@@ -85,7 +85,7 @@ class LoraSettings(Settings):
 
     @property
     def one_scale(self) -> bool:
-        """Whether experts and attention share their scale, which is all that a server like vLLM reads."""
+        """Whether experts and attention share their scale, which is all that vLLM before 0.32 reads."""
         power, rank = 0.5 if self.rslora else 1.0, self.expert_rank or self.rank
         return self.expert_alpha in (None, self.alpha * (rank / self.rank) ** power)
 

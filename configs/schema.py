@@ -242,10 +242,6 @@ class GrpoRun(RunSettings):
             raise ValueError(f"{where} cannot load a base that is random: set `model.init: pretrained`, or {merged}")
         if not lora.enabled:
             raise ValueError(f"{where} with `rollout.weights: adapter` needs `lora.enabled: true`; else {merged}")
-        if lora.router:
-            raise ValueError(f"{where} serves no adapter on the router: set `lora.router: false`, or {merged}")
-        if lora.experts and not lora.one_scale:
-            raise ValueError(f"{where} reads one scale for a whole adapter: leave out `lora.expert_alpha`, or {merged}")
 
 
 class DistillRun(RunSettings):

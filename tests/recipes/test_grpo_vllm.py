@@ -20,6 +20,7 @@ from counterpoint.train.adapters.attach import load_lora
 from counterpoint.train.model.load import LoadedModel, finish_model, load_model
 from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.model.vocabulary_map import VocabularyMap
+from counterpoint.train.rollout import following, vllm_engine
 from counterpoint.train.rollout.sample import Sampler
 
 assert grpo.run, "TRL looks for vLLM when it is imported: before there is a stand-in of it"
@@ -83,12 +84,15 @@ class StandIn:
 @pytest.fixture(autouse=True)
 def _vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module: Any = types.ModuleType("vllm")
-    module.LLM, module.SamplingParams, module.__version__ = StandIn, types.SimpleNamespace, "0.13.0"
+    module.LLM, module.SamplingParams, module.__version__ = StandIn, types.SimpleNamespace, "0.32.0"
     lora: Any = types.ModuleType("vllm.lora.request")
     lora.LoRARequest = lambda name, number, path: types.SimpleNamespace(name=name, number=number, path=path)
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setitem(sys.modules, "vllm.lora", types.ModuleType("vllm.lora"))
     monkeypatch.setitem(sys.modules, "vllm.lora.request", lora)
+    # The stand-in reads the map of the embedded model, which vLLM does not.
+    monkeypatch.setattr(following, "check_vocabulary", lambda model: None)
+    monkeypatch.setattr(vllm_engine, "check_vocabulary", lambda model: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN)
     (tmp_path / "reward.py").write_text(
@@ -99,7 +103,7 @@ def _vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("lora.enabled=true", "lora.rank=4", "lora.expert_rank=2"),
+        ("lora.enabled=true", "lora.rank=4", "lora.expert_rank=2", "lora.expert_alpha=3", "lora.router=true"),
         ("lora.enabled=true", "lora.rank=4", "lora.router=true", "rollout.weights=merged"),
         ("lora.enabled=false", "rollout.weights=merged"),
     ],

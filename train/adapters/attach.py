@@ -76,8 +76,8 @@ class AttachmentTable:
 def attach_lora(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
     """Wrap `model` with a new LoRA adapter named "default"; B is zero, so outputs do not change.
 
-    Without `expert_alpha` the experts keep the scale of attention, alpha / rank (rsLoRA: alpha / sqrt(rank)): servers
-    such as vLLM read one scale for the whole adapter. Raises `ModelError` where a requested kind is missing in a layer.
+    Without `expert_alpha` the experts keep the scale of attention, alpha / rank (rsLoRA: alpha / sqrt(rank)): vLLM
+    before 0.32 reads one scale for the whole adapter. Raises `ModelError` where a requested kind is missing in a layer.
     """
     layers = _checked_layers(model, lora.layers)
     wanted = [ATTENTION] * lora.attention + [GATE_UP, DOWN] * lora.experts + [ROUTER] * lora.router

@@ -59,7 +59,7 @@ class Planned:
         suite, loaded = self.settings.eval, None
         if suite.engine == "transformers":
             loaded = open_checkpoint(self.found, device_of(self.settings.device))
-        return make_engine(suite, loaded=loaded, model=self.found.base.name, adapter=self.adapter)
+        return make_engine(suite, loaded=loaded, model=self.found.base, adapter=self.adapter)
 
 
 def planned(settings: EvaluateRun, found: Found, folder: Path) -> Planned:

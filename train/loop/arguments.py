@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
 from counterpoint.configs.errors import ConfigError
@@ -113,14 +115,22 @@ def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dic
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "optim": optimizers[train.optimizer],
-        "activation_checkpointing": train.activation_checkpointing,
-        "gradient_checkpointing": train.activation_checkpointing,
-        "activation_checkpointing_kwargs": {"use_reentrant": False} if train.activation_checkpointing else None,
+        **checkpointing_arguments(train.activation_checkpointing),
         "logging_steps": train.log_every,
         "save_steps": train.checkpoint_every or NEVER,
         "use_cpu": device == "cpu",
         **_FIXED,
     }
+
+
+def checkpointing_arguments(on: bool) -> dict[str, Any]:
+    """Under both names: TRL reads the old ones, and transformers 5.19 knows no others."""
+    options = {"use_reentrant": False} if on else None
+    values: dict[str, Any] = {}
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        values |= {name: on, f"{name}_kwargs": options}
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    return {name: value for name, value in values.items() if name in known}
 
 
 def without_data_parallel(args: Any) -> Any:

@@ -191,6 +191,9 @@ def _pretrained(
             )
     except Exception as error:
         raise _load_error(settings.name, error) from error
+    if "quantization_config" in options:
+        for parameter in model.parameters():  # transformers 5.19 unpacks to bfloat16, whatever it is asked for
+            parameter.data = parameter.data.to(dtype)
     if wrong := sorted(info["missing_keys"]) or sorted(str(k) for k in info["mismatched_keys"]):
         raise ModelError(f"model.name: `{settings.name}` lacks {wrong[0]} ({len(wrong)} in all): is the copy whole?")
     _check_tokenizer(name, settings)

@@ -10,7 +10,7 @@ from packaging.version import Version
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import ModelSettings
 
-TESTED_VERSIONS = {"torch": ("2.13", "2.14"), "transformers": ("5.23", "5.24"), "peft": ("0.21.2", "0.22")}
+TESTED_VERSIONS = {"torch": ("2.13", "2.14"), "transformers": ("5.19", "5.24"), "peft": ("0.21.2", "0.22")}
 """Package: first version tested, first version not tested. The lean path rests on registries of these three."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from counterpoint.configs.errors import ConfigError
+from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.schema import SuiteSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import LoadedModel
@@ -32,11 +33,15 @@ class Engine(Protocol):
 
 
 def make_engine(
-    settings: SuiteSettings, *, loaded: LoadedModel | None = None, model: str = "", adapter: str | None = None
+    settings: SuiteSettings,
+    *,
+    loaded: LoadedModel | None = None,
+    model: ModelSettings | None = None,
+    adapter: str | None = None,
 ) -> Engine:
     """The engine of the settings.
 
-    loaded: of `transformers`, the model in memory. model, adapter: of `vllm`, where they lie. ConfigError for what is
+    loaded: of `transformers`, the model in memory. model, adapter: of `vllm`, what it loads. ConfigError for what is
     not installed.
     """
     if settings.engine == "server":
@@ -44,9 +49,10 @@ def make_engine(
 
         return ServerEngine.connected(settings.server)
     if settings.engine == "vllm":
-        from counterpoint.train.rollout.vllm_engine import VllmEngine
+        from counterpoint.train.rollout.vllm_engine import VllmEngine, dtype_name
 
-        return VllmEngine.started(model, settings.vllm, adapter)
+        assert model is not None
+        return VllmEngine.started(model.name, settings.vllm, adapter, revision=model.revision, dtype=dtype_name(model))
     if loaded is None:
         raise ConfigError("eval.engine: transformers samples a model in memory, and none was loaded")
     return Sampler(loaded, batch_rows=settings.batch)

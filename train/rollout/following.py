@@ -20,11 +20,13 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.checkpoints.merged import write_merged
 from counterpoint.train.rollout.sample import Sampled
 from counterpoint.train.rollout.server import ServerEngine
-from counterpoint.train.rollout.vllm_engine import VllmEngine
+from counterpoint.train.rollout.vllm_engine import VllmEngine, check_vocabulary, dtype_name, on_cpu
 
 EXPERTS_SINCE = (0, 13)
 """vLLM takes adapters on fused experts since 0.11.2, and on packed ones since its pull request 28971 of November 2025;
 0.13 is the first release that surely holds both."""
+SCALES_SINCE = (0, 32)
+"""Reads a scale of its own for experts, and adapters on the router: seen with 0.32.0, not asked of earlier ones."""
 
 
 @dataclass
@@ -84,24 +86,46 @@ def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
     if rollout.engine == "server":
         server = ServerEngine.connected(rollout.server)
         server.logprobs = True
-        check_experts(settings.lora, server.version())
+        check_adapter(settings.lora, server.version())
         return FollowingEngine(folder, server)
+    check_vocabulary(model.name)
+    dtype = dtype_name(model, settings.train.device)
     if rollout.weights == "merged":
+        check_reload(settings.lora)
         return FollowingEngine(
-            folder, start=lambda target: VllmEngine.started(str(target), rollout.vllm, logprobs=True)
+            folder, start=lambda target: VllmEngine.started(str(target), rollout.vllm, dtype=dtype, logprobs=True)
         )
     rank = max(settings.lora.rank, (settings.lora.experts and settings.lora.expert_rank) or 0)
-    engine = VllmEngine.started(model.name, rollout.vllm, revision=model.revision, rank=rank, logprobs=True)
-    check_experts(settings.lora, engine.version())
+    engine = VllmEngine.started(
+        model.name, rollout.vllm, revision=model.revision, rank=rank, dtype=dtype, logprobs=True
+    )
+    check_adapter(settings.lora, engine.version())
     return FollowingEngine(folder, engine)
 
 
-def check_experts(lora: LoraSettings, version: str) -> None:
-    """ConfigError where a vLLM of this version serves no adapters on experts; an unreadable version passes."""
+def check_adapter(lora: LoraSettings, version: str) -> None:
+    """ConfigError where a vLLM of this version does not serve such adapters; an unreadable version passes."""
     found = re.match(r"(\d+)\.(\d+)", version)
-    if lora.experts and found and (int(found[1]), int(found[2])) < EXPERTS_SINCE:
-        since = ".".join(map(str, EXPERTS_SINCE))
+    scales = lora.experts and not lora.one_scale
+    for wanted, since, what, setting in (
+        (lora.experts, EXPERTS_SINCE, "serves no adapters on experts", "lora.experts: false"),
+        (scales, SCALES_SINCE, "reads one scale for a whole adapter", "no lora.expert_alpha"),
+        (lora.router, SCALES_SINCE, "serves no adapters on the router", "lora.router: false"),
+    ):
+        if wanted and found and (int(found[1]), int(found[2])) < since:
+            raise ConfigError(
+                f"rollout.engine: vLLM {version} {what}: update it to {'.'.join(map(str, since))}, set {setting}, or "
+                "rollout.engine: vllm with rollout.weights: merged"
+            )
+
+
+def check_reload(lora: LoraSettings) -> None:
+    """ConfigError where vLLM would go on with the experts that it was started with.
+
+    Its CPU build (0.32.0) packs their weights when it starts, and leaves that out when it reads them again.
+    """
+    if on_cpu() and (lora.experts or not lora.enabled):
         raise ConfigError(
-            f"rollout.engine: vLLM {version} serves no adapters on experts, {since} does: update it, set lora.experts: "
-            "false, or rollout.engine: vllm with rollout.weights: merged"
+            "rollout.engine: vLLM on a CPU does not read changed weights of experts: set lora.experts: false with "
+            "lora.enabled: true, or rollout.engine: transformers"
         )

@@ -1,4 +1,4 @@
-"""A server's raw `/v1/completions`, with token ids in and out (vLLM 0.10.2 and later: `return_token_ids`).
+"""A server's raw `/v1/completions`, token ids in and out (vLLM 0.10.2 and later: `return_token_ids`; run with 0.32.0).
 
 Never chat completions: their parser has thrown the structure away before anything could be checked.
 """
@@ -153,7 +153,7 @@ class ServerEngine:
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
-        told = ""
+        told, missing = "", ""
         for attempt in range(self.settings.retries + 1):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
@@ -162,12 +162,13 @@ class ServerEngine:
                 with self._opener.open(request, timeout=self.settings.timeout) as response:
                     return json.loads(response.read()) if read else None
             except urllib.error.HTTPError as error:
-                told = f"status {error.code}: {_told(error)}"
+                told, missing = f"status {error.code}: {_told(error)}", ""
                 if error.code not in _AGAIN:
                     break
             except (OSError, http.client.HTTPException, ValueError) as error:
                 told = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"
-        raise RunError(f"{redact(url)}: {told}: is the server there? (`server.url`)")
+                missing = ": is the server there? (`server.url`)"
+        raise RunError(f"{redact(url)}: {told}{missing}")
 
 
 def _told(error: urllib.error.HTTPError) -> str:

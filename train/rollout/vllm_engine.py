@@ -1,6 +1,6 @@
 """vLLM in this process (extra `vllm`): token ids in, token ids out.
 
-It was written from vLLM's documentation and tested on a stand-in of it; vLLM itself was never run with it.
+Run with vLLM 0.32.0 on a CPU, where it agrees with transformers (docs/learning.md); not run on a GPU.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterpoint.configs.errors import ConfigError
+from counterpoint.configs.errors import ConfigError, RunError
+from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
 from counterpoint.configs.schema import VllmSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
+from counterpoint.train.model.load import device_of, dtype_of
+from counterpoint.train.model.vocabulary_map import MAP_FILE
 from counterpoint.train.rollout.sample import Sampled, known, sample_seed
 
 
@@ -34,14 +37,17 @@ class VllmEngine:
         *,
         revision: str | None = None,
         rank: int | None = None,
+        dtype: str | None = None,
         logprobs: bool = False,
     ) -> VllmEngine:
         """Load `model` (a folder or a name), with LoRA where `adapter` is a folder of one, or for adapters up to `rank`
         that come later (`load_adapter`).
 
-        ConfigError where vLLM is not installed, or does not start.
+        dtype: None leaves it to vLLM, which makes bfloat16 of float32 weights. ConfigError where vLLM is not installed,
+        cannot serve this, or does not start.
         """
         vllm = _module()
+        check_vocabulary(model)
         options: dict[str, Any] = {
             "model": model,
             "tensor_parallel_size": settings.tensor_parallel,
@@ -52,18 +58,22 @@ class VllmEngine:
         }
         if revision is not None:
             options["revision"] = revision
+        if dtype is not None:
+            options["dtype"] = dtype
         if logprobs:
             # After the temperature: the probabilities that the tokens were drawn with.
             options["logprobs_mode"] = "processed_logprobs"
         if adapter is not None:
             rank = highest_rank(adapter)
+        if on_cpu():
+            _check_cpu(rank)
+            options["enforce_eager"] = True  # compiling takes minutes, and nobody samples much on a CPU
         if rank is not None:
             options |= {"enable_lora": True, "max_lora_rank": vllm_rank(rank), "max_loras": 1}
         try:
             engine = cls(vllm.LLM(**options), None, logprobs)
         except Exception as error:
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise ConfigError(f"engine: vllm does not start: {told}") from error
+            raise ConfigError(f"engine: vllm does not start: {_told(error)}: see what it wrote above") from error
         if adapter is not None:
             engine.load_adapter(Path(adapter), 0)
         return engine
@@ -107,12 +117,11 @@ class VllmEngine:
             )
             for each in seeds
         ]
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": [int(id_) for id_ in prompt]} for prompt in prompts],
-            settings,
-            lora_request=self.adapter,
-            use_tqdm=False,
-        )
+        asked = [{"prompt_token_ids": [int(id_) for id_ in prompt]} for prompt in prompts]
+        try:
+            outputs = self.llm.generate(asked, settings, lora_request=self.adapter, use_tqdm=False)
+        except Exception as error:
+            raise RunError(f"engine: vllm failed: {_told(error)}: see what it wrote above") from error
         return [_sampled(output.outputs[0], stop_ids, self.logprobs) for output in outputs]
 
 
@@ -137,6 +146,42 @@ def _module() -> Any:
             f"engine: vllm cannot be imported ({error}): pip install 'counterpoint[vllm]', or take `transformers`"
         ) from None
     return vllm
+
+
+def dtype_name(model: ModelSettings, device: str = "auto") -> str:
+    """The number format that transformers would compute this model in."""
+    return str(dtype_of(model.dtype, device_of(device))).removeprefix("torch.")
+
+
+def check_vocabulary(model: str) -> None:
+    """ConfigError for a model with a vocabulary of its own: vLLM takes ids for rows."""
+    if model == EMBEDDED_MODEL or (Path(model).expanduser() / MAP_FILE).is_file():
+        raise ConfigError(
+            f"engine: vllm: `{model}` has a vocabulary of its own ({MAP_FILE}), which vLLM does not read: use "
+            "`transformers`"
+        )
+
+
+def on_cpu() -> bool:
+    """Whether this vLLM is a build for CPUs."""
+    try:
+        from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return False
+    return bool(current_platform.is_cpu())
+
+
+def _check_cpu(rank: int | None) -> None:
+    if rank is not None:
+        # It would start, and die at the first prompt: with adapters its experts run on Triton alone.
+        raise ConfigError(
+            "engine: vLLM on a CPU serves no adapters of gpt-oss: give it merged weights (`rollout.weights: merged`, "
+            "or the folder of `counterpoint export --to bf16`)"
+        )
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def vllm_rank(rank: int) -> int:

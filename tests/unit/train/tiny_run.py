@@ -21,7 +21,7 @@ from counterpoint.data.batches.tree import TreeRow, forest_of, tree_of
 from counterpoint.data.harmony.render import Example
 from counterpoint.train.checkpoints import save
 from counterpoint.train.checkpoints.resume import Identity, newest_complete
-from counterpoint.train.loop.arguments import LoopSettings, is_main_process, world_size
+from counterpoint.train.loop.arguments import LoopSettings, checkpointing_arguments, is_main_process, world_size
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.trainer import CounterpointTrainer
 
@@ -109,7 +109,7 @@ def make(
         output_dir=str(folder), seed=seed, data_seed=seed, max_steps=steps, per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation, learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=2,
         save_strategy="steps", save_steps=every, logging_steps=log_every, use_cpu=True, bf16=False, max_length=None,
-        activation_checkpointing=False, gradient_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True},
+        **checkpointing_arguments(False), dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False, report_to="none", disable_tqdm=True, logging_nan_inf_filter=False,
         dataloader_pin_memory=False, router_aux_loss_coef=0.0, log_level="error", **args,
     )  # fmt: skip

@@ -24,7 +24,7 @@ def test_what_must_never_be_left_to_defaults(tmp_path: Path) -> None:
     assert not args.packing
     assert not args.bf16
     assert not args.fp16
-    assert not args.activation_checkpointing
+    assert not args.gradient_checkpointing
     assert not args.logging_nan_inf_filter
     assert args.router_aux_loss_coef == 0.0
     assert args.dataset_kwargs == {"skip_prepare_dataset": True}
@@ -43,10 +43,10 @@ def test_settings_arrive(tmp_path: Path) -> None:
     got = (
         args.max_steps, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.learning_rate,
         args.lr_scheduler_type, args.warmup_steps, args.weight_decay, args.max_grad_norm, args.save_steps,
-        args.logging_steps, args.activation_checkpointing,
+        args.logging_steps, args.gradient_checkpointing,
     )  # fmt: skip
     assert got == (30, 3, 2, 1e-3, "constant_with_warmup", 4, 0.1, 0.5, 7, 5, True)
-    assert args.activation_checkpointing_kwargs == {"use_reentrant": False}
+    assert args.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert rows_per_step(run) == 6
 
 

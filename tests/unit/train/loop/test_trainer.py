@@ -149,7 +149,7 @@ def test_activation_checkpointing_changes_no_number(tiny_run: ModuleType, tmp_pa
         if on:
             trainer.base.enable_input_require_grads()
         trainer.train()
-        assert trainer.base.model.is_activation_checkpointing == on
+        assert trainer.base.model.is_gradient_checkpointing == on
         curves.append(trainer.curve.logs)
     for ours, theirs in zip(*curves, strict=True):
         assert all(ours[key] == pytest.approx(theirs[key], rel=1e-5) for key in ours)

@@ -60,9 +60,12 @@ def checkpoint(build_gptoss, tmp_path) -> Path:
 
 def dequantised(folder: Path, dtype=torch.bfloat16) -> GptOssForCausalLM:
     """The same checkpoint by transformers."""
-    return GptOssForCausalLM.from_pretrained(
+    model = GptOssForCausalLM.from_pretrained(
         folder, dtype=dtype, quantization_config=Mxfp4Config(dequantize=True), attn_implementation="eager"
     )
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)  # transformers 5.19 unpacks to bfloat16 alone
+    return model
 
 
 def loaded(folder: Path, dtype=torch.bfloat16) -> GptOssForCausalLM:

@@ -30,7 +30,7 @@ def test_versions_outside_the_tested_range_are_an_error(build_gptoss, monkeypatc
     monkeypatch.setattr(paths, "version", lambda package: "5.24.1" if package == "transformers" else "2.13.0+cpu")
     assert [fits for _, _, fits in installed_versions()] == [True, False, False]
     with pytest.raises(
-        counterpoint.configs.errors.ModelError, match=r"transformers >=5.23,<5.24 and 5.24.1 is installed"
+        counterpoint.configs.errors.ModelError, match=r"transformers >=5.19,<5.24 and 5.24.1 is installed"
     ):
         use_paths(build_gptoss(), ModelSettings())
     use_paths(build_gptoss(), ModelSettings(attention="reference", experts="reference"))

@@ -62,7 +62,7 @@ def measured(tiny_run: Any, folder: Path, run: SftRun, shape: dict[str, int], ro
         model = attach_lora(model, run.lora)
     use_paths(model, run.model)
     if run.train.activation_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     loop = {"lean_loss": run.model.loss == "lean"}
     count = len(rows) // 2
     trainer = tiny_run.make(folder, model=model, rows=rows, steps=2, batch=count, accumulation=1, every=100, loop=loop)

@@ -91,13 +91,13 @@ def test_modes_and_cache_setting_are_as_before() -> None:
     model = loaded.model
     model.train()
     model.model.layers[0].eval()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     model.config.use_cache = False
     modes = [module.training for module in model.modules()]
     greedy = Sampler(loaded).sample(prompts(loaded, 3), 6)
     assert [module.training for module in model.modules()] == modes
     assert model.config.use_cache is False
-    assert model.is_activation_checkpointing
+    assert model.is_gradient_checkpointing
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert greedy == Sampler(random_tiny(seed=1)).sample(prompts(loaded, 3), 6)
 

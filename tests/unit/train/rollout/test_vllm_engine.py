@@ -1,4 +1,4 @@
-"""What vLLM is asked and how its answers are read, on a stand-in module; it is never started here."""
+"""What vLLM is asked and how its answers are read, on a stand-in module; test_real_vllm.py starts the real one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from counterpoint.configs.errors import ConfigError
-from counterpoint.configs.schema import SuiteSettings, VllmSettings
+from counterpoint.configs.errors import ConfigError, RunError
+from counterpoint.configs.schema import ModelSettings, SuiteSettings, VllmSettings
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
+from counterpoint.train.model.load import device_of, dtype_of
+from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.rollout.engines import make_engine
 from counterpoint.train.rollout.vllm_engine import VllmEngine
 
@@ -96,7 +98,7 @@ def test_log_probabilities_come_along(vllm: types.ModuleType) -> None:
 def test_without_vllm_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"counterpoint\[vllm\]"):
-        make_engine(SuiteSettings(engine="vllm"), model="folder")
+        make_engine(SuiteSettings(engine="vllm"), model=ModelSettings(name="folder"))
 
 
 def test_a_vllm_that_does_not_start_is_told(vllm: types.ModuleType) -> None:
@@ -106,3 +108,42 @@ def test_a_vllm_that_does_not_start_is_told(vllm: types.ModuleType) -> None:
     vllm.LLM = broken  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="RuntimeError: no CUDA"):
         VllmEngine.started("folder", VllmSettings())
+
+
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    platforms: Any = types.ModuleType("vllm.platforms")
+    platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: True)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+
+
+def test_on_a_cpu_nothing_is_compiled_and_no_adapter_is_served(
+    vllm: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu(monkeypatch)
+    assert VllmEngine.started("folder", VllmSettings()).llm.options["enforce_eager"] is True
+    with pytest.raises(ConfigError, match=r"on a CPU serves no adapters.*rollout\.weights: merged"):
+        VllmEngine.started("folder", VllmSettings(), rank=8)
+
+
+def test_a_vllm_that_dies_while_it_samples_is_told(vllm: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(*args: Any, **options: Any) -> None:
+        raise RuntimeError("EngineCore encountered an issue.")
+
+    engine = VllmEngine.started("folder", VllmSettings())
+    monkeypatch.setattr(engine.llm, "generate", dead, raising=False)
+    with pytest.raises(RunError, match=r"vllm failed: RuntimeError: EngineCore"):
+        engine.sample([[1]], 4)
+
+
+def test_the_model_of_an_evaluation_is_loaded_as_it_is_named(vllm: types.ModuleType) -> None:
+    named = ModelSettings(name="openai/gpt-oss-20b", revision="abc", dtype="float32")
+    made: Any = make_engine(SuiteSettings(engine="vllm"), model=named)
+    assert (made.llm.options["revision"], made.llm.options["dtype"]) == ("abc", "float32")
+    made = make_engine(SuiteSettings(engine="vllm"), model=ModelSettings(name="openai/gpt-oss-20b"))
+    assert made.llm.options["dtype"] == str(dtype_of("auto", device_of())).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("name", ["tiny", str(tiny_folder())])
+def test_a_model_with_a_vocabulary_of_its_own_is_refused(vllm: types.ModuleType, name: str) -> None:
+    with pytest.raises(ConfigError, match="vocabulary of its own"):
+        make_engine(SuiteSettings(engine="vllm"), model=ModelSettings(name=name))
