@@ -47,7 +47,12 @@ def test_the_newest_of_a_name(tmp_path: Path) -> None:
                  "myxrun-20270101-000000", "my.run-other-20280101-000000"):  # fmt: skip
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.yaml").write_text("recipe: sft\n")
+        (tmp_path / "runs" / name / "run.json").write_text('{"data": "0123"}')
     (tmp_path / "runs" / "my.run-20300101-000000").mkdir()
+    never_began = tmp_path / "runs" / "my.run-20300102-000000"
+    never_began.mkdir()
+    (never_began / "config.yaml").write_text("recipe: sft\n")
+    (never_began / "run.json").write_text('{"state": "failed"}')
     assert newest_run_folder(run).name == "my.run-20260101-000000-10"
 
 
