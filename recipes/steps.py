@@ -15,6 +15,7 @@ from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report import run_report
 from counterpoint.train.loop.callbacks import RunLog
+from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.loop.session import Session
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
@@ -25,7 +26,9 @@ BAD_ROWS = "bad_rows.jsonl"
 
 def prepare_model(settings: TrainingRun, session: Session) -> LoadedModel:
     """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation."""
-    loaded = load_model(settings.model, device_of(settings.train.device))
+    device = device_of(settings.train.device)
+    prepare_optimizer(settings.train.optimizer, device.type)
+    loaded = load_model(settings.model, device)
     if settings.lora.enabled:
         loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
     use_paths(loaded.model, settings.model)
