@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,28 @@ def test_the_lean_path_trains_in_two_processes_as_in_one(tmp_path: Path, fsdp2: 
     assert_close(two, one)
     for name, total in one["weights"].items():
         assert two["weights"][name] == pytest.approx(total, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_an_mxfp4_base_trains_in_two_processes_as_in_one_and_stays_packed(tmp_path: Path) -> None:
+    packed = {"lean": True, "packed": True, "steps": 4, "every": 2, "log_every": 1}
+    one = run(tmp_path / "one", 1, **packed)
+    # Two layers of 4 experts, 32 x 64 and 32 x 32 numbers of half a byte, and a byte of scale for each 32.
+    assert one["packed_bytes"] == 2 * 4 * (32 * 64 + 32 * 32) * 17 // 32
+    for name, fsdp2, share in (("ddp", False, 1), ("fsdp2", True, 2)):
+        two = run(tmp_path / name, 2, fsdp2=fsdp2, **packed)
+        assert two["sharded"] is fsdp2
+        assert two["packed_bytes"] == one["packed_bytes"] // share
+        assert_close(two, one)
+        (tmp_path / name / "result.json").unlink()
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-000004")
+        resumed = run(tmp_path / name, 2, fsdp2=fsdp2, resume=True, **packed)
+        assert resumed["from"] == 2
+        assert resumed["logs"] == two["logs"][2:]
+    files = [tmp_path / name / "checkpoints" / "step-000004" / "adapter_model.safetensors" for name in ("ddp", "fsdp2")]
+    ddp, fsdp2 = map(load_file, files)
+    assert ddp.keys() == fsdp2.keys()
+    assert all(torch.allclose(ddp[name], tensor, atol=1e-5) for name, tensor in fsdp2.items())
 
 
 @pytest.mark.slow
