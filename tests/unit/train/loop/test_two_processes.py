@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from counterpoint.configs.errors import ModelError
+from counterpoint.train.checkpoints.export import export
+from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
+from counterpoint.train.checkpoints.shards import SHARDS
 
 SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
 # 24 rows, which every number of processes shares out evenly: else the end of a pass repeats rows, so that all can step.
@@ -111,6 +117,44 @@ def test_an_mxfp4_base_trains_in_two_processes_as_in_one_and_stays_packed(tmp_pa
     ddp, fsdp2 = map(load_file, files)
     assert ddp.keys() == fsdp2.keys()
     assert all(torch.allclose(ddp[name], tensor, atol=1e-5) for name, tensor in fsdp2.items())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_model_trained_in_full_and_in_parts_is_read_whole(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), "--sharded",
+         "train", "quickstart", "train.steps=2", "train.checkpoint_every=1", "train.learning_rate=1e-3", "output=.",
+         "train.warmup_steps=0", "train.schedule=constant", "lora.enabled=false", "eval.prompts=example:sums_eval",
+         "eval.every=2", "eval.samples=1", "eval.max_new_tokens=4", "tracking.wandb=off", "launch.processes=2",
+         "launch.strategy=fsdp2"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = next(path.parent for path in tmp_path.glob("*/run.json"))
+    first, last = (run / "checkpoints" / f"step-00000{step}" for step in (1, 2))
+    final = load_file(run / "model" / "model.safetensors")
+    loaded = open_checkpoint(find_checkpoint(str(last))).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in final.items())
+    export(find_checkpoint(str(first)), "bf16", tmp_path / "merged")
+    before = load_file(tmp_path / "merged" / "model.safetensors")
+    assert any(not torch.equal(before[name].float(), tensor.bfloat16().float()) for name, tensor in final.items())
+
+    command = ["evaluate", str(first), "eval.samples=1", "eval.max_new_tokens=4", "eval.base=false"]
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "counterpoint.recipes.cli", *command, "--out", "evaluated"], cwd=tmp_path,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(first, moved)
+    with pytest.raises(ModelError, match=r"no run file says of which: name it where it was written"):
+        find_checkpoint(str(moved))
+    found = find_checkpoint(str(last))
+    (last / SHARDS / ".metadata").write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(ModelError, match=r"pytorch_model_fsdp_0: cannot be read \(its index asks for posix.getcwd"):
+        open_checkpoint(found)
 
 
 @pytest.mark.slow
