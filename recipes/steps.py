@@ -50,7 +50,11 @@ def add_measurements(
     trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
     if session.folder is None:
         if trainer.is_fsdp_enabled:  # every process has a part of the weights that are sampled from
-            trainer.add_callback(ChannelEval(loaded, renderer, prompts, settings.eval, None, seed=settings.seed))
+            # This session's `warn` is silent: what was measured is told by the process that writes it down.
+            hook = ChannelEval(
+                loaded, renderer, prompts, settings.eval, None, say=session.say, warn=session.warn, seed=settings.seed
+            )
+            trainer.add_callback(hook)
         return None
     trainer.add_callback(RunLog(session.folder, session.tracker, session.progress))
     hook = ChannelEval(
