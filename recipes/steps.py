@@ -83,7 +83,8 @@ def train_to_end(
 ) -> int:
     """Train, save the result, write the report. The exit code: 143 or 130 where a signal ended it before `steps`."""
     checkpoint = session.checkpoint
-    session.say(f"{steps} steps" + (f", going on from step {checkpoint.step}" if checkpoint else ""))
+    going_on = f", going on from step {checkpoint.step}" if checkpoint else ""
+    session.say(f"{steps} step{'' if steps == 1 else 's'}{going_on}")
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     if trainer.state.global_step < steps:
         return ended_early(session, trainer, hook)
