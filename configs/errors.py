@@ -3,6 +3,7 @@
     CounterpointError            one message for a person: what is wrong, where, what to do
     ├── ConfigError              a run file or a command-line setting (exit code 2)
     ├── DataError                a data file as a whole: missing, empty, too many bad rows (exit code 1)
+    │   ├── NoDataError          it is not there
     │   └── RowError             one row; names the field, what is wrong, and the fix
     ├── ModelError               a checkpoint, an adapter, or a vocabulary
     └── RunError                 a run: folder locked, data changed, loss not finite
@@ -27,6 +28,10 @@ class ConfigError(CounterpointError):
 
 class DataError(CounterpointError):
     """A data file cannot be used."""
+
+
+class NoDataError(DataError):
+    """A data file or dataset is not there, or cannot be reached."""
 
 
 class RowError(DataError):

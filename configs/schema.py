@@ -89,6 +89,20 @@ def _check_name(value: str) -> str:
     return value
 
 
+def _check_sharded(run: SftRun | DpoRun) -> None:
+    if run.launch.strategy != "fsdp2":
+        return
+    if run.train.optimizer == "adamw_8bit":
+        raise ValueError(
+            "`launch.strategy: fsdp2` leaves parts of tensors, which `train.optimizer: adamw_8bit` of bitsandbytes "
+            "cannot update: use `adamw_torch_8bit` or `adamw`"
+        )
+    if run.model.base == "mxfp4" and run.model.experts == "reference":
+        raise ValueError(
+            "`launch.strategy: fsdp2` shards `model.base: mxfp4` under the lean experts only: use `model.experts: lean`"
+        )
+
+
 class RunSettings(Settings):
     """What every recipe has."""
 
@@ -135,6 +149,7 @@ class SftRun(RunSettings):
             raise ValueError(
                 "`model.base: mxfp4` is frozen, and `lora.enabled: false` trains it: use `model.base: bf16`"
             )
+        _check_sharded(self)
         return self
 
 
@@ -166,6 +181,7 @@ class DpoRun(RunSettings):
     def _checks(self) -> DpoRun:
         if self.dpo.losses == ("kto",) and self.train.batch_rows < 2:
             raise ValueError("`dpo.losses: kto` compares the rows of a batch: set `train.batch_rows` to 2 or more")
+        _check_sharded(self)
         return self
 
 

@@ -53,8 +53,8 @@ class TrainSettings(Settings):
     max_grad_norm: Positive = 1.0
     """Gradients whose norm is larger are scaled down to it."""
 
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """`adamw_8bit` keeps its state in 8 bits and needs bitsandbytes."""
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_torch_8bit"] = "adamw"
+    """Two keep their state in 8 bits: `adamw_8bit` is bitsandbytes', `adamw_torch_8bit` is torchao's, for fsdp2 too."""
 
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""

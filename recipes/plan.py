@@ -204,12 +204,15 @@ def _measured_steps(settings: Any, work: Work, folder: Path) -> Measured:
     from counterpoint.train.adapters.attach import attach_lora
     from counterpoint.train.checkpoints.resume import Identity
     from counterpoint.train.loop.arguments import loop_settings, sft_arguments
+    from counterpoint.train.loop.optimizers import prepare_optimizer
     from counterpoint.train.loop.trainer import CounterpointTrainer
     from counterpoint.train.model.load import device_of, load_model
     from counterpoint.train.model.paths import use_paths
     from counterpoint.train.plan.measure import measured_training
 
-    loaded = load_model(settings.model, device_of(settings.train.device))
+    device = device_of(settings.train.device)
+    prepare_optimizer(settings.train.optimizer, device.type)
+    loaded = load_model(settings.model, device)
     if settings.lora.enabled:
         loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
     use_paths(loaded.model, settings.model)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from counterpoint.configs.errors import CounterpointError
+from counterpoint.configs.errors import NoDataError
 from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
 
 if TYPE_CHECKING:
@@ -28,12 +28,13 @@ class Work:
 
 
 def work_of(run: TrainingRun) -> Work:
-    """Reads the data as training would. Data that cannot be read is planned for at its longest, and told."""
+    """Reads the data as training would. Data that is not there is planned for at its longest, and told; DataError for
+    what training would refuse, such as rows that are nearly all bad."""
     try:
         if isinstance(run, SftRun):
             return _supervised(run)
         return _pairs(run) if isinstance(run, DpoRun) else _rollouts(run)
-    except (CounterpointError, OSError) as error:
+    except NoDataError as error:
         return _longest(run, str(error))
 
 
@@ -57,8 +58,8 @@ def _supervised(run: SftRun) -> Work:
     cut = data.report.too_long
     lines = [
         *data.report.lines(),
-        f"{len(data.rows):,} rows of {mean:,.0f} tokens (the longest {batch.width:,}), {step_rows} a step: "
-        f"{steps:,} steps, {passes:.3g} passes",
+        f"{_counted(len(data.rows), 'row')} of {mean:,.0f} tokens (the longest {batch.width:,}), {step_rows} a step: "
+        f"{_counted(steps, 'step')}, {passes:.3g} passes",
         f"{cut:,} examples longer than data.max_tokens ({run.data.max_tokens:,}) left out" if cut else "no row is cut",
     ]
     return Work(batch, steps, round(steps * step_rows * mean), tuple(lines), data.rows)
@@ -79,7 +80,7 @@ def _pairs(run: DpoRun) -> Work:
     both = 2 * min(run.train.batch_rows, len(found.pairs))
     width = max(pair.tokens for pair in found.pairs)
     mean = sum(2 * pair.tokens for pair in found.pairs) / len(found.pairs)
-    longest = f"the longest side has {width:,} tokens; {per_step} {found.noun}s a step: {steps:,} steps"
+    longest = f"the longest side has {width:,} tokens; {per_step} {found.noun}s a step: {_counted(steps, 'step')}"
     lines = (*found.lines(), longest)
     return Work(Batch(both, width, both * width), steps, round(steps * per_step * mean), lines)
 
@@ -103,7 +104,7 @@ def _rollouts(run: GrpoRun) -> Work:
     width = longest + run.rollout.completion_tokens
     lines = [
         f"{len(prompts):,} prompts (the longest {longest:,} tokens), rollouts of up to "
-        f"{run.rollout.completion_tokens:,} tokens, {rollouts} a step: {steps:,} steps",
+        f"{run.rollout.completion_tokens:,} tokens, {rollouts} a step: {_counted(steps, 'step')}",
         "tokens and time count every rollout at its longest, and once more for its sampling",
     ]
     if run.tools != type(run.tools)():
@@ -114,6 +115,10 @@ def _rollouts(run: GrpoRun) -> Work:
         lines.append("the memory that vLLM takes (rollout.vllm.gpu_memory) is not counted")
     batch = Batch(run.train.batch_rows, width, run.train.batch_rows * run.rollout.completion_tokens)
     return Work(batch, steps, 2 * steps * rollouts * width, tuple(lines))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _longest(run: TrainingRun, why: str) -> Work:

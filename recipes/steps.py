@@ -15,6 +15,7 @@ from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report import run_report
 from counterpoint.train.loop.callbacks import RunLog
+from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.loop.session import Session
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
@@ -25,7 +26,9 @@ BAD_ROWS = "bad_rows.jsonl"
 
 def prepare_model(settings: TrainingRun, session: Session) -> LoadedModel:
     """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation."""
-    loaded = load_model(settings.model, device_of(settings.train.device))
+    device = device_of(settings.train.device)
+    prepare_optimizer(settings.train.optimizer, device.type)
+    loaded = load_model(settings.model, device)
     if settings.lora.enabled:
         loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
     use_paths(loaded.model, settings.model)
@@ -47,7 +50,11 @@ def add_measurements(
     trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
     if session.folder is None:
         if trainer.is_fsdp_enabled:  # every process has a part of the weights that are sampled from
-            trainer.add_callback(ChannelEval(loaded, renderer, prompts, settings.eval, None, seed=settings.seed))
+            # This session's `warn` is silent: what was measured is told by the process that writes it down.
+            hook = ChannelEval(
+                loaded, renderer, prompts, settings.eval, None, say=session.say, warn=session.warn, seed=settings.seed
+            )
+            trainer.add_callback(hook)
         return None
     trainer.add_callback(RunLog(session.folder, session.tracker, session.progress))
     hook = ChannelEval(
@@ -76,7 +83,8 @@ def train_to_end(
 ) -> int:
     """Train, save the result, write the report. The exit code: 143 or 130 where a signal ended it before `steps`."""
     checkpoint = session.checkpoint
-    session.say(f"{steps} steps" + (f", going on from step {checkpoint.step}" if checkpoint else ""))
+    going_on = f", going on from step {checkpoint.step}" if checkpoint else ""
+    session.say(f"{steps} step{'' if steps == 1 else 's'}{going_on}")
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     if trainer.state.global_step < steps:
         return ended_early(session, trainer, hook)

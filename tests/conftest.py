@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -23,9 +24,13 @@ NEEDS = {
 """Part of a test's path -> the programs of which it needs one, and the Debian package that brings it."""
 
 
+PACKAGES = ("bitsandbytes", "torchao")
+"""Extras that are not among those of `dev`, since transformers loads them wherever they are; in the ids of tests."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this machine cannot run; begin with what may take longest, so that no process ends alone."""
-    missing = missing_programs()
+    missing = [*missing_programs(), *missing_packages()]
     gone = {item for item in items if any(part in item.nodeid for part in missing)}
     if gone:
         config.hook.pytest_deselected(items=list(gone))
@@ -36,6 +41,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for part, package in missing_programs().items():
         terminalreporter.write_line(f"NOT RUN: {part} needs {package} (apt-get install {package})", yellow=True)
+    for package in missing_packages().values():
+        terminalreporter.write_line(f"NOT RUN: tests of {package} need it (pip install '.[{package}]')", yellow=True)
+
+
+def missing_packages() -> dict[str, str]:
+    """Part of a test's id -> the package that it needs and that is not installed."""
+    return {f"[{name}": name for name in PACKAGES if importlib.util.find_spec(name) is None}
 
 
 def missing_programs() -> dict[str, str]:

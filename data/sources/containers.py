@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from counterpoint.configs.errors import DataError, RowError
+from counterpoint.configs.errors import DataError, NoDataError, RowError
 from counterpoint.data.conversation import Notice
 from counterpoint.data.sources.rows import AnyRow, BadRow, RawRow, UnreadRow, read
 from counterpoint.data.sources.scan import Element, Scanner
@@ -76,7 +76,7 @@ def find(path: str) -> Path:
         return file
     place = Path(path)
     if not place.exists() and not is_saved_dataset(place.parent / place.name.partition(":")[0]):
-        raise DataError(f"{path}: no such file or folder: check the path")
+        raise NoDataError(f"{path}: no such file or folder: check the path")
     return place
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from counterpoint.configs.errors import DataError
+from counterpoint.configs.errors import DataError, NoDataError
 from counterpoint.data.sources.rows import BadRow, RawRow
 from counterpoint.data.sources.tables import arrow_row
 
@@ -23,7 +23,7 @@ def hub_rows(name: str) -> Iterator[RawRow | BadRow]:
     try:
         rows = datasets.load_dataset(path, config or None, split=split or "train", streaming=True)
     except Exception as error:  # the library raises dozens of types, each a user's mistake or the network
-        raise DataError(f"{name}: cannot be loaded ({_told(error)}): check name, split and network") from None
+        raise NoDataError(f"{name}: cannot be loaded ({_told(error)}): check name, split and network") from None
     yield from _numbered(rows, name)
 
 

@@ -82,6 +82,35 @@ def test_what_does_not_fit_is_told_with_what_to_change(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
+    ("rows", "why"), [("", "row: the file holds no rows"), ('{"messages": 3}\n', "row: no format")]
+)
+def test_data_that_is_there_and_cannot_train_is_an_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: str, why: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(rows)
+    assert cli.main(["plan", "quickstart", f"data.train={tmp_path / 'rows.jsonl'}"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert (
+        f"1 of 1 rows are bad, more than data.bad_rows_limit (5%) allows: {tmp_path}/rows.jsonl:1: {why}"
+        in captured.err
+    )
+
+
+def test_data_that_is_not_there_is_planned_at_its_longest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "quickstart", "data.train=nowhere.jsonl", "train.steps=1"]) == 0
+    told = capsys.readouterr().out
+    assert "not read (nowhere.jsonl: no such file or folder: check the path)" in told
+    assert "planned for full rows of 512 tokens" in told
+
+
+def test_one_step_is_one_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "quickstart", "train.steps=1"]) == 0
+    assert "a step: 1 step, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["eval/channels"], "trains nothing"),

@@ -21,6 +21,7 @@ from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.train.adapters.attach import load_lora
 from counterpoint.train.checkpoints.resume import CHECKPOINTS, newest_complete, why_broken
+from counterpoint.train.checkpoints.shards import SHARDS, load_shards
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE
 from counterpoint.train.model.load import LoadedModel, load_model
 from counterpoint.train.model.paths import use_paths
@@ -33,13 +34,15 @@ RESULTS = ("adapter", "model")
 class Found:
     """A checkpoint in parts. base: the model under it, or the model itself. adapter: LoRA to put on it, None without.
 
-    run: settings of the run it came from, where that is known; prompts are then rendered as in training.
+    run: settings of the run it came from, where that is known; prompts are then rendered as in training. shards: the
+    checkpoint whose parts go into the base in place of its own weights, None for a whole model.
     """
 
     source: str
     base: ModelSettings
     adapter: Path | None
     run: TrainingRun | None
+    shards: Path | None = None
 
 
 def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
@@ -55,6 +58,8 @@ def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
     run = _run_of(place)
     weights = _weights_of(place, name)
     if not (weights / ADAPTER_FILE).is_file():
+        if (weights / SHARDS).is_dir():
+            return _in_shards(name, weights, run)
         if not (weights / "config.json").is_file():
             raise ModelError(
                 f"{name}: holds neither a run, an adapter nor a model (no config.json): name another folder"
@@ -69,8 +74,19 @@ def open_checkpoint(found: Found, device: torch.device | str = "cpu") -> LoadedM
     loaded = load_model(found.base, device)
     if found.adapter is not None:
         loaded = loaded.with_model(load_lora(loaded.model, found.adapter))
+    if found.shards is not None:
+        load_shards(loaded.model, found.shards)
     use_paths(loaded.model, found.base)
     return loaded
+
+
+def _in_shards(name: str, checkpoint: Path, run: TrainingRun | None) -> Found:
+    if run is None:
+        raise ModelError(
+            f"{name}: the parts of a model that fsdp2 trained, and no run file says of which: "
+            "name it where it was written, RUN/checkpoints/..."
+        )
+    return Found(name, run.model, None, run, checkpoint)
 
 
 def _run_of(place: Path) -> TrainingRun | None:

@@ -1,7 +1,8 @@
 """The eval hook: fixed prompts at each effort, sampled from the live model while it trains, every output checked.
 
 It never changes a run: random state is put back (a run with and without it has the same losses bit for bit), and its
-own failure is told and training goes on. Only `stop_below` ends a run, and then with a checkpoint.
+own failure is told and training goes on. Only `stop_below` ends a run, and then with a checkpoint; and a sharded one a
+process that could not sample.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal, Protocol
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from counterpoint.configs.errors import RunError
 from counterpoint.configs.eval_section import EvalSettings, SamplingSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
@@ -26,6 +28,7 @@ from counterpoint.train.evals.prompts import EvalPrompt, clustered
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.loop.run_folder import METRICS, json_lines
 from counterpoint.train.model.load import LoadedModel
+from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.rollout.sample import Sampled, Sampler, sample_seed
 
 Who = Literal["base", "tuned"]
@@ -84,19 +87,16 @@ def sample_all(
     return list(zip(plan, sampled, strict=True))
 
 
-def sample_and_judge(
-    loaded: LoadedModel,
-    renderer: Renderer,
-    prompts: Sequence[EvalPrompt],
-    settings: SamplingSettings,
-    scorers: Scorers,
-    seed: int,
-) -> list[Judged]:
-    """`sample_all`, each sample read, checked and scored."""
+def _judged(loaded: LoadedModel, samples: Sequence[tuple[Planned, Sampled]], scorers: Scorers) -> list[Judged]:
+    """Each sample read, checked and scored."""
     return [
         judge(prompt, effort, k, out.ids, out.finish_reason, loaded.vocabulary, scorers)
-        for (prompt, effort, k), out in sample_all(loaded, renderer, prompts, settings, seed)
+        for (prompt, effort, k), out in samples
     ]
+
+
+class _OutOfStepError(RunError):
+    pass
 
 
 class ChannelEval(TrainerCallback):
@@ -162,11 +162,12 @@ class ChannelEval(TrainerCallback):
         """Sample, check, write and log; None when it failed, which is told and nothing else."""
         try:
             if self.folder is None:
-                with self._who(who):
-                    sample_all(self.loaded, self.renderer, self.prompts, self.settings, self.seed)
+                self._sampled(step, who)
                 return None
             point, samples = self._measured(step, who)
             self._write(self.folder, point, samples)
+        except _OutOfStepError:
+            raise
         except Exception as error:
             self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training goes on")
             return None
@@ -178,9 +179,23 @@ class ChannelEval(TrainerCallback):
 
     def _measured(self, step: int, who: Who) -> tuple[EvalPoint, list[Judged]]:
         began = time.monotonic()
-        with self._who(who), Scorers() as scorers:
-            samples = sample_and_judge(self.loaded, self.renderer, self.prompts, self.settings, scorers, self.seed)
+        with Scorers() as scorers:
+            samples = _judged(self.loaded, self._sampled(step, who), scorers)
         return EvalPoint(step, who, time.monotonic() - began, summarise(samples)), samples
+
+    def _sampled(self, step: int, who: Who) -> list[tuple[Planned, Sampled]]:
+        """RunError where it fails in a process that holds a part of the model: the others would wait for it here, or
+        be given what it sends for the next step."""
+        try:
+            with self._who(who):
+                return sample_all(self.loaded, self.renderer, self.prompts, self.settings, self.seed)
+        except Exception as error:
+            if not is_sharded(self.loaded.model):
+                raise
+            raise _OutOfStepError(
+                f"the evaluation at step {step} failed in a process that holds a part of the model "
+                f"({type(error).__name__}: {error}): go on from the newest checkpoint with --resume"
+            ) from error
 
     @contextlib.contextmanager
     def _who(self, who: Who) -> Iterator[None]:

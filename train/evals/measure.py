@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from counterpoint.configs.errors import ModelError
 from counterpoint.configs.schema import EvaluateRun
 from counterpoint.data.build import render_settings
 from counterpoint.data.harmony.render import Renderer, RenderSettings
@@ -40,7 +41,8 @@ class Planned:
     def identity(self) -> dict[str, Any]:
         """What samples depend on besides the plan."""
         model = self.found.base.model_dump(mode="json")
-        return {"model": model, "adapter": self.adapter, "engine": self.settings.eval.engine}
+        shards = {"shards": str(self.found.shards)} if self.found.shards else {}
+        return {"model": model, "adapter": self.adapter, "engine": self.settings.eval.engine, **shards}
 
     def rows(self) -> list[Row] | None:
         """All samples where every one is there; RunError where the folder holds another evaluation."""
@@ -57,6 +59,11 @@ class Planned:
 
     def _engine(self) -> Engine:
         suite, loaded = self.settings.eval, None
+        if suite.engine == "vllm" and self.found.shards is not None:
+            raise ModelError(
+                f"{self.found.source}: parts of a model, which vLLM does not read: `counterpoint export ... --to bf16` "
+                "puts them together; or set eval.engine=transformers"
+            )
         if suite.engine == "transformers":
             loaded = open_checkpoint(self.found, device_of(self.settings.device))
         return make_engine(suite, loaded=loaded, model=self.found.base, adapter=self.adapter)

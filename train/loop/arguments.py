@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import os
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 from transformers import TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
-from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import SftRun, TrainingRun
 from counterpoint.train.loop.guard import SpikePolicy
 from counterpoint.train.model.load import device_of
@@ -80,7 +78,7 @@ def loop_settings(settings: TrainingRun, run_folder: Path) -> LoopSettings:
 
 
 def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
-    """TRL's arguments for a run over `n_rows` training rows. ConfigError for a setting that this machine cannot do."""
+    """TRL's arguments for a run over `n_rows` training rows. ModelError for a device that is not here."""
     args = SFTConfig(
         **common_arguments(settings, run_folder, total_steps(settings, n_rows)),
         # Our rows come collated, weighted and packed.
@@ -96,12 +94,10 @@ def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
 
 
 def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dict[str, Any]:
-    """The arguments that the trainers of all recipes share. ConfigError for what this machine cannot do."""
+    """The arguments that the trainers of all recipes share. ModelError for a device that is not here."""
     train = settings.train
     device = device_of(train.device).type
-    if train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("train.optimizer: adamw_8bit needs bitsandbytes: pip install bitsandbytes, or use adamw")
-    optimizers = {"adamw": "adamw_torch_fused" if device == "cuda" else "adamw_torch", "adamw_8bit": "adamw_8bit"}
+    plain = "adamw_torch_fused" if device == "cuda" else "adamw_torch"
     return {
         "output_dir": str(run_folder),
         "seed": settings.seed,
@@ -114,7 +110,7 @@ def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dic
         "warmup_steps": train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * steps),
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
-        "optim": optimizers[train.optimizer],
+        "optim": plain if train.optimizer == "adamw" else train.optimizer,
         **checkpointing_arguments(train.activation_checkpointing),
         "logging_steps": train.log_every,
         "save_steps": train.checkpoint_every or NEVER,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftModel
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl
 
 from counterpoint.configs.errors import RunError
@@ -20,6 +21,7 @@ from counterpoint.train.checkpoints.together import write_together
 from counterpoint.train.checkpoints.weights import load_weights, save_weights, state_bytes
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.stop import StopSignal
+from counterpoint.train.model.mxfp4 import lay_bare, packed_names
 from counterpoint.train.model.sharded import gathered_weights, is_sharded
 
 LOOP_STATE = "loop_state.json"
@@ -50,8 +52,18 @@ class WholeRun(_Base):
         checkpoint (the vocabulary map)."""
         self.loop, self.identity, self.extras, self.stop = loop, identity, extras, stop or StopSignal()
         self.base = self.accelerator.unwrap_model(self.model)
+        self._prepare_packed()
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEvents(self))
+
+    def _prepare_packed(self) -> None:
+        """An MXFP4 base in several processes: FSDP2 shares out its bytes, DDP leaves them alone."""
+        if self.is_fsdp_enabled:
+            lay_bare(self.base)
+        else:
+            # Every process has read the same file; DDP would write the first one's copy over the others'.
+            ignored = packed_names(self.base)
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.base, ignored)
 
     def _send_telemetry(self) -> None:
         """TRL reports each run to its makers; nothing leaves this machine from here."""

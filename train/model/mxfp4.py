@@ -140,3 +140,29 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
 def frozen_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
     """A parameter of a checkpoint's `*_blocks` (E, O, I / 32, 16) and `*_scales` (E, O, I / 32), both uint8."""
     return cast(torch.nn.Parameter, torch.nn.Parameter(Mxfp4Tensor(blocks.flatten(-2), scales, dtype), False))
+
+
+def packed_names(model: torch.nn.Module) -> list[str]:
+    """Names of the parameters in MXFP4."""
+    return [name for name, parameter in model.named_parameters() if isinstance(parameter, Mxfp4Tensor)]
+
+
+def lay_bare(model: torch.nn.Module) -> None:
+    """Let each MXFP4 parameter X lie in its module as two plain ones, X_blocks and X_scales, which FSDP2 can share out.
+
+    It would unpack X itself. X is then put together again whenever it is read, of what the two are at that moment.
+    """
+    for module in list(model.modules()):
+        own = {name: p for name, p in module._parameters.items() if isinstance(p, Mxfp4Tensor)}
+        for name, packed in own.items():
+            del module._parameters[name]
+            for part in ("blocks", "scales"):
+                parameter = torch.nn.Parameter(getattr(packed, part), requires_grad=False)
+                module.register_parameter(f"{name}_{part}", parameter)
+        if own:
+            views = {name: _put_together(name, packed.dtype) for name, packed in own.items()}
+            module.__class__ = type(type(module).__name__, (type(module),), views)
+
+
+def _put_together(name: str, dtype: torch.dtype) -> property:
+    return property(lambda self: Mxfp4Tensor(getattr(self, f"{name}_blocks"), getattr(self, f"{name}_scales"), dtype))

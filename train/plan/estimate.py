@@ -58,8 +58,15 @@ class Estimate:
 
     @property
     def moment_bytes(self) -> float:
-        """Bytes of the optimizer's state for one trained number."""
-        return EIGHT_BIT if self.run.train.optimizer == "adamw_8bit" else 2.0 * self.trained_itemsize
+        """Bytes of the optimizer's state for one trained number, on the average."""
+        shape, optimizer = self.shape, self.run.train.optimizer
+        if optimizer == "adamw":
+            return 2.0 * self.trained_itemsize
+        whole, each = shape.small, 2.0 * self.trained_itemsize
+        if optimizer == "adamw_8bit":
+            # bitsandbytes keeps what is not in 8 bits in float32; transformers has it keep the embedding so.
+            whole, each = whole + (shape.vocabulary * shape.hidden if shape.full else 0), 8.0
+        return EIGHT_BIT + (each - EIGHT_BIT) * whole / shape.trainable
 
     @cached_property
     def memory(self) -> Memory:
@@ -150,8 +157,23 @@ def changes_to_fit(estimate: Estimate, budget: float) -> list[Change] | None:
         rest = [change for other, options in chosen.items() if other != key for change in options]
         if estimate.changed(rest).fits(budget):
             del chosen[key]
-    changes = [change for options in chosen.values() for change in options]
+    changes = _with_fsdp2(estimate.run, [change for options in chosen.values() for change in options])
     return [(key, value) for key, value in changes if _value(estimate.run, key) != value]
+
+
+def _with_fsdp2(run: TrainingRun, changes: list[Change]) -> list[Change]:
+    """`changes`, where the run would then shard, without what FSDP2 refuses."""
+    after = dict(changes)
+
+    def value(key: str) -> Any:
+        return after.get(key, _value(run, key))
+
+    if value("launch.strategy") == "fsdp2":
+        if value("train.optimizer") == "adamw_8bit":
+            after["train.optimizer"] = "adamw_torch_8bit"
+        if value("model.base") == "mxfp4":
+            after["model.experts"] = "lean"
+    return list(after.items())
 
 
 def _value(run: TrainingRun, key: str) -> Any:
@@ -169,10 +191,10 @@ def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
         yield [("train.batch_rows", 1), ("train.accumulation", run.train.accumulation * run.train.batch_rows)]
     if not run.train.activation_checkpointing:
         yield [("train.activation_checkpointing", True)]
-    if not full and run.model.base == "bf16" and estimate.shape.packable > 1e9 and run.launch.strategy != "fsdp2":
+    if not full and run.model.base == "bf16" and estimate.shape.packable > 1e9:
         yield [("model.base", "mxfp4")]
     if run.train.optimizer == "adamw":
-        yield [("train.optimizer", "adamw_8bit")]
+        yield [("train.optimizer", "adamw_8bit" if run.launch.strategy == "ddp" else "adamw_torch_8bit")]
     if run.lora.enabled and run.lora.experts:
         rank = run.lora.expert_rank or run.lora.rank
         yield from ([("lora.expert_rank", smaller)] for smaller in (8, 4) if smaller < rank)
@@ -181,7 +203,7 @@ def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
         while tokens >= 2048:
             tokens //= 2
             yield [("data.max_tokens", tokens), *([("data.pack_tokens", tokens)] if pack else [])]
-    if estimate.device == "cuda" and run.model.base == "bf16":
+    if estimate.device == "cuda" and not isinstance(run, GrpoRun):
         for count in (2, 4, 8, 16):
             if count > estimate.processes:
                 yield [("launch.processes", count), ("launch.strategy", "fsdp2")]

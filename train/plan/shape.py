@@ -11,6 +11,7 @@ from transformers import GptOssForCausalLM
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.train.adapters.attach import ATTENTION, DOWN, GATE_UP, AttachmentTable, attach_lora, attachment_table
+from counterpoint.train.loop.optimizers import FULL_SIZE
 from counterpoint.train.model.load import load_config
 
 MXFP4_BYTES = 17 / 32
@@ -22,8 +23,9 @@ class Shape:
     """Sizes of a gpt-oss model, and what of it trains.
 
     origin: where the sizes come from. base: parameters of the model, of which `packable` lie in the experts'
-    projections; largest: of one tensor. table: what trains, by kind. attention_rank, expert_rank: of the adapters,
-    0 for none. full: no adapter, every weight trains.
+    projections; largest: of one tensor. small: of them that train in tensors too small for an 8-bit optimizer.
+    table: what trains, by kind. attention_rank, expert_rank: of the adapters, 0 for none. full: no adapter, every
+    weight trains.
     """
 
     origin: str
@@ -40,6 +42,7 @@ class Shape:
     base: int
     packable: int
     largest: int
+    small: int
     table: AttachmentTable
     attention_rank: int
     expert_rank: int
@@ -87,8 +90,13 @@ def _shape(model_json: str, lora_json: str) -> Shape:
         values.num_key_value_heads, values.head_dim, values.num_local_experts, values.num_experts_per_tok,
         values.vocab_size, values.sliding_window, numbers,
         3 * values.num_hidden_layers * values.num_local_experts * values.hidden_size * values.intermediate_size,
-        largest, table, ranks.get(ATTENTION, 0), max(ranks.get(GATE_UP, 0), ranks.get(DOWN, 0)), not lora.enabled,
+        largest, _small(whole), table, ranks.get(ATTENTION, 0), max(ranks.get(GATE_UP, 0), ranks.get(DOWN, 0)),
+        not lora.enabled,
     )  # fmt: skip
+
+
+def _small(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad and p.numel() < FULL_SIZE)
 
 
 def weight_bytes(shape: Shape, model: ModelSettings, itemsize: int) -> int:

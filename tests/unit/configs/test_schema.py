@@ -76,6 +76,24 @@ def test_the_defaults_that_matter() -> None:
     assert run.data.bad_rows_limit == 0.05
 
 
+@pytest.mark.parametrize("recipe", ["sft", "dpo"])
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"train": {"optimizer": "adamw_8bit"}}, "cannot update: use `adamw_torch_8bit` or `adamw`"),
+        (
+            {"model": {"name": "openai/gpt-oss-20b", "base": "mxfp4", "experts": "reference"}},
+            "use `model.experts: lean`",
+        ),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(recipe: str, settings: dict[str, Any], match: str) -> None:
+    values = {"recipe": recipe, "data": {"train": "rows.jsonl"}, **settings}
+    RECIPES[recipe].model_validate({**values, "launch": {"strategy": "ddp"}})
+    with pytest.raises(ValueError, match=match):
+        RECIPES[recipe].model_validate({**values, "launch": {"strategy": "fsdp2"}})
+
+
 def test_settings_never_change_after_loading() -> None:
     run = SftRun.model_validate(MINIMAL)
     with pytest.raises(ValidationError):

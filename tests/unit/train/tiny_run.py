@@ -22,6 +22,7 @@ from counterpoint.data.harmony.render import Example
 from counterpoint.train.checkpoints import save
 from counterpoint.train.checkpoints.resume import Identity, newest_complete
 from counterpoint.train.loop.arguments import LoopSettings, checkpointing_arguments, is_main_process, world_size
+from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.trainer import CounterpointTrainer
 
@@ -174,13 +175,33 @@ def kill_in_phase(method: str, file: str) -> None:
     setattr(owner, method, dying)
 
 
-def lean_model() -> Any:
-    """The tiny model on the lean path, with LoRA on attention and experts."""
+def pack_experts(model: Any) -> None:
+    """Put made-up MXFP4 experts into the model."""
+    from counterpoint.train.model.mxfp4 import frozen_mxfp4
+
+    random = torch.Generator().manual_seed(0)
+    for layer in model.model.layers:
+        for name in ("gate_up_proj", "down_proj"):
+            experts, inputs, outputs = getattr(layer.mlp.experts, name).shape
+            blocks, scales = (experts, outputs, inputs // 32, 16), (experts, outputs, inputs // 32)
+            packed = frozen_mxfp4(
+                torch.randint(0, 256, blocks, dtype=torch.uint8, generator=random),
+                torch.randint(118, 124, scales, dtype=torch.uint8, generator=random),
+                torch.float32,
+            )
+            setattr(layer.mlp.experts, name, packed)
+
+
+def lean_model(packed: bool = False) -> Any:
+    """The tiny model on the lean path, with LoRA on attention and experts; its experts in MXFP4 where `packed`."""
     from counterpoint.configs.model_section import LoraSettings, ModelSettings
     from counterpoint.train.adapters.attach import attach_lora
     from counterpoint.train.model.paths import use_paths
 
-    model = attach_lora(tiny_model(lora=False), LoraSettings(rank=4, alpha=8))
+    model = tiny_model(lora=False)
+    if packed:
+        pack_experts(model)
+    model = attach_lora(model, LoraSettings(rank=4, alpha=8))
     use_paths(model, ModelSettings())
     return model
 
@@ -211,7 +232,9 @@ def run(folder: Path, options: dict[str, Any]) -> int:
     if "n_rows" in options:
         options["rows"] = tiny_rows(options.pop("n_rows"))
     if options.pop("lean", False):
-        options["model"] = lean_model()
+        options["model"] = lean_model(options.pop("packed", False))
+    if "optim" in options:
+        prepare_optimizer(options["optim"], "cpu")
     kind, *fault = options.pop("fault", [None])
     if kind in ("call", "phase"):
         {"call": kill_at_call, "phase": kill_in_phase}[kind](*fault)
@@ -227,6 +250,8 @@ def run(folder: Path, options: dict[str, Any]) -> int:
     }
     digest = {name: tensor.double().sum().item() for name, tensor in weights.items()}
     result = {"logs": trainer.curve.logs, "weights": digest, "from": checkpoint.step if checkpoint else 0}  # type: ignore[attr-defined]
+    local = [getattr(p, "_local_tensor", p) for p in trainer.base.parameters()]
+    result["packed_bytes"] = sum(getattr(p, "packed_bytes", p.nbytes if p.dtype == torch.uint8 else 0) for p in local)
     result["sharded"] = any(hasattr(p, "full_tensor") for p in trainer.base.parameters())
     if is_main_process():
         (folder / "result.json").write_text(json.dumps(result))

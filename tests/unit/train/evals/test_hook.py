@@ -11,6 +11,7 @@ import pytest
 import torch
 from unit.train.tiny_run import make
 
+from counterpoint.configs.errors import RunError
 from counterpoint.configs.eval_section import EvalSettings
 from counterpoint.configs.model_section import LoraSettings
 from counterpoint.data.batches.tree import tree_of
@@ -103,6 +104,14 @@ def test_its_own_failure_never_breaks_training(tmp_path: Path) -> None:
     assert hook is not None
     assert hook.points == []
     assert sum("training goes on" in line for line in told.lines) == 3
+
+
+def test_a_process_that_cannot_sample_its_part_ends_a_sharded_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("counterpoint.train.evals.hook.is_sharded", lambda model: True)
+    with pytest.raises(RunError, match="at step 0 failed in a process that holds a part of the model"):
+        run(tmp_path, SETTINGS, Told(), broken=True)
 
 
 def test_stop_below_ends_the_run_but_never_at_the_start(tmp_path: Path) -> None:

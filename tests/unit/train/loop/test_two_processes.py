@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from counterpoint.configs.errors import ModelError
+from counterpoint.train.checkpoints.export import export
+from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
+from counterpoint.train.checkpoints.shards import SHARDS
 
 SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
 # 24 rows, which every number of processes shares out evenly: else the end of a pass repeats rows, so that all can step.
@@ -88,6 +95,66 @@ def test_the_lean_path_trains_in_two_processes_as_in_one(tmp_path: Path, fsdp2: 
     assert_close(two, one)
     for name, total in one["weights"].items():
         assert two["weights"][name] == pytest.approx(total, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_an_mxfp4_base_trains_in_two_processes_as_in_one_and_stays_packed(tmp_path: Path) -> None:
+    packed = {"lean": True, "packed": True, "steps": 4, "every": 2, "log_every": 1}
+    one = run(tmp_path / "one", 1, **packed)
+    # Two layers of 4 experts, 32 x 64 and 32 x 32 numbers of half a byte, and a byte of scale for each 32.
+    assert one["packed_bytes"] == 2 * 4 * (32 * 64 + 32 * 32) * 17 // 32
+    for name, fsdp2, share in (("ddp", False, 1), ("fsdp2", True, 2)):
+        two = run(tmp_path / name, 2, fsdp2=fsdp2, **packed)
+        assert two["sharded"] is fsdp2
+        assert two["packed_bytes"] == one["packed_bytes"] // share
+        assert_close(two, one)
+        (tmp_path / name / "result.json").unlink()
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-000004")
+        resumed = run(tmp_path / name, 2, fsdp2=fsdp2, resume=True, **packed)
+        assert resumed["from"] == 2
+        assert resumed["logs"] == two["logs"][2:]
+    files = [tmp_path / name / "checkpoints" / "step-000004" / "adapter_model.safetensors" for name in ("ddp", "fsdp2")]
+    ddp, fsdp2 = map(load_file, files)
+    assert ddp.keys() == fsdp2.keys()
+    assert all(torch.allclose(ddp[name], tensor, atol=1e-5) for name, tensor in fsdp2.items())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_a_model_trained_in_full_and_in_parts_is_read_whole(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), "--sharded",
+         "train", "quickstart", "train.steps=2", "train.checkpoint_every=1", "train.learning_rate=1e-3", "output=.",
+         "train.warmup_steps=0", "train.schedule=constant", "lora.enabled=false", "eval.prompts=example:sums_eval",
+         "eval.every=2", "eval.samples=1", "eval.max_new_tokens=4", "tracking.wandb=off", "launch.processes=2",
+         "launch.strategy=fsdp2"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = next(path.parent for path in tmp_path.glob("*/run.json"))
+    first, last = (run / "checkpoints" / f"step-00000{step}" for step in (1, 2))
+    final = load_file(run / "model" / "model.safetensors")
+    loaded = open_checkpoint(find_checkpoint(str(last))).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in final.items())
+    export(find_checkpoint(str(first)), "bf16", tmp_path / "merged")
+    before = load_file(tmp_path / "merged" / "model.safetensors")
+    assert any(not torch.equal(before[name].float(), tensor.bfloat16().float()) for name, tensor in final.items())
+
+    command = ["evaluate", str(first), "eval.samples=1", "eval.max_new_tokens=4", "eval.base=false"]
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "counterpoint.recipes.cli", *command, "--out", "evaluated"], cwd=tmp_path,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(first, moved)
+    with pytest.raises(ModelError, match=r"no run file says of which: name it where it was written"):
+        find_checkpoint(str(moved))
+    found = find_checkpoint(str(last))
+    (last / SHARDS / ".metadata").write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(ModelError, match=r"pytorch_model_fsdp_0: cannot be read \(its index asks for posix.getcwd"):
+        open_checkpoint(found)
 
 
 @pytest.mark.slow

@@ -136,6 +136,22 @@ def test_changes_make_it_fit_and_none_is_superfluous() -> None:
     assert changes_to_fit(estimate, 2**30) is None
 
 
+def test_changes_for_a_sharded_run_are_a_run_file_that_loads() -> None:
+    run = released("gpt-oss-120b", model={"name": "openai/gpt-oss-120b", "experts": "reference"})
+    found = []
+    for size in (24, 32, 40, 48, 80):
+        for strategy in ("ddp", "fsdp2"):
+            start = run.model_copy(update={"launch": run.launch.model_copy(update={"strategy": strategy})})
+            changes = changes_to_fit(Estimate.of(start, Batch(4, 8192, 8192), "cuda"), size * 2**30)
+            if changes is not None:
+                changed = Estimate.of(start, Batch(4, 8192, 8192), "cuda").changed(changes)
+                assert changed.fits(size * 2**30)
+                SftRun.model_validate(changed.run.model_dump())
+                found += [dict(changes)]
+    assert any(one.get("launch.strategy") == "fsdp2" for one in found)
+    assert any(one.get("model.base") == "mxfp4" and "launch.processes" in one for one in found)
+
+
 def test_more_memory_takes_longer_rows() -> None:
     estimate = Estimate.of(
         released("gpt-oss-20b", train={"activation_checkpointing": True}), Batch(1, 512, 512), "cuda"

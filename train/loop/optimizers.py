@@ -1,0 +1,52 @@
+"""The 8-bit optimizers: whether their package is here, and whether it runs on the device.
+
+Their names are transformers' own: `adamw_8bit` is bitsandbytes', `adamw_torch_8bit` torchao's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import version
+
+import torch
+
+from counterpoint.configs.errors import ConfigError
+
+PACKAGES = {"adamw_8bit": "bitsandbytes", "adamw_torch_8bit": "torchao"}
+"""Optimizer -> its package, which is also the name of the extra that brings it."""
+FULL_SIZE = 4096
+"""Numbers of a tensor from which both keep its state in 8 bits."""
+
+
+def prepare_optimizer(optimizer: str, device: str) -> None:
+    """Try an 8-bit optimizer on `device` before anything heavy. ConfigError where it is missing or does not run."""
+    package = PACKAGES.get(optimizer)
+    if package is None:
+        return
+    where = f"train.optimizer: {optimizer}"
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{where} needs {package}: pip install 'counterpoint[{package}]', or use adamw")
+    if optimizer == "adamw_torch_8bit":
+        from torch._functorch import config
+
+        # Where a parameter is not shared out evenly, one process would be given what was compiled for another's part.
+        config.enable_autograd_cache = False
+    try:
+        _one_step(optimizer, device)
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        compiler = ", which compiles itself and needs a C++ compiler (g++)" if package == "torchao" else ""
+        raise ConfigError(
+            f"{where}: {package} {version(package)}{compiler} does not run on this {device} ({why}): use adamw"
+        ) from error
+
+
+def _one_step(optimizer: str, device: str) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(FULL_SIZE, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    if optimizer == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+    else:
+        from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+    AdamW8bit([parameter], lr=1e-3).step()
+    assert bool((parameter != 0).all())
