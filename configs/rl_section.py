@@ -169,6 +169,8 @@ class RewardSettings(Settings):
                 raise ValueError(f"`{field}` belongs to a reward of type `{kind}`, not to `{self.type}`")
         if not self.gated and self.type not in ("length", "language", "json"):
             raise ValueError(f"`gated` belongs to a reward of `length`, `language` or `json`, not to `{self.type}`")
+        if self.function is not None and ":" not in self.function:
+            raise ValueError(f"`function: {self.function}`: write module:function or file.py:function")
         if self.slope != 1 and self.type != "length":
             raise ValueError(f"`slope` belongs to a reward of type `length`, not to `{self.type}`")
         for effort, (least, most) in self.budgets.items():

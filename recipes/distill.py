@@ -38,14 +38,14 @@ ROWS, REFUSED = "distilled.jsonl", "refused.jsonl"
 
 def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Write `distilled.jsonl` into the run folder. resume: go on where a run was cut off; the file is the same."""
+    renderer = Renderer(load_vocabulary_of(settings.model), render_settings(settings.data))
+    questions = read_questions(settings, renderer)
     if resume is None:
         path = new_run_folder(settings)
     else:
         path = newest_run_folder(settings) if resume == "newest" else named_run_folder(resume)
     with RunFolder(path) as folder:
         print(f"run folder  {path}")
-        renderer = Renderer(load_vocabulary_of(settings.model), render_settings(settings.data))
-        questions = read_questions(settings, renderer)
         done = finished(folder, fingerprint(questions, settings, renderer), resume)
         folder.describe(settings, versions(device_of(settings.device).type))
         left = [question for question in questions if question.number not in done]

@@ -34,7 +34,7 @@ from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.model.load import LoadedModel, device_of, load_vocabulary_of
 from counterpoint.train.rollout.engines import Engine
 from counterpoint.train.rollout.episodes import EpisodeLimits
-from counterpoint.train.rollout.following import following_engine
+from counterpoint.train.rollout.following import check_engine, following_engine
 from counterpoint.train.rollout.rewards import Rewards
 from counterpoint.train.rollout.sample import Sampler
 from counterpoint.train.rollout.toolkit import Toolkit
@@ -57,6 +57,8 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         session.say(f"{len(prompts)} prompts, {groups} groups of {settings.grpo.group} a step")
         probes = load_prompts(settings.eval.prompts)
         identity = Identity(plain(settings), fingerprint(items, renderer), rows_per_step(settings))
+        check_groups(settings, items)
+        check_engine(settings)
         session.began(identity, steps, allow_changes=overwrite)
 
         set_seed(settings.seed)
@@ -95,7 +97,8 @@ def read_prompts(data: PromptSettings, renderer: Renderer, toolkit: Toolkit | No
         for prompt in task.prompts:
             if toolkit is not None and not toolkit.empty and prompt.conversation.opening_ids is None:
                 prompt = replace(prompt, conversation=toolkit.declared(prompt.conversation))
-            length = len(renderer.prompt(prompt.conversation))
+            said_later = sum(len(renderer.vocabulary.encode(later.text)) for later in prompt.follow_ups)
+            length = len(renderer.prompt(prompt.conversation)) + said_later
             if length > data.max_tokens:
                 raise DataError(
                     f"{prompt.id}: {length} tokens, more than data.max_tokens ({data.max_tokens}): raise it"
@@ -106,11 +109,21 @@ def read_prompts(data: PromptSettings, renderer: Renderer, toolkit: Toolkit | No
 
 def check_rewards(rewards: Rewards, items: list[Item], session: Session) -> None:
     """ConfigError for a reward that can judge nothing; a line for one that some turns have no truth for."""
-    for name, missing in rewards.unjudged(item.outcome() for item in items).items():
-        if missing == len(items):
+    turns = {(item.prompt.id, item.turn): item.outcome() for item in items}
+    for name, missing in rewards.unjudged(list(turns.values())).items():
+        if missing == len(turns):
             raise ConfigError(f"reward {name}: no row has a truth for it: give the rows one, or take another `scorer`")
         if missing:
-            session.warn(f"reward {name}: {missing} of {len(items)} turns have no truth for it and earn nothing there")
+            session.warn(f"reward {name}: {missing} of {len(turns)} turns have no truth for it and earn nothing there")
+
+
+def check_groups(settings: GrpoRun, items: list[Item]) -> None:
+    groups = rows_per_step(settings) // settings.grpo.group
+    if len(items) < groups:
+        raise ConfigError(
+            f"data.train: {len(items)} turns at their efforts are fewer than the {groups} groups of a step: lower "
+            "train.batch_rows or train.accumulation, or give more prompts"
+        )
 
 
 def fingerprint(items: list[Item], renderer: Renderer) -> str:
@@ -135,12 +148,6 @@ def make_rollouts(
 ) -> Rollouts:
     """What samples and scores; every rollout is kept in `rollouts.jsonl` of the run folder."""
     rollout = settings.rollout
-    groups = rows_per_step(settings) // settings.grpo.group
-    if len(items) < groups:
-        raise ConfigError(
-            f"data.train: {len(items)} prompts are fewer than the {groups} groups of a step: lower "
-            "train.batch_rows or train.accumulation, or give more prompts"
-        )
     engine: Engine = Sampler(loaded, batch_rows=rollout.batch)
     if rollout.engine != "transformers":
         engine = following_engine(settings, session.path / "engine")

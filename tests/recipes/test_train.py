@@ -326,6 +326,12 @@ def test_a_mistake_leaves_no_run_behind_that_resume_would_take(train: Train) -> 
     train("data.train=missing.jsonl", code=1)
     train("eval.prompts=missing.jsonl", code=1)
     assert train.runs == [before]
+    train("model.name=missing", code=1)
+    assert train.runs == [before]
+    had = {path.relative_to(before): path.read_bytes() for path in before.rglob("*") if path.is_file()}
+    for mistake in ("data.train=missing.jsonl", "data.train=missing.jsonl", "model.name=missing"):
+        train(mistake, "--overwrite", code=1)
+    assert {path.relative_to(before): path.read_bytes() for path in before.rglob("*") if path.is_file()} == had
     # Rows that were set aside are kept, and the run that did not begin is not the newest.
     write(train.folder / "bad.jsonl", [{"messages": 1}])
     train("data.train=bad.jsonl", code=1)

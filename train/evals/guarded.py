@@ -130,6 +130,11 @@ def resolve(function: str) -> Callable[..., Any]:
         raise ConfigError(f"function `{function}`: {type(error).__name__}: {error}: {fix}") from None
 
 
+def exists(function: str) -> bool:
+    """True, or ConfigError where `resolve` finds no such function: asked in the child, nothing of it is called."""
+    return callable(resolve(function))
+
+
 def _serve(pipe: Any) -> None:
     functions: dict[str, Callable[..., Any]] = {}
     while True:

@@ -14,18 +14,19 @@ truncated chain of thought, an answer in the analysis alone, or two finals score
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jsonschema
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import Completion, ToolCall
-from counterpoint.train.evals.guarded import Guard, Guarded
+from counterpoint.train.evals.guarded import Guard, Guarded, exists
 
 
 class MissingTruthError(ConfigError):
@@ -226,21 +227,33 @@ class Scorers:
             "schema": schema,
         }
 
+    def check(self, name: str) -> None:
+        """ConfigError for a comparison that nobody knows, whose package is missing, or whose function is not there."""
+        if ":" in name:
+            answer = self._guard.call(f"{exists.__module__}:{exists.__name__}", name)
+            if answer.failure is not None:
+                raise ConfigError(f"{answer.detail.removeprefix('ConfigError: ')}")
+        elif name in _FOREIGN:
+            package = _FOREIGN[name].package
+            if importlib.util.find_spec(package) is None:
+                raise ConfigError(f"scorer `{name}` needs {package}: pip install 'counterpoint[eval]'")
+        elif name not in self._plain:
+            raise _unknown(name, self._plain)
+
     def score(self, name: str, completion: Completion, reference: Reference) -> Score:
         """ConfigError for a name that is no scorer, MissingTruthError for a row that has nothing to compare with."""
         if name in self._plain:
             return self._plain[name](completion, reference)
         if name in _FOREIGN:
-            needs, function = _FOREIGN[name]
-            argument = needs(reference)
+            foreign = _FOREIGN[name]
+            argument = foreign.needs(reference)
             final = answer_of(completion)
             if final is None:
                 return Score(0.0, "missing", "no final")
-            return _from_guard(self._guard(f"{__name__}:{function}", final, argument))
+            return _from_guard(self._guard(f"{__name__}:{foreign.function}", final, argument))
         if ":" in name:
             return _from_guard(self._guard(name, completion, reference))
-        known = ", ".join([*self._plain, *_FOREIGN])
-        raise ConfigError(f"scorer `{name}` is unknown: take one of {known}, or name a function as file.py:function")
+        raise _unknown(name, self._plain)
 
     def close(self) -> None:
         self._guard.close()
@@ -319,11 +332,24 @@ def _entry(reference: Reference) -> Mapping[str, Any]:
     return reference.entry
 
 
-_FOREIGN: dict[str, tuple[Callable[[Reference], Any], str]] = {
-    "math": (_answer, "math_value"),
-    "instructions": (_instructions, "instructions_value"),
-    "reasoning_gym": (_entry, "reasoning_gym_value"),
+class _Foreign(NamedTuple):
+    """needs: what the function is given of the row. function: of this module, run in the guarded process."""
+
+    needs: Callable[[Reference], Any]
+    function: str
+    package: str
+
+
+_FOREIGN = {
+    "math": _Foreign(_answer, "math_value", "math_verify"),
+    "instructions": _Foreign(_instructions, "instructions_value", "if_verifiable"),
+    "reasoning_gym": _Foreign(_entry, "reasoning_gym_value", "reasoning_gym"),
 }
+
+
+def _unknown(name: str, plain: Iterable[str]) -> ConfigError:
+    known = ", ".join([*plain, *_FOREIGN])
+    return ConfigError(f"scorer `{name}` is unknown: take one of {known}, or name a function as file.py:function")
 
 
 def _compared(completion: Completion, reference: Reference, same: Callable[[str, str], bool]) -> Score:

@@ -129,20 +129,21 @@ def _offered(prompt: EvalPrompt, task: TaskSettings) -> EvalPrompt:
 
 
 def _check_scorers(task: Task, scorers: Scorers) -> None:
-    """Score an empty completion: that tells a missing truth, or a function that is not there, before hours of work."""
+    """Look each scorer up, and score an empty completion by ours: that tells a missing truth before hours of work."""
     nothing = parse_completion([])
     tried: set[str] = set()
     _check_instructions(task, scorers)
     for prompt in task.prompts:
-        if prompt.scorer is None or (":" in prompt.scorer and prompt.scorer in tried):
+        if prompt.scorer is None:
             continue
-        tried.add(prompt.scorer)
         try:
-            score = scorers.score(prompt.scorer, nothing, prompt.reference)
+            if prompt.scorer not in tried:
+                scorers.check(prompt.scorer)
+            if ":" not in prompt.scorer:
+                scorers.score(prompt.scorer, nothing, prompt.reference)
         except ConfigError as error:
             raise ConfigError(f"task {task.name}: {prompt.id}: {error}") from None
-        if ":" in prompt.scorer and "ConfigError: " in score.detail:
-            raise ConfigError(f"task {task.name}: {score.detail.partition('ConfigError: ')[2]}")
+        tried.add(prompt.scorer)
 
 
 def _check_instructions(task: Task, scorers: Scorers) -> None:

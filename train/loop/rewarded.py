@@ -237,6 +237,7 @@ class RewardTrainer(WholeRun, GRPOTrainer):
             batch["advantages"] = self._rated(self.teacher, batch)
         advantages = batch["advantages"]
         counted = (advantages if advantages.dim() == 2 else advantages[:, None]) * batch["completion_mask"]
+        counted = counted * batch.get("importance_sampling_ratio", 1)  # 0 where the engines differ too much
         self.taught = bool(self.accelerator.reduce(counted.any().float(), "sum"))
         return batch
 

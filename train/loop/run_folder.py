@@ -10,6 +10,7 @@ runs/quickstart-20261122-160501/
     eval/              samples and reports
     adapter/ or model/ the result
     lock               pid and host of the process that uses the folder
+    overwritten/       with --overwrite, what was here before, until the new run trains
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,8 @@ from counterpoint.configs.schema import RunSettings
 from counterpoint.train.loop.lock import FolderLock, lock_folder
 
 CONFIG, VERSIONS, STATE, METRICS, LOG = "config.yaml", "versions.json", "run.json", "metrics.jsonl", "log.txt"
+ASIDE = "overwritten"
+_OWN = (CONFIG, VERSIONS, STATE, LOG)
 LIBRARIES = ("counterpoint", "py.warnings", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
@@ -53,14 +56,17 @@ def new_run_folder(settings: RunSettings) -> Path:
     raise RunError(f"{parent}: a thousand runs began in this second: set `name`")
 
 
-def newest_run_folder(settings: RunSettings) -> Path:
-    """The newest run folder of this name whose run began. RunError where there is none."""
+def newest_run_folder(settings: RunSettings, begun: bool = True) -> Path:
+    """The newest run folder of this name; with `begun`, of a run that has anything to go on with or did not fail.
+
+    RunError where there is none.
+    """
     pattern = re.compile(re.escape(settings.name or "run") + r"-(\d{8}-\d{6})(?:-(\d+))?")
     parent = Path(settings.output)
     found = []
     for folder in parent.iterdir() if parent.is_dir() else ():
         match = pattern.fullmatch(folder.name)
-        if match and (folder / CONFIG).is_file() and "data" in _state_of(folder):
+        if match and (folder / CONFIG).is_file() and (_has_begun(folder) or not begun):
             found.append((match[1], int(match[2] or 1), folder))
     if not found:
         raise RunError(f"{parent}: no run of the name {settings.name or 'run'} to go on with: leave out --resume")
@@ -90,16 +96,43 @@ class RunFolder:
 
     def empty(self) -> None:
         """Remove what an earlier run left in the folder, for one that starts anew."""
-        for entry in self.path.iterdir():
+        self._remove()
+
+    def forget_aside(self) -> None:
+        """Remove what was set aside: the new run trains."""
+        if (self.path / ASIDE).is_dir():
+            shutil.rmtree(self.path / ASIDE)
+
+    def _remove(self, keep: Collection[str] = ()) -> None:
+        for entry in list(self.path.iterdir()):
+            if entry.name in keep:
+                continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif entry != self.lock.path:
                 entry.unlink()
 
-    def discard(self) -> None:
-        """Remove the folder, unless it holds more than what the run was to be (rows that were set aside)."""
-        own = {CONFIG, VERSIONS, STATE, LOG, self.lock.path.name}
-        if all(entry.name in own for entry in self.path.iterdir()):
+    def set_aside(self) -> None:
+        """Move what an earlier run left into a folder of its own, until the new one trains (`empty`)."""
+        aside = self.path / ASIDE
+        if aside.is_dir():  # of a try that was killed: what it left is nothing, what lies aside is the run
+            self._remove(keep={ASIDE})
+        elif entries := [entry for entry in self.path.iterdir() if entry != self.lock.path]:
+            aside.mkdir()
+            for entry in entries:
+                entry.rename(aside / entry.name)
+
+    def withdraw(self, new: bool) -> None:
+        """Undo a run that did not come to train. What was set aside comes back; a folder that was made for it goes,
+        unless it holds more than what the run was to be. Rows that could not be used stay."""
+        aside = self.path / ASIDE
+        if aside.is_dir():
+            self._remove(keep={ASIDE, *(e.name for e in self.path.iterdir() if e.is_file() and e.name not in _OWN)})
+            for entry in list(aside.iterdir()):
+                if not (self.path / entry.name).exists():
+                    entry.rename(self.path / entry.name)
+            shutil.rmtree(aside)
+        elif new and all(entry.name in {*_OWN, self.lock.path.name} for entry in self.path.iterdir()):
             shutil.rmtree(self.path)
 
     def describe(self, settings: RunSettings, versions: Mapping[str, Any]) -> None:
@@ -192,6 +225,16 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
             if isinstance(value := json.loads(line), dict):
                 found.append(value)
     return found
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether there is anything to go on with; a run that failed before it had any is none."""
+    try:
+        state = _state_of(folder)
+    except (OSError, ValueError):
+        state = {}
+    failed = "data" not in state or state.get("state") == "failed"
+    return not failed or any((folder / name).exists() for name in (METRICS, "checkpoints"))
 
 
 def _state_of(folder: Path) -> dict[str, Any]:

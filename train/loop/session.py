@@ -44,7 +44,7 @@ T = TypeVar("T")
 class Session:
     """What a recipe holds while it runs. Processes other than the main one have no `folder` and say nothing.
 
-    checkpoint: where the run goes on from, None for a fresh one. has_begun: data and settings were found good.
+    checkpoint: where the run goes on from, None for a fresh one. trains: everything was found good.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Session:
     folder: RunFolder | None = None
     tracker: Tracker = field(default_factory=NoTracker)
     progress: Progress = field(default_factory=Progress)
-    has_begun: bool = False
+    trains: bool = False
 
     def say(self, text: str) -> None:
         """Print, and write to log.txt."""
@@ -69,13 +69,17 @@ class Session:
         if self.checkpoint is not None:
             for change in check_same_run(self.checkpoint, identity, allow_changes):
                 self.warn(f"goes on with another setting: {change}")
-        self.has_begun = True
         if self.folder is not None:
             self.tracker = start_tracker(self.tracking, self.path, identity.settings, self.warn)
             step = self.checkpoint.step if self.checkpoint else 0
             self.folder.forget_metrics_after(step)
             seeds = {"seed": identity.settings["seed"], "data": identity.settings["seed"]}
             self.folder.state(seeds=seeds, data=identity.data, steps=steps)
+
+    def begins_training(self) -> None:
+        self.trains = True
+        if self.folder is not None:
+            self.folder.forget_aside()
 
     def ended(self, state: str, **values: Any) -> None:
         if self.folder is not None:
@@ -88,14 +92,18 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
 
     resume: None for a new run, `newest` for the newest of this name, or a run folder or checkpoint. overwrite: start
     anew in the newest folder of this name; with `resume`, go on although settings changed. RunError in plain words for
-    a full disk and for too little memory. Where a mistake of the user keeps a run from beginning, its new folder goes.
+    a full disk and for too little memory. Of a run that a mistake keeps from training nothing stays, and what it would
+    have overwritten does.
     """
     with ExitStack() as stack:
         stack.enter_context(plain_errors(settings))
         own: list[RunFolder] = []
+        is_new: list[bool] = []
 
         def begin() -> tuple[Path, Checkpoint | None]:
-            own.append(stack.enter_context(RunFolder(_choose_folder(settings, resume, overwrite))))
+            path, new = _choose_folder(settings, resume, overwrite)
+            own.append(stack.enter_context(RunFolder(path)))
+            is_new.append(new)
             return own[0].path, _prepare(settings, own[0], resume, overwrite)
 
         session = Session(*agreed(begin, settings), settings.tracking)
@@ -106,11 +114,11 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
         try:
             yield session
         except BaseException as error:
-            is_new = resume is None and not overwrite
-            if session.folder is not None and is_new and not session.has_begun and isinstance(error, CounterpointError):
-                session.folder.discard()
-            if session.path.is_dir():
-                _note_failure(session, error)
+            is_mistake = isinstance(error, CounterpointError) and resume is None and not session.trains
+            _note_failure(session, error)
+            if session.folder is not None and is_mistake:
+                session.tracker.close()
+                session.folder.withdraw(new=is_new[0])
             raise
 
 
@@ -172,22 +180,23 @@ def _out_of_memory(settings: TrainingRun) -> RunError:
     )
 
 
-def _choose_folder(settings: TrainingRun, resume: str | None, overwrite: bool) -> Path:
+def _choose_folder(settings: TrainingRun, resume: str | None, overwrite: bool) -> tuple[Path, bool]:
+    """The folder, and whether it was made for this run."""
     if resume is not None:
-        return newest_run_folder(settings) if resume == NEWEST else named_run_folder(resume)
+        return newest_run_folder(settings) if resume == NEWEST else named_run_folder(resume), False
     if overwrite:
         try:
-            return newest_run_folder(settings)
+            return newest_run_folder(settings, begun=False), False
         except RunError:
             pass
-    return new_run_folder(settings)
+    return new_run_folder(settings), True
 
 
 def _prepare(settings: TrainingRun, folder: RunFolder, resume: str | None, overwrite: bool) -> Checkpoint | None:
     """Clean the folder, find the checkpoint to go on from, and write down what the run is."""
     checkpoint = None
     if resume is None:
-        folder.empty()
+        folder.set_aside()
     else:
         checkpoint = _find_checkpoint(folder, resume, overwrite)
     if checkpoint is not None:

@@ -20,7 +20,14 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.checkpoints.merged import write_merged
 from counterpoint.train.rollout.sample import Sampled
 from counterpoint.train.rollout.server import ServerEngine
-from counterpoint.train.rollout.vllm_engine import VllmEngine, check_vocabulary, dtype_name, on_cpu
+from counterpoint.train.rollout.vllm_engine import (
+    VllmEngine,
+    check_cpu,
+    check_vocabulary,
+    dtype_name,
+    installed_version,
+    on_cpu,
+)
 
 EXPERTS_SINCE = (0, 13)
 """vLLM takes adapters on fused experts since 0.11.2, and on packed ones since its pull request 28971 of November 2025;
@@ -82,16 +89,14 @@ class FollowingEngine:
 
 def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
     """The engine of `rollout.engine: vllm` or `server`. ConfigError for what is not installed or cannot serve this."""
+    check_engine(settings)
     rollout, model = settings.rollout, settings.model
     if rollout.engine == "server":
         server = ServerEngine.connected(rollout.server)
         server.logprobs = True
-        check_adapter(settings.lora, server.version())
         return FollowingEngine(folder, server)
-    check_vocabulary(model.name)
     dtype = dtype_name(model, settings.train.device)
     if rollout.weights == "merged":
-        check_reload(settings.lora)
         return FollowingEngine(
             folder, start=lambda target: VllmEngine.started(str(target), rollout.vllm, dtype=dtype, logprobs=True)
         )
@@ -99,8 +104,25 @@ def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
     engine = VllmEngine.started(
         model.name, rollout.vllm, revision=model.revision, rank=rank, dtype=dtype, logprobs=True
     )
-    check_adapter(settings.lora, engine.version())
     return FollowingEngine(folder, engine)
+
+
+def check_engine(settings: GrpoRun) -> None:
+    """ConfigError for an engine that is not installed or cannot serve this, RunError for a server that is not there.
+
+    Starts nothing, so that it can be asked before the model loads.
+    """
+    rollout = settings.rollout
+    if rollout.engine == "server":
+        check_adapter(settings.lora, ServerEngine.connected(rollout.server).version())
+    elif rollout.engine == "vllm":
+        version = installed_version()
+        check_vocabulary(settings.model.name)
+        if rollout.weights == "merged":
+            check_reload(settings.lora)
+        else:
+            check_adapter(settings.lora, version)
+            check_cpu()
 
 
 def check_adapter(lora: LoraSettings, version: str) -> None:

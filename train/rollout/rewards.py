@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import jsonschema
@@ -56,27 +56,29 @@ class Rewards:
         self.failures: Counter[str] = Counter()
         self._scorers = Scorers(seconds)
 
-    def unjudged(self, outcomes: Iterable[Outcome]) -> dict[str, int]:
+    def unjudged(self, outcomes: Sequence[Outcome]) -> dict[str, int]:
         """Of outcomes without a completion, one a turn: how many have no truth for each `answer` reward.
 
-        ConfigError for a comparison that nobody knows, or a function that is not there.
+        ConfigError for a comparison that nobody knows, whose package is missing, or whose function is not there.
         """
-        missing = {name: 0 for name, setting in zip(self.names, self.settings, strict=True) if setting.type == "answer"}
-        tried: set[tuple[str, str]] = set()
-        for outcome in outcomes:
-            for name, setting in zip(self.names, self.settings, strict=True):
-                scorer = _scorer(setting, outcome)
-                foreign = scorer is not None and ":" in scorer
-                if setting.type not in ("answer", "function") or (foreign and (name, scorer) in tried):
-                    continue
-                found = None if scorer is None else self._score(scorer, outcome)
-                if found is None:
-                    missing[name] += 1
-                elif foreign and "ConfigError: " in found.detail:
-                    raise ConfigError(f"reward {name}: {found.detail.partition('ConfigError: ')[2]}")
-                elif foreign:
-                    tried.add((name, str(scorer)))
+        missing: dict[str, int] = {}
+        checked: set[str] = set()
+        for name, setting in zip(self.names, self.settings, strict=True):
+            if setting.type not in ("answer", "function"):
+                continue
+            asked = [_scorer(setting, outcome) for outcome in outcomes]
+            for scorer in {scorer for scorer in asked if scorer is not None} - checked:
+                try:
+                    self._scorers.check(scorer)
+                except ConfigError as error:
+                    raise ConfigError(f"reward {name}: {error}") from None
+                checked.add(scorer)
+            if setting.type == "answer":
+                missing[name] = sum(self._is_missing(s, o) for s, o in zip(asked, outcomes, strict=True))
         return missing
+
+    def _is_missing(self, scorer: str | None, outcome: Outcome) -> bool:
+        return scorer is None or (":" not in scorer and self._score(scorer, outcome) is None)
 
     def score(self, outcome: Outcome) -> list[float]:
         """One number a reward, in their order, before weights."""
@@ -160,13 +162,14 @@ def zero_variance_share(values: Sequence[float], group: int) -> float:
 def without_echo(completion: Completion, prompt: str) -> Completion:
     """The completion with the prompt cut out of its final: what repeats the question answers nothing.
 
-    Case, white space and the prompt's last punctuation make no difference; "ok" is not cut out of "book".
+    Case, white space and the prompt's last punctuation make no difference. Only whole words are cut: "ok" is not cut
+    out of "book", nor "42?" out of "42.5".
     """
     words = prompt.rstrip(" \n\t.?!:").split()
     if completion.final is None or not words:
         return completion
     said = r"\s+".join(map(re.escape, words))
-    echo = re.compile(rf"(?<![a-z0-9]){said}(?![a-z0-9])[.?!:]*", re.IGNORECASE)
+    echo = re.compile(rf"(?<!\w){said}(?!\w|[.,]\d)[.?!:]*", re.IGNORECASE)
     return replace(completion, final=echo.sub(" ", completion.final))
 
 

@@ -65,8 +65,9 @@ class VllmEngine:
             options["logprobs_mode"] = "processed_logprobs"
         if adapter is not None:
             rank = highest_rank(adapter)
+        if rank is not None:
+            check_cpu()
         if on_cpu():
-            _check_cpu(rank)
             options["enforce_eager"] = True  # compiling takes minutes, and nobody samples much on a CPU
         if rank is not None:
             options |= {"enable_lora": True, "max_lora_rank": vllm_rank(rank), "max_loras": 1}
@@ -80,7 +81,7 @@ class VllmEngine:
 
     def version(self) -> str:
         """Of vLLM."""
-        return str(getattr(_module(), "__version__", ""))
+        return installed_version()
 
     def load_adapter(self, folder: Path, version: int, lead: bool = True) -> None:
         """Sample with the adapter in `folder` from now on. Each version needs a number of its own: vLLM keeps adapters
@@ -138,6 +139,11 @@ def _sampled(output: Any, stop_ids: Sequence[int], logprobs: bool) -> Sampled:
     return Sampled(ids, "stop", found)
 
 
+def installed_version() -> str:
+    """Of vLLM; empty where it does not say. ConfigError where it is not installed."""
+    return str(getattr(_module(), "__version__", ""))
+
+
 def _module() -> Any:
     try:
         import vllm  # pyright: ignore[reportMissingImports]
@@ -171,8 +177,9 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def _check_cpu(rank: int | None) -> None:
-    if rank is not None:
+def check_cpu() -> None:
+    """ConfigError where adapters cannot be served: by a build for CPUs."""
+    if on_cpu():
         # It would start, and die at the first prompt: with adapters its experts run on Triton alone.
         raise ConfigError(
             "engine: vLLM on a CPU serves no adapters of gpt-oss: give it merged weights (`rollout.weights: merged`, "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.rl_section import RewardSettings
 from counterpoint.data.conversation import Effort, Tool
 from counterpoint.data.harmony.completion import parse_completion
@@ -88,6 +89,22 @@ def test_manners_without_a_right_answer_earn_nothing() -> None:
             assert rewards.score(outcome(junk, reference=Reference(prompt=PROMPT)))[-1] == 1
 
 
+def test_what_cannot_judge_is_told_and_missing_truths_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = [replace(outcome(""), reference=Reference(answer=answer)) for answer in ("42", None)]
+    math = RewardSettings(type="answer", scorer="math")
+    with Rewards([math, RewardSettings(type="function", function="math:sqrt")]) as rewards:
+        assert rewards.unjudged(nothing) == {"answer": 1}
+    with Rewards([math]) as rewards, monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match=r"reward answer: scorer `math` needs math_verify: pip install"):
+            rewards.unjudged(nothing)
+    with (
+        Rewards([RewardSettings(type="function", function="math:nothing")]) as rewards,
+        pytest.raises(ConfigError, match=r"reward function: function `math:nothing`: AttributeError"),
+    ):
+        rewards.unjudged(nothing)
+
+
 def test_solved_is_right_through_calls_that_ran() -> None:
     call = f'{THINK}<|channel|>commentary to=functions.add <|constrain|>json<|message|>{{"a": 1}}<|call|>'
     with Rewards([RewardSettings(type="answer"), RewardSettings(type="channel")]) as rewards:
@@ -120,8 +137,9 @@ def test_an_echo_in_another_guise_is_no_answer(change: Callable[[str], str]) -> 
 
 
 def test_a_short_prompt_is_not_cut_out_of_other_words() -> None:
-    said = RIGHT.replace("42", "142")
-    assert paid(outcome(said, reference=Reference(answer="142", prompt="42?")), type="answer") == 1
+    for answer, prompt in [("142", "42?"), ("42.5", "42?"), ("42,500", "42"), ("図42", "42")]:
+        found = outcome(RIGHT.replace("42", answer), reference=Reference(answer=answer, prompt=prompt))
+        assert paid(found, type="answer", scorer="exact") == 1
 
 
 def test_a_right_answer_earns_each_of_them() -> None:
