@@ -21,10 +21,8 @@ from counterpoint.data.statistics import wilson
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.loop.run_folder import (
     RunFolder,
+    choose_run_folder,
     json_lines,
-    named_run_folder,
-    new_run_folder,
-    newest_run_folder,
     write_whole,
 )
 from counterpoint.train.loop.versions import versions
@@ -37,13 +35,13 @@ ROWS, REFUSED = "distilled.jsonl", "refused.jsonl"
 
 
 def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False) -> int:
-    """Write `distilled.jsonl` into the run folder. resume: go on where a run was cut off; the file is the same."""
+    """Write `distilled.jsonl` into the run folder. resume: go on where a run was cut off; the file is the same.
+
+    overwrite: start anew in the newest folder of this name.
+    """
     renderer = Renderer(load_vocabulary_of(settings.model), render_settings(settings.data))
     questions = read_questions(settings, renderer)
-    if resume is None:
-        path = new_run_folder(settings)
-    else:
-        path = newest_run_folder(settings) if resume == "newest" else named_run_folder(resume)
+    path, _ = choose_run_folder(settings, resume, overwrite)
     with RunFolder(path) as folder:
         print(f"run folder  {path}")
         done = finished(folder, fingerprint(questions, settings, renderer), resume)

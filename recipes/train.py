@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="go on with a run folder; without RUN the newest of this name",
     )
-    parser.add_argument("--overwrite", action="store_true", help="use a run folder of other settings again")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew in the newest run folder of this name; with --resume, go on with other settings",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

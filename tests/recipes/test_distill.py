@@ -120,3 +120,6 @@ def test_accepted_rows_outlive_a_cut_and_the_file_is_the_same(
     assert data.read_bytes() == whole
     assert sorted(kept.read_bytes().splitlines(keepends=True)) == sorted(lines)
     assert [line for line in told.splitlines() if "accepted" in line][-1] in again
+    assert main(["train", *settings, "--overwrite"]) == 0
+    assert list(Path().glob("tiny_sums-*")) == [run]
+    assert data.read_bytes() == whole

@@ -35,6 +35,7 @@ from counterpoint.configs.schema import RunSettings
 from counterpoint.train.loop.lock import FolderLock, lock_folder
 
 CONFIG, VERSIONS, STATE, METRICS, LOG = "config.yaml", "versions.json", "run.json", "metrics.jsonl", "log.txt"
+NEWEST = "newest"
 ASIDE = "overwritten"
 _OWN = (CONFIG, VERSIONS, STATE, LOG)
 LIBRARIES = ("counterpoint", "py.warnings", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -81,6 +82,18 @@ def named_run_folder(path: str) -> Path:
     if not (folder / CONFIG).is_file():
         raise RunError(f"{path}: not a run folder (it has no {CONFIG}): give one made by `counterpoint train`")
     return folder
+
+
+def choose_run_folder(settings: RunSettings, resume: str | None, overwrite: bool) -> tuple[Path, bool]:
+    """The folder of a run, and whether it was made for it. resume, overwrite: as of `recipes.sft.run`."""
+    if resume is not None:
+        return newest_run_folder(settings) if resume == NEWEST else named_run_folder(resume), False
+    if overwrite:
+        try:
+            return newest_run_folder(settings, begun=False), False
+        except RunError:
+            pass
+    return new_run_folder(settings), True
 
 
 class RunFolder:

@@ -31,12 +31,11 @@ from counterpoint.train.checkpoints.resume import (
 from counterpoint.train.checkpoints.save import checkpoints_in, clean_partial, remove, step_of
 from counterpoint.train.loop.arguments import rows_per_step, world_size
 from counterpoint.train.loop.progress import Progress
-from counterpoint.train.loop.run_folder import RunFolder, named_run_folder, new_run_folder, newest_run_folder
+from counterpoint.train.loop.run_folder import RunFolder, choose_run_folder
 from counterpoint.train.loop.tracking import NoTracker, Tracker, start_tracker
 from counterpoint.train.loop.versions import versions
 from counterpoint.train.model.load import device_of
 
-NEWEST = "newest"
 T = TypeVar("T")
 
 
@@ -101,7 +100,7 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
         is_new: list[bool] = []
 
         def begin() -> tuple[Path, Checkpoint | None]:
-            path, new = _choose_folder(settings, resume, overwrite)
+            path, new = choose_run_folder(settings, resume, overwrite)
             own.append(stack.enter_context(RunFolder(path)))
             is_new.append(new)
             return own[0].path, _prepare(settings, own[0], resume, overwrite)
@@ -178,18 +177,6 @@ def _out_of_memory(settings: TrainingRun) -> RunError:
         f"keeps the step the same), lower {tokens}, or set train.activation_checkpointing=true "
         f"(now {str(train.activation_checkpointing).lower()}), then --resume"
     )
-
-
-def _choose_folder(settings: TrainingRun, resume: str | None, overwrite: bool) -> tuple[Path, bool]:
-    """The folder, and whether it was made for this run."""
-    if resume is not None:
-        return newest_run_folder(settings) if resume == NEWEST else named_run_folder(resume), False
-    if overwrite:
-        try:
-            return newest_run_folder(settings, begun=False), False
-        except RunError:
-            pass
-    return new_run_folder(settings), True
 
 
 def _prepare(settings: TrainingRun, folder: RunFolder, resume: str | None, overwrite: bool) -> Checkpoint | None:
