@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.data.harmony.render import Renderer
@@ -25,7 +26,10 @@ BAD_ROWS = "bad_rows.jsonl"
 
 
 def prepare_model(settings: TrainingRun, session: Session) -> LoadedModel:
-    """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation."""
+    """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation.
+
+    Tracking begins here.
+    """
     device = device_of(settings.train.device)
     prepare_optimizer(settings.train.optimizer, device.type)
     loaded = load_model(settings.model, device)
@@ -34,6 +38,7 @@ def prepare_model(settings: TrainingRun, session: Session) -> LoadedModel:
     use_paths(loaded.model, settings.model)
     table = attachment_table(loaded.model)
     session.say(f"model {loaded.source}\n{table.text()}")
+    session.begins_tracking(plain(settings))
     session.tracker.scalars(0, table.as_dict())
     return loaded
 

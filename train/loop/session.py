@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -69,11 +69,15 @@ class Session:
             for change in check_same_run(self.checkpoint, identity, allow_changes):
                 self.warn(f"goes on with another setting: {change}")
         if self.folder is not None:
-            self.tracker = start_tracker(self.tracking, self.path, identity.settings, self.warn)
             step = self.checkpoint.step if self.checkpoint else 0
             self.folder.forget_metrics_after(step)
             seeds = {"seed": identity.settings["seed"], "data": identity.settings["seed"]}
             self.folder.state(seeds=seeds, data=identity.data, steps=steps)
+
+    def begins_tracking(self, config: Mapping[str, Any]) -> None:
+        """Once the model has loaded: a run that a mistake keeps from training is not to be seen anywhere."""
+        if self.folder is not None:
+            self.tracker = start_tracker(self.tracking, self.path, config, self.warn)
 
     def begins_training(self) -> None:
         self.trains = True
@@ -116,7 +120,6 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
             is_mistake = isinstance(error, CounterpointError) and resume is None and not session.trains
             _note_failure(session, error)
             if session.folder is not None and is_mistake:
-                session.tracker.close()
                 session.folder.withdraw(new=is_new[0])
             raise
 
