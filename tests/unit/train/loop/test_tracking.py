@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     yield tmp_path / "home"
-    assert not [name for name in os.environ if name.startswith("WANDB_")]
+    until = time.monotonic() + 20  # a tracker's thread may outlive its tracker by a moment
+    while (left := [name for name in os.environ if name.startswith("WANDB_")]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not left
 
 
 def use(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
