@@ -41,8 +41,8 @@ def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False
     """
     renderer = Renderer(load_vocabulary_of(settings.model), render_settings(settings.data))
     questions = read_questions(settings, renderer)
-    path, _ = choose_run_folder(settings, resume, overwrite)
-    with RunFolder(path) as folder:
+    with RunFolder(*choose_run_folder(settings, resume, overwrite)) as folder:
+        path = folder.path
         print(f"run folder  {path}")
         done = finished(folder, fingerprint(questions, settings, renderer), resume)
         folder.describe(settings, versions(device_of(settings.device).type))

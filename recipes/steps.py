@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.data.harmony.render import Renderer
@@ -38,7 +37,7 @@ def prepare_model(settings: TrainingRun, session: Session) -> LoadedModel:
     use_paths(loaded.model, settings.model)
     table = attachment_table(loaded.model)
     session.say(f"model {loaded.source}\n{table.text()}")
-    session.begins_tracking(plain(settings))
+    session.begins_tracking(settings)
     session.tracker.scalars(0, table.as_dict())
     return loaded
 

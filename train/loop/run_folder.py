@@ -97,10 +97,10 @@ def choose_run_folder(settings: RunSettings, resume: str | None, overwrite: bool
 
 
 class RunFolder:
-    """A locked run folder; the lock goes with `close`. Only the main process has one."""
+    """A locked run folder; the lock goes with `close`. Only the main process has one. new: made for this run."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, new: bool = False) -> None:
+        self.path, self.new = path, new
         self.lock: FolderLock = lock_folder(path)
         self._handler = _LogHandler(self)
         self._loggers: list[tuple[logging.Logger, int, bool, list[logging.Handler]]] = []
@@ -126,7 +126,7 @@ class RunFolder:
                 entry.unlink()
 
     def set_aside(self) -> None:
-        """Move what an earlier run left into a folder of its own, until the new one trains (`empty`)."""
+        """Move what an earlier run left into a folder of its own, until the new one trains (`forget_aside`)."""
         aside = self.path / ASIDE
         if aside.is_dir():  # of a try that was killed: what it left is nothing, what lies aside is the run
             self._remove(keep={ASIDE})
@@ -135,9 +135,9 @@ class RunFolder:
             for entry in entries:
                 entry.rename(aside / entry.name)
 
-    def withdraw(self, new: bool) -> None:
-        """Undo a run that did not come to train. What was set aside comes back; a folder that was made for it goes,
-        unless it holds more than what the run was to be. Rows that could not be used stay."""
+    def withdraw(self, mistake: bool) -> None:
+        """Undo a run that did not come to train. What was set aside comes back; where it was the user's mistake, a new
+        folder goes, unless it holds more than what the run was to be. Rows that could not be used stay."""
         aside = self.path / ASIDE
         if aside.is_dir():
             self._remove(keep={ASIDE, *(e.name for e in self.path.iterdir() if e.is_file() and e.name not in _OWN)})
@@ -145,7 +145,7 @@ class RunFolder:
                 if not (self.path / entry.name).exists():
                     entry.rename(self.path / entry.name)
             shutil.rmtree(aside)
-        elif new and all(entry.name in {*_OWN, self.lock.path.name} for entry in self.path.iterdir()):
+        elif self.new and mistake and all(entry.name in {*_OWN, self.lock.path.name} for entry in self.path.iterdir()):
             shutil.rmtree(self.path)
 
     def describe(self, settings: RunSettings, versions: Mapping[str, Any]) -> None:

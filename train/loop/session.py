@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import CounterpointError, RunError
 from counterpoint.configs.redact import redact
-from counterpoint.configs.schema import TrackingSettings, TrainingRun
+from counterpoint.configs.schema import TrainingRun
 from counterpoint.train.checkpoints.resume import (
     CHECKPOINTS,
     Checkpoint,
@@ -48,7 +48,6 @@ class Session:
 
     path: Path
     checkpoint: Checkpoint | None
-    tracking: TrackingSettings
     folder: RunFolder | None = None
     tracker: Tracker = field(default_factory=NoTracker)
     progress: Progress = field(default_factory=Progress)
@@ -74,10 +73,10 @@ class Session:
             seeds = {"seed": identity.settings["seed"], "data": identity.settings["seed"]}
             self.folder.state(seeds=seeds, data=identity.data, steps=steps)
 
-    def begins_tracking(self, config: Mapping[str, Any]) -> None:
+    def begins_tracking(self, settings: TrainingRun) -> None:
         """Once the model has loaded: a run that a mistake keeps from training is not to be seen anywhere."""
         if self.folder is not None:
-            self.tracker = start_tracker(self.tracking, self.path, config, self.warn)
+            self.tracker = start_tracker(settings.tracking, self.path, plain(settings), self.warn)
 
     def begins_training(self) -> None:
         self.trains = True
@@ -101,15 +100,12 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
     with ExitStack() as stack:
         stack.enter_context(plain_errors(settings))
         own: list[RunFolder] = []
-        is_new: list[bool] = []
 
         def begin() -> tuple[Path, Checkpoint | None]:
-            path, new = choose_run_folder(settings, resume, overwrite)
-            own.append(stack.enter_context(RunFolder(path)))
-            is_new.append(new)
+            own.append(stack.enter_context(RunFolder(*choose_run_folder(settings, resume, overwrite))))
             return own[0].path, _prepare(settings, own[0], resume, overwrite)
 
-        session = Session(*agreed(begin, settings), settings.tracking)
+        session = Session(*agreed(begin, settings))
         stack.callback(lambda: session.tracker.close())
         if own:
             session.folder = own[0]
@@ -117,10 +113,9 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
         try:
             yield session
         except BaseException as error:
-            is_mistake = isinstance(error, CounterpointError) and resume is None and not session.trains
             _note_failure(session, error)
-            if session.folder is not None and is_mistake:
-                session.folder.withdraw(new=is_new[0])
+            if session.folder is not None and resume is None and not session.trains:
+                session.folder.withdraw(mistake=isinstance(error, CounterpointError))
             raise
 
 
