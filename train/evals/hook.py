@@ -1,8 +1,8 @@
 """The eval hook: fixed prompts at each effort, sampled from the live model while it trains, every output checked.
 
 It never changes a run: random state is put back (a run with and without it has the same losses bit for bit), and its
-own failure is told and training goes on. Only `stop_below` ends a run, and then with a checkpoint; and a sharded one a
-process that could not sample.
+own failure is told and training goes on. `stop_below` ends a run, with a checkpoint; a process of a sharded model that
+could not sample ends it too, without one.
 """
 
 from __future__ import annotations
