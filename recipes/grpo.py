@@ -109,7 +109,7 @@ def read_prompts(data: PromptSettings, renderer: Renderer, toolkit: Toolkit | No
 
 def check_rewards(rewards: Rewards, items: list[Item], session: Session) -> None:
     """ConfigError for a reward that can judge nothing; a line for one that some turns have no truth for."""
-    turns = {(item.prompt.id, item.turn): item.outcome() for item in items}
+    turns = {(item.prompt.id, item.turn): item.unanswered() for item in items}
     for name, missing in rewards.unjudged(list(turns.values())).items():
         if missing == len(turns):
             raise ConfigError(f"reward {name}: no row has a truth for it: give the rows one, or take another `scorer`")

@@ -71,15 +71,15 @@ class EvalPoint:
         return {"step": self.step, "who": self.who, "seconds": round(self.seconds, 3), **self.summary.scalars()}
 
 
-Planned = tuple[EvalPrompt, Effort, int]
+Asked = tuple[EvalPrompt, Effort, int]
 
 
 def sample_all(
     loaded: LoadedModel, renderer: Renderer, prompts: Sequence[EvalPrompt], settings: SamplingSettings, seed: int
-) -> list[tuple[Planned, Sampled]]:
+) -> list[tuple[Asked, Sampled]]:
     """Every prompt at every effort, `settings.samples` times; a seed depends on prompt, effort and number alone."""
     numbers = range(settings.samples)
-    plan: list[Planned] = [(p, e, k) for p in prompts for e in settings.efforts for k in numbers]
+    plan: list[Asked] = [(p, e, k) for p in prompts for e in settings.efforts for k in numbers]
     ids = [renderer.prompt(prompt.conversation, effort) for prompt, effort, _ in plan]
     seeds = [sample_seed(seed, prompt.id, effort, k) for prompt, effort, k in plan]
     sampler = Sampler(loaded, batch_rows=settings.batch)
@@ -87,7 +87,7 @@ def sample_all(
     return list(zip(plan, sampled, strict=True))
 
 
-def _judged(loaded: LoadedModel, samples: Sequence[tuple[Planned, Sampled]], scorers: Scorers) -> list[Judged]:
+def _judged(loaded: LoadedModel, samples: Sequence[tuple[Asked, Sampled]], scorers: Scorers) -> list[Judged]:
     """Each sample read, checked and scored."""
     return [
         judge(prompt, effort, k, out.ids, out.finish_reason, loaded.vocabulary, scorers)
@@ -183,7 +183,7 @@ class ChannelEval(TrainerCallback):
             samples = _judged(self.loaded, self._sampled(step, who), scorers)
         return EvalPoint(step, who, time.monotonic() - began, summarise(samples)), samples
 
-    def _sampled(self, step: int, who: Who) -> list[tuple[Planned, Sampled]]:
+    def _sampled(self, step: int, who: Who) -> list[tuple[Asked, Sampled]]:
         """RunError where it fails in a process that holds a part of the model: the others would wait for it here, or
         be given what it sends for the next step."""
         try:

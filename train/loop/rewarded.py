@@ -20,7 +20,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from counterpoint.data.conversation import EFFORTS, Effort
-from counterpoint.data.harmony.completion import parse_completion
+from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.evals.prompts import EvalPrompt
@@ -33,7 +33,7 @@ from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.masks import attention_inputs
 from counterpoint.train.rollout.engines import Engine
-from counterpoint.train.rollout.episodes import Episode, EpisodeLimits, run_episodes
+from counterpoint.train.rollout.episodes import Called, Episode, EpisodeLimits, run_episodes
 from counterpoint.train.rollout.following import FollowingEngine
 from counterpoint.train.rollout.rewards import Outcome, Rewards, zero_variance_share
 from counterpoint.train.rollout.sample import sample_seed
@@ -61,12 +61,17 @@ class Item:
     def follow_ups(self) -> list[str]:
         return [follow_up.text for follow_up in self.prompt.follow_ups[: self.turn]]
 
-    def outcome(self, episode: Episode | None = None) -> Outcome:
-        """The episode beside the truth of the turn in which it ended; without one, nothing beside that of this turn."""
-        turn = self.turn if episode is None else episode.turn
+    def outcome(self, episode: Episode) -> Outcome:
+        """The episode beside the truth of the turn in which it ended."""
+        return self._beside_truth(episode.turn, episode.completion(), episode.called)
+
+    def unanswered(self) -> Outcome:
+        """Nothing beside the truth of this turn."""
+        return self._beside_truth(self.turn, parse_completion([]), ())
+
+    def _beside_truth(self, turn: int, completion: Completion, called: tuple[Called, ...]) -> Outcome:
         asked = self.prompt.follow_ups[turn - 1] if turn else self.prompt
-        completion = parse_completion([]) if episode is None else episode.completion()
-        return Outcome(completion, episode.called if episode else (), asked.reference, self.effort, asked.scorer)
+        return Outcome(completion, called, asked.reference, self.effort, asked.scorer)
 
 
 def items_of(prompts: Sequence[EvalPrompt], renderer: Renderer, efforts: Sequence[Effort] = ()) -> list[Item]:

@@ -166,7 +166,8 @@ def without_echo(completion: Completion, prompt: str) -> Completion:
     out of "book", nor "42?" out of "42.5".
     """
     words = prompt.rstrip(" \n\t.?!:").split()
-    if completion.final is None or not words:
+    # No match is shorter than its words with a blank between: a longer prompt needs no search.
+    if completion.final is None or not words or len(" ".join(words)) > len(completion.final):
         return completion
     said = r"\s+".join(map(re.escape, words))
     echo = re.compile(rf"(?<!\w){said}(?!\w|[.,]\d)[.?!:]*", re.IGNORECASE)
