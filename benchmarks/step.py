@@ -28,8 +28,10 @@ MIB = 1 << 20
 CONTESTANTS = {
     "defaults": "transformers + PEFT + TRL as they come (eager attention, activation checkpointing)",
     "tuned": "the same without checkpointing (grouped_mm experts are transformers' default)",
-    "ours": "lean attention, experts and loss",
-    "ours_mxfp4": "ours on an MXFP4 base",
+    "ours": "lean attention, experts, norms and loss",
+    "ours_recomputed": "ours with train.activation_checkpointing=experts",
+    "ours_checkpointed": "ours with train.activation_checkpointing=true",
+    "ours_mxfp4": "ours on an MXFP4 base; also ours_mxfp4_recomputed, ours_mxfp4_checkpointed",
 }
 
 
@@ -66,7 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="tiny,mid", help=f"of {', '.join(SIZES)}; 20b takes all of its lengths")
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--contestants", default="defaults,tuned,ours")
+    listed = "; ".join(f"{name}: {what}" for name, what in CONTESTANTS.items())
+    parser.add_argument("--contestants", default="defaults,tuned,ours", help=f"of {listed}")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a round; one more goes before them")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -122,18 +125,19 @@ def merged(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def table(size: str, dtype: str, results: dict[str, dict[str, Any]], threads: int) -> str:
     shape, first = SIZES[size], next(iter(results.values()))
+    wide = max(12, *(len(name) + 2 for name in results))
     lines = [
         f"\n{size}, {dtype}: {shape.rows} x {shape.tokens} tokens, {first.get('device', '')}, {threads} thread(s)",
-        f"{'':12}{'seconds':>10}{'CPU s':>10}{'tokens/s':>12}{'peak MiB':>10}{'faster':>9}{'memory':>9}"
+        f"{'':{wide}}{'seconds':>10}{'CPU s':>10}{'tokens/s':>12}{'peak MiB':>10}{'faster':>9}{'memory':>9}"
         f"{'loss':>10}{'|grad|':>11}",
     ]
     for name, found in results.items():
         if "failed" in found:
-            lines.append(f"{name:12}{found['failed']}")
+            lines.append(f"{name:{wide}}{found['failed']}")
             continue
         base = first if "failed" not in first else found
         lines.append(
-            f"{name:12}{found['seconds']:>10.3f}{found['cpu_seconds']:>10.3f}"
+            f"{name:{wide}}{found['seconds']:>10.3f}{found['cpu_seconds']:>10.3f}"
             f"{shape.rows * shape.tokens / found['seconds']:>12.0f}{found['peak_mib']:>10.0f}"
             f"{base['cpu_seconds'] / found['cpu_seconds']:>8.2f}x{found['peak_mib'] / base['peak_mib']:>8.2f}x"
             f"{found['loss']:>10.5f}{found['grad_norm']:>11.6f}"
@@ -319,10 +323,11 @@ def ours(contestant: str, shape: Size, dtype: Any, folder: Path, steps: int) -> 
     from counterpoint.data.batches.tree import TreeRow
     from counterpoint.train.adapters.attach import attach_lora
     from counterpoint.train.checkpoints.resume import Identity
-    from counterpoint.train.loop.arguments import LoopSettings
+    from counterpoint.train.loop.arguments import LoopSettings, checkpointing_arguments
     from counterpoint.train.loop.trainer import CounterpointTrainer
     from counterpoint.train.model.paths import use_paths
 
+    extras = set(contestant.split("_")[1:])
     rows, position = [], np.arange(shape.tokens, dtype=np.int32)
     for row in range(shape.rows * steps):
         ids, loss = ids_and_loss(shape, row)
@@ -331,14 +336,31 @@ def ours(contestant: str, shape: Size, dtype: Any, folder: Path, steps: int) -> 
         end = np.full(shape.tokens, shape.tokens, np.int32)
         rows.append(TreeRow(ids, position, end, source, ids[source + 1], ones, final, (f"{row}#0",), shape.tokens))
     model = build_model(shape, dtype)
+    if "mxfp4" in extras:
+        pack_experts(model)
     model = attach_lora(model, LoraSettings(rank=16, alpha=32))
-    use_paths(model, ModelSettings())
+    use_paths(model, ModelSettings(), "recomputed" in extras)
     args = SFTConfig(
-        **common_arguments(folder, shape, steps), bf16=False, gradient_checkpointing=False,
-        activation_checkpointing=False, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+        **common_arguments(folder, shape, steps), **checkpointing_arguments("checkpointed" in extras), bf16=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
     )  # fmt: skip
     identity = Identity({}, "benchmark", shape.rows)
     return CounterpointTrainer(model, args, rows, Collator(), LoopSettings(folder / "checkpoints"), identity)
+
+
+def pack_experts(model: Any) -> None:
+    """Random experts in MXFP4 in place of the model's, of the same size on the average."""
+    import torch
+
+    from counterpoint.train.model.mxfp4 import frozen_mxfp4
+
+    for layer in model.model.layers:
+        for name in ("gate_up_proj", "down_proj"):
+            experts, inputs, outputs = getattr(layer.mlp.experts, name).shape
+            like = {"dtype": torch.uint8, "device": model.device}
+            blocks = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), **like)
+            scales = torch.full((experts, outputs, inputs // 32), 127 - 7, **like)
+            setattr(layer.mlp.experts, name, frozen_mxfp4(blocks, scales, model.dtype))
 
 
 def step_flops(shape: Size) -> float:

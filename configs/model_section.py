@@ -36,6 +36,9 @@ class ModelSettings(Settings):
     experts: Implementation = "lean"
     """Experts and their adapters: `lean` never forms the adapter's delta, `reference` is PEFT's own forward."""
 
+    norms: Implementation = "lean"
+    """RMS norms: `lean` keeps their inputs as they are, `reference` is transformers', which keeps float32 copies."""
+
     loss: Implementation = "lean"
     """Loss over the vocabulary: `lean` in chunks over weighted positions only, `reference` with all logits."""
 

@@ -103,6 +103,15 @@ def _check_sharded(run: SftRun | DpoRun) -> None:
         )
 
 
+def _check_recomputed(run: SftRun | DpoRun | GrpoRun) -> None:
+    if run.train.activation_checkpointing != "experts":
+        return
+    if run.model.experts == "reference" or not run.lora.enabled:
+        raise ValueError(
+            "`train.activation_checkpointing: experts` is a part of the lean experts under an adapter: use `true`"
+        )
+
+
 class RunSettings(Settings):
     """What every recipe has."""
 
@@ -150,6 +159,7 @@ class SftRun(RunSettings):
                 "`model.base: mxfp4` is frozen, and `lora.enabled: false` trains it: use `model.base: bf16`"
             )
         _check_sharded(self)
+        _check_recomputed(self)
         return self
 
 
@@ -182,6 +192,7 @@ class DpoRun(RunSettings):
         if self.dpo.losses == ("kto",) and self.train.batch_rows < 2:
             raise ValueError("`dpo.losses: kto` compares the rows of a batch: set `train.batch_rows` to 2 or more")
         _check_sharded(self)
+        _check_recomputed(self)
         return self
 
 
@@ -237,6 +248,7 @@ class GrpoRun(RunSettings):
             raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
         if self.rollout.engine != "transformers":
             self._check_engine()
+        _check_recomputed(self)
         return self
 
     def _check_engine(self) -> None:

@@ -144,7 +144,7 @@ def paths(wanted: str) -> Iterator[Finding]:
     places = [(torch.device("cpu"), torch.float32), (torch.device("cpu"), torch.bfloat16)]
     if wanted != "cpu" and torch.cuda.is_available():
         places = [*places[: 0 if wanted == "cuda" else 1], (torch.device("cuda"), torch.bfloat16)]
-    switch = "set model.attention, model.experts and model.loss to reference, and report it"
+    switch = "set model.attention, model.experts, model.norms and model.loss to reference, and report it"
     for device, dtype in places:
         section = f"lean path on {device.type}, {str(dtype).removeprefix('torch.')}"
         for name in parity_parts():

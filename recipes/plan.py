@@ -201,21 +201,13 @@ def _measure(settings: TrainingRun, work: Work, estimate: Estimate, budget: floa
 
 def _measured_steps(settings: Any, work: Work, folder: Path) -> Measured:
     from counterpoint.data.batches.collate import Collator
-    from counterpoint.train.adapters.attach import attach_lora
+    from counterpoint.recipes.steps import load_trainable
     from counterpoint.train.checkpoints.resume import Identity
     from counterpoint.train.loop.arguments import loop_settings, sft_arguments
-    from counterpoint.train.loop.optimizers import prepare_optimizer
     from counterpoint.train.loop.trainer import CounterpointTrainer
-    from counterpoint.train.model.load import device_of, load_model
-    from counterpoint.train.model.paths import use_paths
     from counterpoint.train.plan.measure import measured_training
 
-    device = device_of(settings.train.device)
-    prepare_optimizer(settings.train.optimizer, device.type)
-    loaded = load_model(settings.model, device)
-    if settings.lora.enabled:
-        loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
-    use_paths(loaded.model, settings.model)
+    loaded = load_trainable(settings)
     rows = sorted(work.rows, key=lambda row: len(row), reverse=True)
     rows = rows[: settings.train.batch_rows * settings.train.accumulation * MEASURED_STEPS]
     mapping = loaded.vocabulary_map

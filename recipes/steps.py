@@ -24,17 +24,20 @@ from counterpoint.train.model.paths import use_paths
 BAD_ROWS = "bad_rows.jsonl"
 
 
-def prepare_model(settings: TrainingRun, session: Session) -> LoadedModel:
-    """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation.
-
-    Tracking begins here.
-    """
+def load_trainable(settings: TrainingRun) -> LoadedModel:
+    """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation."""
     device = device_of(settings.train.device)
     prepare_optimizer(settings.train.optimizer, device.type)
     loaded = load_model(settings.model, device)
     if settings.lora.enabled:
         loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
-    use_paths(loaded.model, settings.model)
+    use_paths(loaded.model, settings.model, settings.train.activation_checkpointing == "experts")
+    return loaded
+
+
+def prepare_model(settings: TrainingRun, session: Session) -> LoadedModel:
+    """`load_trainable`, and what trains said and tracked. Tracking begins here."""
+    loaded = load_trainable(settings)
     table = attachment_table(loaded.model)
     session.say(f"model {loaded.source}\n{table.text()}")
     session.begins_tracking(settings)

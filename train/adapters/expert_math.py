@@ -6,7 +6,8 @@ J = 2 I (gate and up interleaved, as the checkpoint has them), r rank. An adapte
     h = x W1 + b1 + up(x);  a = (clamp(h_up) + 1) silu(alpha clamp(h_gate)) / alpha;  o = a W2 + b2 + down(a)
     y = sum over the K choices of weight o
 
-The backward needs no output of an expert: `d weight = <dy W2^T + down^T(dy), a> + <dy, b2>`.
+The backward needs no output of an expert: `d weight = <dy W2^T + down^T(dy), a> + <dy, b2>`. Where h was not kept, it
+is computed again from x and the low-rank x A.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ class Routing(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What backward reads besides its inputs: h before the activation, and x A and a A of the two adapters."""
+    """What backward reads besides its inputs: h before the activation (None: compute it again), and x A and a A of the
+    two adapters."""
 
-    hidden_RJ: torch.Tensor
+    hidden_RJ: torch.Tensor | None
     low_up_Rr: torch.Tensor | None
     low_down_Rr: torch.Tensor | None
 
@@ -87,8 +89,11 @@ class Gradient(NamedTuple):
 
 _NONE = (None, None, 0.0)
 ROWS_AT_A_TIME = 4096
-"""Routed rows whose activation is computed together where all experts run at once: its steps in float32 would take more
-memory than all else that the backward pass of a layer holds."""
+"""Routed rows whose activation or bias is computed together where all experts run at once: the steps of the activation
+in float32 would take more memory than all else that the backward pass of a layer holds."""
+
+UNPACKED_EXPERTS = 8
+"""Experts whose quantised weights are unpacked together there: all of a layer would take 4 GB in gpt-oss-120b."""
 
 
 def activation(hidden_RJ: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
@@ -171,7 +176,16 @@ def loop_backward(
         if down is not None:
             low_dy = dy @ down.b[e].T
             g.addmm_(low_dy, down.a[e].T, alpha=down.scale)
-        a, dh = activation_backward(saved.hidden_RJ[part].to(wide), g * weight, base.alpha, base.limit)
+        x = x_NH.index_select(0, row_R[part]).to(wide) if up is not None or saved.hidden_RJ is None else None
+        w1 = _expert(base.w1, e, wide) if want_x or saved.hidden_RJ is None else None
+        if saved.hidden_RJ is not None:
+            h = saved.hidden_RJ[part].to(wide)
+        else:
+            h = torch.addmm(base.b1[e].to(wide), _held(x), _held(w1))
+            if up is not None:
+                h.addmm_(_held(saved.low_up_Rr)[part], up.b[e], alpha=up.scale)
+            h = h.to(x_NH.dtype).to(wide)  # as it would have been kept
+        a, dh = activation_backward(h, g * weight, base.alpha, base.limit)
         dweight_R[part] = g.mul_(a).sum(-1) + dy @ base.b2[e].to(wide)
         if d_down is not None and low_dy is not None:
             scaled = weight * d_down.scale
@@ -180,10 +194,10 @@ def loop_backward(
         low_dh = None
         if up is not None and d_up is not None:
             low_dh = (dh @ up.b[e].T).mul_(up.scale)
-            torch.mm(x_NH.index_select(0, row_R[part]).to(wide).T, low_dh, out=d_up.a[e])
+            torch.mm(_held(x).T, low_dh, out=d_up.a[e])
             torch.mm((_held(saved.low_up_Rr)[part] * up.scale).T, dh, out=d_up.b[e])
         if dx_RH is not None:
-            torch.mm(dh, _expert(base.w1, e, wide).T, out=dx_RH[part])
+            torch.mm(dh, _held(w1).T, out=dx_RH[part])
             if up is not None and low_dh is not None:
                 dx_RH[part].addmm_(low_dh, up.a[e].T)
     dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None).to(x_NH.dtype)
@@ -204,15 +218,17 @@ def grouped_forward(
     x_NH: torch.Tensor, weight_NK: torch.Tensor, routing: Routing, base: ExpertWeights, up: Adapter | None,
     down: Adapter | None,
 ) -> tuple[torch.Tensor, Saved]:  # fmt: skip
-    """All experts in a few grouped GEMMs, without waiting for the device. Equal to the loop; not yet run on a GPU."""
-    expert_R = _expert_of_rows(routing)
+    """All experts in a few grouped GEMMs, without waiting for the device unless weights are packed. Equal to the loop;
+    not yet run on a GPU."""
     x_RH = x_NH[routing.row_R]
-    h_RJ, low_up_Rr = _project_all(x_RH, base.w1, base.b1[expert_R], up, routing.end_E)
+    low_up_Rr, ends = _low_rank(x_RH, up, routing.end_E), _ends(base, routing)
+    h_RJ = _project_all(x_RH, base.w1, base.b1, up, low_up_Rr, routing, ends)
     del x_RH
     a_RI = h_RJ.new_empty(len(h_RJ), base.w2.shape[1])
     for part in _parts(len(h_RJ)):
         a_RI[part] = activation(h_RJ[part], base.alpha, base.limit)
-    out_RH, low_down_Rr = _project_all(a_RI, base.w2, base.b2[expert_R], down, routing.end_E)
+    low_down_Rr = _low_rank(a_RI, down, routing.end_E)
+    out_RH = _project_all(a_RI, base.w2, base.b2, down, low_down_Rr, routing, ends)
     return _combine(out_RH, routing.slot_NK, weight_NK), Saved(h_RJ, low_up_Rr, low_down_Rr)
 
 
@@ -220,21 +236,23 @@ def grouped_backward(
     dy_NH: torch.Tensor, x_NH: torch.Tensor, weight_NK: torch.Tensor, routing: Routing, base: ExpertWeights,
     up: Adapter | None, down: Adapter | None, saved: Saved, want_x: bool,
 ) -> Gradient:  # fmt: skip
-    end_E, row_R = routing.end_E, routing.row_R
+    end_E, row_R, ends = routing.end_E, routing.row_R, _ends(base, routing)
     weight_R1 = _by_row(weight_NK, routing.slot_NK)[:, None].to(x_NH.dtype)
     dy_RH = dy_NH[row_R]
-    g_RI = F.grouped_mm(dy_RH, _dense(base.w2).transpose(-2, -1), offs=end_E)
+    g_RI = _times_base(dy_RH, base.w2, routing, ends, transposed=True)
     da_up = db_up = da_down = db_down = None
     low_dy_Rr = None
     if down is not None:
         a_EIr, b_ErH = _padded(down)
         low_dy_Rr = F.grouped_mm(dy_RH, b_ErH.transpose(-2, -1), offs=end_E)
         g_RI.add_(F.grouped_mm(low_dy_Rr, a_EIr.transpose(-2, -1), offs=end_E), alpha=down.scale)
-    a_RI, dh_RJ = torch.empty_like(g_RI), torch.empty_like(saved.hidden_RJ)
+    h_RJ, a_RI = saved.hidden_RJ, torch.empty_like(g_RI)
+    if h_RJ is None:
+        h_RJ = _project_all(x_NH[row_R], base.w1, base.b1, up, saved.low_up_Rr, routing, ends)
+    # What was computed again is nobody else's, so its gradient takes its place.
+    dh_RJ = torch.empty_like(h_RJ) if h_RJ is saved.hidden_RJ else h_RJ
     for part in _parts(len(g_RI)):
-        a_RI[part], dh_RJ[part] = activation_backward(
-            saved.hidden_RJ[part], g_RI[part] * weight_R1[part], base.alpha, base.limit
-        )
+        a_RI[part], dh_RJ[part] = activation_backward(h_RJ[part], g_RI[part] * weight_R1[part], base.alpha, base.limit)
     dweight_R = g_RI.mul_(a_RI).sum(-1) + (dy_RH * base.b2[_expert_of_rows(routing)]).sum(-1)
     del g_RI
     if down is not None and low_dy_Rr is not None:
@@ -242,7 +260,7 @@ def grouped_backward(
         da_down = F.grouped_mm(a_RI.T, low_dy_Rr * scaled_R1, offs=end_E)[..., :rank]
         db_down = F.grouped_mm((_held(saved.low_down_Rr) * scaled_R1).T, dy_RH, offs=end_E)[:, :rank]
     del a_RI, dy_RH
-    dx_RH = F.grouped_mm(dh_RJ, _dense(base.w1).transpose(-2, -1), offs=end_E) if want_x else None
+    dx_RH = _times_base(dh_RJ, base.w1, routing, ends, transposed=True) if want_x else None
     if up is not None:
         a_EHr, b_ErJ = _padded(up)
         rank = up.a.shape[-1]
@@ -282,16 +300,46 @@ def _project(
         out.addmm_(low, adapter.b[e], alpha=adapter.scale)
 
 
+def _low_rank(x_Ri: torch.Tensor, adapter: Adapter | None, end_E: torch.Tensor) -> torch.Tensor | None:
+    return None if adapter is None else F.grouped_mm(x_Ri, _padded(adapter)[0], offs=end_E)
+
+
 def _project_all(
-    x_Ri: torch.Tensor, weight: torch.Tensor, bias_Ro: torch.Tensor, adapter: Adapter | None, end_E: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    out_Ro = F.grouped_mm(x_Ri, _dense(weight), offs=end_E).add_(bias_Ro)
-    if adapter is None:
-        return out_Ro, None
-    a, b = _padded(adapter)
-    low_Rr = F.grouped_mm(x_Ri, a, offs=end_E)
-    out_Ro.add_(F.grouped_mm(low_Rr, b, offs=end_E), alpha=adapter.scale)
-    return out_Ro, low_Rr
+    x_Ri: torch.Tensor, weight_Eio: torch.Tensor, bias_Eo: torch.Tensor, adapter: Adapter | None,
+    low_Rr: torch.Tensor | None, routing: Routing, ends: list[int] | None,
+) -> torch.Tensor:  # fmt: skip
+    """x W + b + s (x A) B of every row, from x and x A."""
+    out_Ro = _times_base(x_Ri, weight_Eio, routing, ends)
+    expert_R = _expert_of_rows(routing)
+    for part in _parts(len(out_Ro)):
+        out_Ro[part] += bias_Eo[expert_R[part]]
+    if adapter is not None:
+        out_Ro.add_(F.grouped_mm(_held(low_Rr), _padded(adapter)[1], offs=routing.end_E), alpha=adapter.scale)
+    return out_Ro
+
+
+def _ends(base: ExpertWeights, routing: Routing) -> list[int] | None:
+    """First row of each expert, and their number, where weights are packed: waits for the device. Else None."""
+    return [0, *routing.end_E.tolist()] if hasattr(base.w1, "part") else None
+
+
+def _times_base(
+    x_Ri: torch.Tensor, weight_Eio: torch.Tensor, routing: Routing, ends: list[int] | None, transposed: bool = False
+) -> torch.Tensor:
+    """x W, or x W^T, of every row; quantised weights are unpacked a few experts at a time (ends: see `_ends`)."""
+    if ends is None:
+        weight_Eio = weight_Eio.transpose(-2, -1) if transposed else weight_Eio
+        return F.grouped_mm(x_Ri, weight_Eio, offs=routing.end_E)
+    out_Ro = x_Ri.new_empty(len(x_Ri), weight_Eio.shape[-2 if transposed else -1])
+    for first in range(0, len(ends) - 1, UNPACKED_EXPERTS):
+        last = min(first + UNPACKED_EXPERTS, len(ends) - 1)
+        rows = slice(ends[first], ends[last])
+        if rows.start == rows.stop:
+            continue
+        part_Eio = weight_Eio.part(first, last)  # pyright: ignore[reportAttributeAccessIssue]
+        part_Eio = part_Eio.transpose(-2, -1) if transposed else part_Eio
+        out_Ro[rows] = F.grouped_mm(x_Ri[rows], part_Eio, offs=routing.end_E[first:last] - rows.start)
+    return out_Ro
 
 
 def _padded(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
@@ -321,12 +369,6 @@ def _expert(weight: torch.Tensor, e: int, dtype: torch.dtype) -> torch.Tensor:
     """One expert's matrix; a quantised one is unpacked straight to `dtype`."""
     unpack = getattr(weight, "expert", None)
     return weight[e].to(dtype) if unpack is None else unpack(e, dtype)
-
-
-def _dense(weight: torch.Tensor) -> torch.Tensor:
-    """The weights of all experts as a plain tensor; quantised ones are unpacked for this use only."""
-    unpack = getattr(weight, "dense", None)
-    return weight if unpack is None else unpack()
 
 
 def _held(tensor: torch.Tensor | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -32,7 +33,9 @@ from counterpoint.train.adapters.expert_math import (
     loop_forward,
 )
 
-LEAN_EXPERTS = "counterpoint_lean"
+LEAN_EXPERTS, RECOMPUTED_EXPERTS = "counterpoint_lean", "counterpoint_lean_recomputed"
+"""Names in transformers' registry. The second computes the first projection again in the backward pass, which is 2/3 of
+what a layer keeps, and costs two thirds of the experts' forward pass."""
 _FACTORS = "_counterpoint_factors"
 
 
@@ -58,13 +61,17 @@ class ParamWrapper(PeftParamWrapper):
             del held[self.parameter_name]
 
 
-def use_experts(model: PreTrainedModel, lean: bool) -> None:
-    """Choose the experts of a model: the lean function, or transformers' own loop under PEFT's own wrappers."""
-    model.set_experts_implementation(LEAN_EXPERTS if lean else "eager")
+def use_experts(model: PreTrainedModel, lean: bool, recompute: bool = False) -> None:
+    """Choose the experts of a model: the lean function, or transformers' own loop under PEFT's own wrappers.
+
+    recompute: the lean function keeps less for the backward pass, and computes that again there.
+    """
+    assert lean or not recompute
+    model.set_experts_implementation((RECOMPUTED_EXPERTS if recompute else LEAN_EXPERTS) if lean else "eager")
 
 
 def lean_experts_forward(
-    self: Any, hidden_NH: torch.Tensor, index_NK: torch.Tensor, weight_NK: torch.Tensor
+    self: Any, hidden_NH: torch.Tensor, index_NK: torch.Tensor, weight_NK: torch.Tensor, recompute: bool = False
 ) -> torch.Tensor:
     """The experts' part of a layer: float (N, H) from router indices and weights (N, K).
 
@@ -85,25 +92,30 @@ def lean_experts_forward(
             *_joined(held.get("gate_up_proj")),
             *_joined(held.get("down_proj")),
             (float(self.alpha), float(self.limit)),
+            recompute,
         )
     return cast(torch.Tensor, out_NH).to(hidden_NH.dtype)
 
 
 ALL_EXPERTS_FUNCTIONS.register(LEAN_EXPERTS, lean_experts_forward)
+ALL_EXPERTS_FUNCTIONS.register(RECOMPUTED_EXPERTS, partial(lean_experts_forward, recompute=True))
 
 
 class _LeanExperts(torch.autograd.Function):
-    """Saves the input, the first projection and two tensors of rank width; the experts' output is never kept."""
+    """Saves the input, two tensors of rank width and, unless it is to be computed again, the first projection; the
+    experts' output is never kept."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, *inputs: Any) -> torch.Tensor:
-        hidden_NH, weight_NK, index_NK, *tensors, scale_up, shape = _reordered(inputs)
+        hidden_NH, weight_NK, index_NK, *tensors, scale_up, shape = _reordered(inputs[:-1])
         w1, b1, w2, b2, a_up, b_up, a_down, b_down, scale_down = tensors
         weights = ExpertWeights(w1, b1, w2, b2, *shape)
         up, down = Adapter.of(a_up, b_up, scale_up), Adapter.of(a_down, b_down, scale_down)
         routing = Routing.of(index_NK, w1.shape[0])
         run = grouped_forward if grouped_serves(hidden_NH, w1, w2) else loop_forward
         out_NH, saved = run(hidden_NH, weight_NK, routing, weights, up, down)
+        if inputs[-1]:
+            saved = saved._replace(hidden_RJ=None)
         context = cast(Any, ctx)
         context.save_for_backward(hidden_NH, weight_NK, *routing, w1, b1, w2, b2, a_up, b_up, a_down, b_down, *saved)
         context.constants = (scale_up, scale_down, shape)
@@ -127,7 +139,7 @@ class _LeanExperts(torch.autograd.Function):
             )  # fmt: skip
         return (
             gradient.hidden_NH, gradient.weight_NK, None, None, None, None, None,
-            gradient.a_up, gradient.b_up, None, gradient.a_down, gradient.b_down, None, None,
+            gradient.a_up, gradient.b_up, None, gradient.a_down, gradient.b_down, None, None, None,
         )  # fmt: skip
 
 
@@ -151,7 +163,7 @@ def _joined(factors: list[tuple[torch.Tensor, torch.Tensor, float]] | None) -> t
 
 def _is_lean(module: torch.nn.Module) -> bool:
     config = getattr(module, "config", None)
-    return (
-        isinstance(module, cast(type, GptOssExperts))
-        and getattr(config, "_experts_implementation", None) == LEAN_EXPERTS
+    return isinstance(module, cast(type, GptOssExperts)) and getattr(config, "_experts_implementation", None) in (
+        LEAN_EXPERTS,
+        RECOMPUTED_EXPERTS,
     )

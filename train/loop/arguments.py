@@ -111,7 +111,7 @@ def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dic
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "optim": plain if train.optimizer == "adamw" else train.optimizer,
-        **checkpointing_arguments(train.activation_checkpointing),
+        **checkpointing_arguments(train.activation_checkpointing is True),
         "logging_steps": train.log_every,
         "save_steps": train.checkpoint_every or NEVER,
         "use_cpu": device == "cpu",

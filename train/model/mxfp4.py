@@ -26,8 +26,8 @@ _aten = torch.ops.aten
 class Mxfp4Tensor(torch.Tensor):
     """A frozen stack of matrices (E, I, O) in MXFP4, to be used as a parameter of transformers' experts.
 
-    It has the shape and type of the unpacked stack. `stack[e]` and `expert(e)` unpack one expert and `dense()` all;
-    any other operation unpacks all for itself, except writing, which is an error.
+    It has the shape and type of the unpacked stack. `stack[e]` and `expert(e)` unpack one expert, `part(first, last)`
+    some and `dense()` all; any other operation unpacks all for itself, except writing, which is an error.
     """
 
     blocks: torch.Tensor
@@ -50,9 +50,13 @@ class Mxfp4Tensor(torch.Tensor):
         """One expert's matrix (I, O) in `dtype` (None: this tensor's)."""
         return unpacked(self.blocks[index], self.scales[index], dtype or self.dtype).T
 
+    def part(self, first: int, last: int) -> torch.Tensor:
+        """The matrices (last - first, I, O) of some experts as a plain tensor."""
+        return unpacked(self.blocks[first:last], self.scales[first:last], self.dtype).transpose(-2, -1)
+
     def dense(self) -> torch.Tensor:
         """All experts' matrices (E, I, O) as a plain tensor."""
-        return unpacked(self.blocks, self.scales, self.dtype).transpose(-2, -1)
+        return self.part(0, len(self.blocks))
 
     @property
     def packed_bytes(self) -> int:

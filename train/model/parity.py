@@ -24,6 +24,7 @@ from counterpoint.train.model.attention import lean_attention_forward, use_atten
 from counterpoint.train.model.attention_plan import AttentionPlan
 from counterpoint.train.model.masks import attention_inputs, tree_masks
 from counterpoint.train.model.mxfp4 import Mxfp4Tensor
+from counterpoint.train.model.norm import use_norms
 
 OFF_BY_ONE = "a window off by one is noticed"
 WINDOW = 16
@@ -106,7 +107,7 @@ def _eager_or_lean(lean: bool) -> Callable[..., Any]:
     return lean_attention_forward if lean else eager_attention_forward
 
 
-def _experts(lean: bool, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+def _experts(lean: bool, device: torch.device, dtype: torch.dtype, recompute: bool = False) -> list[torch.Tensor]:
     model = _small_model(torch.float64)
     peft = attach_lora(model, LoraSettings(rank=4))
     random = torch.Generator().manual_seed(0)
@@ -114,12 +115,23 @@ def _experts(lean: bool, device: torch.device, dtype: torch.dtype) -> list[torch
         if "lora_" in name:
             parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=random))
     module: Any = cast(Any, model).model.layers[0].mlp.experts.to(device, dtype)
-    use_experts(model, lean)
+    use_experts(model, lean, lean and recompute)
     x_NH, scores_NE = _drawn(random, [(40, 64), (40, 8)], torch.device("cpu"), torch.float64)
     weight_NK, index_NK = torch.topk(scores_NE.detach(), 2)
     inputs = [part.detach().to(device, dtype).requires_grad_() for part in (x_NH, weight_NK.softmax(-1))]
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return _with_gradients(module(inputs[0], index_NK.to(device), inputs[1]), [*inputs, *trained])
+
+
+def _norm(lean: bool, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+    model = _small_model(torch.float64)
+    use_norms(model, lean)
+    random = torch.Generator().manual_seed(0)
+    norm: Any = cast(Any, model).model.norm
+    norm.weight.data.copy_(1 + 0.2 * torch.randn(norm.weight.shape, generator=random))
+    norm.to(device, dtype)
+    inputs = _drawn(random, [(40, 64)], device, dtype)
+    return _with_gradients(norm(inputs[0]), [*inputs, norm.weight])
 
 
 def _loss(lean: bool, device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -136,6 +148,7 @@ def _step(lean: bool, device: torch.device, dtype: torch.dtype) -> list[torch.Te
     model = model.to(device, dtype)
     use_attention(model, lean)
     use_experts(model, lean)
+    use_norms(model, lean)
     position, end = (torch.tensor([values], device=device) for values in _forest())
     ids = torch.randint(0, 100, end.shape, generator=torch.Generator().manual_seed(0)).to(device)
     out = model(ids, position_ids=position, **attention_inputs(model, position, end)).logits
@@ -159,6 +172,8 @@ _PARTS: dict[str, Part] = {
     "tree rows": partial(_attention, window=None, forest=_forest()),
     "tree rows, sliding": partial(_attention, window=WINDOW, forest=_forest()),
     "experts with LoRA": _experts,
+    "experts, computed again": partial(_experts, recompute=True),
+    "norm": _norm,
     "loss": _loss,
     "MXFP4 unpacking": _mxfp4,
     "a model on tree rows": _step,

@@ -1,4 +1,4 @@
-"""Which implementation of attention and experts a model runs on, and the versions these were tested with."""
+"""Which implementation of attention, experts and norms a model runs on, and the versions these were tested with."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ TESTED_VERSIONS = {"torch": ("2.13", "2.14"), "transformers": ("5.19", "5.24"), 
 """Package: first version tested, first version not tested. The lean path rests on registries of these three."""
 
 
-def use_paths(model: Any, settings: ModelSettings) -> None:
-    """Set the attention and experts of `model` (or of the model inside a PEFT one) as the run file says.
+def use_paths(model: Any, settings: ModelSettings, recompute_experts: bool = False) -> None:
+    """Set the attention, experts and norms of `model` (or of the model inside a PEFT one) as the run file says.
 
-    ModelError where the lean path is asked for on versions that it was not tested with.
+    recompute_experts: see `use_experts`. ModelError where the lean path is asked for on versions that it was not tested
+    with.
     """
     from counterpoint.train.adapters.experts import use_experts
     from counterpoint.train.model.attention import use_attention
+    from counterpoint.train.model.norm import use_norms
 
-    if "lean" in (settings.attention, settings.experts):
+    if "lean" in (settings.attention, settings.experts, settings.norms):
         for package, found, fits in installed_versions():
             if not fits:
                 first, last = TESTED_VERSIONS[package]
                 raise ModelError(
-                    f"model.attention, model.experts: the lean path is tested with {package} >={first},<{last} and "
-                    f"{found} is installed: install that, or set both to reference"
+                    f"model.attention, model.experts, model.norms: the lean path is tested with {package} "
+                    f">={first},<{last} and {found} is installed: install that, or set all to reference"
                 )
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     use_attention(inner, settings.attention == "lean")
-    use_experts(inner, settings.experts == "lean")
+    use_experts(inner, settings.experts == "lean", recompute_experts)
+    use_norms(inner, settings.norms == "lean")
 
 
 def installed_versions() -> list[tuple[str, str, bool]]:

@@ -113,12 +113,14 @@ class Estimate:
             compute_dtype(torch.empty(0, dtype=number)).itemsize if self.device == "cpu" else self.itemsize,
             weight_bytes(self.shape, model, self.itemsize),
             self.moment_bytes,
-            train.activation_checkpointing,
+            train.activation_checkpointing is True,
+            train.activation_checkpointing == "experts",
             train.accumulation > 1,
             self.processes,
             self.run.launch.strategy == "fsdp2" and self.processes > 1,
             model.attention == "lean" and not padded,
             model.experts == "lean",
+            model.norms == "lean",
             model.loss == "lean",
             model.base == "mxfp4",
             WHOLE_LOGITS if rewarded else 0,
@@ -184,12 +186,14 @@ def _value(run: TrainingRun, key: str) -> Any:
 def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
     """From what costs least to what costs most."""
     run, full = estimate.run, estimate.shape.full
-    for part in ("loss", "attention", "experts"):
+    for part in ("loss", "attention", "experts", "norms"):
         if getattr(run.model, part) == "reference":
             yield [(f"model.{part}", "lean")]
     if run.train.batch_rows > 1 and not isinstance(run, GrpoRun):
         yield [("train.batch_rows", 1), ("train.accumulation", run.train.accumulation * run.train.batch_rows)]
-    if not run.train.activation_checkpointing:
+    if not run.train.activation_checkpointing and not full:
+        yield [("train.activation_checkpointing", "experts"), ("model.experts", "lean")]
+    if run.train.activation_checkpointing is not True:
         yield [("train.activation_checkpointing", True)]
     if not full and run.model.base == "bf16" and estimate.shape.packable > 1e9:
         yield [("model.base", "mxfp4")]

@@ -3,7 +3,8 @@
 Legend: N tokens of a forward pass (rows x longest row), T trained positions, H hidden, Q query width, G key width,
 K experts a token, R = N K routed rows, I intermediate, V vocabulary, r rank. All figures are bytes.
 
-Each term below is a tensor in `train/model/attention.py`, `train/adapters/expert_math.py` or `train/loop/loss.py`.
+Each term below is a tensor in `train/model/attention.py`, `train/model/norm.py`, `train/adapters/expert_math.py` or
+`train/loop/loss.py`.
 Live bytes follow the passes, so the largest sum is at one of four moments: the loss, the backward pass of the last
 layer or of the first, or the optimizer's step.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from counterpoint.train.adapters.expert_math import ROWS_AT_A_TIME
+from counterpoint.train.adapters.expert_math import ROWS_AT_A_TIME, UNPACKED_EXPERTS
 from counterpoint.train.plan.shape import Shape
 
 MIB = 1 << 20
@@ -44,8 +45,9 @@ class Plan:
 
     itemsize: bytes of a weight that is not packed. wide: bytes in which products run (4 on a CPU without AMX).
     processes: of the whole run; sharded: FSDP2. accumulates: gradients lie in memory during the next forward pass.
-    lean_*: the paths of section `model`. whole_logits: forward passes whose logits are all held at once (preference and
-    reward training), 0 where the loss runs in chunks.
+    recompute_experts: of a layer's experts, only their input is kept. lean_*: the paths of section `model`.
+    whole_logits: forward passes whose logits are all held at once (preference and reward training), 0 where the loss
+    runs in chunks.
     """
 
     device: str
@@ -54,11 +56,13 @@ class Plan:
     weights: int
     optimizer_bytes: float = 8.0
     checkpointing: bool = False
+    recompute_experts: bool = False
     accumulates: bool = False
     processes: int = 1
     sharded: bool = False
     lean_attention: bool = True
     lean_experts: bool = True
+    lean_norms: bool = True
     lean_loss: bool = True
     packed: bool = False
     whole_logits: int = 0
@@ -130,22 +134,18 @@ def moments(shape: Shape, batch: Batch, plan: Plan) -> list[Memory]:
 
 def layer_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
     """What one decoder layer keeps from its forward pass for its backward pass."""
-    n, a, hidden = batch.tokens, plan.itemsize, shape.hidden
-    mixed = a < 4
-    # A norm computes in float32 and keeps its input in it; in float32 that is the residual stream itself.
-    norms = 2 * n * (hidden * 4 + 4)
-    residual = n * hidden * a * (1 if mixed else 0)
-    return norms + residual + _attention_bytes(shape, batch, plan) + _expert_bytes(shape, batch, plan)
+    norms = 2 * _norm_bytes(shape, batch, plan)
+    return norms + _attention_bytes(shape, batch, plan) + _expert_bytes(shape, batch, plan)
+
+
+def _norm_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
+    """A norm's input, which is the residual stream: as it is, or in float32 as transformers keeps it."""
+    return batch.tokens * (shape.hidden * (plan.itemsize if plan.lean_norms else 4) + 4)
 
 
 def _attention_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
     n, a, query, key = batch.tokens, plan.itemsize, shape.query_width, shape.key_width
-    mixed, rank = a < 4, shape.attention_rank
-    inputs = n * shape.hidden * a
-    if rank and mixed:
-        # Under autocast PEFT makes its own bfloat16 copy of the input of each projection.
-        inputs = n * a * (3 * shape.hidden + query)
-    kept = inputs + n * a * (query + 2 * key) + 4 * n * rank * a
+    kept = n * a * (shape.hidden + query + 2 * key) + 4 * n * shape.attention_rank * a
     if plan.lean_attention:
         return kept + n * query * a + n * shape.heads * 4
     scores = batch.rows * shape.heads * batch.width * (batch.width + 1)
@@ -158,7 +158,10 @@ def _expert_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
     routed, inner, rank = n * shape.active, shape.intermediate, shape.expert_rank
     router = n * (shape.experts * a + shape.active * (a + 8)) + routed * 16
     if plan.lean_experts and not shape.full:
-        return n * hidden * a + routed * 2 * inner * a + 2 * routed * rank * plan.wide + router
+        projected = 0 if plan.recompute_experts else routed * 2 * inner * a
+        # PEFT hands over the adapter in the weights' type.
+        factors = _factor_numbers(shape) * a if a < 4 else 0
+        return n * hidden * a + projected + 2 * routed * rank * plan.wide + factors + router
     # PEFT makes a changed copy of all weights; transformers' experts, which also train in full, keep every step.
     delta = shape.expert_numbers() * a if rank else 0
     return n * hidden * a + delta + routed * a * (2 * hidden + 9 * inner) + router
@@ -167,16 +170,24 @@ def _expert_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
 def _experts_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
     """What the backward pass of one layer's experts holds besides what is saved."""
     routed, inner, hidden = batch.tokens * shape.active, shape.intermediate, shape.hidden
-    numbers = shape.experts * shape.expert_rank * (2 * hidden + 3 * inner)
+    numbers = _factor_numbers(shape)
     if not plan.lean_experts or shape.full:
         return 2 * shape.expert_numbers() * plan.itemsize
     if plan.device == "cuda":
-        dense = shape.expert_numbers() * 2 // 3 * plan.itemsize if plan.packed else 0
-        rows = routed * (hidden + 4 * inner) * plan.itemsize + min(routed, ROWS_AT_A_TIME) * 8 * inner * 4
+        # Numbers, and four bytes to look up each two of them.
+        one = 2 * hidden * inner * (plan.itemsize + 2)
+        dense = min(shape.experts, UNPACKED_EXPERTS) * one if plan.packed else 0
+        wide = 2 * hidden if plan.recompute_experts else hidden
+        rows = routed * (wide + 4 * inner) * plan.itemsize + min(routed, ROWS_AT_A_TIME) * 8 * inner * 4
         return rows + dense + 2 * numbers * plan.itemsize
     # One expert at a time, the busiest one with about one and a half times its share.
     one = min(batch.tokens, 3 * routed // (2 * shape.experts))
     return routed * hidden * plan.wide + one * (hidden + 11 * inner) * plan.wide + numbers * 4
+
+
+def _factor_numbers(shape: Shape) -> int:
+    """Numbers in the adapter of one layer's experts."""
+    return shape.experts * shape.expert_rank * (2 * shape.hidden + 3 * shape.intermediate)
 
 
 def _attention_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
@@ -190,9 +201,9 @@ def _attention_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
 
 
 def _last_norm(shape: Shape, batch: Batch, plan: Plan) -> int:
-    """The last residual, its float32 copy where there is one, and the normalised output."""
-    copies = 4 + 2 * plan.itemsize if plan.itemsize < 4 else 2 * plan.itemsize
-    return batch.tokens * shape.hidden * copies
+    """What the last norm keeps, the residual where that is another tensor, and the normalised output."""
+    copied = plan.itemsize < 4 and not plan.lean_norms
+    return _norm_bytes(shape, batch, plan) + batch.tokens * shape.hidden * plan.itemsize * (2 if copied else 1)
 
 
 def _loss(shape: Shape, batch: Batch, plan: Plan) -> int:

@@ -13,6 +13,7 @@ from counterpoint.train.adapters import expert_math
 from counterpoint.train.adapters.attach import attach_lora, load_lora
 from counterpoint.train.adapters.expert_math import Adapter, ExpertWeights, Routing
 from counterpoint.train.adapters.experts import LEAN_EXPERTS, use_experts
+from counterpoint.train.model.mxfp4 import Mxfp4Tensor
 
 IDS = torch.randint(1, 64, (2, 24), generator=torch.Generator().manual_seed(0))
 TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-5, 1e-4)}
@@ -28,8 +29,8 @@ def with_lora(model, lora=None, seed=1):
     return model
 
 
-def lean(model, on=True):
-    use_experts(model.get_base_model(), on)
+def lean(model, on=True, recompute=False):
+    use_experts(model.get_base_model(), on, recompute)
     return model
 
 
@@ -52,17 +53,26 @@ def assert_equal(ours, theirs, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, "experts"])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_loss_and_gradients_equal_the_reference(build_gptoss, dtype, checkpointing, parts):
     model = with_lora(build_gptoss(dtype, initializer_range=0.5))
     model.train()
-    if checkpointing:
+    if checkpointing is True:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     theirs = gradients(lean(model, on=False), parts=parts)
-    ours = gradients(lean(model), parts=parts)
+    ours = gradients(lean(model, recompute=checkpointing == "experts"), parts=parts)
     assert len(theirs[1]) == 28
     assert_equal(ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_computed_again_is_what_would_have_been_kept(build_gptoss, dtype):
+    model = with_lora(build_gptoss(torch.float32)).to(dtype).train()
+    kept, again = (gradients(lean(model, recompute=recompute)) for recompute in (False, True))
+    assert kept[0] == again[0]
+    assert len(kept[1]) == len(again[1]) == 28
+    assert all(torch.equal(grad, again[1][name]) for name, grad in kept[1].items())
 
 
 @pytest.mark.parametrize(
@@ -215,7 +225,8 @@ def test_nothing_of_the_size_of_the_weights_is_kept_for_backward(build_gptoss):
 @pytest.mark.parametrize("want_x", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("adapters", ["both", "up", "down", "none"])
-def test_grouped_form_equals_the_loop(monkeypatch, dtype, tolerance, adapters, want_x):
+@pytest.mark.parametrize("recompute", [True, False])
+def test_grouped_form_equals_the_loop(monkeypatch, dtype, tolerance, adapters, want_x, recompute):
     torch.manual_seed(0)
     monkeypatch.setattr(expert_math, "ROWS_AT_A_TIME", 33)  # of 80
     limit = 0.5 if dtype == torch.float32 else 7.0  # a value that rounds across the clamp is no error
@@ -246,6 +257,8 @@ def test_grouped_form_equals_the_loop(monkeypatch, dtype, tolerance, adapters, w
         (expert_math.grouped_forward, expert_math.grouped_backward),
     ):
         out, saved = forward(x, weight, routing, base, up, down)
+        if recompute:
+            saved = saved._replace(hidden_RJ=None)
         results.append((out, *backward(dy, x, weight, routing, base, up, down, saved, want_x)))
     for loop, grouped in zip(*results, strict=True):
         assert (loop is None) == (grouped is None)
@@ -253,6 +266,38 @@ def test_grouped_form_equals_the_loop(monkeypatch, dtype, tolerance, adapters, w
             assert loop.shape == grouped.shape
             assert loop.dtype == grouped.dtype == dtype
             assert (loop.double() - grouped.double()).norm() <= tolerance * loop.double().norm()
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+@pytest.mark.parametrize("at_a_time", [1, 4, 6, 8])
+def test_grouped_form_unpacks_a_few_experts_at_a_time(monkeypatch, adapters, at_a_time):
+    monkeypatch.setattr(expert_math, "UNPACKED_EXPERTS", at_a_time)  # of 6
+    monkeypatch.setattr(Mxfp4Tensor, "dense", lambda self: pytest.fail("all experts unpacked"))
+    torch.manual_seed(0)
+    packed = [
+        Mxfp4Tensor(
+            torch.randint(0, 256, (6, outputs, inputs // 2), dtype=torch.uint8),
+            torch.randint(120, 124, (6, outputs, inputs // 32), dtype=torch.uint8),
+            torch.float32,
+        )
+        for inputs, outputs in ((32, 64), (32, 32))
+    ]
+    factors = [Adapter(torch.randn(6, 32, 3), torch.randn(6, 3, outputs), 0.5) for outputs in (64, 32)]
+    up, down = factors if adapters else (None, None)
+    biases = torch.randn(6, 64), torch.randn(6, 32)
+    x, dy, weight = torch.randn(40, 32), torch.randn(40, 32), torch.rand(40, 2)
+    index = torch.randint(0, 3, (40, 2))  # some parts get no tokens
+    index[:, 1] = 5
+    routing, results = Routing.of(index, 6), []
+    plain = [torch.stack([part.expert(e) for e in range(6)]) for part in packed]
+    for w1, w2 in (plain, packed):
+        base = ExpertWeights(w1, biases[0], w2, biases[1], 1.702, 7.0)
+        out, saved = expert_math.grouped_forward(x, weight, routing, base, up, down)
+        saved = saved._replace(hidden_RJ=None)
+        results.append((out, *expert_math.grouped_backward(dy, x, weight, routing, base, up, down, saved, True)))
+    for unpacked, few in zip(*results, strict=True):
+        assert (unpacked is None) == (few is None)
+        assert unpacked is None or torch.allclose(few, unpacked, rtol=1e-4, atol=1e-4)
 
 
 def test_tokens_and_rows_are_matched(build_gptoss):

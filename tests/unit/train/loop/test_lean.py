@@ -9,7 +9,10 @@ from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.model.paths import use_paths
 
-LEAN, REFERENCE = ModelSettings(), ModelSettings(attention="reference", experts="reference", loss="reference")
+LEAN, REFERENCE = (
+    ModelSettings(),
+    ModelSettings(attention="reference", experts="reference", norms="reference", loss="reference"),
+)
 
 
 def run(tiny_run, folder, paths, *, lora=True, dtype=torch.float32, rate=5e-3, checkpointing=False, **options):
@@ -17,8 +20,8 @@ def run(tiny_run, folder, paths, *, lora=True, dtype=torch.float32, rate=5e-3, c
     if lora:
         torch.manual_seed(1)
         model = attach_lora(model, LoraSettings(rank=4, alpha=8, router=True))
-    use_paths(model, paths)
-    if checkpointing:
+    use_paths(model, paths, checkpointing == "experts" and paths.experts == "lean")
+    if checkpointing is True:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loop = {"lean_loss": paths.loss == "lean", **options.pop("loop", {})}
     trainer = tiny_run.make(folder, model=model, steps=6, log_every=1, rate=rate, loop=loop, **options)
@@ -34,10 +37,11 @@ def run(tiny_run, folder, paths, *, lora=True, dtype=torch.float32, rate=5e-3, c
         {"batch": 4, "accumulation": 1},
         {"batch": 1, "accumulation": 4},
         {"checkpointing": True},
+        {"checkpointing": "experts"},
         {"loop": {"router_aux_loss_coef": 0.05}},
         {"lora": False, "rate": 1e-3},
     ],
-    ids=["plain", "wide", "accumulated", "checkpointed", "router-loss", "full"],
+    ids=["plain", "wide", "accumulated", "checkpointed", "recomputed", "router-loss", "full"],
 )
 def test_trajectories_are_equal(tiny_run, tmp_path, options):
     ours = run(tiny_run, tmp_path / "lean", LEAN, **options)

@@ -12,6 +12,7 @@ import counterpoint.configs.errors
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.model import paths
+from counterpoint.train.model.norm import LeanRMSNorm
 from counterpoint.train.model.paths import TESTED_VERSIONS, installed_versions, use_paths
 
 
@@ -21,9 +22,13 @@ def test_each_part_is_chosen_apart(build_gptoss, peft):
     outer = attach_lora(model, LoraSettings(rank=2)) if peft else model
     for attention in ("lean", "reference"):
         for experts in ("lean", "reference"):
-            use_paths(outer, ModelSettings(attention=attention, experts=experts))
-            assert (model.config._attn_implementation == "counterpoint_lean") == (attention == "lean")
-            assert (model.config._experts_implementation == "counterpoint_lean") == (experts == "lean")
+            for norms in ("lean", "reference"):
+                use_paths(outer, ModelSettings(attention=attention, experts=experts, norms=norms))
+                assert (model.config._attn_implementation == "counterpoint_lean") == (attention == "lean")
+                assert (model.config._experts_implementation == "counterpoint_lean") == (experts == "lean")
+                assert (type(model.model.norm) is LeanRMSNorm) == (norms == "lean")
+    use_paths(outer, ModelSettings(), recompute_experts=True)
+    assert model.config._experts_implementation == "counterpoint_lean_recomputed"
 
 
 def test_versions_outside_the_tested_range_are_an_error(build_gptoss, monkeypatch):
@@ -33,7 +38,7 @@ def test_versions_outside_the_tested_range_are_an_error(build_gptoss, monkeypatc
         counterpoint.configs.errors.ModelError, match=r"transformers >=5.19,<5.24 and 5.24.1 is installed"
     ):
         use_paths(build_gptoss(), ModelSettings())
-    use_paths(build_gptoss(), ModelSettings(attention="reference", experts="reference"))
+    use_paths(build_gptoss(), ModelSettings(attention="reference", experts="reference", norms="reference"))
 
 
 def test_the_tested_range_is_the_declared_one():

@@ -60,8 +60,8 @@ def measured(tiny_run: Any, folder: Path, run: SftRun, shape: dict[str, int], ro
     model: Any = GptOssForCausalLM(config).to(dtype)
     if run.lora.enabled:
         model = attach_lora(model, run.lora)
-    use_paths(model, run.model)
-    if run.train.activation_checkpointing:
+    use_paths(model, run.model, run.train.activation_checkpointing == "experts")
+    if run.train.activation_checkpointing is True:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     loop = {"lean_loss": run.model.loss == "lean"}
     count = len(rows) // 2
@@ -89,21 +89,37 @@ def compare(tiny_run: Any, folder: Path, shape: dict[str, int], rows: int, width
         {"model": {"dtype": "float32"}},
         {"model": {"dtype": "bfloat16"}},
         {"model": {"dtype": "float32"}, "activation_checkpointing": True},
+        {"model": {"dtype": "bfloat16"}, "activation_checkpointing": True},
+        {"model": {"dtype": "float32"}, "activation_checkpointing": "experts"},
+        {"model": {"dtype": "bfloat16"}, "activation_checkpointing": "experts"},
         {"model": {"dtype": "float32"}, "lora": LoraSettings(enabled=False)},
         {"model": {"dtype": "float32", "loss": "reference"}},
         {"model": {"dtype": "float32", "attention": "reference"}},
         {"model": {"dtype": "float32", "experts": "reference"}},
+        {"model": {"dtype": "bfloat16", "norms": "reference"}},
     ],
-    ids=["float32", "bfloat16", "checkpointed", "full", "loss", "attention", "experts"],
+    ids=[
+        "float32",
+        "bfloat16",
+        "checkpointed",
+        "checkpointed-bfloat16",
+        "recomputed",
+        "recomputed-bfloat16",
+        "full",
+        "loss",
+        "attention",
+        "experts",
+        "norms",
+    ],
 )
 def test_the_tiny_model(tiny_run: Any, tmp_path: Path, settings: dict[str, Any]) -> None:
     compare(tiny_run, tmp_path, TINY, 16, 256, **settings)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_model_of_middle_size(tiny_run: Any, tmp_path: Path, dtype: str) -> None:
-    compare(tiny_run, tmp_path, MIDDLE, 1, 2048, model={"dtype": dtype})
+@pytest.mark.parametrize(("dtype", "checkpointing"), [("float32", False), ("bfloat16", False), ("bfloat16", "experts")])
+def test_the_model_of_middle_size(tiny_run: Any, tmp_path: Path, dtype: str, checkpointing: bool | str) -> None:
+    compare(tiny_run, tmp_path, MIDDLE, 1, 2048, model={"dtype": dtype}, activation_checkpointing=checkpointing)
 
 
 def released(name: str, **changes: Any) -> SftRun:
