@@ -112,7 +112,7 @@ def _wrong(path: Key, problem: Any, document: Document, run: type[RunSettings], 
     if problem["type"] == "missing":
         return f"{place}: `{dotted(path)}` is missing: it must be {allowed}"
     text = f"{place}: `{dotted(path)}` is {shown(problem['input'])}: it must be {allowed}"
-    words = [str(word) for word in node.get("enum", ())]
+    words = [_word(word) for word in node.get("enum", ())]
     meant = _closest(str(problem["input"]), words)
     return f"{text}; did you mean `{meant}`?" if meant else text
 
@@ -154,7 +154,7 @@ def _described(node: dict[str, Any], schema: dict[str, Any]) -> str:
     if "anyOf" in node:
         return _described_choice(node["anyOf"], schema)
     if words := node.get("enum") or ([node["const"]] if "const" in node else []):
-        return f"one of {', '.join(map(str, words))}" if len(words) > 1 else f"`{words[0]}`"
+        return f"one of {', '.join(map(_word, words))}" if len(words) > 1 else f"`{_word(words[0])}`"
     kind = node.get("type", "a value")
     if kind == "object":
         keys = list(node.get("properties", {}))
@@ -168,6 +168,10 @@ def _described(node: dict[str, Any], schema: dict[str, Any]) -> str:
     if node.get("minLength"):
         limits.append("not empty")
     return f"{text}, {' and '.join(limits)}" if limits else text
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _described_choice(options: list[dict[str, Any]], schema: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ class TrainSettings(Settings):
     optimizer: Literal["adamw", "adamw_8bit", "adamw_torch_8bit"] = "adamw"
     """Two keep their state in 8 bits: `adamw_8bit` is bitsandbytes', `adamw_torch_8bit` is torchao's, for fsdp2 too."""
 
-    activation_checkpointing: bool | Literal["experts"] = False
+    activation_checkpointing: Literal[True, False, "experts"] = False
     """Compute activations again in the backward pass: `true` those of whole layers, for about a third more time;
     `experts` the widest ones only, which are half of them, for about a fifth more (LoRA on lean experts)."""
 

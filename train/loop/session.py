@@ -169,10 +169,11 @@ def _has_lost_a_process(error: RuntimeError) -> bool:
 def _out_of_memory(settings: TrainingRun) -> RunError:
     train, data = settings.train, settings.data
     packed = getattr(data, "pack_tokens", None)
+    again = "experts or true" if settings.lora.enabled else "true"
     tokens = f"data.pack_tokens={packed}" if packed else f"data.max_tokens={data.max_tokens}"
     return RunError(
         f"out of memory: lower train.batch_rows={train.batch_rows} (raising train.accumulation={train.accumulation} "
-        f"keeps the step the same), lower {tokens}, or set train.activation_checkpointing=true "
+        f"keeps the step the same), lower {tokens}, or set train.activation_checkpointing={again} "
         f"(now {str(train.activation_checkpointing).lower()}), then --resume"
     )
 

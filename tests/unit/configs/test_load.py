@@ -76,6 +76,10 @@ WRONG = [
         "run.yaml:5: `train.schedule` is `cosin`: it must be one of cosine, linear, constant; did you mean `cosine`?",
     ),
     (
+        "train:\n  activation_checkpointing: expert",
+        "run.yaml:5: `train.activation_checkpointing` is `expert`: it must be one of true, false, experts; did you mean",
+    ),
+    (
         "eval:\n  efforts: []",
         "run.yaml:5: `eval.efforts` is an empty list: it must be one of low, medium, high; or a list",
     ),

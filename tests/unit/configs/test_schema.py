@@ -94,6 +94,19 @@ def test_what_cannot_be_sharded_is_refused(recipe: str, settings: dict[str, Any]
         RECIPES[recipe].model_validate({**values, "launch": {"strategy": "fsdp2"}})
 
 
+@pytest.mark.parametrize("recipe", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("settings", [{"model": {"experts": "reference"}}, {"lora": {"enabled": False}}])
+def test_experts_are_computed_again_where_they_are_lean_and_frozen(recipe: str, settings: dict[str, Any]) -> None:
+    values: dict[str, Any] = {"recipe": recipe, "data": {"train": "rows.jsonl"}, "train": {"batch_rows": 8}}
+    if recipe == "grpo":
+        values |= {"data": {"train": ({"type": "file", "path": "rows.jsonl"},)}, "rewards": ({"type": "channel"},)}
+    RECIPES[recipe].model_validate({**values, **settings})
+    values["train"]["activation_checkpointing"] = "experts"
+    RECIPES[recipe].model_validate(values)
+    with pytest.raises(ValueError, match=r"is a part of the lean experts under an adapter: use `true`"):
+        RECIPES[recipe].model_validate({**values, **settings})
+
+
 def test_settings_never_change_after_loading() -> None:
     run = SftRun.model_validate(MINIMAL)
     with pytest.raises(ValidationError):
