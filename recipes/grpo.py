@@ -57,7 +57,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         session.say(f"{len(prompts)} prompts, {groups} groups of {settings.grpo.group} a step")
         probes = load_prompts(settings.eval.prompts)
         identity = Identity(plain(settings), fingerprint(items, renderer), rows_per_step(settings))
-        check_groups(settings, items)
+        check_groups(items, groups)
         check_engine(settings)
         session.began(identity, steps, allow_changes=overwrite)
 
@@ -117,8 +117,7 @@ def check_rewards(rewards: Rewards, items: list[Item], session: Session) -> None
             session.warn(f"reward {name}: {missing} of {len(turns)} turns have no truth for it and earn nothing there")
 
 
-def check_groups(settings: GrpoRun, items: list[Item]) -> None:
-    groups = rows_per_step(settings) // settings.grpo.group
+def check_groups(items: list[Item], groups: int) -> None:
     if len(items) < groups:
         raise ConfigError(
             f"data.train: {len(items)} turns at their efforts are fewer than the {groups} groups of a step: lower "

@@ -232,7 +232,8 @@ class Scorers:
         if ":" in name:
             answer = self._guard.call(f"{exists.__module__}:{exists.__name__}", name)
             if answer.failure is not None:
-                raise ConfigError(f"{answer.detail.removeprefix('ConfigError: ')}")
+                named = answer.detail.startswith("ConfigError: ")
+                raise ConfigError(answer.detail.removeprefix("ConfigError: ") if named else f"{name}: {answer.detail}")
         elif name in _FOREIGN:
             package = _FOREIGN[name].package
             if importlib.util.find_spec(package) is None:

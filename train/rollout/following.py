@@ -88,8 +88,7 @@ class FollowingEngine:
 
 
 def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
-    """The engine of `rollout.engine: vllm` or `server`. ConfigError for what is not installed or cannot serve this."""
-    check_engine(settings)
+    """The engine of `rollout.engine: vllm` or `server`, which `check_engine` has passed."""
     rollout, model = settings.rollout, settings.model
     if rollout.engine == "server":
         server = ServerEngine.connected(rollout.server)

@@ -79,10 +79,6 @@ class VllmEngine:
             engine.load_adapter(Path(adapter), 0)
         return engine
 
-    def version(self) -> str:
-        """Of vLLM."""
-        return installed_version()
-
     def load_adapter(self, folder: Path, version: int, lead: bool = True) -> None:
         """Sample with the adapter in `folder` from now on. Each version needs a number of its own: vLLM keeps adapters
         and the prefixes computed with them under it."""

@@ -173,6 +173,16 @@ def test_a_users_scorer_that_raises_hangs_or_dies_counts_as_that(tmp_path: Path)
         assert "write module:function" in run("missing")[2]
 
 
+def test_a_users_file_that_cannot_be_imported_is_told_with_its_name(tmp_path: Path) -> None:
+    slow, missing = tmp_path / "slow.py", tmp_path / "missing.py"
+    slow.write_text("import time\ntime.sleep(60)\n")
+    with Scorers(seconds=2) as scorers:
+        with pytest.raises(ConfigError, match=r"slow\.py:score: no answer within 2 s"):
+            scorers.check(f"{slow}:score")
+        with pytest.raises(ConfigError, match=r"missing\.py"):
+            scorers.check(f"{missing}:score")
+
+
 def test_unknown_scorers_and_missing_references_are_told(scorers: Scorers) -> None:
     with pytest.raises(ConfigError, match=r"take one of exact, number"):
         scorers.score("exakt", final("x"), Reference(answer="x"))

@@ -20,7 +20,7 @@ from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.merged import merged_state, write_merged
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.following import check_adapter, following_engine
+from counterpoint.train.rollout.following import check_adapter, check_engine, following_engine
 
 
 class StandIn:
@@ -119,11 +119,11 @@ def test_merged_weights_are_those_of_a_merge_and_the_base_stays(tmp_path: Path) 
     assert all(torch.allclose(state[name], merged[name], atol=1e-6) for name in merged)
 
 
-def test_what_a_vllm_is_too_old_for_is_told(vllm: Any, tmp_path: Path) -> None:
+def test_what_a_vllm_is_too_old_for_is_told(vllm: Any) -> None:
     vllm.__version__ = "0.10.2"
     with pytest.raises(ConfigError, match=r"vLLM 0\.10\.2 serves no adapters on experts.*rollout\.weights: merged"):
-        following_engine(run_of(), tmp_path)
-    following_engine(run_of(lora={"experts": False}), tmp_path)
+        check_engine(run_of())
+    check_engine(run_of(lora={"experts": False}))
     for version in ("0.13.0", "1.0", "", "dev"):
         check_adapter(LoraSettings(), version)
     with pytest.raises(ConfigError, match=r"0\.31\.0 reads one scale.*update it to 0\.32.*lora\.expert_alpha"):
@@ -133,17 +133,15 @@ def test_what_a_vllm_is_too_old_for_is_told(vllm: Any, tmp_path: Path) -> None:
     check_adapter(LoraSettings(router=True, expert_alpha=3.0), "0.32.0")
 
 
-def test_a_vllm_on_a_cpu_is_given_no_changed_experts(
-    vllm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vllm_on_a_cpu_is_given_no_changed_experts(vllm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     platforms: Any = types.ModuleType("vllm.platforms")
     platforms.current_platform = types.SimpleNamespace(is_cpu=lambda: True)
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     merged = {"engine": "vllm", "weights": "merged"}
     for lora in ({}, {"enabled": False}):
         with pytest.raises(ConfigError, match=r"does not read changed weights of experts.*lora\.experts: false"):
-            following_engine(run_of(rollout=merged, lora=lora), tmp_path)
-    following_engine(run_of(rollout=merged, lora={"experts": False}), tmp_path)
+            check_engine(run_of(rollout=merged, lora=lora))
+    check_engine(run_of(rollout=merged, lora={"experts": False}))
 
 
 def test_vllm_computes_in_the_numbers_of_the_training(vllm: Any, tmp_path: Path) -> None:
