@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from counterpoint.train.model.precision import compute_dtype
+from counterpoint.train.model.precision import compute_dtype, on_cuda
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def activation_backward(
     grad_gate_RI = torch.ops.aten.silu_backward(torch.addcmul(wide_RI, wide_RI, up_RI), scaled_RI)
     grad_RJ[:, 0::2] = grad_gate_RI
     # The look costs less than two masked passes, but on CUDA it would wait for the device.
-    if hidden_RJ.is_cuda or _reaches(hidden_RJ, limit):
+    if on_cuda(hidden_RJ) or _reaches(hidden_RJ, limit):
         grad_RJ[:, 1::2].masked_fill_(hidden_RJ[:, 1::2].abs() > limit, 0)
         grad_RJ[:, 0::2].masked_fill_(hidden_RJ[:, 0::2] > limit, 0)
     return out_RI, grad_RJ
@@ -208,7 +208,7 @@ def loop_backward(
 
 def grouped_serves(x_NH: torch.Tensor, w1_EHJ: torch.Tensor, w2_EIH: torch.Tensor) -> bool:
     """Whether `F.grouped_mm` takes these: CUDA from compute capability 8.0, bfloat16, widths of whole 16 bytes."""
-    if x_NH.device.type != "cuda" or x_NH.dtype != torch.bfloat16:
+    if not on_cuda(x_NH) or x_NH.dtype != torch.bfloat16:
         return False
     aligned = all(width % 8 == 0 for width in (*w1_EHJ.shape[1:], *w2_EIH.shape[1:]))
     return aligned and torch.cuda.get_device_capability(x_NH.device) >= (8, 0)
@@ -339,6 +339,7 @@ def _times_base(
         part_Eio = weight_Eio.part(first, last)  # pyright: ignore[reportAttributeAccessIssue]
         part_Eio = part_Eio.transpose(-2, -1) if transposed else part_Eio
         out_Ro[rows] = F.grouped_mm(x_Ri[rows], part_Eio, offs=routing.end_E[first:last] - rows.start)
+        del part_Eio  # before the next ones are unpacked
     return out_Ro
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from counterpoint.train.model.precision import compute_dtype
+from counterpoint.train.model.precision import compute_dtype, on_cuda
 
 LOGIT_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 """Largest block of logits held at once, by device."""
@@ -99,7 +99,7 @@ def _chunks(
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Slices of positions, each with room for its logits: one buffer for all."""
     total, rows = len(hidden_TH), len(weight_VH)
-    size = max(1, min(total, LOGIT_BYTES.get(hidden_TH.device.type, 1 << 28) // (rows * wide.itemsize)))
+    size = max(1, min(total, LOGIT_BYTES["cuda" if on_cuda(hidden_TH) else "cpu"] // (rows * wide.itemsize)))
     buffer_CV = hidden_TH.new_empty(size, rows, dtype=wide)
     for first in range(0, total, size):
         last = min(first + size, total)
@@ -110,7 +110,7 @@ def _logits(hidden_CH: torch.Tensor, weight_VH: torch.Tensor, out_CV: torch.Tens
     """out = hidden W^T, summed in float32 at least."""
     if weight_VH.dtype == out_CV.dtype:
         torch.mm(hidden_CH.to(out_CV.dtype), weight_VH.T, out=out_CV)
-    elif weight_VH.is_cuda:
+    elif on_cuda(weight_VH):
         torch.mm(hidden_CH.to(weight_VH.dtype), weight_VH.T, out_dtype=out_CV.dtype, out=out_CV)
     elif compute_dtype(weight_VH) == weight_VH.dtype:
         out_CV.copy_(torch.mm(hidden_CH.to(weight_VH.dtype), weight_VH.T))
@@ -124,7 +124,7 @@ def _product(probability_CV: torch.Tensor, weight_VH: torch.Tensor) -> torch.Ten
     """probability W (C, H) in the probabilities' type."""
     if weight_VH.dtype == probability_CV.dtype:
         return probability_CV @ weight_VH
-    if weight_VH.is_cuda:
+    if on_cuda(weight_VH):
         return torch.mm(probability_CV.to(weight_VH.dtype), weight_VH, out_dtype=probability_CV.dtype)
     if compute_dtype(weight_VH) == weight_VH.dtype:
         return (probability_CV.to(weight_VH.dtype) @ weight_VH).to(probability_CV.dtype)

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from counterpoint.train.model.attention_plan import BLOCKED, AttentionPlan, Block, causal_plan
-from counterpoint.train.model.precision import compute_dtype
+from counterpoint.train.model.precision import compute_dtype, on_cuda
 
 LEAN_ATTENTION = "counterpoint_lean"  # "flash" in the name would send transformers looking for a hub kernel
 """Name in transformers' registries of attention functions and of mask functions."""
@@ -131,7 +131,9 @@ class _CudaAttention(torch.autograd.Function):
         )  # fmt: skip
         total_HN = torch.logaddexp(lse_HN, sink_H.float()[:, None])
         share_NH1 = torch.exp(lse_HN - total_HN).T[..., None].to(out_NHD.dtype)
-        out_BSHD = out_NHD.view(rows, tokens, heads, size) * share_NH1.view(rows, tokens, heads, 1)
+        # The kernel's output lies as the query does, head by head: what follows would keep a copy in this order.
+        out_BSHD = out_NHD.new_empty(rows, tokens, heads, size)
+        torch.mul(out_NHD, share_NH1, out=out_BSHD.view(-1, heads, size))
         context = cast(Any, ctx)
         context.save_for_backward(query_BHSD, key_BGSD, value_BGSD, sink_H, out_BSHD, total_HN, rng_state, unused)
         context.plan, context.scale = plan, scale
@@ -286,4 +288,4 @@ def _on_cpu(query: torch.Tensor) -> bool:
 
 
 def _on_cuda(query: torch.Tensor) -> bool:
-    return query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16)
+    return on_cuda(query) and query.dtype in (torch.bfloat16, torch.float16)

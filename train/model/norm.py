@@ -14,6 +14,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import PreTrainedModel
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 
+from counterpoint.train.model.precision import on_cuda
+
 
 class LeanRMSNorm(GptOssRMSNorm):
     """transformers' norm with a backward pass of its own where the input is narrower than float32."""
@@ -77,7 +79,7 @@ def _plain_backward(
 
 def _fused_serves(x_NH: torch.Tensor, weight_H: torch.Tensor) -> bool:
     """torch's kernel for CUDA, whose result is rounded once, takes both in one type. Not yet run on a GPU."""
-    return x_NH.is_cuda and x_NH.dtype == weight_H.dtype
+    return on_cuda(x_NH) and x_NH.dtype == weight_H.dtype
 
 
 def _fused_forward(x_NH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,13 @@
-"""Which number format the lean path computes in."""
+"""Which kernels and which number format the lean path computes with."""
 
 from __future__ import annotations
 
 import torch
+
+
+def on_cuda(x: torch.Tensor) -> bool:
+    """Whether CUDA's kernels compute with this tensor."""
+    return x.is_cuda
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:

@@ -174,12 +174,15 @@ def _experts_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
     if not plan.lean_experts or shape.full:
         return 2 * shape.expert_numbers() * plan.itemsize
     if plan.device == "cuda":
-        # Numbers, and four bytes to look up each two of them.
-        one = 2 * hidden * inner * (plan.itemsize + 2)
-        dense = min(shape.experts, UNPACKED_EXPERTS) * one if plan.packed else 0
-        wide = 2 * hidden if plan.recompute_experts else hidden
-        rows = routed * (wide + 4 * inner) * plan.itemsize + min(routed, ROWS_AT_A_TIME) * 8 * inner * 4
-        return rows + dense + 2 * numbers * plan.itemsize
+        # Unpacked numbers, four bytes to look up each two of them, and what they are multiplied to before it is copied.
+        some = min(shape.experts, UNPACKED_EXPERTS) if plan.packed else 0
+        unpacked = some * 2 * hidden * inner * (plan.itemsize + 2)
+        made = routed * plan.itemsize * some // shape.experts
+        gradients_of_rows = routed * (hidden + 4 * inner) * plan.itemsize + min(routed, ROWS_AT_A_TIME) * 8 * inner * 4
+        again = routed * (2 * hidden + 3 * inner) * plan.itemsize + unpacked + made * 2 * inner
+        through_the_first = routed * (hidden + 2 * inner) * plan.itemsize + unpacked + made * hidden
+        moments = [gradients_of_rows, through_the_first, *([again] if plan.recompute_experts else [])]
+        return max(moments) + 2 * numbers * plan.itemsize
     # One expert at a time, the busiest one with about one and a half times its share.
     one = min(batch.tokens, 3 * routed // (2 * shape.experts))
     return routed * hidden * plan.wide + one * (hidden + 11 * inner) * plan.wide + numbers * 4

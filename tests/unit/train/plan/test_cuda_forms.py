@@ -1,0 +1,165 @@
+"""The CUDA forms of the lean path on tensors without data: what they call fits torch's declarations, and `plan` counts
+what they take.
+
+The meta device stands in for CUDA: its operators check shapes, types and widths as the kernels do, and allocate nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import GptOssConfig, GptOssForCausalLM
+
+from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.schema import SftRun
+from counterpoint.train.adapters import expert_math
+from counterpoint.train.adapters.attach import attach_lora
+from counterpoint.train.adapters.linear import AutocastLinear
+from counterpoint.train.loop import loss as loss_module
+from counterpoint.train.model import attention, norm
+from counterpoint.train.model.attention_plan import AttentionPlan
+from counterpoint.train.model.masks import attention_inputs
+from counterpoint.train.model.mxfp4 import frozen_mxfp4
+from counterpoint.train.model.paths import use_paths
+from counterpoint.train.plan.estimate import Estimate
+from counterpoint.train.plan.memory import Batch
+
+LAYERS, TOKENS = 6, 8192
+META = torch.device("meta")
+WIDE = {
+    "num_hidden_layers": LAYERS, "num_local_experts": 32, "num_experts_per_tok": 4, "hidden_size": 2880,
+    "intermediate_size": 2880, "head_dim": 64, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "vocab_size": 201088, "router_aux_loss_coef": 0.0,
+}  # fmt: skip
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all tensors that were made inside it and still live, now and at most."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        parts = [getattr(p.data, part, p.data) for p in model.parameters() for part in ("blocks", "scales")]
+        self.known = {part.untyped_storage()._cdata for part in (*parts, *model.buffers())}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if type(tensor) is torch.Tensor:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.known:
+                    self.known.add(storage._cdata)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.fixture(autouse=True)
+def meta_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (attention, expert_math, loss_module, norm):
+        monkeypatch.setattr(module, "on_cuda", lambda tensor: tensor.is_meta)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *args: (9, 0))
+    # Autocast knows no such device. Attention's adapters are in bfloat16 here, as it would have cast them.
+    autocast = torch.autocast
+    monkeypatch.setattr(
+        torch,
+        "autocast",
+        lambda kind, *args, **kwargs: contextlib.nullcontext() if kind == "meta" else autocast(kind, *args, **kwargs),
+    )
+    monkeypatch.setattr(AutocastLinear, "_cast_input_dtype", lambda self, x, dtype: x)
+
+
+@contextlib.contextmanager
+def rows_of(position_BS: Any, subtree_end_BS: Any) -> Iterator[None]:
+    """What the plan of a batch would read from the device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AttentionPlan, "_arrays", property(lambda self: (position_BS, subtree_end_BS)))
+        yield
+
+
+def causal(tokens: int) -> contextlib.AbstractContextManager[None]:
+    return rows_of(np.arange(tokens)[None], np.full((1, tokens), tokens))
+
+
+def adapted(config: GptOssConfig, recompute: bool = False, packed: bool = False) -> Any:
+    with META:
+        model = GptOssForCausalLM(config).to(torch.bfloat16)
+        if packed:
+            for layer in model.model.layers:
+                for name in ("gate_up_proj", "down_proj"):
+                    experts, inputs, outputs = getattr(layer.mlp.experts, name).shape
+                    blocks = torch.empty(experts, outputs, inputs // 32, 16, dtype=torch.uint8)
+                    scales = torch.empty(experts, outputs, inputs // 32, dtype=torch.uint8)
+                    setattr(layer.mlp.experts, name, frozen_mxfp4(blocks, scales, torch.bfloat16))
+        model: Any = attach_lora(model, LoraSettings(rank=16))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and "self_attn" in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    use_paths(model, ModelSettings(), recompute)
+    return model.train()
+
+
+def step(model: Any, tokens: int, **inputs: Any) -> None:
+    base = model.get_base_model()
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=META)
+    hidden_TH = base.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state[0]
+    target, weight = torch.zeros(tokens, dtype=torch.long, device=META), torch.ones(tokens, device=META)
+    loss, _ = loss_module.weighted_nll(hidden_TH, base.lm_head.weight, target, weight, torch.ones((), device=META))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("base", ["bf16", "mxfp4"])
+@pytest.mark.parametrize("checkpointing", [False, "experts", True])
+def test_the_plan_for_a_gpu_is_what_the_tensors_of_a_step_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, base: str, checkpointing: bool | str
+) -> None:
+    config = GptOssConfig(**WIDE)
+    config.save_pretrained(tmp_path)
+    # How many rows each expert gets is data, which a packed base waits for.
+    even = [TOKENS * 4 // 32 * n for n in range(33)]
+    monkeypatch.setattr(expert_math, "_ends", lambda weights, routing: even if base == "mxfp4" else None)
+    model = adapted(config, checkpointing == "experts", base == "mxfp4")
+    if checkpointing is True:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with causal(TOKENS), Live(model) as live:
+        step(model, TOKENS)
+    run = SftRun.model_validate(
+        {
+            "recipe": "sft", "model": {"name": str(tmp_path), "dtype": "bfloat16", "base": base},
+            "data": {"train": "x.jsonl"}, "train": {"activation_checkpointing": checkpointing},
+        }
+    )  # fmt: skip
+    memory = Estimate.of(run, Batch(1, TOKENS, TOKENS), "cuda").memory
+    assert memory.gradients + memory.activations + memory.loss == pytest.approx(live.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("branches", [0, 2])
+def test_tree_rows_fit_the_declared_operators(branches: int) -> None:
+    """Rows with branches gather keys, and add up their gradients."""
+    trunk, branch = 256, 128
+    end = [trunk + branches * branch] * trunk
+    position = [*range(trunk)]
+    for n in range(branches):
+        end += [trunk + (n + 1) * branch] * branch
+        position += range(trunk, trunk + branch)
+    tokens = len(end)
+    model = adapted(GptOssConfig(**{**WIDE, "num_hidden_layers": 2, "vocab_size": 1024}))
+    with rows_of(np.array([position]), np.array([end])):
+        place = torch.empty(1, tokens, dtype=torch.long, device=META)
+        inputs = attention_inputs(model, place, torch.empty_like(place))
+        step(model, tokens, position_ids=place, **inputs)
