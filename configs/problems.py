@@ -18,9 +18,10 @@ _LONGEST = 60
 
 def explain(error: ValidationError, document: Document, run: type[RunSettings], where: str) -> str:
     """One line on the first problem, unknown keys before all others, and how many more there are."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    first = problems[0]
-    path: Key = first["loc"]
+    ranked = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    # A value that fits no part of a union is complained about once for each.
+    problems = {_setting(problem, run): problem for problem in reversed(ranked)}
+    path, first = next(reversed(problems.items()))
     if first["type"] == "extra_forbidden":
         text = _unknown(path, document, run, where)
     elif first["type"] == "value_error":
@@ -62,6 +63,14 @@ def setting_paths(model: type[BaseModel]) -> list[str]:
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             paths.extend(f"{name}.{inner}" for inner in setting_paths(info.annotation))
     return paths
+
+
+def _setting(problem: Any, run: type[RunSettings]) -> Key:
+    """Where a complaint belongs: pydantic adds the parts of a union to the path of a setting."""
+    path: Key = problem["loc"]
+    if problem["type"] == "extra_forbidden":
+        return path
+    return next((path[:n] for n in range(len(path), 0, -1) if _node(_schema_of(run), path[:n])), path)
 
 
 def _unknown(path: Key, document: Document, run: type[RunSettings], where: str) -> str:
@@ -112,7 +121,10 @@ def _wrong(path: Key, problem: Any, document: Document, run: type[RunSettings], 
     if problem["type"] == "missing":
         return f"{place}: `{dotted(path)}` is missing: it must be {allowed}"
     text = f"{place}: `{dotted(path)}` is {shown(problem['input'])}: it must be {allowed}"
-    words = [_word(word) for word in node.get("enum", ())]
+    options = _options(node, schema)
+    words = [
+        str(word) for option in options for word in (*option.get("enum", ()), *filter(None, [option.get("const")]))
+    ]
     meant = _closest(str(problem["input"]), words)
     return f"{text}; did you mean `{meant}`?" if meant else text
 
@@ -154,7 +166,7 @@ def _described(node: dict[str, Any], schema: dict[str, Any]) -> str:
     if "anyOf" in node:
         return _described_choice(node["anyOf"], schema)
     if words := node.get("enum") or ([node["const"]] if "const" in node else []):
-        return f"one of {', '.join(map(_word, words))}" if len(words) > 1 else f"`{_word(words[0])}`"
+        return f"one of {', '.join(map(str, words))}" if len(words) > 1 else f"`{words[0]}`"
     kind = node.get("type", "a value")
     if kind == "object":
         keys = list(node.get("properties", {}))
@@ -168,10 +180,6 @@ def _described(node: dict[str, Any], schema: dict[str, Any]) -> str:
     if node.get("minLength"):
         limits.append("not empty")
     return f"{text}, {' and '.join(limits)}" if limits else text
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _described_choice(options: list[dict[str, Any]], schema: dict[str, Any]) -> str:

@@ -56,9 +56,9 @@ class TrainSettings(Settings):
     optimizer: Literal["adamw", "adamw_8bit", "adamw_torch_8bit"] = "adamw"
     """Two keep their state in 8 bits: `adamw_8bit` is bitsandbytes', `adamw_torch_8bit` is torchao's, for fsdp2 too."""
 
-    activation_checkpointing: Literal[True, False, "experts"] = False
-    """Compute activations again in the backward pass: `true` those of whole layers, for about a third more time;
-    `experts` the widest ones only, which are half of them, for about a fifth more (LoRA on lean experts)."""
+    activation_checkpointing: bool | Literal["experts"] = False
+    """Compute activations again in the backward pass: `true` those of whole layers (counted for LoRA on 20b: two fifths
+    more operations), `experts` the widest only, which are half of them (a fifth more; LoRA on lean experts)."""
 
     router_aux_loss_coef: NotNegative = 0.0
     """Factor of the router's load-balancing loss. The released configuration says 0.9, which swamps the loss."""

@@ -34,8 +34,8 @@ from counterpoint.train.adapters.expert_math import (
 )
 
 LEAN_EXPERTS, RECOMPUTED_EXPERTS = "counterpoint_lean", "counterpoint_lean_recomputed"
-"""Names in transformers' registry. The second computes the first projection again in the backward pass, which is 2/3 of
-what a layer keeps, and costs two thirds of the experts' forward pass."""
+"""Names in transformers' registry. The second computes the first projection again in the backward pass, which is half
+of what a layer keeps, and costs two thirds of the experts' forward pass."""
 _FACTORS = "_counterpoint_factors"
 
 

@@ -26,6 +26,7 @@ FREE_SETTINGS = (
     "tracking",
     "launch",
     "train.accumulation",
+    "train.activation_checkpointing",
     "train.batch_rows",
     "train.checkpoint_every",
     "train.device",

@@ -169,13 +169,18 @@ def _has_lost_a_process(error: RuntimeError) -> bool:
 def _out_of_memory(settings: TrainingRun) -> RunError:
     train, data = settings.train, settings.data
     packed = getattr(data, "pack_tokens", None)
-    again = "experts or true" if settings.lora.enabled else "true"
     tokens = f"data.pack_tokens={packed}" if packed else f"data.max_tokens={data.max_tokens}"
-    return RunError(
-        f"out of memory: lower train.batch_rows={train.batch_rows} (raising train.accumulation={train.accumulation} "
-        f"keeps the step the same), lower {tokens}, or set train.activation_checkpointing={again} "
-        f"(now {str(train.activation_checkpointing).lower()}), then --resume"
-    )
+    again = {True: "", "experts": "true"}.get(train.activation_checkpointing, "experts or true")
+    if again and (settings.model.experts == "reference" or not settings.lora.enabled):
+        again = "true"
+    advice = [
+        f"lower train.batch_rows={train.batch_rows} (raising train.accumulation={train.accumulation} keeps the step "
+        "the same)"
+    ]
+    if again:
+        now = str(train.activation_checkpointing).lower()
+        advice.append(f"set train.activation_checkpointing={again} (now {now})")
+    return RunError(f"out of memory: {' or '.join(advice)}, then --resume; or begin anew with a lower {tokens}")
 
 
 def _prepare(settings: TrainingRun, folder: RunFolder, resume: str | None, overwrite: bool) -> Checkpoint | None:

@@ -144,21 +144,23 @@ class Estimate:
 
 def changes_to_fit(estimate: Estimate, budget: float) -> list[Change] | None:
     """The first settings to change until a step fits into `budget` bytes; None where none of these helps."""
-    chosen: dict[str, list[Change]] = {}
+    tried: dict[str, list[list[Change]]] = {}
     now = estimate
     for options in _candidates(estimate):
         if now.fits(budget):
             break
-        tried = now.changed(options)
-        if tried.memory.total < 0.98 * now.memory.total:
-            chosen[options[0][0]], now = options, tried
+        after = now.changed(options)
+        if after.memory.total < 0.98 * now.memory.total:
+            tried.setdefault(options[0][0], []).append(options)
+            now = after
     if not now.fits(budget):
         return None
-    for key in list(chosen):
-        # What later changes made superfluous.
-        rest = [change for other, options in chosen.items() if other != key for change in options]
-        if estimate.changed(rest).fits(budget):
-            del chosen[key]
+    chosen = {key: options[-1] for key, options in tried.items()}
+    for key, options in tried.items():
+        # What later changes made superfluous, or more than is needed.
+        rest = [change for other, kept in chosen.items() if other != key for change in kept]
+        cheaper = ([], *options[:-1])
+        chosen[key] = next((one for one in cheaper if estimate.changed([*rest, *one]).fits(budget)), options[-1])
     changes = _with_fsdp2(estimate.run, [change for options in chosen.values() for change in options])
     return [(key, value) for key, value in changes if _value(estimate.run, key) != value]
 

@@ -45,7 +45,7 @@ class Plan:
 
     itemsize: bytes of a weight that is not packed. wide: bytes in which products run (4 on a CPU without AMX).
     processes: of the whole run; sharded: FSDP2. accumulates: gradients lie in memory during the next forward pass.
-    recompute_experts: of a layer's experts, only their input is kept. lean_*: the paths of section `model`.
+    recompute_experts: the experts' first projection is not kept. lean_*: the paths of section `model`.
     whole_logits: forward passes whose logits are all held at once (preference and reward training), 0 where the loss
     runs in chunks.
     """

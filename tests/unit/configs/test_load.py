@@ -77,7 +77,8 @@ WRONG = [
     ),
     (
         "train:\n  activation_checkpointing: expert",
-        "run.yaml:5: `train.activation_checkpointing` is `expert`: it must be one of true, false, experts; did you mean",
+        "run.yaml:5: `train.activation_checkpointing` is `expert`: it must be true or false, or `experts`; "
+        "did you mean `experts`?",
     ),
     (
         "eval:\n  efforts: []",

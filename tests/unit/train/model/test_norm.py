@@ -89,7 +89,7 @@ def test_only_the_input_itself_is_kept():
 
 
 def test_the_fused_kernel_is_called_as_it_is_declared():
-    """It is CUDA's alone; the meta device holds its declaration."""
+    """Its backward pass is CUDA's alone: the meta device holds its declaration. The forward pass is a composite too."""
     x = torch.empty(2, 5, HIDDEN, dtype=torch.bfloat16, device="meta")
     weight = torch.empty(HIDDEN, dtype=torch.bfloat16, device="meta")
     out, scale = norm._fused_forward(x, weight, 1e-5)
@@ -99,6 +99,13 @@ def test_the_fused_kernel_is_called_as_it_is_declared():
     assert d_x is not None
     assert d_weight is not None
     assert (d_x.shape, d_weight.shape) == (x.shape, weight.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_fused_forward_pass_computes_the_same(dtype):
+    x, weight = torch.randn(6, HIDDEN, dtype=dtype), torch.randn(HIDDEN, dtype=dtype)
+    for fused, plain in zip(norm._fused_forward(x, weight, 1e-5), norm._plain_forward(x, weight, 1e-5), strict=True):
+        assert torch.equal(fused, plain)
 
 
 def test_a_model_changes_its_norms_and_back(build_gptoss):

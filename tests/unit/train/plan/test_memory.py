@@ -152,6 +152,14 @@ def test_changes_make_it_fit_and_none_is_superfluous() -> None:
     assert changes_to_fit(estimate, 2**30) is None
 
 
+def test_the_cheapest_of_several_values_is_taken() -> None:
+    estimate = Estimate.of(released("gpt-oss-20b"), Batch(1, 8192, 8192), "cuda")
+    found = {size: dict(changes_to_fit(estimate, size * 2**30) or []) for size in (24, 32, 60)}
+    assert found[60] == {"train.activation_checkpointing": "experts"}
+    assert found[32] == {"train.activation_checkpointing": "experts", "model.base": "mxfp4"}
+    assert found[24] == {"train.activation_checkpointing": True, "model.base": "mxfp4"}
+
+
 def test_changes_for_a_sharded_run_are_a_run_file_that_loads() -> None:
     run = released("gpt-oss-120b", model={"name": "openai/gpt-oss-120b", "experts": "reference"})
     found = []
