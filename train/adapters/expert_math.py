@@ -240,26 +240,24 @@ def grouped_backward(
     weight_R1 = _by_row(weight_NK, routing.slot_NK)[:, None].to(x_NH.dtype)
     dy_RH = dy_NH[row_R]
     g_RI = _times_base(dy_RH, base.w2, routing, ends, transposed=True)
-    da_up = db_up = da_down = db_down = None
-    low_dy_Rr = None
+    da_up = db_up = da_down = db_down = scaled_dy_Rr = None
+    dweight_R = (dy_RH * base.b2[_expert_of_rows(routing)]).sum(-1)
     if down is not None:
-        a_EIr, b_ErH = _padded(down)
+        (a_EIr, b_ErH), scaled_R1 = _padded(down), weight_R1 * down.scale
         low_dy_Rr = F.grouped_mm(dy_RH, b_ErH.transpose(-2, -1), offs=end_E)
         g_RI.add_(F.grouped_mm(low_dy_Rr, a_EIr.transpose(-2, -1), offs=end_E), alpha=down.scale)
-    h_RJ, a_RI = saved.hidden_RJ, torch.empty_like(g_RI)
+        scaled_dy_Rr, low_Rr = low_dy_Rr.mul_(scaled_R1), _held(saved.low_down_Rr) * scaled_R1
+        db_down = F.grouped_mm(low_Rr.T, dy_RH, offs=end_E)[:, : down.a.shape[-1]]
+    del dy_RH
+    h_RJ = saved.hidden_RJ
     if h_RJ is None:
         h_RJ = _project_all(x_NH[row_R], base.w1, base.b1, up, saved.low_up_Rr, routing, ends)
     # What was computed again is nobody else's, so its gradient takes its place.
     dh_RJ = torch.empty_like(h_RJ) if h_RJ is saved.hidden_RJ else h_RJ
-    for part in _parts(len(g_RI)):
-        a_RI[part], dh_RJ[part] = activation_backward(h_RJ[part], g_RI[part] * weight_R1[part], base.alpha, base.limit)
-    dweight_R = g_RI.mul_(a_RI).sum(-1) + (dy_RH * base.b2[_expert_of_rows(routing)]).sum(-1)
-    del g_RI
-    if down is not None and low_dy_Rr is not None:
-        scaled_R1, rank = weight_R1 * down.scale, down.a.shape[-1]
-        da_down = F.grouped_mm(a_RI.T, low_dy_Rr * scaled_R1, offs=end_E)[..., :rank]
-        db_down = F.grouped_mm((_held(saved.low_down_Rr) * scaled_R1).T, dy_RH, offs=end_E)[:, :rank]
-    del a_RI, dy_RH
+    a_RI = _through_activation(h_RJ, g_RI, weight_R1, base, dh_RJ, dweight_R)
+    if down is not None and scaled_dy_Rr is not None:
+        da_down = F.grouped_mm(a_RI.T, scaled_dy_Rr, offs=end_E)[..., : down.a.shape[-1]]
+    del a_RI, g_RI
     dx_RH = _times_base(dh_RJ, base.w1, routing, ends, transposed=True) if want_x else None
     if up is not None:
         a_EHr, b_ErJ = _padded(up)
@@ -272,6 +270,19 @@ def grouped_backward(
     dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None)
     dweight_NK = dweight_R[routing.slot_NK].to(weight_NK.dtype)
     return Gradient(dx_NH, dweight_NK, da_up, db_up, da_down, db_down)
+
+
+def _through_activation(
+    h_RJ: torch.Tensor, g_RI: torch.Tensor, weight_R1: torch.Tensor, base: ExpertWeights, dh_RJ: torch.Tensor,
+    dweight_R: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """The activation, in the place of its gradient g; writes dh and adds `<g, a>` to dweight."""
+    for part in _parts(len(g_RI)):
+        g = g_RI[part]
+        a, dh_RJ[part] = activation_backward(h_RJ[part], g * weight_R1[part], base.alpha, base.limit)
+        dweight_R[part] += (g * a).sum(-1)
+        g_RI[part] = a
+    return g_RI
 
 
 def _parts(rows: int) -> list[slice]:

@@ -178,8 +178,8 @@ def _experts_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
         some = min(shape.experts, UNPACKED_EXPERTS) if plan.packed else 0
         unpacked = some * 2 * hidden * inner * (plan.itemsize + 2)
         made = routed * plan.itemsize * some // shape.experts
-        gradients_of_rows = routed * (hidden + 4 * inner) * plan.itemsize + min(routed, ROWS_AT_A_TIME) * 8 * inner * 4
-        again = routed * (2 * hidden + 3 * inner) * plan.itemsize + unpacked + made * 2 * inner
+        gradients_of_rows = routed * 3 * inner * plan.itemsize + min(routed, ROWS_AT_A_TIME) * 8 * inner * 4
+        again = routed * (hidden + 3 * inner) * plan.itemsize + unpacked + made * 2 * inner
         through_the_first = routed * (hidden + 2 * inner) * plan.itemsize + unpacked + made * hidden
         moments = [gradients_of_rows, through_the_first, *([again] if plan.recompute_experts else [])]
         return max(moments) + 2 * numbers * plan.itemsize
