@@ -121,10 +121,7 @@ def _wrong(path: Key, problem: Any, document: Document, run: type[RunSettings], 
     if problem["type"] == "missing":
         return f"{place}: `{dotted(path)}` is missing: it must be {allowed}"
     text = f"{place}: `{dotted(path)}` is {shown(problem['input'])}: it must be {allowed}"
-    options = _options(node, schema)
-    words = [
-        str(word) for option in options for word in (*option.get("enum", ()), *filter(None, [option.get("const")]))
-    ]
+    words = [str(word) for option in _options(node, schema) for word in _words(option)]
     meant = _closest(str(problem["input"]), words)
     return f"{text}; did you mean `{meant}`?" if meant else text
 
@@ -156,6 +153,11 @@ def _options(node: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any
     return [_resolved(option, schema) for option in node["anyOf"]] if "anyOf" in node else [node]
 
 
+def _words(node: dict[str, Any]) -> list[Any]:
+    """The only values that a node allows, where it lists them."""
+    return node.get("enum") or ([node["const"]] if "const" in node else [])
+
+
 def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
 
@@ -165,7 +167,7 @@ def _described(node: dict[str, Any], schema: dict[str, Any]) -> str:
     node = _resolved(node, schema)
     if "anyOf" in node:
         return _described_choice(node["anyOf"], schema)
-    if words := node.get("enum") or ([node["const"]] if "const" in node else []):
+    if words := _words(node):
         return f"one of {', '.join(map(str, words))}" if len(words) > 1 else f"`{words[0]}`"
     kind = node.get("type", "a value")
     if kind == "object":
