@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +39,27 @@ def build_gptoss() -> Callable[..., GptOssForCausalLM]:
         return model.to(dtype)
 
     return build
+
+
+@pytest.fixture
+def kept_bytes() -> Callable[..., tuple[Any, int]]:
+    """`kept_bytes(forward, own)`: what `forward()` gives, and the bytes it keeps for backward beside tensors `own`."""
+
+    def measure(forward: Callable[[], Any], own: Iterable[torch.Tensor]) -> tuple[Any, int]:
+        known = {tensor.untyped_storage().data_ptr() for tensor in own}
+        kept: dict[int, torch.Tensor] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            address = tensor.untyped_storage().data_ptr()
+            if address not in known:
+                kept[address] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            result = forward()
+        return result, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+    return measure
 
 
 @pytest.fixture(scope="session")

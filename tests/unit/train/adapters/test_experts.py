@@ -200,24 +200,13 @@ def test_full_fine_tuning_falls_back_to_the_reference(build_gptoss):
     assert_equal(ours, theirs, torch.float32)
 
 
-def test_nothing_of_the_size_of_the_weights_is_kept_for_backward(build_gptoss):
+def test_nothing_of_the_size_of_the_weights_is_kept_for_backward(build_gptoss, kept_bytes):
     wide = {"num_local_experts": 32, "hidden_size": 64, "intermediate_size": 64}
     model = with_lora(build_gptoss(**wide), LoraSettings(rank=2, attention=False))
-    weights = {id(p.untyped_storage()): p for p in model.parameters()}
     kept: dict[bool, int] = {}
     for on in (False, True):
-        storages: dict[int, int] = {}
-
-        def note(tensor, storages=storages):
-            storage = tensor.untyped_storage()
-            if all(storage.data_ptr() != p.untyped_storage().data_ptr() for p in weights.values()):
-                storages[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = lean(model, on)(IDS, labels=IDS).loss
-        kept[on] = sum(storages.values())
-        del loss
+        lean(model, on)
+        kept[on] = kept_bytes(lambda: model(IDS, labels=IDS).loss, model.parameters())[1]
     stack = model.get_base_model().model.layers[0].mlp.experts.get_base_layer().gate_up_proj
     assert kept[False] - kept[True] > 2 * stack.numel() * 4
 

@@ -28,28 +28,22 @@ def adapted(model, ours):
     return model
 
 
-def outcome(model, autocast):
+def outcome(model, autocast, kept_bytes):
     """(loss, gradients, bytes kept for the backward pass beside the parameters)."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
 
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    def forward():
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = model(IDS, labels=IDS).loss
-        loss.backward()
+            return model(IDS, labels=IDS).loss
+
+    loss, kept = kept_bytes(forward, model.parameters())
+    loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return loss.item(), gradients, sum(size for size, _ in kept.values())
+    return loss.item(), gradients, kept
 
 
-def test_under_autocast_the_numbers_are_peft_s_and_the_copies_are_gone(build_gptoss):
+def test_under_autocast_the_numbers_are_peft_s_and_the_copies_are_gone(build_gptoss, kept_bytes):
     ours, theirs = (adapted(build_gptoss(torch.float32).to(torch.bfloat16), own) for own in (True, False))
-    mine, other = outcome(ours, autocast=True), outcome(theirs, autocast=True)
+    mine, other = (outcome(model, True, kept_bytes) for model in (ours, theirs))
     assert mine[0] == other[0]
     assert mine[1].keys() == other[1].keys()
     assert all(torch.equal(grad, other[1][name]) for name, grad in mine[1].items())
@@ -59,9 +53,9 @@ def test_under_autocast_the_numbers_are_peft_s_and_the_copies_are_gone(build_gpt
     assert other[2] - mine[2] == layers * IDS.numel() * (2 * hidden + query) * 2
 
 
-def test_without_autocast_it_casts_as_peft_does(build_gptoss):
+def test_without_autocast_it_casts_as_peft_does(build_gptoss, kept_bytes):
     ours, theirs = (adapted(build_gptoss(torch.float32).to(torch.bfloat16), own) for own in (True, False))
-    mine, other = outcome(ours, autocast=False), outcome(theirs, autocast=False)
+    mine, other = (outcome(model, False, kept_bytes) for model in (ours, theirs))
     assert mine[0] == other[0]
     assert all(torch.equal(grad, other[1][name]) for name, grad in mine[1].items())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
@@ -66,24 +68,12 @@ def test_the_weight_may_be_frozen_and_the_input_too():
     assert module.weight.grad is not None
 
 
-def test_only_the_input_itself_is_kept():
+def test_only_the_input_itself_is_kept(kept_bytes):
     kept = {}
     for module in norms(torch.bfloat16):
         module.weight.requires_grad_(False)
         x = torch.randn(6, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
-        own = {part.untyped_storage().data_ptr() for part in (x, module.weight)}
-        storages = {}
-
-        def note(tensor, own=own, storages=storages):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                storages[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            out = module(x)
-        kept[type(module)] = sum(storages.values())
-        del out
+        kept[type(module)] = kept_bytes(partial(module, x), (x, module.weight))[1]
     assert kept[LeanRMSNorm] == 6 * 4
     assert kept[GptOssRMSNorm] > 6 * 4 * HIDDEN
 
