@@ -30,8 +30,8 @@ KINDS = (ATTENTION, GATE_UP, DOWN, ROUTER)
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 PARAMETER_TARGETS = {GATE_UP: "mlp.experts.gate_up_proj", DOWN: "mlp.experts.down_proj", ROUTER: "mlp.router.weight"}
 EXPERT_PATTERN = r"mlp\.experts\.(gate_up|down)_proj"
-LAYERS = {GptOssExperts: ParamWrapper, torch.nn.Linear: AutocastLinear}
-"""Our layers, registered with PEFT in place of its own."""
+CUSTOM_MODULES = {GptOssExperts: ParamWrapper, torch.nn.Linear: AutocastLinear}
+"""Our wrappers, registered with PEFT in place of its own."""
 _KIND_OF_PARAMETER = {target.rpartition(".")[2]: kind for kind, target in PARAMETER_TARGETS.items()}
 
 
@@ -106,7 +106,7 @@ def load_lora(model: PreTrainedModel, folder: str | Path, trainable: bool = Fals
     try:
         config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
         config.inference_mode = not trainable
-        config._register_custom_module(cast(Any, LAYERS))
+        config._register_custom_module(cast(Any, CUSTOM_MODULES))
         with _quiet_peft():
             return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=trainable)
     except Exception as error:
@@ -208,7 +208,7 @@ def _lora_config(lora: LoraSettings, layers: list[int] | None, wanted: list[str]
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
-    config._register_custom_module(cast(Any, LAYERS))
+    config._register_custom_module(cast(Any, CUSTOM_MODULES))
     return config
 
 

@@ -177,11 +177,11 @@ def loop_backward(
             low_dy = dy @ down.b[e].T
             g.addmm_(low_dy, down.a[e].T, alpha=down.scale)
         x = x_NH.index_select(0, row_R[part]).to(wide) if up is not None or saved.hidden_RJ is None else None
-        w1 = _expert(base.w1, e, wide) if want_x or saved.hidden_RJ is None else None
+        w1 = _expert(base.w1, e, wide)
         if saved.hidden_RJ is not None:
             h = saved.hidden_RJ[part].to(wide)
         else:
-            h = torch.addmm(base.b1[e].to(wide), _held(x), _held(w1))
+            h = torch.addmm(base.b1[e].to(wide), _held(x), w1)
             if up is not None:
                 h.addmm_(_held(saved.low_up_Rr)[part], up.b[e], alpha=up.scale)
             h = h.to(x_NH.dtype).to(wide)  # as it would have been kept
@@ -197,7 +197,7 @@ def loop_backward(
             torch.mm(_held(x).T, low_dh, out=d_up.a[e])
             torch.mm((_held(saved.low_up_Rr)[part] * up.scale).T, dh, out=d_up.b[e])
         if dx_RH is not None:
-            torch.mm(dh, _held(w1).T, out=dx_RH[part])
+            torch.mm(dh, w1.T, out=dx_RH[part])
             if up is not None and low_dh is not None:
                 dx_RH[part].addmm_(low_dh, up.a[e].T)
     dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None).to(x_NH.dtype)
@@ -243,9 +243,9 @@ def grouped_backward(
     da_up = db_up = da_down = db_down = scaled_dy_Rr = None
     dweight_R = (dy_RH * base.b2[_expert_of_rows(routing)]).sum(-1)
     if down is not None:
-        (a_EIr, b_ErH), scaled_R1 = _padded(down), weight_R1 * down.scale
-        low_dy_Rr = F.grouped_mm(dy_RH, b_ErH.transpose(-2, -1), offs=end_E)
-        g_RI.add_(F.grouped_mm(low_dy_Rr, a_EIr.transpose(-2, -1), offs=end_E), alpha=down.scale)
+        scaled_R1 = weight_R1 * down.scale
+        low_dy_Rr = F.grouped_mm(dy_RH, _padded_b(down).transpose(-2, -1), offs=end_E)
+        g_RI.add_(F.grouped_mm(low_dy_Rr, _padded_a(down).transpose(-2, -1), offs=end_E), alpha=down.scale)
         scaled_dy_Rr, low_Rr = low_dy_Rr.mul_(scaled_R1), _held(saved.low_down_Rr) * scaled_R1
         db_down = F.grouped_mm(low_Rr.T, dy_RH, offs=end_E)[:, : down.a.shape[-1]]
     del dy_RH
@@ -260,13 +260,12 @@ def grouped_backward(
     del a_RI, g_RI
     dx_RH = _times_base(dh_RJ, base.w1, routing, ends, transposed=True) if want_x else None
     if up is not None:
-        a_EHr, b_ErJ = _padded(up)
         rank = up.a.shape[-1]
-        low_dh_Rr = F.grouped_mm(dh_RJ, b_ErJ.transpose(-2, -1), offs=end_E).mul_(up.scale)
+        low_dh_Rr = F.grouped_mm(dh_RJ, _padded_b(up).transpose(-2, -1), offs=end_E).mul_(up.scale)
         da_up = F.grouped_mm(x_NH[row_R].T, low_dh_Rr, offs=end_E)[..., :rank]
         db_up = F.grouped_mm((_held(saved.low_up_Rr) * up.scale).T, dh_RJ, offs=end_E)[:, :rank]
         if dx_RH is not None:
-            dx_RH.add_(F.grouped_mm(low_dh_Rr, a_EHr.transpose(-2, -1), offs=end_E))
+            dx_RH.add_(F.grouped_mm(low_dh_Rr, _padded_a(up).transpose(-2, -1), offs=end_E))
     dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None)
     dweight_NK = dweight_R[routing.slot_NK].to(weight_NK.dtype)
     return Gradient(dx_NH, dweight_NK, da_up, db_up, da_down, db_down)
@@ -312,7 +311,7 @@ def _project(
 
 
 def _low_rank(x_Ri: torch.Tensor, adapter: Adapter | None, end_E: torch.Tensor) -> torch.Tensor | None:
-    return None if adapter is None else F.grouped_mm(x_Ri, _padded(adapter)[0], offs=end_E)
+    return None if adapter is None else F.grouped_mm(x_Ri, _padded_a(adapter), offs=end_E)
 
 
 def _project_all(
@@ -325,7 +324,7 @@ def _project_all(
     for part in _parts(len(out_Ro)):
         out_Ro[part] += bias_Eo[expert_R[part]]
     if adapter is not None:
-        out_Ro.add_(F.grouped_mm(_held(low_Rr), _padded(adapter)[1], offs=routing.end_E), alpha=adapter.scale)
+        out_Ro.add_(F.grouped_mm(_held(low_Rr), _padded_b(adapter), offs=routing.end_E), alpha=adapter.scale)
     return out_Ro
 
 
@@ -354,10 +353,16 @@ def _times_base(
     return out_Ro
 
 
-def _padded(adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors with the rank filled up by zeros to a multiple of 8: grouped GEMMs want rows of whole 16 bytes."""
+def _padded_a(adapter: Adapter) -> torch.Tensor:
+    """A with its rank filled up by zeros to a multiple of 8: grouped GEMMs want rows of whole 16 bytes."""
     short = -adapter.a.shape[-1] % 8
-    return F.pad(adapter.a, (0, short)).contiguous(), F.pad(adapter.b, (0, 0, 0, short))
+    return (F.pad(adapter.a, (0, short)) if short else adapter.a).contiguous()
+
+
+def _padded_b(adapter: Adapter) -> torch.Tensor:
+    """B, filled up likewise."""
+    short = -adapter.b.shape[-2] % 8
+    return F.pad(adapter.b, (0, 0, 0, short)) if short else adapter.b
 
 
 def _combine(out_RH: torch.Tensor, slot_NK: torch.Tensor, weight_NK: torch.Tensor | None) -> torch.Tensor:

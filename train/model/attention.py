@@ -50,12 +50,12 @@ def lean_attention_forward(
     plan = attention_mask
     if plan is None:
         plan = causal_plan(query.shape[0], query.shape[2], sliding_window, query.device)
-    fused = isinstance(plan, AttentionPlan) and dropout == 0.0 and (_on_cpu(query) or _on_cuda(query))
+    fused = isinstance(plan, AttentionPlan) and dropout == 0.0 and (_cpu_serves(query) or _cuda_serves(query))
     if not fused:
         mask = plan.dense(query.dtype) if isinstance(plan, AttentionPlan) else plan
         return eager_attention_forward(module, query, key, value, cast(Any, mask), scaling, dropout, **kwargs)
     sinks = s_aux if s_aux is not None else cast(torch.Tensor, module.sinks)
-    function = _CpuAttention if _on_cpu(query) else _CudaAttention
+    function = _CpuAttention if _cpu_serves(query) else _CudaAttention
     return cast(torch.Tensor, function.apply(query, key, value, sinks, plan, scaling)), None
 
 
@@ -283,9 +283,9 @@ def _window(window: int | None) -> dict[str, int]:
     return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
-def _on_cpu(query: torch.Tensor) -> bool:
+def _cpu_serves(query: torch.Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64, torch.bfloat16)
 
 
-def _on_cuda(query: torch.Tensor) -> bool:
+def _cuda_serves(query: torch.Tensor) -> bool:
     return on_cuda(query) and query.dtype in (torch.bfloat16, torch.float16)
