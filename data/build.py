@@ -18,9 +18,9 @@ from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, 
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.prepared_source import is_prepared, prepared_rows
 from counterpoint.data.report import DataReport
+from counterpoint.data.rows.row import BadRow
 from counterpoint.data.sources.load import converted_rows, weighted_rows
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
-from counterpoint.data.sources.rows import BadRow
 
 Progress = Callable[[int], None]
 OnBad = Callable[[BadRow], None]

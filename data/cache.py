@@ -20,7 +20,7 @@ from typing import Any
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.harmony.render import RenderSettings
-from counterpoint.data.sources.containers import HUB, find, is_saved_dataset
+from counterpoint.data.rows.containers import HUB, find, is_saved_dataset
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
 
 MANIFEST = "report.json"

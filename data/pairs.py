@@ -25,8 +25,8 @@ from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import CHANNEL_CODES, CONTEXT, Example, Renderer, Span
 from counterpoint.data.harmony.vocabulary import CALL, Vocabulary
+from counterpoint.data.rows.row import BadRow
 from counterpoint.data.sources.load import load_conversations
-from counterpoint.data.sources.rows import BadRow
 
 
 @dataclass(frozen=True, slots=True)

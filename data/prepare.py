@@ -31,9 +31,9 @@ from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabular
 from counterpoint.data.place import LINES, PAGE, STATISTICS, Output, Place
 from counterpoint.data.prepared import ArrowFolder, arrow_batch, json_lines
 from counterpoint.data.report import DataReport
+from counterpoint.data.rows.row import AnyRow, BadRow
 from counterpoint.data.sources.load import converted_rows, weighted_rows
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
-from counterpoint.data.sources.rows import AnyRow, BadRow
 from counterpoint.data.statistics_page import statistics_page
 from counterpoint.data.tally import Tally
 

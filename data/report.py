@@ -12,7 +12,7 @@ import numpy as np
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.render import CHANNEL_NAMES, Example
 from counterpoint.data.harmony.window import split_turns
-from counterpoint.data.sources.rows import BadRow
+from counterpoint.data.rows.row import BadRow
 
 _KEPT_MESSAGES = 20
 

@@ -10,7 +10,7 @@ from time import monotonic
 
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.harmony.window import split_turns
-from counterpoint.data.sources.rows import BadRow
+from counterpoint.data.rows.row import BadRow
 
 Item = Conversation | Preference | BadRow
 

@@ -11,10 +11,10 @@ from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.rows.row import BadRow, one_line
 from counterpoint.data.sources.convert import Converted, kind_of, trainable
 from counterpoint.data.sources.load import convert_row, source_rows
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
-from counterpoint.data.sources.rows import BadRow, one_line
 
 Use = Literal["any", "sft", "dpo", "rl"]
 

@@ -19,7 +19,7 @@ from counterpoint.configs.errors import RowError
 
 if TYPE_CHECKING:
     from counterpoint.data.harmony.check import Rules
-    from counterpoint.data.sources.rows import BadRow, RawRow
+    from counterpoint.data.rows.row import BadRow, RawRow
     from counterpoint.recipes.check_report import Judged
 
 _EFFORTS = ("low", "medium", "high")
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from counterpoint.data.harmony.check import Rules
-    from counterpoint.data.sources.rows import BadRow
+    from counterpoint.data.rows.row import BadRow
     from counterpoint.recipes.check_report import Totals, as_json, as_text
 
     if hasattr(sys.stdout, "reconfigure"):
@@ -64,8 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _rows(files: list[str]) -> Iterator[RawRow | BadRow]:
-    from counterpoint.data.sources.containers import read_rows
-    from counterpoint.data.sources.rows import UnreadRow
+    from counterpoint.data.rows.containers import read_rows
+    from counterpoint.data.rows.row import UnreadRow
 
     for file in files:
         if file != "-":
@@ -83,7 +83,7 @@ def _judge(row: RawRow, defaults: Rules) -> Judged | BadRow:
     from counterpoint.data.harmony.check import judge, read
     from counterpoint.data.harmony.official import harmony_accepts
     from counterpoint.data.harmony.vocabulary import load_vocabulary
-    from counterpoint.data.sources.rows import BadRow
+    from counterpoint.data.rows.row import BadRow
     from counterpoint.recipes.check_report import Judged
 
     try:

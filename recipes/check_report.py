@@ -10,7 +10,7 @@ import orjson
 
 from counterpoint.data.harmony.check import Checked
 from counterpoint.data.harmony.codes import CODES
-from counterpoint.data.sources.rows import BadRow
+from counterpoint.data.rows.row import BadRow
 from counterpoint.data.statistics import wilson
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from counterpoint.configs.schema import DataSettings
     from counterpoint.data.explain import Explained
     from counterpoint.data.harmony.render import Renderer
-    from counterpoint.data.sources.rows import BadRow
+    from counterpoint.data.rows.row import BadRow
     from counterpoint.data.survey import Item, RowRange, Survey
 
 _ROWS, _EXAMPLES = 5, 200
@@ -95,7 +95,7 @@ def _explained(
     items: Iterator[Item], renderer: Renderer, data: DataSettings, args: argparse.Namespace
 ) -> Iterator[Explained | BadRow]:
     from counterpoint.data.explain import explain
-    from counterpoint.data.sources.rows import BadRow
+    from counterpoint.data.rows.row import BadRow
     from counterpoint.data.survey import source_of
     from counterpoint.data.terminal import MAX_TURNS
 
@@ -117,7 +117,7 @@ def _explained(
 def _print_rows(
     args: argparse.Namespace, rows: Iterator[Explained | BadRow], renderer: Renderer, survey: Survey
 ) -> int:
-    from counterpoint.data.sources.rows import BadRow
+    from counterpoint.data.rows.row import BadRow
     from counterpoint.data.terminal import TerminalView, View, console_for
 
     console = console_for(args.plain)

@@ -18,8 +18,8 @@ from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
+    from counterpoint.data.rows.row import BadRow
     from counterpoint.data.sources.options import SourceSpec
-    from counterpoint.data.sources.rows import BadRow
     from counterpoint.data.validate import Validation
 
 _SECONDS_BETWEEN_PROGRESS = 0.2
@@ -113,7 +113,7 @@ def _tell(found: Validation, seconds: float, quarantine: str | None) -> None:
 
 
 def _tell_passed_over(specs: list[SourceSpec]) -> None:
-    from counterpoint.data.sources.containers import is_saved_dataset, list_files
+    from counterpoint.data.rows.containers import is_saved_dataset, list_files
 
     for spec in specs:
         folder = Path(spec.path)

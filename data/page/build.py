@@ -19,7 +19,7 @@ import orjson
 from counterpoint.data.explain import Block, Explained, ExplainedExample, ExplainedSpan
 from counterpoint.data.harmony.render import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import Vocabulary
-from counterpoint.data.sources.rows import BadRow
+from counterpoint.data.rows.row import BadRow
 from counterpoint.data.visible import Pieces, cut, visible_line
 
 MAX_TOKENS = 1_500_000

@@ -18,12 +18,12 @@ from counterpoint.data.conversation import (
     ResponseFormat,
     Tool,
 )
+from counterpoint.data.rows.strict_json import dumps, loads
 from counterpoint.data.sources.arguments import arguments_text
 from counterpoint.data.sources.harmony_system import parse_system
 from counterpoint.data.sources.names import ToolNames
 from counterpoint.data.sources.options import SourceOptions
 from counterpoint.data.sources.pairing import Event, pair
-from counterpoint.data.sources.strict_json import dumps, loads
 
 _MARKUP = re.compile(r"<\|(?:start|end|message|channel|constrain|call|return|startoftext|endoftext)\|>")
 

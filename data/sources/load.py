@@ -9,10 +9,10 @@ from math import floor
 
 from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.sources.containers import rows_from_line, unread_rows
+from counterpoint.data.rows.containers import rows_from_line, unread_rows
+from counterpoint.data.rows.row import AnyRow, BadRow, RawRow, UnreadRow, read
 from counterpoint.data.sources.convert import Converted, convert
 from counterpoint.data.sources.options import SourceOptions, SourceSpec
-from counterpoint.data.sources.rows import AnyRow, BadRow, RawRow, UnreadRow, read
 from counterpoint.data.sources.sessions import by_session, is_log_line
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from counterpoint.configs.errors import ConfigError, DataError, RowError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.tools import ReadTools, read_tools
-from counterpoint.data.sources.strict_json import loads
+from counterpoint.data.rows.strict_json import loads
 
 BUILTIN_TOOLS = ("python", "browser")
 _FIX = "give a JSON file with a list of tools, or a folder of such files"

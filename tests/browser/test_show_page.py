@@ -16,7 +16,7 @@ from counterpoint.data.explain import explain
 from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.page.build import PageBuilder
-from counterpoint.data.sources.rows import BadRow
+from counterpoint.data.rows.row import BadRow
 
 pytestmark = pytest.mark.slow
 

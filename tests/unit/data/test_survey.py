@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from counterpoint.data.conversation import Conversation, Message, Notice, Preference
-from counterpoint.data.sources.rows import BadRow
+from counterpoint.data.rows.row import BadRow
 from counterpoint.data.survey import EVERY_ROW, Item, RowRange, Survey, chosen, first_look, row_number
 
 ANSWER = (Message("user", "q"), Message("assistant", "a", "final"))

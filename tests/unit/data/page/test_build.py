@@ -12,7 +12,7 @@ from counterpoint.data.explain import explain, ids_of
 from counterpoint.data.harmony.render import CHANNEL_NAMES, Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.page.build import PageBuilder, as_json
-from counterpoint.data.sources.rows import BadRow
+from counterpoint.data.rows.row import BadRow
 
 TURN = (
     Message("user", "q"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.sources.strict_json import loads
+from counterpoint.data.rows.strict_json import loads
 
 JSON = st.recursive(
     st.none()

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import DataError, NoDataError
-from counterpoint.data.sources.rows import BadRow, RawRow
-from counterpoint.data.sources.tables import arrow_row
+from counterpoint.data.rows.row import BadRow, RawRow
+from counterpoint.data.rows.tables import arrow_row
 
 
 def hub_rows(name: str) -> Iterator[RawRow | BadRow]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.sources.rows import BadRow, RawRow
-from counterpoint.data.sources.strict_json import BOM, decode
+from counterpoint.data.rows.row import BadRow, RawRow
+from counterpoint.data.rows.strict_json import BOM, decode
 
 _PROMPT = "_prompt_text"
 _COMPANIONS = {"_response_text": "response", "_finish_reason": "finish_reason"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Notice
-from counterpoint.data.sources.strict_json import loads
+from counterpoint.data.rows.strict_json import loads
 
 
 @dataclass(frozen=True, slots=True)

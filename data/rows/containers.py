@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from counterpoint.configs.errors import DataError, NoDataError, RowError
 from counterpoint.data.conversation import Notice
-from counterpoint.data.sources.rows import AnyRow, BadRow, RawRow, UnreadRow, read
-from counterpoint.data.sources.scan import Element, Scanner
-from counterpoint.data.sources.strict_json import BOM, loads
-from counterpoint.data.sources.texts import is_companion, text_rows
+from counterpoint.data.rows.json_scanner import Element, Scanner
+from counterpoint.data.rows.open_file import open_bytes
+from counterpoint.data.rows.row import AnyRow, BadRow, RawRow, UnreadRow, read
+from counterpoint.data.rows.strict_json import BOM, loads
+from counterpoint.data.rows.text_files import is_companion, text_rows
 
 EXAMPLE = "example:"
 HUB = "hf:"
@@ -46,13 +46,13 @@ def unread_rows(path: str | Path) -> Rows:
     """`read_rows` whose JSON is left as bytes where the container allows it."""
     name = str(path)
     if name.startswith(HUB):
-        from counterpoint.data.sources.hub import hub_rows
+        from counterpoint.data.rows.hub import hub_rows
 
         yield from hub_rows(name)
         return
     place = find(name)
     if is_saved_dataset(place):
-        from counterpoint.data.sources.hub import saved_rows
+        from counterpoint.data.rows.hub import saved_rows
 
         yield from saved_rows(place, name)
     elif place.is_dir():
@@ -96,14 +96,6 @@ def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
     return files, others
 
 
-def open_bytes(file: Path) -> BinaryIO:
-    """The file's bytes, unpacked where its name ends in .gz. Raises DataError."""
-    try:
-        return cast(BinaryIO, gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}): check the path and its permissions") from None
-
-
 def _kind(file: Path) -> str | None:
     suffixes = [s.lower() for s in file.suffixes if s.lower() != ".gz"]
     return SUFFIXES.get(suffixes[-1]) if suffixes else None
@@ -127,7 +119,7 @@ def _file_rows(file: Path, name: str) -> Rows:
 
 def _rows_of_kind(file: Path, name: str, kind: str) -> Rows:
     if kind in ("parquet", "csv"):
-        from counterpoint.data.sources.tables import csv_rows, parquet_rows
+        from counterpoint.data.rows.tables import csv_rows, parquet_rows
 
         return parquet_rows(file, name) if kind == "parquet" else csv_rows(file, name)
     if kind == "text":

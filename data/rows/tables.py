@@ -12,8 +12,9 @@ import orjson
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Notice
-from counterpoint.data.sources.rows import BadRow, RawRow
-from counterpoint.data.sources.strict_json import BOM
+from counterpoint.data.rows.open_file import open_bytes
+from counterpoint.data.rows.row import BadRow, RawRow
+from counterpoint.data.rows.strict_json import BOM
 
 _BATCH = 64
 
@@ -59,8 +60,6 @@ def _without_nulls(value: Any, path: str, notices: list[Notice]) -> Any:
 
 def csv_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
     """Rows of a CSV (or, by its name, TSV) file with a header, by the line that they begin on."""
-    from counterpoint.data.sources.containers import open_bytes
-
     csv.field_size_limit(sys.maxsize)
     with open_bytes(file) as stream:
         lines = _Lines(stream)
