@@ -34,6 +34,7 @@ from openai_harmony import RenderConversationConfig, Role
 from workload import official_messages
 
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.check import check
 from counterpoint.data.harmony.fast_encoder import SWITCH
 from counterpoint.data.harmony.official import official_encoding
@@ -50,7 +51,6 @@ from counterpoint.data.harmony.vocabulary import (
     vocabulary_folder,
 )
 from counterpoint.data.harmony.window import history, split_turns
-from counterpoint.data.sources.convert import convert
 
 Side = Callable[[], int]
 COUNTS: dict[workload.Kind, int] = {"mixed": 300, "short": 300, "turns": 60}

@@ -76,9 +76,9 @@ def made_up(args: argparse.Namespace) -> Iterator[tuple[str, Conversations]]:
 def from_file(args: argparse.Namespace) -> Iterator[tuple[str, Conversations]]:
     """The first conversations of the file with about 5 (4 to 6), 10 (8 to 12) and 20 (16 to 25) turns."""
     from counterpoint.data.conversation import Conversation
+    from counterpoint.data.formats.read import load_conversations
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.data.harmony.vocabulary import load_vocabulary
-    from counterpoint.data.sources.load import load_conversations
 
     renderer = Renderer(load_vocabulary())
     groups: dict[range, Conversations] = {range(4, 7): [], range(8, 13): [], range(16, 26): []}
@@ -116,9 +116,9 @@ def compared(model: Any, name: str, conversations: Conversations, args: argparse
 
 def examples_of(turns: int, seed: int, shape: str = "chat") -> list[Any]:
     """The training examples of one made-up conversation: one a turn."""
+    from counterpoint.data.formats.convert import convert
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.data.harmony.vocabulary import load_vocabulary
-    from counterpoint.data.sources.convert import convert
 
     rng = random.Random(f"tree{turns}{seed}")
     conversation: Any = convert(agent_row(rng, turns) if shape == "agent" else chat_row(rng, turns))

@@ -14,13 +14,13 @@ from counterpoint.configs.schema import DataSettings, PromptSettings, SourceSett
 from counterpoint.data.batches.pack import pack
 from counterpoint.data.batches.tree import TreeRow, tree_of, trees_of
 from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.prepared_source import is_prepared, prepared_rows
 from counterpoint.data.report import DataReport
 from counterpoint.data.rows.row import BadRow
-from counterpoint.data.sources.load import converted_rows, weighted_rows
-from counterpoint.data.sources.options import SourceOptions, SourceSpec
 
 Progress = Callable[[int], None]
 OnBad = Callable[[BadRow], None]

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import DataError
+from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.harmony.render import RenderSettings
 from counterpoint.data.rows.containers import HUB, find, is_saved_dataset
-from counterpoint.data.sources.options import SourceOptions, SourceSpec
 
 MANIFEST = "report.json"
 KIND = "counterpoint prepared rows"

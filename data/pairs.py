@@ -22,11 +22,11 @@ from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.build import render_settings, source_options, source_specs, write_quarantine
 from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import CHANNEL_CODES, CONTEXT, Example, Renderer, Span
 from counterpoint.data.harmony.vocabulary import CALL, Vocabulary
 from counterpoint.data.rows.row import BadRow
-from counterpoint.data.sources.load import load_conversations
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,14 @@ from counterpoint.configs.errors import DataError, RunError
 from counterpoint.data import cache
 from counterpoint.data.batches.tree import size_of_tree
 from counterpoint.data.build import render_rows
+from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, full_fingerprint, load_vocabulary
 from counterpoint.data.place import LINES, PAGE, STATISTICS, Output, Place
 from counterpoint.data.prepared import ArrowFolder, arrow_batch, json_lines
 from counterpoint.data.report import DataReport
 from counterpoint.data.rows.row import AnyRow, BadRow
-from counterpoint.data.sources.load import converted_rows, weighted_rows
-from counterpoint.data.sources.options import SourceOptions, SourceSpec
 from counterpoint.data.statistics_page import statistics_page
 from counterpoint.data.tally import Tally
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from counterpoint.configs.errors import DataError
 from counterpoint.data import cache
 from counterpoint.data.cache import MANIFEST, Manifest
+from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer
 from counterpoint.data.prepared import examples_of, read_batches
 from counterpoint.data.report import DataReport
-from counterpoint.data.sources.options import SourceOptions, SourceSpec
 
 
 def is_prepared(path: str) -> bool:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.formats.convert import Converted, kind_of, trainable
+from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.read import convert_row, source_rows
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.rows.row import BadRow, one_line
-from counterpoint.data.sources.convert import Converted, kind_of, trainable
-from counterpoint.data.sources.load import convert_row, source_rows
-from counterpoint.data.sources.options import SourceOptions, SourceSpec
 
 Use = Literal["any", "sft", "dpo", "rl"]
 

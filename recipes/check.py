@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     defaults = Rules(effort=arguments.effort, policy=not arguments.no_policy)
     if arguments.tools:
-        from counterpoint.data.sources.tool_files import declarations
+        from counterpoint.data.formats.tool_files import declarations
 
         defaults = _with_tools(defaults, {"tools": declarations(arguments.tools)}, arguments.tools)
     totals = Totals()

@@ -15,8 +15,8 @@ from counterpoint.configs.errors import DataError, RunError
 from counterpoint.configs.schema import DistillRun
 from counterpoint.data.build import render_settings, source_options, source_specs
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.sources.load import load_conversations
 from counterpoint.data.statistics import wilson
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.loop.run_folder import (

@@ -22,8 +22,8 @@ from counterpoint.recipes.argument_types import count
 from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
+    from counterpoint.data.formats.options import SourceSpec
     from counterpoint.data.report import DataReport
-    from counterpoint.data.sources.options import SourceSpec
 
 CONTEXT_LENGTH = 131_072
 _FILE_SUFFIXES = (".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".html", ".gz", ".yaml")

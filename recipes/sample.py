@@ -98,7 +98,7 @@ def _stopped(ids: list[int]) -> bool:
 def _conversation(args: argparse.Namespace) -> Conversation:
     from counterpoint.configs.errors import ConfigError
     from counterpoint.data.conversation import Conversation, Message
-    from counterpoint.data.sources.tool_files import read_tool_names
+    from counterpoint.data.formats.tool_files import read_tool_names
 
     text = args.prompt
     if text == "-":

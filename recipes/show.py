@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.build import render_settings, source_options, source_specs
-    from counterpoint.data.sources.load import conversations_from, load_conversations
+    from counterpoint.data.formats.read import conversations_from, load_conversations
     from counterpoint.data.survey import EVERY_ROW, chosen, first_look
 
     data = data_settings(args)

@@ -18,8 +18,8 @@ from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
+    from counterpoint.data.formats.options import SourceSpec
     from counterpoint.data.rows.row import BadRow
-    from counterpoint.data.sources.options import SourceSpec
     from counterpoint.data.validate import Validation
 
 _SECONDS_BETWEEN_PROGRESS = 0.2

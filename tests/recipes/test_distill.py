@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from counterpoint.data.conversation import Conversation, Message, Tool
+from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.sources.convert import convert
 from counterpoint.recipes.cli import main
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.rollout.distill import distil, question_of, row_of

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from counterpoint.configs.schema import DataSettings
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.sources.detect import FORMATS
-from counterpoint.data.sources.load import load_conversations
+from counterpoint.data.formats.detect import FORMATS
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.recipes.cli import main
 
 DOC = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")

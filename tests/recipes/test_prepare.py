@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import CHANNEL_NAMES, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.sources.load import load_conversations
 from counterpoint.recipes.cli import main
 
 COMMAND = [str(Path(sys.executable).with_name("counterpoint")), "prepare"]

@@ -8,10 +8,10 @@ from typing import Any
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
-from counterpoint.data.sources.load import load_conversations
-from counterpoint.data.sources.options import SourceOptions, SourceSpec
 from counterpoint.train.evals.scorers import ExpectedCall, Reference
 
 BUILT_IN = "example:probes"

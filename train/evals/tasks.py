@@ -13,10 +13,10 @@ from pathlib import PurePath
 from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.schema import SuiteSettings, TaskSettings
 from counterpoint.data.conversation import Effort
+from counterpoint.data.formats.options import SourceSpec
+from counterpoint.data.formats.tool_files import read_tool_names
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.sources.options import SourceSpec
-from counterpoint.data.sources.tool_files import read_tool_names
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
 from counterpoint.train.evals.guarded import Guard
 from counterpoint.train.evals.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts

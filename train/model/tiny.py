@@ -18,9 +18,9 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.conversation import EFFORTS, Conversation
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import SPECIAL_NAMES, byte_ids, load_vocabulary
-from counterpoint.data.sources.load import load_conversations
 from counterpoint.train.model.vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import pytest
 from counterpoint.configs.errors import DataError
 from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.build import TrainingData, build_training_rows, render_settings, source_options
+from counterpoint.data.formats.options import SourceSpec
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, byte_ids, load_vocabulary
 from counterpoint.data.prepare import Job, prepare
 from counterpoint.data.prepared_source import is_prepared, read_prepared
-from counterpoint.data.sources.load import load_conversations
-from counterpoint.data.sources.options import SourceSpec
 
 
 def talk(n: int) -> dict[str, object]:

@@ -8,10 +8,10 @@ from counterpoint.configs.data_section import Format
 from counterpoint.configs.schema import DataSettings
 from counterpoint.data import conversation
 from counterpoint.data.build import render_settings, source_options
+from counterpoint.data.formats.convert import _CONVERTERS
+from counterpoint.data.formats.detect import FORMATS
+from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.harmony.render import RenderSettings
-from counterpoint.data.sources.convert import _CONVERTERS
-from counterpoint.data.sources.detect import FORMATS
-from counterpoint.data.sources.options import SourceOptions
 
 DATA = DataSettings.model_validate({"train": "a.jsonl"})
 

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
+from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.sources.load import load_conversations
-from counterpoint.data.sources.options import SourceOptions, SourceSpec
 from counterpoint.data.validate import validate
 
 

@@ -7,11 +7,11 @@ import pytest
 import counterpoint.data.examples.make as make
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.examples.sums import Problem, final_text, steps, thought
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.rows.row import BadRow
-from counterpoint.data.sources.load import load_conversations
 
 FOLDER = Path(make.__file__).parent
 EXAMPLES = ("quickstart", "quickstart_eval", "tiny_base")

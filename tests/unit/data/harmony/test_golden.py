@@ -14,11 +14,11 @@ import pytest
 from strategies import official_training_ids
 
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.official import official_encoding
 from counterpoint.data.harmony.render import CHANNEL_NAMES, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import Vocabulary, _ranks_bytes, load_vocabulary
 from counterpoint.data.harmony.window import history, split_turns
-from counterpoint.data.sources.convert import convert
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[3] / "golden" / "two_turns.json").read_bytes())
 

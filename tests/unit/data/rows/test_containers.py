@@ -9,10 +9,10 @@ import pytest
 from pyarrow import parquet
 
 from counterpoint.configs.errors import DataError
+from counterpoint.data.formats.options import SourceSpec
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.rows.containers import list_files, read_rows
 from counterpoint.data.rows.row import BadRow, RawRow
-from counterpoint.data.sources.load import load_conversations
-from counterpoint.data.sources.options import SourceSpec
 
 ROW = {"messages": [{"role": "user", "content": 'Hi: "{[,]}"'}, {"role": "assistant", "content": "Hello\\"}]}
 LINE = json.dumps(ROW)

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.sources.content import content_text
-from counterpoint.data.sources.draft import Call, Draft
-from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, join, one_of, text_of
-from counterpoint.data.sources.hermes import add_tagged_assistant
-from counterpoint.data.sources.openai import DECLARATIONS, read_declarations, read_response_format
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.row import read_common, read_effort, read_weight
-from counterpoint.data.sources.tags import has_tags
+from counterpoint.data.formats.common_fields import read_common, read_effort, read_weight
+from counterpoint.data.formats.content import content_text
+from counterpoint.data.formats.draft import Call, Draft
+from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, join, one_of, text_of
+from counterpoint.data.formats.hermes import add_tagged_assistant
+from counterpoint.data.formats.openai import DECLARATIONS, read_declarations, read_response_format
+from counterpoint.data.formats.options import SourceOptions
+from counterpoint.data.formats.tags import has_tags
 
 ITEM_TYPES = frozenset(
     {

@@ -6,8 +6,8 @@ import pytest
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Tool
-from counterpoint.data.sources.convert import convert
-from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.formats.convert import convert
+from counterpoint.data.formats.options import SourceOptions
 
 WEATHER = {
     "type": "function",

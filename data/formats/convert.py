@@ -10,24 +10,24 @@ import orjson
 
 from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Conversation, Notice, Preference
-from counterpoint.data.harmony.window import split_turns
-from counterpoint.data.sources.alpaca import convert_alpaca, convert_multilingual
-from counterpoint.data.sources.anthropic import convert_anthropic
-from counterpoint.data.sources.detect import FORMATS, detect
-from counterpoint.data.sources.fields import as_object
-from counterpoint.data.sources.harmony import convert_harmony
-from counterpoint.data.sources.openai import convert_chat
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.preference import (
+from counterpoint.data.formats.alpaca import convert_alpaca, convert_multilingual
+from counterpoint.data.formats.anthropic import convert_anthropic
+from counterpoint.data.formats.detect import FORMATS, detect
+from counterpoint.data.formats.fields import as_object
+from counterpoint.data.formats.harmony_messages import convert_harmony
+from counterpoint.data.formats.openai import convert_chat
+from counterpoint.data.formats.options import SourceOptions
+from counterpoint.data.formats.preference import (
     convert_completion,
     convert_kto,
     convert_openai_preference,
     convert_preference,
 )
-from counterpoint.data.sources.responses import convert_responses
-from counterpoint.data.sources.rl import convert_rl
-from counterpoint.data.sources.sessions import convert_session
-from counterpoint.data.sources.sharegpt import convert_sharegpt
+from counterpoint.data.formats.responses import convert_responses
+from counterpoint.data.formats.rl import convert_rl
+from counterpoint.data.formats.sessions import convert_session
+from counterpoint.data.formats.sharegpt import convert_sharegpt
+from counterpoint.data.harmony.window import split_turns
 
 Converted = Conversation | Preference
 _MESSAGE_COLUMNS = ("messages", "conversations", "prompt", "chosen", "rejected", "completion")

@@ -11,12 +11,12 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import text_of
-from counterpoint.data.sources.openai import DECLARATIONS, read_declarations
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.preference import add_prompt
-from counterpoint.data.sources.row import read_common
+from counterpoint.data.formats.common_fields import read_common
+from counterpoint.data.formats.draft import Draft
+from counterpoint.data.formats.fields import text_of
+from counterpoint.data.formats.openai import DECLARATIONS, read_declarations
+from counterpoint.data.formats.options import SourceOptions
+from counterpoint.data.formats.preference import add_prompt
 
 PROMPT_KEYS = ("prompt", "question", "problem", "input", "query")
 REFERENCE_KEYS = (

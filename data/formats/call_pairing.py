@@ -10,7 +10,7 @@ from typing import Literal
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Message
-from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.formats.options import SourceOptions
 
 AddNotice = Callable[[str, str, str], None]
 _FIX = "give every result the id of its call"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from counterpoint.data.formats.draft import Call, Draft
+from counterpoint.data.formats.tags import has_tags, split_assistant, split_responses, split_tools
 from counterpoint.data.harmony.tools import read_tools
-from counterpoint.data.sources.draft import Call, Draft
-from counterpoint.data.sources.tags import has_tags, split_assistant, split_responses, split_tools
 
 
 def add_tagged_system(draft: Draft, text: str, field: str, name: str | None = None) -> None:

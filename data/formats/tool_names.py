@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Message, Tool
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.tool_files import BUILTIN_TOOLS, tools_of_file
+from counterpoint.data.formats.options import SourceOptions
+from counterpoint.data.formats.tool_files import BUILTIN_TOOLS, tools_of_file
 
 _LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ILLEGAL_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")

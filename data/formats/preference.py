@@ -11,14 +11,14 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.sources.chat import add_messages
-from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_list, as_object, describe, wrong_type
-from counterpoint.data.sources.hermes import add_tagged_assistant, looks_tagged
-from counterpoint.data.sources.openai import DECLARATIONS, read_declarations
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.row import read_common
-from counterpoint.data.sources.tags import has_tags
+from counterpoint.data.formats.chat import add_messages
+from counterpoint.data.formats.common_fields import read_common
+from counterpoint.data.formats.draft import Draft
+from counterpoint.data.formats.fields import as_list, as_object, describe, wrong_type
+from counterpoint.data.formats.hermes import add_tagged_assistant, looks_tagged
+from counterpoint.data.formats.openai import DECLARATIONS, read_declarations
+from counterpoint.data.formats.options import SourceOptions
+from counterpoint.data.formats.tags import has_tags
 
 _TRL = frozenset({"prompt", "chosen", "rejected", "system"})
 _OPENAI = frozenset({"input", "preferred_output", "non_preferred_output"})

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from counterpoint.data.formats.options import SourceSpec
+from counterpoint.data.formats.read import weighted_rows
+from counterpoint.data.formats.sessions import KEY, by_session, is_log_line
 from counterpoint.data.rows.row import RawRow, UnreadRow, read
-from counterpoint.data.sources.load import weighted_rows
-from counterpoint.data.sources.options import SourceSpec
-from counterpoint.data.sources.sessions import KEY, by_session, is_log_line
 
 MESSAGE = {"role": "user", "content": "hi"}
 PLAIN = json.dumps({"messages": [MESSAGE, {"role": "assistant", "content": "ho"}]})

@@ -12,13 +12,13 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Message
+from counterpoint.data.formats.common_fields import read_common
+from counterpoint.data.formats.draft import Draft
+from counterpoint.data.formats.fields import as_list, as_text, describe, one_of
+from counterpoint.data.formats.harmony_system import parse_system
+from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.harmony.parse import messages_of
 from counterpoint.data.harmony.vocabulary import CALL, END, MESSAGE, N_VOCAB, RETURN, START, load_vocabulary
-from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_list, as_text, describe, one_of
-from counterpoint.data.sources.harmony_system import parse_system
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.row import read_common
 
 ID_KEYS = ("input_ids", "ids", "tokens", "token_ids")
 TEXT_KEYS = ("text", "harmony")

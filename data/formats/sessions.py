@@ -8,12 +8,12 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.anthropic import add_block_message
+from counterpoint.data.formats.common_fields import read_common
+from counterpoint.data.formats.draft import Draft
+from counterpoint.data.formats.fields import as_list, as_object, one_of
+from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.rows.row import AnyRow, RawRow, UnreadRow, read
-from counterpoint.data.sources.anthropic import add_block_message
-from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_list, as_object, one_of
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.row import read_common
 
 KEY = "loglines"
 _SPOKEN = frozenset({"user", "assistant"})

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from counterpoint.data.conversation import Conversation, Message, Preference
+from counterpoint.data.formats.convert import convert
+from counterpoint.data.formats.detect import FORMATS, detect
+from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.sources.convert import convert
-from counterpoint.data.sources.detect import FORMATS, detect
-from counterpoint.data.sources.load import load_conversations
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOLDEN = json.loads((FIXTURES / "golden.json").read_text(encoding="utf-8"))

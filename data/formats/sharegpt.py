@@ -9,17 +9,17 @@ import orjson
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.sources.draft import Call, Draft
-from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, text_of
-from counterpoint.data.sources.hermes import (
+from counterpoint.data.formats.common_fields import read_common, read_weight
+from counterpoint.data.formats.draft import Call, Draft
+from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, text_of
+from counterpoint.data.formats.hermes import (
     add_responses,
     add_tagged_assistant,
     add_tagged_system,
     looks_tagged,
 )
-from counterpoint.data.sources.openai import DECLARATIONS, holds_messages, read_declarations
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.row import read_common, read_weight
+from counterpoint.data.formats.openai import DECLARATIONS, holds_messages, read_declarations
+from counterpoint.data.formats.options import SourceOptions
 
 KEYS = ("conversations", "conversation", "messages")
 SYSTEM = frozenset({"system", "developer"})

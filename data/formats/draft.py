@@ -18,12 +18,12 @@ from counterpoint.data.conversation import (
     ResponseFormat,
     Tool,
 )
+from counterpoint.data.formats.call_arguments import arguments_text
+from counterpoint.data.formats.call_pairing import Event, pair
+from counterpoint.data.formats.harmony_system import parse_system
+from counterpoint.data.formats.options import SourceOptions
+from counterpoint.data.formats.tool_names import ToolNames
 from counterpoint.data.rows.strict_json import dumps, loads
-from counterpoint.data.sources.arguments import arguments_text
-from counterpoint.data.sources.harmony_system import parse_system
-from counterpoint.data.sources.names import ToolNames
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.pairing import Event, pair
 
 _MARKUP = re.compile(r"<\|(?:start|end|message|channel|constrain|call|return|startoftext|endoftext)\|>")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import EFFORTS, Effort
-from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, join
+from counterpoint.data.formats.draft import Draft
+from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, join
 
 _NEAREST_EFFORT: dict[str, Effort] = {"minimal": "low", "none": "low", "xhigh": "high", "max": "high"}
 _DATE = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])")

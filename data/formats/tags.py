@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.sources.draft import Call
-from counterpoint.data.sources.pairing import AddNotice
+from counterpoint.data.formats.call_pairing import AddNotice
+from counterpoint.data.formats.draft import Call
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)

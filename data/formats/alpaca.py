@@ -7,10 +7,10 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_list, as_text, describe, text_of
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.row import read_common
+from counterpoint.data.formats.common_fields import read_common
+from counterpoint.data.formats.draft import Draft
+from counterpoint.data.formats.fields import as_list, as_text, describe, text_of
+from counterpoint.data.formats.options import SourceOptions
 
 _ALPACA = frozenset({"instruction", "input", "output", "system", "history"})
 _COLUMNS = frozenset({"developer", "user", "analysis", "final", "reasoning_language"})

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CHANNELS, Conversation, Preference
+from counterpoint.data.formats.convert import convert, kind_of
+from counterpoint.data.formats.detect import FORMATS, detect
+from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.sources.convert import convert, kind_of
-from counterpoint.data.sources.detect import FORMATS, detect
-from counterpoint.data.sources.options import SourceOptions
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ROWS = [json.loads(line) for file in sorted(FIXTURES.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines()]

@@ -9,11 +9,11 @@ from math import floor
 
 from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.formats.convert import Converted, convert
+from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.sessions import by_session, is_log_line
 from counterpoint.data.rows.containers import rows_from_line, unread_rows
 from counterpoint.data.rows.row import AnyRow, BadRow, RawRow, UnreadRow, read
-from counterpoint.data.sources.convert import Converted, convert
-from counterpoint.data.sources.options import SourceOptions, SourceSpec
-from counterpoint.data.sources.sessions import by_session, is_log_line
 
 
 def load_conversations(

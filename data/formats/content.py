@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.sources.fields import as_text, describe, one_of, wrong_type
-from counterpoint.data.sources.options import SourceOptions
+from counterpoint.data.formats.fields import as_text, describe, one_of, wrong_type
+from counterpoint.data.formats.options import SourceOptions
 
 TEXT_TYPES = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text"})
 _MEDIA = {

@@ -1,6 +1,6 @@
 """Harmony messages with channels and recipients, as openai-harmony's `to_dict` writes them. Nothing is guessed.
 
-Raw text and token ids are read by `counterpoint.data.sources.harmony_raw`.
+Raw text and token ids are read by `counterpoint.data.formats.harmony_raw`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any, cast
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CHANNELS, Channel, Conversation, Message
+from counterpoint.data.formats.common_fields import read_common, read_effort, read_weight
+from counterpoint.data.formats.content import content_text
+from counterpoint.data.formats.draft import Draft
+from counterpoint.data.formats.fields import as_list, as_object, describe, text_of
+from counterpoint.data.formats.harmony_raw import convert_raw
+from counterpoint.data.formats.openai import DECLARATIONS, read_declarations
+from counterpoint.data.formats.options import SourceOptions
+from counterpoint.data.formats.tool_names import BUILTIN_TOOLS
 from counterpoint.data.harmony.tools import read_tools
-from counterpoint.data.sources.content import content_text
-from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_list, as_object, describe, text_of
-from counterpoint.data.sources.harmony_raw import convert_raw
-from counterpoint.data.sources.names import BUILTIN_TOOLS
-from counterpoint.data.sources.openai import DECLARATIONS, read_declarations
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.row import read_common, read_effort, read_weight
 
 _MESSAGE = frozenset({"role", "name", "author", "content", "channel", "recipient", "content_type", "weight"})
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.sources.content import content_text, media
-from counterpoint.data.sources.draft import Call, Draft
-from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, join, text_of
-from counterpoint.data.sources.hermes import add_responses, add_tagged_assistant, add_tagged_system
-from counterpoint.data.sources.row import read_weight
+from counterpoint.data.formats.common_fields import read_weight
+from counterpoint.data.formats.content import content_text, media
+from counterpoint.data.formats.draft import Call, Draft
+from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, join, text_of
+from counterpoint.data.formats.hermes import add_responses, add_tagged_assistant, add_tagged_system
 
 THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
 _ROLES = "system, developer, user, assistant, tool or function"

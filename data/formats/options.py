@@ -10,7 +10,7 @@ from typing import Literal
 class SourceSpec:
     """One source of rows.
 
-    path: a file, a folder, `hf:NAME[:split]`, or `example:NAME`. format: a name of `counterpoint.data.sources.detect`.
+    path: a file, a folder, `hf:NAME[:split]`, or `example:NAME`. format: a name of `counterpoint.data.formats.detect`.
     weight: how often its rows are taken: 2.0 takes each twice, 0.5 every second one. rows: only the first so many.
     """
 

@@ -6,10 +6,10 @@ import pytest
 
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.data.conversation import Conversation, Message
+from counterpoint.data.formats.convert import convert, kind_of, trainable
+from counterpoint.data.formats.options import SourceOptions
+from counterpoint.data.formats.tool_files import read_tool_names, tools_of_file
 from counterpoint.data.harmony.window import split_turns
-from counterpoint.data.sources.convert import convert, kind_of, trainable
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.tool_files import read_tool_names, tools_of_file
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "F", "parameters": {"type": "object"}}}
 USER = {"role": "user", "content": "Hi"}

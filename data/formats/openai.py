@@ -10,12 +10,12 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, ResponseFormat
+from counterpoint.data.formats.chat import add_messages
+from counterpoint.data.formats.common_fields import read_common
+from counterpoint.data.formats.draft import Draft
+from counterpoint.data.formats.fields import as_object, as_text, join, wrong_type
+from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.harmony.tools import read_tools
-from counterpoint.data.sources.chat import add_messages
-from counterpoint.data.sources.draft import Draft
-from counterpoint.data.sources.fields import as_object, as_text, join, wrong_type
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.row import read_common
 
 MESSAGE_KEYS = ("messages", "traj", "history", "conversation")
 DECLARATIONS = frozenset({"tools", "functions", "parallel_tool_calls", "response_format"})

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.sources.content import content_text, part_text
-from counterpoint.data.sources.draft import Call, Draft
-from counterpoint.data.sources.fields import as_list, as_object, as_text, describe, one_of, text_of
-from counterpoint.data.sources.openai import DECLARATIONS, is_prompt, read_declarations
-from counterpoint.data.sources.options import SourceOptions
-from counterpoint.data.sources.row import read_common, read_weight
+from counterpoint.data.formats.common_fields import read_common, read_weight
+from counterpoint.data.formats.content import content_text, part_text
+from counterpoint.data.formats.draft import Call, Draft
+from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, one_of, text_of
+from counterpoint.data.formats.openai import DECLARATIONS, is_prompt, read_declarations
+from counterpoint.data.formats.options import SourceOptions
 
 THINKING_BLOCKS = frozenset({"thinking", "redacted_thinking"})
 TOOL_BLOCKS = frozenset({"tool_use", "tool_result"})

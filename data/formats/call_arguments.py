@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 
 from counterpoint.configs.errors import RowError
+from counterpoint.data.formats.fields import describe
+from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.rows.strict_json import dumps
-from counterpoint.data.sources.fields import describe
-from counterpoint.data.sources.options import SourceOptions
 
 _FIX = "write a JSON object as a string"
 

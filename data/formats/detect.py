@@ -7,16 +7,16 @@ from typing import Any, get_args
 
 from counterpoint.configs.data_section import Format
 from counterpoint.configs.errors import RowError
-from counterpoint.data.sources.anthropic import is_block
-from counterpoint.data.sources.chat import THINKING_KEYS
-from counterpoint.data.sources.fields import describe, one_of
-from counterpoint.data.sources.harmony_raw import ID_KEYS, RESPONSE_KEYS, TEXT_KEYS, is_harmony_text
-from counterpoint.data.sources.hermes import looks_tagged
-from counterpoint.data.sources.openai import MESSAGE_KEYS, holds_messages
-from counterpoint.data.sources.responses import ITEM_TYPES, PARAMETERS
-from counterpoint.data.sources.rl import REFERENCE_KEYS, prompt_key
-from counterpoint.data.sources.sessions import KEY as SESSION_KEY
-from counterpoint.data.sources.sharegpt import KEYS as SHAREGPT_KEYS
+from counterpoint.data.formats.anthropic import is_block
+from counterpoint.data.formats.chat import THINKING_KEYS
+from counterpoint.data.formats.fields import describe, one_of
+from counterpoint.data.formats.harmony_raw import ID_KEYS, RESPONSE_KEYS, TEXT_KEYS, is_harmony_text
+from counterpoint.data.formats.hermes import looks_tagged
+from counterpoint.data.formats.openai import MESSAGE_KEYS, holds_messages
+from counterpoint.data.formats.responses import ITEM_TYPES, PARAMETERS
+from counterpoint.data.formats.rl import REFERENCE_KEYS, prompt_key
+from counterpoint.data.formats.sessions import KEY as SESSION_KEY
+from counterpoint.data.formats.sharegpt import KEYS as SHAREGPT_KEYS
 
 FORMATS: tuple[str, ...] = get_args(Format)[1:]  # without `auto`
 
