@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from counterpoint.train.model.precision import compute_dtype, on_cuda
+from counterpoint.train.model.precision import on_cuda
 
 LOGIT_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 """Largest block of logits held at once, by device."""
@@ -112,9 +112,7 @@ def _logits(hidden_CH: torch.Tensor, weight_VH: torch.Tensor, out_CV: torch.Tens
         torch.mm(hidden_CH.to(out_CV.dtype), weight_VH.T, out=out_CV)
     elif on_cuda(weight_VH):
         torch.mm(hidden_CH.to(weight_VH.dtype), weight_VH.T, out_dtype=out_CV.dtype, out=out_CV)
-    elif compute_dtype(weight_VH) == weight_VH.dtype:
-        out_CV.copy_(torch.mm(hidden_CH.to(weight_VH.dtype), weight_VH.T))
-    else:
+    else:  # on a CPU even where it multiplies bfloat16: that product comes back rounded to bfloat16
         hidden_CH = hidden_CH.to(out_CV.dtype)
         for part, block in _widened(weight_VH, out_CV.dtype):
             torch.mm(hidden_CH, block.T, out=out_CV[:, part])
@@ -126,8 +124,6 @@ def _product(probability_CV: torch.Tensor, weight_VH: torch.Tensor) -> torch.Ten
         return probability_CV @ weight_VH
     if on_cuda(weight_VH):
         return torch.mm(probability_CV.to(weight_VH.dtype), weight_VH, out_dtype=probability_CV.dtype)
-    if compute_dtype(weight_VH) == weight_VH.dtype:
-        return (probability_CV.to(weight_VH.dtype) @ weight_VH).to(probability_CV.dtype)
     out_CH = probability_CV.new_zeros(len(probability_CV), weight_VH.shape[1])
     for part, block in _widened(weight_VH, probability_CV.dtype):
         out_CH.addmm_(probability_CV[:, part], block)

@@ -81,9 +81,11 @@ class _CpuAttention(torch.autograd.Function):
         rows, heads, tokens, size = query_BHSD.shape
         wide = compute_dtype(query_BHSD)
         query_NHD, key_NHD, value_NHD = _flat(query_BHSD, wide), _flat(key_BGSD, wide), _flat(value_BGSD, wide)
-        out_BSHD = query_NHD.new_zeros(rows, tokens, heads, size)
+        # Parts are merged in float32 or wider: with bfloat16 products (AMX) the kernel's log-sum-exp is float32.
+        merged = torch.promote_types(wide, torch.float32)
+        out_BSHD = query_NHD.new_zeros(rows, tokens, heads, size, dtype=merged)
         out_NHD = out_BSHD.view(-1, heads, size)
-        lse_NH = sink_H.to(wide).repeat(rows * tokens, 1)
+        lse_NH = sink_H.to(merged).repeat(rows * tokens, 1)
         for block in plan.blocks:
             out, lse = _forward_block(block, rows, query_NHD, key_NHD, value_NHD, scale)
             _merge(block, rows, out, lse, out_NHD, lse_NH)
@@ -98,10 +100,10 @@ class _CpuAttention(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grads: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         context = cast(Any, ctx)
         query_BHSD, key_BGSD, value_BGSD, sink_H, out_BSHD, lse_NH = context.saved_tensors
-        rows, wide = query_BHSD.shape[0], lse_NH.dtype
+        rows, wide, merged = query_BHSD.shape[0], compute_dtype(query_BHSD), lse_NH.dtype
         query, key, value = (_flat(part, wide) for part in (query_BHSD, key_BGSD, value_BGSD))
         grad_NHD, out_NHD = (part.flatten(0, 1).to(wide) for part in (grads[0], out_BSHD))
-        d_query, d_key, d_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        d_query, d_key, d_value = (torch.zeros_like(part, dtype=merged) for part in (query, key, value))
         for block in context.plan.blocks:
             parts = _backward_block(block, rows, grad_NHD, query, key, value, out_NHD, lse_NH, context.scale)
             _add(d_query, block.query, block.valid, parts[0])
@@ -109,7 +111,7 @@ class _CpuAttention(torch.autograd.Function):
             _add(d_value, block.key, None, parts[2])
         d_sink = None
         if context.needs_input_grad[3]:
-            d_sink = _sink_gradient(grad_NHD, out_NHD, lse_NH, sink_H)
+            d_sink = _sink_gradient(grad_NHD.to(merged), out_NHD.to(merged), lse_NH, sink_H)
         like = [(d_query, query_BHSD), (d_key, key_BGSD), (d_value, value_BGSD)]
         return (*(_unflat(grad, as_) for grad, as_ in like), d_sink, None, None)
 
@@ -249,7 +251,7 @@ def _take(flat: torch.Tensor, index: torch.Tensor | None, rows: int, groups: int
 
 
 def _add(flat: torch.Tensor, index: torch.Tensor | None, valid: torch.Tensor | None, part_MHQD: torch.Tensor) -> None:
-    part = part_MHQD.transpose(1, 2).flatten(0, 1)
+    part = part_MHQD.transpose(1, 2).flatten(0, 1).to(flat.dtype)
     if index is None:
         flat += part
     elif valid is None:
