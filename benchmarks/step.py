@@ -323,8 +323,8 @@ def ours(contestant: str, shape: Size, dtype: Any, folder: Path, steps: int) -> 
     from trl.trainer.sft_config import SFTConfig
 
     from counterpoint.configs.model_section import LoraSettings, ModelSettings
-    from counterpoint.data.batches.collate import Collator
-    from counterpoint.data.batches.tree import TreeRow
+    from counterpoint.data.layout.collate import Collator
+    from counterpoint.data.layout.tree import TreeRow
     from counterpoint.train.adapters.attach import attach_lora
     from counterpoint.train.checkpoints.resume import Identity
     from counterpoint.train.loop.arguments import LoopSettings, checkpointing_arguments

@@ -93,7 +93,7 @@ def from_file(args: argparse.Namespace) -> Iterator[tuple[str, Conversations]]:
 
 
 def compared(model: Any, name: str, conversations: Conversations, args: argparse.Namespace) -> str:
-    from counterpoint.data.batches.tree import tree_of
+    from counterpoint.data.layout.tree import tree_of
 
     ways: dict[str, list[list[Any]]] = {
         "turns": list(batches([tree_of([e]) for examples in conversations for e in examples], args.tokens)),
@@ -187,7 +187,7 @@ def step(model: Any, found_rows: Sequence[list[Any]]) -> tuple[float, float]:
     """(loss, norm of the gradient) of one optimizer step's passes over all batches."""
     import torch
 
-    from counterpoint.data.batches.collate import Collator
+    from counterpoint.data.layout.collate import Collator
     from counterpoint.train.loop.loss import weighted_nll
     from counterpoint.train.model.masks import attention_inputs
 

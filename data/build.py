@@ -11,15 +11,15 @@ import orjson
 
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.configs.schema import DataSettings, PromptSettings, SourceSettings
-from counterpoint.data.batches.pack import pack
-from counterpoint.data.batches.tree import TreeRow, tree_of, trees_of
 from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.counts.report import DataReport
 from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import Vocabulary
-from counterpoint.data.prepared_source import is_prepared, prepared_rows
-from counterpoint.data.report import DataReport
+from counterpoint.data.layout.pack import pack
+from counterpoint.data.layout.tree import TreeRow, tree_of, trees_of
+from counterpoint.data.prepared.source import is_prepared, prepared_rows
 from counterpoint.data.rows.row import BadRow
 
 Progress = Callable[[int], None]

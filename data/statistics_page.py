@@ -8,10 +8,10 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from counterpoint.data.cache import Fingerprint
+from counterpoint.data.counts.report import DataReport
+from counterpoint.data.counts.tally import SAMPLED_EVERY, SAMPLED_WHOLE
 from counterpoint.data.harmony.render import CHANNEL_NAMES
-from counterpoint.data.report import DataReport
-from counterpoint.data.tally import SAMPLED_EVERY, SAMPLED_WHOLE
+from counterpoint.data.prepared.cache import Fingerprint
 from counterpoint.data.visible import visible_line
 
 _MANY = 40

@@ -200,7 +200,7 @@ def _measure(settings: TrainingRun, work: Work, estimate: Estimate, budget: floa
 
 
 def _measured_steps(settings: Any, work: Work, folder: Path) -> Measured:
-    from counterpoint.data.batches.collate import Collator
+    from counterpoint.data.layout.collate import Collator
     from counterpoint.recipes.steps import load_trainable
     from counterpoint.train.checkpoints.resume import Identity
     from counterpoint.train.loop.arguments import loop_settings, sft_arguments

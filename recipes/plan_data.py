@@ -11,7 +11,7 @@ from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
 
 if TYPE_CHECKING:
     from counterpoint.configs.schema import TrainingRun
-    from counterpoint.data.batches.tree import TreeRow
+    from counterpoint.data.layout.tree import TreeRow
     from counterpoint.train.plan.memory import Batch
 
 

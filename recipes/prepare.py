@@ -22,8 +22,8 @@ from counterpoint.recipes.argument_types import count
 from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
+    from counterpoint.data.counts.report import DataReport
     from counterpoint.data.formats.options import SourceSpec
-    from counterpoint.data.report import DataReport
 
 CONTEXT_LENGTH = 131_072
 _FILE_SUFFIXES = (".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".html", ".gz", ".yaml")
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.build import render_settings, source_options, source_specs
-    from counterpoint.data.place import Place
     from counterpoint.data.prepare import Job, prepare
+    from counterpoint.data.prepared.location import Place
 
     data = data_settings(args)
     specs = source_specs(data.train)
@@ -135,7 +135,7 @@ def _kept_ids(config: str | None) -> tuple[int, ...] | None:
 
 
 def _bytes_of(specs: list[SourceSpec]) -> int:
-    from counterpoint.data.cache import data_files
+    from counterpoint.data.prepared.cache import data_files
 
     return sum(file.stat().st_size for file in data_files(specs).values())
 

@@ -22,10 +22,10 @@ from counterpoint.recipes.data_arguments import add_data_arguments, data_setting
 
 if TYPE_CHECKING:
     from counterpoint.configs.schema import DataSettings
+    from counterpoint.data.counts.survey import Item, RowRange, Survey
     from counterpoint.data.explain import Explained
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.data.rows.row import BadRow
-    from counterpoint.data.survey import Item, RowRange, Survey
 
 _ROWS, _EXAMPLES = 5, 200
 
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.build import render_settings, source_options, source_specs
+    from counterpoint.data.counts.survey import EVERY_ROW, chosen, first_look
     from counterpoint.data.formats.read import conversations_from, load_conversations
-    from counterpoint.data.survey import EVERY_ROW, chosen, first_look
 
     data = data_settings(args)
     if hasattr(sys.stdout, "reconfigure"):
@@ -94,9 +94,9 @@ def _tell(facts: list[str]) -> None:
 def _explained(
     items: Iterator[Item], renderer: Renderer, data: DataSettings, args: argparse.Namespace
 ) -> Iterator[Explained | BadRow]:
+    from counterpoint.data.counts.survey import source_of
     from counterpoint.data.explain import explain
     from counterpoint.data.rows.row import BadRow
-    from counterpoint.data.survey import source_of
     from counterpoint.data.terminal import MAX_TURNS
 
     turns = None
@@ -177,13 +177,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _row(text: str) -> RowRange:
-    from counterpoint.data.survey import RowRange
+    from counterpoint.data.counts.survey import RowRange
 
     return RowRange(count(text), count(text))
 
 
 def _rows(text: str) -> RowRange:
-    from counterpoint.data.survey import RowRange
+    from counterpoint.data.counts.survey import RowRange
 
     first, colon, last = text.partition(":")
     if not colon:

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from counterpoint.data.batches.tree import TreeRow
+from counterpoint.data.layout.tree import TreeRow
 
 ROW = "row"
 

@@ -19,7 +19,7 @@ IGNORED = -100
 class SharedPrompts:
     """Tree rows of a batch of prompts and completions.
 
-    input_ids, position_ids, subtree_end (R, S): as of data/batches/tree.py, padding attends to itself only. labels
+    input_ids, position_ids, subtree_end (R, S): as of data/layout/tree.py, padding attends to itself only. labels
     (R, S): the token after each, IGNORED where it is not of a completion. index (B, C): where each completion token is
     predicted, flat in R x S; n_plain: tokens of the same batch laid out completion by completion.
     """

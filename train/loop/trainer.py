@@ -18,7 +18,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from counterpoint.configs.errors import RunError
-from counterpoint.data.batches.tree import TreeRow
+from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.guard import MicroBatch, SpikeWatch, named, not_finite_error
@@ -35,7 +35,7 @@ from counterpoint.train.model.masks import attention_inputs
 class CounterpointTrainer(WholeRun, SFTTrainer):
     """Trains `model` (a gpt-oss model, or PEFT's wrap of one) on tree rows.
 
-    collate: rows to a batch (data/batches/collate.py). warn: where warnings go. The rest as of `WholeRun.take_over`.
+    collate: rows to a batch (data/layout/collate.py). warn: where warnings go. The rest as of `WholeRun.take_over`.
     """
 
     loss_is_scaled_for_ga = True

@@ -16,9 +16,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import GptOssConfig, GptOssForCausalLM, TrainerCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
 
-from counterpoint.data.batches.collate import Collator
-from counterpoint.data.batches.tree import TreeRow, forest_of, tree_of
 from counterpoint.data.harmony.render import Example
+from counterpoint.data.layout.collate import Collator
+from counterpoint.data.layout.tree import TreeRow, forest_of, tree_of
 from counterpoint.train.checkpoints import save
 from counterpoint.train.checkpoints.resume import Identity, newest_complete
 from counterpoint.train.loop.arguments import LoopSettings, checkpointing_arguments, is_main_process, world_size

@@ -14,9 +14,9 @@ from unit.train.tiny_run import make
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.eval_section import EvalSettings
 from counterpoint.configs.model_section import LoraSettings
-from counterpoint.data.batches.tree import tree_of
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.layout.tree import tree_of
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.evals.hook import ChannelEval, read_points
 from counterpoint.train.evals.prompts import EvalPrompt

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from counterpoint.configs.errors import RunError
-from counterpoint.data.batches.collate import Collator
+from counterpoint.data.layout.collate import Collator
 from counterpoint.train.loop.callbacks import AttachmentProof, HeldOutLoss, RunLog, held_out_loss
 from counterpoint.train.loop.progress import Progress
 from counterpoint.train.loop.run_folder import RunFolder

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 
 from counterpoint.configs.errors import RunError
-from counterpoint.data.batches.collate import Collator
+from counterpoint.data.layout.collate import Collator
 from counterpoint.train.model.masks import tree_masks
 
 

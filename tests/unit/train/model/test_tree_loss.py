@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from counterpoint.data.batches.collate import Collator
-from counterpoint.data.batches.pack import pack
-from counterpoint.data.batches.tree import TreeRow, tree_of
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Tool
 from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, RenderSettings
+from counterpoint.data.layout.collate import Collator
+from counterpoint.data.layout.pack import pack
+from counterpoint.data.layout.tree import TreeRow, tree_of
 from counterpoint.train.loop.loss import weighted_nll
 from counterpoint.train.model.attention import use_attention
 from counterpoint.train.model.load import LoadedModel

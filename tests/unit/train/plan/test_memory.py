@@ -12,7 +12,7 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.schema import SftRun, TrainSettings
-from counterpoint.data.batches.tree import TreeRow
+from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.model.paths import use_paths
 from counterpoint.train.plan.estimate import Estimate, changes_to_fit

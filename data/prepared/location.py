@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from counterpoint.configs.errors import DataError
-from counterpoint.data import cache
-from counterpoint.data.cache import Fingerprint, Manifest
-from counterpoint.data.report import DataReport
+from counterpoint.data.counts.report import DataReport
+from counterpoint.data.prepared import cache
+from counterpoint.data.prepared.cache import Fingerprint, Manifest
 
 Output = Literal["arrow", "jsonl"]
 LINES, PAGE, STATISTICS = "lines.jsonl", "statistics.html", "statistics.json"

@@ -7,12 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import conversations
 
-from counterpoint.data.batches.collate import Collator
-from counterpoint.data.batches.pack import pack
-from counterpoint.data.batches.tree import TreeRow, forest_of, size_of_tree, tree_of, trees_of
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.render import Example, Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.layout.collate import Collator
+from counterpoint.data.layout.pack import pack
+from counterpoint.data.layout.tree import TreeRow, forest_of, size_of_tree, tree_of, trees_of
 
 RENDERER = Renderer(load_vocabulary())
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from counterpoint.data import tally as module
 from counterpoint.data.conversation import Conversation, Message, Tool
+from counterpoint.data.counts import tally as module
+from counterpoint.data.counts.tally import OTHERS, Tally, sampled
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.tally import OTHERS, Tally, sampled
 
 RENDERER = Renderer(load_vocabulary())
 

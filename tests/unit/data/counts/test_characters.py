@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import texts
 
-from counterpoint.data.characters import KINDS, CharacterCounts, kinds_of
+from counterpoint.data.counts.characters import KINDS, CharacterCounts, kinds_of
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, byte_ids, load_vocabulary
 
 FULL = load_vocabulary()

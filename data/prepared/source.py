@@ -8,12 +8,12 @@ from math import floor
 from pathlib import Path
 
 from counterpoint.configs.errors import DataError
-from counterpoint.data import cache
-from counterpoint.data.cache import MANIFEST, Manifest
+from counterpoint.data.counts.report import DataReport
 from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer
-from counterpoint.data.prepared import examples_of, read_batches
-from counterpoint.data.report import DataReport
+from counterpoint.data.prepared import cache
+from counterpoint.data.prepared.cache import MANIFEST, Manifest
+from counterpoint.data.prepared.files import examples_of, read_batches
 
 
 def is_prepared(path: str) -> bool:

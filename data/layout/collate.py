@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.data.batches.tree import TreeRow
+from counterpoint.data.layout.tree import TreeRow
 
 if TYPE_CHECKING:
     import torch

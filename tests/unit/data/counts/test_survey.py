@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from counterpoint.data.conversation import Conversation, Message, Notice, Preference
+from counterpoint.data.counts.survey import EVERY_ROW, Item, RowRange, Survey, chosen, first_look, row_number
 from counterpoint.data.rows.row import BadRow
-from counterpoint.data.survey import EVERY_ROW, Item, RowRange, Survey, chosen, first_look, row_number
 
 ANSWER = (Message("user", "q"), Message("assistant", "a", "final"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 
-from counterpoint.data.batches.tree import TreeRow, forest_of
+from counterpoint.data.layout.tree import TreeRow, forest_of
 
 WINDOW = 2048
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.data.characters import CharacterCounts
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.counts.characters import CharacterCounts
 from counterpoint.data.harmony.render import CHANNEL_NAMES, Example
 from counterpoint.data.harmony.vocabulary import Vocabulary
 
