@@ -23,9 +23,9 @@ from typing import Any
 import orjson
 
 from counterpoint.configs.errors import DataError, RunError
-from counterpoint.data.build import render_rows
 from counterpoint.data.counts.report import DataReport
 from counterpoint.data.counts.tally import Tally
+from counterpoint.data.dataset.training_rows import render_rows
 from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer, RenderSettings

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from counterpoint.configs.errors import DataError, RunError
 from counterpoint.configs.schema import DistillRun
-from counterpoint.data.build import render_settings, source_options, source_specs
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.statistics import wilson

@@ -13,9 +13,9 @@ from transformers import set_seed
 
 from counterpoint.configs.dump import plain
 from counterpoint.configs.schema import DpoRun
-from counterpoint.data.build import render_settings, source_options
+from counterpoint.data.dataset.pairs import PairData, build_pairs, build_rated
+from counterpoint.data.dataset.training_rows import render_settings, source_options
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.pairs import PairData, build_pairs, build_rated
 from counterpoint.recipes.steps import BAD_ROWS, add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.evals.prompts import load_prompts

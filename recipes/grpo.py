@@ -18,7 +18,7 @@ from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.eval_section import SuiteSettings
 from counterpoint.configs.schema import GrpoRun, PromptSettings, ToolSettings
-from counterpoint.data.build import render_settings
+from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.steps import add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity

@@ -43,7 +43,7 @@ def _processes(run: TrainingRun) -> int:
 
 
 def _supervised(run: SftRun) -> Work:
-    from counterpoint.data.build import build_training_rows
+    from counterpoint.data.dataset.training_rows import build_training_rows
     from counterpoint.train.loop.arguments import rows_per_step, total_steps
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
@@ -66,7 +66,7 @@ def _supervised(run: SftRun) -> Work:
 
 
 def _pairs(run: DpoRun) -> Work:
-    from counterpoint.data.pairs import build_pairs, build_rated
+    from counterpoint.data.dataset.pairs import build_pairs, build_rated
     from counterpoint.train.loop.arguments import rows_per_step
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
@@ -86,7 +86,7 @@ def _pairs(run: DpoRun) -> Work:
 
 
 def _rollouts(run: GrpoRun) -> Work:
-    from counterpoint.data.build import render_settings
+    from counterpoint.data.dataset.training_rows import render_settings
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.recipes.grpo import read_prompts
     from counterpoint.train.loop.arguments import rows_per_step

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from counterpoint.configs.model_section import ModelSettings
-    from counterpoint.data.build import render_settings
+    from counterpoint.data.dataset.training_rows import render_settings
     from counterpoint.data.harmony.completion import parse_completion
     from counterpoint.data.harmony.render import Renderer, RenderSettings
     from counterpoint.recipes.sample_view import ChannelPrinter, RawPrinter, Silent

@@ -10,7 +10,7 @@ from transformers import set_seed
 
 from counterpoint.configs.dump import plain
 from counterpoint.configs.schema import SftRun
-from counterpoint.data.build import TrainingData, build_training_rows, render_settings, source_options
+from counterpoint.data.dataset.training_rows import TrainingData, build_training_rows, render_settings, source_options
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.layout.collate import Collator
 from counterpoint.recipes.steps import BAD_ROWS, add_measurements, prepare_model, train_to_end

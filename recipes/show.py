@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from counterpoint.data.build import render_settings, source_options, source_specs
     from counterpoint.data.counts.survey import EVERY_ROW, chosen, first_look
+    from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
     from counterpoint.data.formats.read import conversations_from, load_conversations
 
     data = data_settings(args)

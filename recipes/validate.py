@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from counterpoint.data.build import source_options, source_specs
+    from counterpoint.data.dataset.training_rows import source_options, source_specs
     from counterpoint.data.validate import validate
 
     data = data_settings(args)

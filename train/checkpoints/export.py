@@ -23,8 +23,8 @@ from transformers.utils.hub import cached_file
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
-from counterpoint.data.build import render_settings
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.train.checkpoints import gate, gguf_export
 from counterpoint.train.checkpoints.find import Found, open_checkpoint

@@ -23,8 +23,8 @@ from inspect_ai.solver import TaskState
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from counterpoint.configs.schema import ServerSettings
-from counterpoint.data.build import render_settings
 from counterpoint.data.conversation import Effort
+from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import load_vocabulary

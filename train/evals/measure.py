@@ -9,7 +9,7 @@ from typing import Any
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.schema import EvaluateRun
-from counterpoint.data.build import render_settings
+from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.checkpoints.find import Found, open_checkpoint

@@ -19,7 +19,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from counterpoint.data.pairs import Pair, Rated
+from counterpoint.data.dataset.pairs import Pair, Rated
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops

@@ -10,7 +10,7 @@ import pytest
 
 from counterpoint.configs.errors import DataError
 from counterpoint.configs.schema import DataSettings, SourceSettings
-from counterpoint.data.build import TrainingData, build_training_rows, render_settings, source_options
+from counterpoint.data.dataset.training_rows import TrainingData, build_training_rows, render_settings, source_options
 from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer

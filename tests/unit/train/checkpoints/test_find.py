@@ -12,7 +12,7 @@ import torch
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun, TrainingRun
-from counterpoint.data.build import render_settings
+from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
 from counterpoint.train.checkpoints.save import checkpoint_name, write_folder

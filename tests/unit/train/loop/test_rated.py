@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from counterpoint.configs.schema import DpoRun
-from counterpoint.data.pairs import Rated
+from counterpoint.data.dataset.pairs import Rated
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.arguments import LoopSettings

@@ -20,8 +20,8 @@ import numpy as np
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.schema import DataSettings, SourceSettings
-from counterpoint.data.build import render_settings, source_options, source_specs, write_quarantine
 from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs, write_quarantine
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import CHANNEL_CODES, CONTEXT, Example, Renderer, Span

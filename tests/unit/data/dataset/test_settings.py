@@ -7,7 +7,7 @@ from counterpoint.configs.base import Effort
 from counterpoint.configs.data_section import Format
 from counterpoint.configs.schema import DataSettings
 from counterpoint.data import conversation
-from counterpoint.data.build import render_settings, source_options
+from counterpoint.data.dataset.training_rows import render_settings, source_options
 from counterpoint.data.formats.convert import _CONVERTERS
 from counterpoint.data.formats.detect import FORMATS
 from counterpoint.data.formats.options import SourceOptions
