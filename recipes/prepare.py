@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
-    from counterpoint.data.prepare import Job, prepare
+    from counterpoint.data.prepare.writer import Job, prepare
     from counterpoint.data.prepared.location import Place
 
     data = data_settings(args)

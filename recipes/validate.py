@@ -19,8 +19,8 @@ from counterpoint.recipes.data_arguments import add_data_arguments, data_setting
 
 if TYPE_CHECKING:
     from counterpoint.data.formats.options import SourceSpec
+    from counterpoint.data.prepare.validate import Validation
     from counterpoint.data.rows.row import BadRow
-    from counterpoint.data.validate import Validation
 
 _SECONDS_BETWEEN_PROGRESS = 0.2
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.dataset.training_rows import source_options, source_specs
-    from counterpoint.data.validate import validate
+    from counterpoint.data.prepare.validate import validate
 
     data = data_settings(args)
     specs = source_specs(data.train)
@@ -96,7 +96,7 @@ def _quarantine(path: str, specs: list[SourceSpec]) -> TextIO:
 
 
 def _tell(found: Validation, seconds: float, quarantine: str | None) -> None:
-    from counterpoint.data.validate import notice_line
+    from counterpoint.data.prepare.validate import notice_line
 
     kinds = ", ".join(f"{count:,} {kind}s" for kind, count in found.kinds.most_common())
     formats = ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())

@@ -15,7 +15,7 @@ from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, byte_ids, load_vocabulary
-from counterpoint.data.prepare import Job, prepare
+from counterpoint.data.prepare.writer import Job, prepare
 from counterpoint.data.prepared.source import is_prepared, read_prepared
 
 

@@ -31,11 +31,11 @@ from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, full_fingerprint, load_vocabulary
 from counterpoint.data.layout.tree import size_of_tree
+from counterpoint.data.prepare.statistics_page import statistics_page
 from counterpoint.data.prepared import cache
 from counterpoint.data.prepared.files import ArrowFolder, arrow_batch, json_lines
 from counterpoint.data.prepared.location import LINES, PAGE, STATISTICS, Output, Place
 from counterpoint.data.rows.row import AnyRow, BadRow
-from counterpoint.data.statistics_page import statistics_page
 
 Numbered = tuple[int, AnyRow, str, int]
 """A row with its number among all rows, the format of its source, and how often it is taken."""

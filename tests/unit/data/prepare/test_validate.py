@@ -9,7 +9,7 @@ from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.validate import validate
+from counterpoint.data.prepare.validate import validate
 
 
 def write(path, *rows):
