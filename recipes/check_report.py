@@ -10,8 +10,8 @@ import orjson
 
 from counterpoint.data.harmony.check import Checked
 from counterpoint.data.harmony.codes import CODES
+from counterpoint.data.intervals import wilson
 from counterpoint.data.rows.row import BadRow
-from counterpoint.data.statistics import wilson
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(found: Comparison, a: str, b: str, shown: int | None) -> list[str]:
-    from counterpoint.data.visible import visible_line
+    from counterpoint.data.pages.visible import visible_line
     from counterpoint.train.evals.compare import METRICS
 
     lines = [
@@ -70,7 +70,7 @@ def _text(found: Comparison, a: str, b: str, shown: int | None) -> list[str]:
 
 
 def _table(rows: list[Difference]) -> list[str]:
-    from counterpoint.data.visible import visible_line
+    from counterpoint.data.pages.visible import visible_line
 
     names = [visible_line(row.task or (f"effort {row.effort}" if row.effort else "all"), 30) for row in rows]
     width = max(9, *map(len, names))
@@ -87,7 +87,7 @@ def _table(rows: list[Difference]) -> list[str]:
 
 
 def _flips(flips: tuple[Flip, ...], shown: int | None) -> list[str]:
-    from counterpoint.data.visible import visible_line
+    from counterpoint.data.pages.visible import visible_line
 
     lines: list[str] = []
     for what, chosen in (

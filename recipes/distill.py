@@ -17,7 +17,7 @@ from counterpoint.data.conversation import Conversation
 from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.statistics import wilson
+from counterpoint.data.intervals import wilson
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.loop.run_folder import (
     RunFolder,

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from counterpoint.data.harmony.completion import Completion
 from counterpoint.data.harmony.vocabulary import CALL, END, MESSAGE, N_TEXT, RETURN, START, Vocabulary
-from counterpoint.data.terminal import COLOURS, console_for
-from counterpoint.data.visible import visible, visible_line
+from counterpoint.data.pages.visible import visible, visible_line
+from counterpoint.data.show.terminal import COLOURS, console_for
 
 _ENDS = frozenset({END, CALL, RETURN, START})
 _CHANNELS = ("analysis", "commentary", "final")

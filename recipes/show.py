@@ -23,9 +23,9 @@ from counterpoint.recipes.data_arguments import add_data_arguments, data_setting
 if TYPE_CHECKING:
     from counterpoint.configs.schema import DataSettings
     from counterpoint.data.counts.survey import Item, RowRange, Survey
-    from counterpoint.data.explain import Explained
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.data.rows.row import BadRow
+    from counterpoint.data.show.explain import Explained
 
 _ROWS, _EXAMPLES = 5, 200
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _facts(data: DataSettings, survey: Survey) -> list[str]:
     """Which files, their format, and counts of what was read so far."""
-    from counterpoint.data.visible import visible_line
+    from counterpoint.data.pages.visible import visible_line
 
     return [visible_line(", ".join(source.path for source in data.train)), *map(visible_line, survey.lines())]
 
@@ -95,9 +95,9 @@ def _explained(
     items: Iterator[Item], renderer: Renderer, data: DataSettings, args: argparse.Namespace
 ) -> Iterator[Explained | BadRow]:
     from counterpoint.data.counts.survey import source_of
-    from counterpoint.data.explain import explain
     from counterpoint.data.rows.row import BadRow
-    from counterpoint.data.terminal import MAX_TURNS
+    from counterpoint.data.show.explain import explain
+    from counterpoint.data.show.terminal import MAX_TURNS
 
     turns = None
     if args.turn is not None:
@@ -118,7 +118,7 @@ def _print_rows(
     args: argparse.Namespace, rows: Iterator[Explained | BadRow], renderer: Renderer, survey: Survey
 ) -> int:
     from counterpoint.data.rows.row import BadRow
-    from counterpoint.data.terminal import TerminalView, View, console_for
+    from counterpoint.data.show.terminal import TerminalView, View, console_for
 
     console = console_for(args.plain)
     plain = console.color_system is None
@@ -149,8 +149,8 @@ def _print_rows(
 def _write_page(
     args: argparse.Namespace, title: str, facts: list[str], rows: Iterator[Explained | BadRow], renderer: Renderer
 ) -> int:
-    from counterpoint.data.page.build import PageBuilder
-    from counterpoint.data.visible import visible_line
+    from counterpoint.data.pages.visible import visible_line
+    from counterpoint.data.show.page import PageBuilder
 
     page = PageBuilder(renderer.vocabulary, args.limit or _EXAMPLES)
     for row in rows:

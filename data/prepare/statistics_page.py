@@ -11,8 +11,8 @@ from typing import Any
 from counterpoint.data.counts.report import DataReport
 from counterpoint.data.counts.tally import SAMPLED_EVERY, SAMPLED_WHOLE
 from counterpoint.data.harmony.render import CHANNEL_NAMES
+from counterpoint.data.pages.visible import visible_line
 from counterpoint.data.prepared.cache import Fingerprint
-from counterpoint.data.visible import visible_line
 
 _MANY = 40
 _STYLE = """

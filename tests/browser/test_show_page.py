@@ -12,11 +12,11 @@ import pytest
 from browser.chrome import Chrome
 
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Notice
-from counterpoint.data.explain import explain
 from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.page.build import PageBuilder
 from counterpoint.data.rows.row import BadRow
+from counterpoint.data.show.explain import explain
+from counterpoint.data.show.page import PageBuilder
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from completions import CALL_HEAD, FINAL, MALFORMED, THINK, TOOLS, VALID, ids_of
 from counterpoint.data.harmony.codes import CODES
 from counterpoint.data.harmony.official import harmony_accepts
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.statistics import wilson
+from counterpoint.data.intervals import wilson
 
 OPENAI_TOOLS = [
     {"type": "function", "function": {"name": t.name, "description": "", "parameters": t.parameters}} for t in TOOLS

@@ -12,7 +12,7 @@ import numpy as np
 from counterpoint.data.conversation import EFFORTS, Effort
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.vocabulary import Vocabulary
-from counterpoint.data.statistics import wilson
+from counterpoint.data.intervals import wilson
 from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.scorers import Score, Scorers
 

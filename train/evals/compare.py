@@ -17,7 +17,7 @@ import numpy as np
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import EFFORTS
-from counterpoint.data.statistics import Estimate, mean_estimate, minimal_detectable_difference
+from counterpoint.data.intervals import Estimate, mean_estimate, minimal_detectable_difference
 
 Row = Mapping[str, Any]
 Metric = Literal["score", "correct"]

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from counterpoint.data.conversation import EFFORTS
-from counterpoint.data.statistics import Estimate, mean_estimate, wilson
+from counterpoint.data.intervals import Estimate, mean_estimate, wilson
 from counterpoint.train.evals.channels import Summary
 from counterpoint.train.evals.results import Row
 

@@ -17,7 +17,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from counterpoint.data.harmony.completion import Completion
-from counterpoint.data.statistics import Estimate, mean_estimate, student_t_quantile, wilson
+from counterpoint.data.intervals import Estimate, mean_estimate, student_t_quantile, wilson
 from counterpoint.train.evals.channels import Rate
 from counterpoint.train.evals.scorers import Reference, answer_of, last_number
 

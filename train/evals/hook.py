@@ -22,7 +22,7 @@ from counterpoint.configs.errors import RunError
 from counterpoint.configs.eval_section import EvalSettings, SamplingSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.statistics import wilson
+from counterpoint.data.intervals import wilson
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
 from counterpoint.train.evals.prompts import EvalPrompt, clustered
 from counterpoint.train.evals.scorers import Scorers

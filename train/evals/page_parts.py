@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.data.visible import visible, visible_line
+from counterpoint.data.pages.visible import visible, visible_line
 from counterpoint.train.evals.channels import Rate
 from counterpoint.train.evals.charts import interval
 

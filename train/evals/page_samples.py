@@ -10,7 +10,7 @@ from typing import Any
 from counterpoint.data.harmony.check import read
 from counterpoint.data.harmony.codes import CODES
 from counterpoint.data.harmony.vocabulary import Vocabulary
-from counterpoint.data.visible import Pieces
+from counterpoint.data.pages.visible import Pieces
 from counterpoint.train.evals.charts import CHANNELS
 from counterpoint.train.evals.page_parts import block, line, section
 from counterpoint.train.evals.report import Report, Row, codes_of, is_correct

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.data.conversation import EFFORTS
-from counterpoint.data.statistics import Estimate, mean_estimate, pass_at_k
+from counterpoint.data.intervals import Estimate, mean_estimate, pass_at_k
 from counterpoint.train.evals.channels import Rate
 
 Row = Mapping[str, Any]

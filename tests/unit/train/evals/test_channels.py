@@ -11,7 +11,7 @@ import pytest
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.statistics import wilson
+from counterpoint.data.intervals import wilson
 from counterpoint.train.evals.channels import Judged, judge, summarise
 from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
 from counterpoint.train.evals.scorers import Scorers

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from counterpoint.data.statistics import wilson
+from counterpoint.data.intervals import wilson
 from counterpoint.train.evals.effort import Point, advise, points_of_rows
 
 

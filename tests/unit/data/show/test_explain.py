@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from strategies import conversations
 
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Notice, Preference, Tool
-from counterpoint.data.explain import Explained, ExplainedExample, explain, ids_of
 from counterpoint.data.harmony.render import CHANNEL_CODES, ChannelWeights, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import START, load_vocabulary
+from counterpoint.data.show.explain import Explained, ExplainedExample, explain, ids_of
 
 PROMPT = "prompt: the server writes <|start|>assistant"
 CALL = Message("assistant", "{}", "commentary", "functions.f", content_type=CONSTRAIN_JSON)

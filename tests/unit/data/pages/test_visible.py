@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from strategies import texts
 
 from counterpoint.data.harmony.vocabulary import CALL, START, load_vocabulary
-from counterpoint.data.visible import Piece, Pieces, Segment, cut, segments, visible, visible_line
+from counterpoint.data.pages.visible import Piece, Pieces, Segment, cut, segments, visible, visible_line
 
 VOCABULARY = load_vocabulary()
 

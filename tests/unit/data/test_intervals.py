@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from counterpoint.data.statistics import (
+from counterpoint.data.intervals import (
     clustered_standard_error,
     mean_at_k,
     mean_estimate,

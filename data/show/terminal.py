@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 from counterpoint.data import reasons
-from counterpoint.data.explain import Block, Explained, ExplainedExample, ExplainedSpan
 from counterpoint.data.harmony.vocabulary import Vocabulary
-from counterpoint.data.visible import cut, segments, visible_line
+from counterpoint.data.pages.visible import cut, segments, visible_line
+from counterpoint.data.show.explain import Block, Explained, ExplainedExample, ExplainedSpan
 
 COLOURS = {"analysis": "#2f7de1", "commentary": "#c2660a", "final": "#008f82"}
 _WARNING = "#c2660a"

@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 from typing import Any
 
 from counterpoint.data.conversation import Conversation, Message, Notice
-from counterpoint.data.explain import explain, ids_of
 from counterpoint.data.harmony.render import CHANNEL_NAMES, Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.page.build import PageBuilder, as_json
 from counterpoint.data.rows.row import BadRow
+from counterpoint.data.show.explain import explain, ids_of
+from counterpoint.data.show.page import PageBuilder, as_json
 
 TURN = (
     Message("user", "q"),

@@ -16,11 +16,11 @@ from typing import Any
 
 import orjson
 
-from counterpoint.data.explain import Block, Explained, ExplainedExample, ExplainedSpan
 from counterpoint.data.harmony.render import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import Vocabulary
+from counterpoint.data.pages.visible import Pieces, cut, visible_line
 from counterpoint.data.rows.row import BadRow
-from counterpoint.data.visible import Pieces, cut, visible_line
+from counterpoint.data.show.explain import Block, Explained, ExplainedExample, ExplainedSpan
 
 MAX_TOKENS = 1_500_000
 """Tokens that a page holds at most (a text that comes again counts once): it then has about 12 MB."""
@@ -89,7 +89,7 @@ class PageBuilder:
             "rows": self.rows,
             "examples": self.examples,
         }
-        return self_contained("counterpoint.data.page", "page", f"{title} · counterpoint show", data)
+        return self_contained("counterpoint.data.show", "page", f"{title} · counterpoint show", data)
 
     def _example(self, example: ExplainedExample) -> dict[str, Any]:
         return {
