@@ -18,7 +18,7 @@ from collections.abc import Callable
 from openai_harmony import Role
 
 from counterpoint.data.conversation import Tool
-from counterpoint.data.harmony.check import check
+from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.official import official_encoding
 from counterpoint.data.harmony.vocabulary import load_vocabulary

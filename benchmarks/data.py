@@ -35,7 +35,7 @@ from workload import official_messages
 
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.convert import convert
-from counterpoint.data.harmony.check import check
+from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.fast_encoder import SWITCH
 from counterpoint.data.harmony.official import official_encoding
 from counterpoint.data.harmony.render import Renderer, RenderSettings

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from counterpoint.configs.errors import RowError
 
 if TYPE_CHECKING:
-    from counterpoint.data.harmony.check import Rules
+    from counterpoint.data.harmony.checker import Rules
     from counterpoint.data.rows.row import BadRow, RawRow
     from counterpoint.recipes.check_report import Judged
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from counterpoint.data.harmony.check import Rules
+    from counterpoint.data.harmony.checker import Rules
     from counterpoint.data.rows.row import BadRow
     from counterpoint.recipes.check_report import Totals, as_json, as_text
 
@@ -80,7 +80,7 @@ def _rows(files: list[str]) -> Iterator[RawRow | BadRow]:
 def _judge(row: RawRow, defaults: Rules) -> Judged | BadRow:
     from dataclasses import replace
 
-    from counterpoint.data.harmony.check import judge, read
+    from counterpoint.data.harmony.checker import judge, read
     from counterpoint.data.harmony.official import harmony_accepts
     from counterpoint.data.harmony.vocabulary import load_vocabulary
     from counterpoint.data.rows.row import BadRow
@@ -103,7 +103,7 @@ def _judge(row: RawRow, defaults: Rules) -> Judged | BadRow:
 
 def _ids(row: Mapping[str, Any], rules: Rules) -> tuple[list[int], bool]:
     """Ids of the row's completion, and whether the stop token that a server cut off was put back."""
-    from counterpoint.data.harmony.check import read
+    from counterpoint.data.harmony.checker import read
     from counterpoint.data.harmony.vocabulary import CALL, RETURN, load_vocabulary
 
     tokens, text = row.get("tokens"), row.get("text", row.get("response"))
@@ -148,8 +148,8 @@ def _with_tools(rules: Rules, row: Mapping[str, Any], source: str) -> Rules:
     """Tools that are given make the list complete: a call to any other is unknown, a built-in tool not offered."""
     from dataclasses import replace
 
-    from counterpoint.data.harmony.arguments import schema_fault
-    from counterpoint.data.harmony.tools import read_tools
+    from counterpoint.data.harmony.argument_schema import schema_fault
+    from counterpoint.data.harmony.tool_declarations import read_tools
 
     offered = row.get("builtin_tools")
     if offered is not None and not (isinstance(offered, list) and all(isinstance(name, str) for name in offered)):

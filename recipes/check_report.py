@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from counterpoint.data.harmony.check import Checked
+from counterpoint.data.harmony.checker import Checked
 from counterpoint.data.harmony.codes import CODES
 from counterpoint.data.intervals import wilson
 from counterpoint.data.rows.row import BadRow

@@ -18,7 +18,7 @@ from counterpoint.data.formats.harmony_raw import convert_raw
 from counterpoint.data.formats.openai import DECLARATIONS, read_declarations
 from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.tool_names import BUILTIN_TOOLS
-from counterpoint.data.harmony.tools import read_tools
+from counterpoint.data.harmony.tool_declarations import read_tools
 
 _MESSAGE = frozenset({"role", "name", "author", "content", "channel", "recipient", "content_type", "weight"})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.tags import has_tags, split_assistant, split_responses, split_tools
-from counterpoint.data.harmony.tools import read_tools
+from counterpoint.data.harmony.tool_declarations import read_tools
 
 
 def add_tagged_system(draft: Draft, text: str, field: str, name: str | None = None) -> None:

@@ -15,7 +15,7 @@ from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_object, as_text, join, wrong_type
 from counterpoint.data.formats.options import SourceOptions
-from counterpoint.data.harmony.tools import read_tools
+from counterpoint.data.harmony.tool_declarations import read_tools
 
 MESSAGE_KEYS = ("messages", "traj", "history", "conversation")
 DECLARATIONS = frozenset({"tools", "functions", "parallel_tool_calls", "response_format"})

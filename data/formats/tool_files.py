@@ -9,7 +9,7 @@ from typing import Any
 
 from counterpoint.configs.errors import ConfigError, DataError, RowError
 from counterpoint.data.conversation import Tool
-from counterpoint.data.harmony.tools import ReadTools, read_tools
+from counterpoint.data.harmony.tool_declarations import ReadTools, read_tools
 from counterpoint.data.rows.strict_json import loads
 
 BUILTIN_TOOLS = ("python", "browser")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from counterpoint.data.conversation import Channel, Tool
-from counterpoint.data.harmony.arguments import object_of
-from counterpoint.data.harmony.check import Reading, Rules, judge, read
+from counterpoint.data.harmony.argument_schema import object_of
+from counterpoint.data.harmony.checker import Reading, Rules, judge, read
 from counterpoint.data.harmony.codes import Violation
 from counterpoint.data.harmony.grammar import RecipientPosition, Span
 from counterpoint.data.harmony.text import SPECIAL

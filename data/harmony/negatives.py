@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Literal
 
-from counterpoint.data.harmony.check import read
+from counterpoint.data.harmony.checker import read
 from counterpoint.data.harmony.grammar import Span
 from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, END, RETURN, START, Vocabulary
 

@@ -10,7 +10,7 @@ from typing import cast
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Message, Role
-from counterpoint.data.harmony.check import read
+from counterpoint.data.harmony.checker import read
 from counterpoint.data.harmony.codes import CODES, Code
 from counterpoint.data.harmony.grammar import ASSISTANT, Fault, Scan, Span, scan
 from counterpoint.data.harmony.vocabulary import Vocabulary, load_vocabulary

@@ -19,7 +19,7 @@ from openai_harmony import Message as OfficialMessage
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Effort, ResponseFormat, Tool
 from counterpoint.data.harmony.official import official_encoding
-from counterpoint.data.harmony.schema import writable
+from counterpoint.data.harmony.tool_schema import writable
 from counterpoint.data.harmony.vocabulary import END, MESSAGE, START, Vocabulary
 
 _MAX_OPENINGS = 50_000

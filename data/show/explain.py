@@ -11,12 +11,12 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from counterpoint.data import reasons
 from counterpoint.data.conversation import Conversation, Effort, Message, Notice, Preference
+from counterpoint.data.harmony import reasons
+from counterpoint.data.harmony.reasons import OPENS, Named
 from counterpoint.data.harmony.render import CHANNEL_NAMES, CONTEXT, Renderer, Span
 from counterpoint.data.harmony.vocabulary import START
 from counterpoint.data.harmony.window import Turn, history, split_turns
-from counterpoint.data.reasons import OPENS, Named
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from counterpoint.data import reasons
+from counterpoint.data.harmony import reasons
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.pages.visible import cut, segments, visible_line
 from counterpoint.data.show.explain import Block, Explained, ExplainedExample, ExplainedSpan

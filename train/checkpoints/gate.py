@@ -15,7 +15,7 @@ import torch
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.read import load_conversations
-from counterpoint.data.harmony.check import check
+from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.evals.prompts import prompt_of
 from counterpoint.train.model.load import LoadedModel

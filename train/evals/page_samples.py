@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.data.harmony.check import read
+from counterpoint.data.harmony.checker import read
 from counterpoint.data.harmony.codes import CODES
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.pages.visible import Pieces

@@ -16,7 +16,7 @@ from typing import Any
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.completion import ToolCall
-from counterpoint.data.harmony.tools import read_tools
+from counterpoint.data.harmony.tool_declarations import read_tools
 from counterpoint.train.rollout.tools import ToolResult
 
 

@@ -13,7 +13,7 @@ from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.schema import DataSettings
 from counterpoint.data.conversation import Conversation, Message, Preference, Tool
 from counterpoint.data.dataset.pairs import build_pairs, build_rated, pair_of
-from counterpoint.data.harmony.check import check
+from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 

@@ -13,7 +13,7 @@ from openai_harmony import Author, RenderConversationConfig, Role
 from openai_harmony import Conversation as OfficialConversation
 from openai_harmony import Message as OfficialMessage
 
-from counterpoint.data.harmony.check import check
+from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.completion import Completion, ToolCall, parse_completion
 from counterpoint.data.harmony.official import harmony_accepts, official_encoding
 from counterpoint.data.harmony.text import _MARKUP

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import conversations
 
 from counterpoint.data.conversation import Conversation, Tool
-from counterpoint.data.harmony.check import check
+from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary

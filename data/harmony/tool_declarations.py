@@ -16,7 +16,7 @@ import orjson
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Notice, Tool
-from counterpoint.data.harmony.schema import clean, lost_keywords, writable
+from counterpoint.data.harmony.tool_schema import clean, lost_keywords, writable
 
 _BUILTIN_TYPES = {
     "code_interpreter": "python",

@@ -12,7 +12,7 @@ from completions import CALL_HEAD, FINAL, MALFORMED, THINK, TOOLS, VALID, Case, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.data.harmony.check import TOLD_OF_A_CODE, check
+from counterpoint.data.harmony.checker import TOLD_OF_A_CODE, check
 from counterpoint.data.harmony.codes import CODES, GROUPS, POLICY_CODES
 from counterpoint.data.harmony.official import harmony_accepts
 from counterpoint.data.harmony.vocabulary import N_VOCAB, RestrictedVocabulary, byte_ids, load_vocabulary

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoint.data.conversation import Tool
-from counterpoint.data.harmony.arguments import invalid_arguments, object_of
+from counterpoint.data.harmony.argument_schema import invalid_arguments, object_of
 from counterpoint.data.harmony.codes import POLICY_CODES, Code, Violation
 from counterpoint.data.harmony.grammar import ASSISTANT, Header, RecipientPosition, Scan, Span, scan
 from counterpoint.data.harmony.text import (

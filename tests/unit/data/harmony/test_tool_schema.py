@@ -13,8 +13,8 @@ from openai_harmony import Message as OfficialMessage
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.prompt import developer_message, official_ids
-from counterpoint.data.harmony.schema import clean, lost_keywords, writable
-from counterpoint.data.harmony.tools import read_tools
+from counterpoint.data.harmony.tool_declarations import read_tools
+from counterpoint.data.harmony.tool_schema import clean, lost_keywords, writable
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Notice, Tool
-from counterpoint.data.harmony.tools import read_tools
+from counterpoint.data.harmony.tool_declarations import read_tools
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "minLength": 1}}, "required": ["city"]}
 WANTED = Tool("weather", "Weather of a city.", SCHEMA)

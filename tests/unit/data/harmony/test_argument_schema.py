@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from counterpoint.data.harmony.arguments import _acceptor, invalid_arguments, object_of, schema_fault
+from counterpoint.data.harmony.argument_schema import _acceptor, invalid_arguments, object_of, schema_fault
 
 OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
