@@ -12,7 +12,7 @@ from typing import Any
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Conversation, Message
-from counterpoint.train.evals.guarded import Guard
+from counterpoint.data.user_code.worker import Guard
 from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.scorers import Reference
 

@@ -26,7 +26,7 @@ import jsonschema
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import Completion, ToolCall
-from counterpoint.train.evals.guarded import Guard, Guarded, exists
+from counterpoint.data.user_code.worker import Guard, Guarded, exists
 
 
 class MissingTruthError(ConfigError):

@@ -17,8 +17,8 @@ from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.tool_files import read_tool_names
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.user_code.worker import Guard
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
-from counterpoint.train.evals.guarded import Guard
 from counterpoint.train.evals.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
 from counterpoint.train.evals.scorers import UNKNOWN_INSTRUCTION, Scorers
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, cast
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.completion import ToolCall
-from counterpoint.train.evals.guarded import Worker, resolve
+from counterpoint.data.user_code.worker import Worker, resolve
 from counterpoint.train.rollout.sandbox import PythonSandbox, SandboxLimits
 
 Fault = Literal["unknown_tool", "bad_arguments", "raised", "hung", "died"]
