@@ -26,7 +26,7 @@ from counterpoint.train.evals.prompts import load_prompts
 from counterpoint.train.model.load import LoadedModel, finish_model
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.model.vocabulary_map import VocabularyMap
-from counterpoint.train.rollout.sample import Sampler, inference
+from counterpoint.train.sampling.sample import Sampler, inference
 
 
 def mid_size() -> LoadedModel:

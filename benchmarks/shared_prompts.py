@@ -32,7 +32,7 @@ from counterpoint.train.model.paths import use_paths
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.rollout.episodes import EpisodeLimits
 from counterpoint.train.rollout.rewards import Rewards
-from counterpoint.train.rollout.sample import Sampler
+from counterpoint.train.sampling.sample import Sampler
 
 GROUPS = 2
 

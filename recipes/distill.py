@@ -29,7 +29,7 @@ from counterpoint.train.loop.versions import versions
 from counterpoint.train.model.load import device_of, load_model, load_vocabulary_of
 from counterpoint.train.model.paths import use_paths
 from counterpoint.train.rollout.distill import Question, distil, question_of, row_of
-from counterpoint.train.rollout.sample import Sampler
+from counterpoint.train.sampling.sample import Sampler
 
 ROWS, REFUSED = "distilled.jsonl", "refused.jsonl"
 

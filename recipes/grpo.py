@@ -32,12 +32,12 @@ from counterpoint.train.loop.session import Session, open_session
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.model.load import LoadedModel, device_of, load_vocabulary_of
-from counterpoint.train.rollout.engines import Engine
 from counterpoint.train.rollout.episodes import EpisodeLimits
-from counterpoint.train.rollout.following import check_engine, following_engine
 from counterpoint.train.rollout.rewards import Rewards
-from counterpoint.train.rollout.sample import Sampler
 from counterpoint.train.rollout.toolkit import Toolkit
+from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.sample import Sampler
+from counterpoint.train.sampling.weight_sync import check_engine, following_engine
 
 
 def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -> int:

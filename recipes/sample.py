@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.recipes.sample_view import ChannelPrinter, RawPrinter, Silent
     from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
     from counterpoint.train.model.load import device_of
-    from counterpoint.train.rollout.stream import stream
+    from counterpoint.train.sampling.stream import stream
 
     found = find_checkpoint(args.checkpoint, ModelSettings(name=args.base) if args.base else None)
     if args.no_adapter:

@@ -14,7 +14,7 @@ from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.recipes.cli import main
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.rollout.distill import distil, question_of, row_of
-from counterpoint.train.rollout.scripted import ScriptedEngine
+from counterpoint.train.sampling.scripted import ScriptedEngine
 
 RENDERER = Renderer(load_vocabulary())
 RIGHT = "<|channel|>analysis<|message|>6 and 7.<|end|><|start|>assistant<|channel|>final<|message|>So: 42<|return|>"

@@ -20,8 +20,9 @@ from counterpoint.train.adapters.attach import load_lora
 from counterpoint.train.model.load import LoadedModel, finish_model, load_model
 from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.model.vocabulary_map import VocabularyMap
-from counterpoint.train.rollout import following, vllm_engine
-from counterpoint.train.rollout.sample import Sampler
+from counterpoint.train.sampling import vllm_engine
+from counterpoint.train.sampling import weight_sync as following
+from counterpoint.train.sampling.sample import Sampler
 
 assert grpo.run, "TRL looks for vLLM when it is imported: before there is a stand-in of it"
 RUN = """

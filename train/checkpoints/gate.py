@@ -19,7 +19,7 @@ from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.evals.prompts import prompt_of
 from counterpoint.train.model.load import LoadedModel
-from counterpoint.train.rollout.sample import Sampler
+from counterpoint.train.sampling.sample import Sampler
 
 MAX_SEQUENCES = 24
 MAX_POSITIONS = 512

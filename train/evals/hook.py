@@ -29,7 +29,7 @@ from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.loop.run_folder import METRICS, json_lines
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
-from counterpoint.train.rollout.sample import Sampled, Sampler, sample_seed
+from counterpoint.train.sampling.sample import Sampled, Sampler, sample_seed
 
 Who = Literal["base", "tuned"]
 TABLE_ROWS = 60

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from counterpoint.train.rollout.engines import Engine
-from counterpoint.train.rollout.sample import Sampled
+from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.sample import Sampled
 
 WAIT = 0.02
 """Seconds that a batch waits for more requests: those of one evaluation come at once, or one behind the other."""

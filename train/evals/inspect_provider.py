@@ -31,8 +31,8 @@ from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.inspect_batches import Batches, Request
 from counterpoint.train.evals.inspect_messages import METADATA, conversation_of, effort_of, output_of
 from counterpoint.train.evals.scorers import Reference, Scorers
-from counterpoint.train.rollout.engines import Engine
-from counterpoint.train.rollout.sample import Sampler, sample_seed
+from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.sample import Sampler, sample_seed
 
 logger = getLogger(__name__)
 MAX_TOKENS = 4096
@@ -66,7 +66,7 @@ class CounterpointAPI(ModelAPI):
         self.batch = batch
         self.vocabulary, settings = load_vocabulary(), RenderSettings()
         if engine is None and base_url is not None:
-            from counterpoint.train.rollout.server import ServerEngine
+            from counterpoint.train.sampling.server import ServerEngine
 
             engine = ServerEngine.connected(ServerSettings(url=base_url, model=model_name, parallel=batch))
         elif engine is None:

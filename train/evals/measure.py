@@ -19,7 +19,7 @@ from counterpoint.train.evals.runner import Done, Shard, finished, run_plan
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.evals.tasks import Task, build_tasks
 from counterpoint.train.model.load import device_of, load_vocabulary_of
-from counterpoint.train.rollout.engines import Engine, make_engine
+from counterpoint.train.sampling.engines import Engine, make_engine
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.evals.journal import Key
 from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.tasks import Task
-from counterpoint.train.rollout.sample import sample_seed
+from counterpoint.train.sampling.sample import sample_seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from counterpoint.train.evals.journal import Journal, Row, merge, saved_rows
 from counterpoint.train.evals.plan import Draw, fingerprint, groups
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.loop.run_folder import write_whole
-from counterpoint.train.rollout.engines import Engine
-from counterpoint.train.rollout.sample import Sampled
+from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.sample import Sampled
 
 PLAN = "plan.json"
 

@@ -32,12 +32,12 @@ from counterpoint.train.loop.teacher import Teacher
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.masks import attention_inputs
-from counterpoint.train.rollout.engines import Engine
 from counterpoint.train.rollout.episodes import Called, Episode, EpisodeLimits, run_episodes
-from counterpoint.train.rollout.following import FollowingEngine
 from counterpoint.train.rollout.rewards import Outcome, Rewards, zero_variance_share
-from counterpoint.train.rollout.sample import sample_seed
 from counterpoint.train.rollout.toolkit import Toolkit
+from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.sample import sample_seed
+from counterpoint.train.sampling.weight_sync import FollowingEngine
 
 SCORES = "scores"
 SharePrompts = Literal["auto", "always", "never"]

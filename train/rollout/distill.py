@@ -14,8 +14,8 @@ from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.evals.prompts import EvalPrompt, default_scorer, prompt_of
 from counterpoint.train.evals.scorers import Scorers
-from counterpoint.train.rollout.engines import Engine
-from counterpoint.train.rollout.sample import sample_seed
+from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.sample import sample_seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from counterpoint.train.evals.runner import Shard, run_plan
 from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.sample import Sampler
+from counterpoint.train.sampling.sample import Sampler
 
 SUITE = SuiteSettings.model_validate(
     {

@@ -35,7 +35,7 @@ from counterpoint.data.harmony.vocabulary import RETURN, load_vocabulary
 from counterpoint.train.evals.inspect_messages import METADATA, conversation_of, effort_of
 from counterpoint.train.evals.inspect_provider import answer, channels
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.scripted import ScriptedEngine
+from counterpoint.train.sampling.scripted import ScriptedEngine
 
 VOCABULARY = load_vocabulary()
 THINK = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"

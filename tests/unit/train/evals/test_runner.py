@@ -21,7 +21,7 @@ from counterpoint.train.evals.journal import SAMPLES, Journal, key_of, read_samp
 from counterpoint.train.evals.plan import groups, plan
 from counterpoint.train.evals.runner import PLAN, Done, Shard, run_plan
 from counterpoint.train.evals.scorers import Scorers
-from counterpoint.train.rollout.sample import Sampled
+from counterpoint.train.sampling.sample import Sampled
 
 SCRIPT = Path(__file__).with_name("plan_run.py")
 N_DRAWS = 6 * 2 * 2 + 4 * 2

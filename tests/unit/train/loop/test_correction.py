@@ -25,9 +25,9 @@ from counterpoint.train.loop.rl_arguments import grpo_arguments
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.rollout.episodes import EpisodeLimits
-from counterpoint.train.rollout.following import FollowingEngine
 from counterpoint.train.rollout.rewards import Rewards
-from counterpoint.train.rollout.sample import Sampled, Sampler, inference
+from counterpoint.train.sampling.sample import Sampled, Sampler, inference
+from counterpoint.train.sampling.weight_sync import FollowingEngine
 
 TEMPERATURE, GROUP = 0.7, 4
 

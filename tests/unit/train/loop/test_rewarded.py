@@ -17,8 +17,8 @@ from counterpoint.train.loop.rewarded import Rollouts, items_of
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.rollout.episodes import EpisodeLimits
 from counterpoint.train.rollout.rewards import Rewards
-from counterpoint.train.rollout.scripted import ScriptedEngine
 from counterpoint.train.rollout.toolkit import Toolkit
+from counterpoint.train.sampling.scripted import ScriptedEngine
 
 CALL = (
     "<|channel|>analysis<|message|>Call.<|end|><|start|>assistant<|channel|>commentary to=functions.multiply "

@@ -22,7 +22,7 @@ from counterpoint.train.model.paths import use_paths
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.rollout.episodes import EpisodeLimits
 from counterpoint.train.rollout.rewards import Rewards
-from counterpoint.train.rollout.scripted import ScriptedEngine
+from counterpoint.train.sampling.scripted import ScriptedEngine
 
 PAD = 0
 

@@ -25,7 +25,7 @@ from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.model.vocabulary_map import VocabularyMap
 from counterpoint.train.rollout.episodes import EpisodeLimits
 from counterpoint.train.rollout.rewards import Rewards
-from counterpoint.train.rollout.scripted import ScriptedEngine
+from counterpoint.train.sampling.scripted import ScriptedEngine
 
 TEMPERATURE, GROUP, WEIGHT = 0.8, 4, 0.5
 SAID = ["<|channel|>final<|message|>12<|return|>", "<|channel|>analysis<|message|>1 + 1<|end|>", "7", "<|return|>"]

@@ -18,9 +18,9 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import STOP_IDS, load_vocabulary
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.rollout.episodes import Episode, EpisodeLimits, continued, run_episodes
-from counterpoint.train.rollout.sample import Sampled, Sampler
-from counterpoint.train.rollout.scripted import ScriptedEngine
 from counterpoint.train.rollout.toolkit import Toolkit
+from counterpoint.train.sampling.sample import Sampled, Sampler
+from counterpoint.train.sampling.scripted import ScriptedEngine
 
 VOCABULARY = load_vocabulary()
 RENDERER = Renderer(VOCABULARY)

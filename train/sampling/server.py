@@ -23,7 +23,7 @@ from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.redact import redact
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
-from counterpoint.train.rollout.sample import Sampled, known, sample_seed
+from counterpoint.train.sampling.sample import Sampled, known, sample_seed
 
 KEY_VARIABLE = "COUNTERPOINT_SERVER_KEY"
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})

@@ -10,7 +10,7 @@ from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, RETURN, byte_ids
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.sample import DEFAULT_BATCH_TOKENS, Sampler, sample_seed
+from counterpoint.train.sampling.sample import DEFAULT_BATCH_TOKENS, Sampler, sample_seed
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from counterpoint.configs.model_section import LoraSettings
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.checkpoints.merged import write_merged
-from counterpoint.train.rollout.sample import Sampled
-from counterpoint.train.rollout.server import ServerEngine
-from counterpoint.train.rollout.vllm_engine import (
+from counterpoint.train.sampling.sample import Sampled
+from counterpoint.train.sampling.server import ServerEngine
+from counterpoint.train.sampling.vllm_engine import (
     VllmEngine,
     check_cpu,
     check_vocabulary,

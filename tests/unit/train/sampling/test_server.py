@@ -14,7 +14,7 @@ import pytest
 from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
-from counterpoint.train.rollout.server import KEY_VARIABLE, ServerEngine
+from counterpoint.train.sampling.server import KEY_VARIABLE, ServerEngine
 
 
 class Fake(ThreadingHTTPServer):

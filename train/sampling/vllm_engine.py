@@ -17,7 +17,7 @@ from counterpoint.configs.schema import VllmSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import device_of, dtype_of
 from counterpoint.train.model.vocabulary_map import MAP_FILE
-from counterpoint.train.rollout.sample import Sampled, known, sample_seed
+from counterpoint.train.sampling.sample import Sampled, known, sample_seed
 
 
 @dataclass

@@ -14,7 +14,7 @@ from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.schema import SuiteSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import LoadedModel
-from counterpoint.train.rollout.sample import Sampled, Sampler
+from counterpoint.train.sampling.sample import Sampled, Sampler
 
 
 class Engine(Protocol):
@@ -45,11 +45,11 @@ def make_engine(
     not installed.
     """
     if settings.engine == "server":
-        from counterpoint.train.rollout.server import ServerEngine
+        from counterpoint.train.sampling.server import ServerEngine
 
         return ServerEngine.connected(settings.server)
     if settings.engine == "vllm":
-        from counterpoint.train.rollout.vllm_engine import VllmEngine, dtype_name
+        from counterpoint.train.sampling.vllm_engine import VllmEngine, dtype_name
 
         assert model is not None
         return VllmEngine.started(model.name, settings.vllm, adapter, revision=model.revision, dtype=dtype_name(model))

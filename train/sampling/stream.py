@@ -9,7 +9,7 @@ import torch
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import LoadedModel
-from counterpoint.train.rollout.sample import SeededNoise, inference
+from counterpoint.train.sampling.sample import SeededNoise, inference
 
 
 def stream(

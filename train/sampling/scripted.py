@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from counterpoint.data.harmony.vocabulary import STOP_IDS, Vocabulary
-from counterpoint.train.rollout.sample import Sampled
+from counterpoint.train.sampling.sample import Sampled
 
 Script = Callable[[list[int], int], str | list[int]]
 

@@ -7,8 +7,8 @@ import torch
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.sample import Sampler
-from counterpoint.train.rollout.stream import stream
+from counterpoint.train.sampling.sample import Sampler
+from counterpoint.train.sampling.stream import stream
 
 LOADED = random_tiny(seed=4)
 PROMPT = LOADED.vocabulary.encode("What is 17 + 25?")

@@ -15,8 +15,8 @@ from counterpoint.configs.schema import ModelSettings, SuiteSettings, VllmSettin
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
 from counterpoint.train.model.load import device_of, dtype_of
 from counterpoint.train.model.tiny import tiny_folder
-from counterpoint.train.rollout.engines import make_engine
-from counterpoint.train.rollout.vllm_engine import VllmEngine
+from counterpoint.train.sampling.engines import make_engine
+from counterpoint.train.sampling.vllm_engine import VllmEngine
 
 
 class StandIn:

@@ -20,7 +20,7 @@ from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.merged import merged_state, write_merged
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.following import check_adapter, check_engine, following_engine
+from counterpoint.train.sampling.weight_sync import check_adapter, check_engine, following_engine
 
 
 class StandIn:

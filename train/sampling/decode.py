@@ -18,7 +18,7 @@ import torch
 
 from counterpoint.train.model.attention import LEAN_ATTENTION
 from counterpoint.train.model.masks import tree_masks
-from counterpoint.train.rollout.slots import SlotCache
+from counterpoint.train.sampling.kv_cache import SlotCache
 
 Choose = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """From logits (R, V) and the numbers of the samples they are of, the next row of each."""

@@ -21,7 +21,7 @@ from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
-from counterpoint.train.rollout.decode import Decoder
+from counterpoint.train.sampling.decode import Decoder
 
 # B batch, S prompt length, V rows of the model
 
