@@ -22,6 +22,8 @@ from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.steps import add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity
+from counterpoint.train.episodes.episodes import EpisodeLimits
+from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.loop.arguments import loop_settings, process_number, rows_per_step
@@ -32,9 +34,7 @@ from counterpoint.train.loop.session import Session, open_session
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.model.load import LoadedModel, device_of, load_vocabulary_of
-from counterpoint.train.rollout.episodes import EpisodeLimits
 from counterpoint.train.rollout.rewards import Rewards
-from counterpoint.train.rollout.toolkit import Toolkit
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampler
 from counterpoint.train.sampling.weight_sync import check_engine, following_engine

@@ -11,13 +11,13 @@ from counterpoint.configs.errors import DataError
 from counterpoint.configs.rl_section import RewardSettings
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
+from counterpoint.train.episodes.episodes import EpisodeLimits
+from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
 from counterpoint.train.evals.scorers import Reference
 from counterpoint.train.loop.rewarded import Rollouts, items_of
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.episodes import EpisodeLimits
 from counterpoint.train.rollout.rewards import Rewards
-from counterpoint.train.rollout.toolkit import Toolkit
 from counterpoint.train.sampling.scripted import ScriptedEngine
 
 CALL = (

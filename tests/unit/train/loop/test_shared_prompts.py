@@ -12,6 +12,7 @@ from counterpoint.configs.load import load_run
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
+from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.scorers import Reference
 from counterpoint.train.loop.arguments import loop_settings
@@ -20,7 +21,6 @@ from counterpoint.train.loop.rl_arguments import grpo_arguments
 from counterpoint.train.loop.shared_prompts import IGNORED, share_prompts
 from counterpoint.train.model.paths import use_paths
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.episodes import EpisodeLimits
 from counterpoint.train.rollout.rewards import Rewards
 from counterpoint.train.sampling.scripted import ScriptedEngine
 

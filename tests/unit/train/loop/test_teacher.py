@@ -14,6 +14,7 @@ from counterpoint.configs.schema import GrpoRun, ModelSettings
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
+from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.scorers import Reference
 from counterpoint.train.loop.arguments import LoopSettings
@@ -23,7 +24,6 @@ from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.model.vocabulary_map import VocabularyMap
-from counterpoint.train.rollout.episodes import EpisodeLimits
 from counterpoint.train.rollout.rewards import Rewards
 from counterpoint.train.sampling.scripted import ScriptedEngine
 

@@ -13,10 +13,10 @@ from counterpoint.configs.rl_section import RewardSettings
 from counterpoint.data.conversation import Effort, Tool
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.train.episodes.episodes import Called
+from counterpoint.train.episodes.tools import ToolResult
 from counterpoint.train.evals.scorers import ExpectedCall, Reference
-from counterpoint.train.rollout.episodes import Called
 from counterpoint.train.rollout.rewards import Outcome, Rewards, script_share, zero_variance_share
-from counterpoint.train.rollout.tools import ToolResult
 
 VOCABULARY = load_vocabulary()
 ADD = Tool("add", "", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})

@@ -11,8 +11,8 @@ import pytest
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import ToolCall, parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.train.rollout.mcp_tools import McpTools
-from counterpoint.train.rollout.tools import MAX_RESULT_CHARS, FunctionTools, Toolbox, function_tool
+from counterpoint.train.episodes.mcp_tools import McpTools
+from counterpoint.train.episodes.tools import MAX_RESULT_CHARS, FunctionTools, Toolbox, function_tool
 
 FUNCTIONS = '''
 import time

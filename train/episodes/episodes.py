@@ -16,7 +16,7 @@ from counterpoint.data.conversation import Conversation, Effort, Message
 from counterpoint.data.harmony.codes import Code, Violation
 from counterpoint.data.harmony.completion import Completion, ToolCall, parse_completion
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.rollout.tools import Toolbox, ToolResult
+from counterpoint.train.episodes.tools import Toolbox, ToolResult
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampled, sample_seed
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from counterpoint.configs.errors import ConfigError
-from counterpoint.train.rollout import sandbox as module
-from counterpoint.train.rollout.sandbox import PythonSandbox, SandboxLimits, sandbox_problem
+from counterpoint.train.episodes import sandbox as module
+from counterpoint.train.episodes.sandbox import PythonSandbox, SandboxLimits, sandbox_problem
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.completion import ToolCall
 from counterpoint.data.user_code.worker import Worker, resolve
-from counterpoint.train.rollout.sandbox import PythonSandbox, SandboxLimits
+from counterpoint.train.episodes.sandbox import PythonSandbox, SandboxLimits
 
 Fault = Literal["unknown_tool", "bad_arguments", "raised", "hung", "died"]
 MAX_RESULT_CHARS = 8_000

@@ -8,9 +8,9 @@ from dataclasses import replace
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Conversation, Tool
 from counterpoint.data.harmony.completion import ToolCall
-from counterpoint.train.rollout.mcp_tools import McpTools
-from counterpoint.train.rollout.sandbox import SandboxLimits
-from counterpoint.train.rollout.tools import BuiltinPython, FunctionTools, Provider, Toolbox, ToolResult
+from counterpoint.train.episodes.mcp_tools import McpTools
+from counterpoint.train.episodes.sandbox import SandboxLimits
+from counterpoint.train.episodes.tools import BuiltinPython, FunctionTools, Provider, Toolbox, ToolResult
 
 
 class Toolkit:
