@@ -22,11 +22,11 @@ from transformers import GenerationConfig, GptOssConfig, GptOssForCausalLM
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import SPECIAL_IDS
-from counterpoint.train.evals.prompts import load_prompts
 from counterpoint.train.model.load import LoadedModel, finish_model
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.model.vocabulary_map import VocabularyMap
 from counterpoint.train.sampling.sample import Sampler, inference
+from counterpoint.train.scoring.prompts import load_prompts
 
 
 def mid_size() -> LoadedModel:

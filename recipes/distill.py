@@ -18,7 +18,6 @@ from counterpoint.data.dataset.training_rows import render_settings, source_opti
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
-from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.loop.run_folder import (
     RunFolder,
     choose_run_folder,
@@ -28,8 +27,9 @@ from counterpoint.train.loop.run_folder import (
 from counterpoint.train.loop.versions import versions
 from counterpoint.train.model.load import device_of, load_model, load_vocabulary_of
 from counterpoint.train.model.paths import use_paths
-from counterpoint.train.rollout.distill import Question, distil, question_of, row_of
 from counterpoint.train.sampling.sample import Sampler
+from counterpoint.train.scoring.rejection_sampling import Question, distil, question_of, row_of
+from counterpoint.train.scoring.scorers import Scorers
 
 ROWS, REFUSED = "distilled.jsonl", "refused.jsonl"
 

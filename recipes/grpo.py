@@ -24,7 +24,6 @@ from counterpoint.recipes.steps import add_measurements, prepare_model, train_to
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
-from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.loop.arguments import loop_settings, process_number, rows_per_step
 from counterpoint.train.loop.callbacks import AttachmentProof
@@ -34,10 +33,11 @@ from counterpoint.train.loop.session import Session, open_session
 from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.model.load import LoadedModel, device_of, load_vocabulary_of
-from counterpoint.train.rollout.rewards import Rewards
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampler
 from counterpoint.train.sampling.weight_sync import check_engine, following_engine
+from counterpoint.train.scoring.prompts import EvalPrompt, load_prompts
+from counterpoint.train.scoring.rewards import Rewards
 
 
 def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -> int:

@@ -11,7 +11,6 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.attach import attach_lora, attachment_table
 from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
-from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report import run_report
 from counterpoint.train.loop.callbacks import RunLog
@@ -20,6 +19,7 @@ from counterpoint.train.loop.session import Session
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
 from counterpoint.train.model.paths import use_paths
+from counterpoint.train.scoring.prompts import EvalPrompt
 
 BAD_ROWS = "bad_rows.jsonl"
 

@@ -12,9 +12,9 @@ from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.recipes.cli import main
-from counterpoint.train.evals.scorers import Scorers
-from counterpoint.train.rollout.distill import distil, question_of, row_of
 from counterpoint.train.sampling.scripted import ScriptedEngine
+from counterpoint.train.scoring.rejection_sampling import distil, question_of, row_of
+from counterpoint.train.scoring.scorers import Scorers
 
 RENDERER = Renderer(load_vocabulary())
 RIGHT = "<|channel|>analysis<|message|>6 and 7.<|end|><|start|>assistant<|channel|>final<|message|>So: 42<|return|>"

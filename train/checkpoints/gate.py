@@ -17,9 +17,9 @@ from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.evals.prompts import prompt_of
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.sampling.sample import Sampler
+from counterpoint.train.scoring.prompts import prompt_of
 
 MAX_SEQUENCES = 24
 MAX_POSITIONS = 512

@@ -13,8 +13,8 @@ from counterpoint.data.conversation import EFFORTS, Effort
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.intervals import wilson
-from counterpoint.train.evals.prompts import EvalPrompt
-from counterpoint.train.evals.scorers import Score, Scorers
+from counterpoint.train.scoring.prompts import EvalPrompt
+from counterpoint.train.scoring.scorers import Score, Scorers
 
 PROBE_FIELDS = ("skill", "pair", "attribute", "variant", "answers", "favourable")
 """Fields of a row that `guard` reads; they go along with its samples."""

@@ -13,8 +13,8 @@ from typing import Any
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.user_code.worker import Guard
-from counterpoint.train.evals.prompts import EvalPrompt
-from counterpoint.train.evals.scorers import Reference
+from counterpoint.train.scoring.prompts import EvalPrompt
+from counterpoint.train.scoring.scorers import Reference
 
 ONLY_THE_ANSWER = "Give only the result as your answer, without a sentence around it."
 JUNK = ("I do not know.", "0", "?")
@@ -120,7 +120,7 @@ def _junk_notices(generator: str, entries: Sequence[Mapping[str, Any]], guard: G
         for junk in JUNK:
             if junk == str(entry["answer"]):
                 continue
-            scored = guard("counterpoint.train.evals.scorers:reasoning_gym_value", junk, entry)
+            scored = guard("counterpoint.train.scoring.scorers:reasoning_gym_value", junk, entry)
             raised += scored.value is None
             paid += [scored.value] if scored.value is not None else []
     mean = sum(paid) / len(paid) if paid else 0.0

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from counterpoint.data.harmony.completion import Completion
 from counterpoint.data.intervals import Estimate, mean_estimate, student_t_quantile, wilson
 from counterpoint.train.evals.channels import Rate
-from counterpoint.train.evals.scorers import Reference, answer_of, last_number
+from counterpoint.train.scoring.scorers import Reference, answer_of, last_number
 
 Row = Mapping[str, Any]
 Verdict = Literal["lost", "weaker", "kept", "gained"]

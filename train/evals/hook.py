@@ -24,12 +24,12 @@ from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
-from counterpoint.train.evals.prompts import EvalPrompt, clustered
-from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.loop.run_folder import METRICS, json_lines
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.sampling.sample import Sampled, Sampler, sample_seed
+from counterpoint.train.scoring.prompts import EvalPrompt, clustered
+from counterpoint.train.scoring.scorers import Scorers
 
 Who = Literal["base", "tuned"]
 TABLE_ROWS = 60

@@ -35,7 +35,7 @@ from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.completion import ToolCall as SampledCall
 from counterpoint.data.harmony.parse import messages_of
 from counterpoint.data.harmony.vocabulary import Vocabulary
-from counterpoint.train.evals.scorers import answer_of
+from counterpoint.train.scoring.scorers import answer_of
 
 METADATA = "counterpoint"
 _EFFORTS: dict[str, Effort] = {

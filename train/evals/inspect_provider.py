@@ -30,9 +30,9 @@ from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.inspect_batches import Batches, Request
 from counterpoint.train.evals.inspect_messages import METADATA, conversation_of, effort_of, output_of
-from counterpoint.train.evals.scorers import Reference, Scorers
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampler, sample_seed
+from counterpoint.train.scoring.scorers import Reference, Scorers
 
 logger = getLogger(__name__)
 MAX_TOKENS = 4096

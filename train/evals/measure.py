@@ -16,10 +16,10 @@ from counterpoint.train.checkpoints.find import Found, open_checkpoint
 from counterpoint.train.evals.journal import Row
 from counterpoint.train.evals.plan import Draw, plan
 from counterpoint.train.evals.runner import Done, Shard, finished, run_plan
-from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.evals.tasks import Task, build_tasks
 from counterpoint.train.model.load import device_of, load_vocabulary_of
 from counterpoint.train.sampling.engines import Engine, make_engine
+from counterpoint.train.scoring.scorers import Scorers
 
 
 @dataclass(frozen=True)

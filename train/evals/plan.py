@@ -17,9 +17,9 @@ from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.evals.journal import Key
-from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.tasks import Task
 from counterpoint.train.sampling.sample import sample_seed
+from counterpoint.train.scoring.prompts import EvalPrompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from counterpoint.configs.load import load_run
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.train.evals.channels import TOOL_CODES, Rate
-from counterpoint.train.evals.scorers import full_name
 from counterpoint.train.loop.run_folder import METRICS, json_lines
+from counterpoint.train.scoring.scorers import full_name
 
 Row = Mapping[str, Any]
 BASE, TUNED = "base", "tuned"

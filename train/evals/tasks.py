@@ -19,8 +19,8 @@ from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.user_code.worker import Guard
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
-from counterpoint.train.evals.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
-from counterpoint.train.evals.scorers import UNKNOWN_INSTRUCTION, Scorers
+from counterpoint.train.scoring.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
+from counterpoint.train.scoring.scorers import UNKNOWN_INSTRUCTION, Scorers
 
 DEFAULT_SIZE = 100
 _ANSWERED = "<|channel|>final<|message|>Yes.<|return|>"

@@ -25,7 +25,6 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import Called, Episode, EpisodeLimits, run_episodes
 from counterpoint.train.episodes.toolkit import Toolkit
-from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.shared_prompts import share_prompts
@@ -34,10 +33,11 @@ from counterpoint.train.loop.teacher import Teacher
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.masks import attention_inputs
-from counterpoint.train.rollout.rewards import Outcome, Rewards, zero_variance_share
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import sample_seed
 from counterpoint.train.sampling.weight_sync import FollowingEngine
+from counterpoint.train.scoring.prompts import EvalPrompt
+from counterpoint.train.scoring.rewards import Outcome, Rewards, zero_variance_share
 
 SCORES = "scores"
 SharePrompts = Literal["auto", "always", "never"]

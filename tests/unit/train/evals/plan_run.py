@@ -16,10 +16,10 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.evals import journal
 from counterpoint.train.evals.plan import Draw, plan
 from counterpoint.train.evals.runner import Shard, run_plan
-from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.sample import Sampler
+from counterpoint.train.scoring.scorers import Scorers
 
 SUITE = SuiteSettings.model_validate(
     {

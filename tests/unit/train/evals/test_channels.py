@@ -13,8 +13,8 @@ from counterpoint.configs.errors import DataError
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.intervals import wilson
 from counterpoint.train.evals.channels import Judged, judge, summarise
-from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
-from counterpoint.train.evals.scorers import Scorers
+from counterpoint.train.scoring.prompts import EvalPrompt, load_prompts
+from counterpoint.train.scoring.scorers import Scorers
 
 VOCABULARY = load_vocabulary()
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}}]

@@ -11,8 +11,8 @@ from scipy import stats
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.guard import Skill, guard, stated, tilts
-from counterpoint.train.evals.prompts import load_prompts
-from counterpoint.train.evals.scorers import Reference, Scorers
+from counterpoint.train.scoring.prompts import load_prompts
+from counterpoint.train.scoring.scorers import Reference, Scorers
 
 YES_NO = {"answers": ["yes", "no"], "favourable": "yes"}
 

@@ -19,10 +19,10 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.layout.tree import tree_of
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.evals.hook import ChannelEval, read_points
-from counterpoint.train.evals.prompts import EvalPrompt
-from counterpoint.train.evals.scorers import Reference
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
+from counterpoint.train.scoring.prompts import EvalPrompt
+from counterpoint.train.scoring.scorers import Reference
 
 PROMPTS = [EvalPrompt("a", Conversation((Message("user", "1 + 1?"),)), Reference(answer="2"), "number")]
 ROWS = [

@@ -13,10 +13,10 @@ from counterpoint.train.evals.drawing import svg_in_page
 from counterpoint.train.evals.figures import Pair, Series, dumbbells, lines
 from counterpoint.train.evals.findings import findings_of
 from counterpoint.train.evals.page import page_of
-from counterpoint.train.evals.prompts import EvalPrompt
 from counterpoint.train.evals.publish import write_report
 from counterpoint.train.evals.report import Report, Side, numbers_of, run_report
-from counterpoint.train.evals.scorers import ExpectedCall, Reference, Scorers
+from counterpoint.train.scoring.prompts import EvalPrompt
+from counterpoint.train.scoring.scorers import ExpectedCall, Reference, Scorers
 
 VOCABULARY = load_vocabulary()
 RIGHT = "<|channel|>analysis<|message|>Add.<|end|><|start|>assistant<|channel|>final<|message|>It is 5.<|return|>"

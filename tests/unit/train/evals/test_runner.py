@@ -20,8 +20,8 @@ from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.journal import SAMPLES, Journal, key_of, read_samples, saved_rows
 from counterpoint.train.evals.plan import groups, plan
 from counterpoint.train.evals.runner import PLAN, Done, Shard, run_plan
-from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.sampling.sample import Sampled
+from counterpoint.train.scoring.scorers import Scorers
 
 SCRIPT = Path(__file__).with_name("plan_run.py")
 N_DRAWS = 6 * 2 * 2 + 4 * 2

@@ -18,16 +18,16 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
-from counterpoint.train.evals.prompts import EvalPrompt
-from counterpoint.train.evals.scorers import Reference
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.rewarded import RewardTrainer, Rollouts, items_of
 from counterpoint.train.loop.rl_arguments import grpo_arguments
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.rewards import Rewards
 from counterpoint.train.sampling.sample import Sampled, Sampler, inference
 from counterpoint.train.sampling.weight_sync import FollowingEngine
+from counterpoint.train.scoring.prompts import EvalPrompt
+from counterpoint.train.scoring.rewards import Rewards
+from counterpoint.train.scoring.scorers import Reference
 
 TEMPERATURE, GROUP = 0.7, 4
 

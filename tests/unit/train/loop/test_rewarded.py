@@ -13,12 +13,12 @@ from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
-from counterpoint.train.evals.prompts import EvalPrompt, load_prompts
-from counterpoint.train.evals.scorers import Reference
 from counterpoint.train.loop.rewarded import Rollouts, items_of
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.rollout.rewards import Rewards
 from counterpoint.train.sampling.scripted import ScriptedEngine
+from counterpoint.train.scoring.prompts import EvalPrompt, load_prompts
+from counterpoint.train.scoring.rewards import Rewards
+from counterpoint.train.scoring.scorers import Reference
 
 CALL = (
     "<|channel|>analysis<|message|>Call.<|end|><|start|>assistant<|channel|>commentary to=functions.multiply "

@@ -15,8 +15,6 @@ from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
-from counterpoint.train.evals.prompts import EvalPrompt
-from counterpoint.train.evals.scorers import Reference
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.rewarded import RewardTrainer, Rollouts, items_of
 from counterpoint.train.loop.rl_arguments import grpo_arguments
@@ -24,8 +22,10 @@ from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.model.vocabulary_map import VocabularyMap
-from counterpoint.train.rollout.rewards import Rewards
 from counterpoint.train.sampling.scripted import ScriptedEngine
+from counterpoint.train.scoring.prompts import EvalPrompt
+from counterpoint.train.scoring.rewards import Rewards
+from counterpoint.train.scoring.scorers import Reference
 
 TEMPERATURE, GROUP, WEIGHT = 0.8, 4, 0.5
 SAID = ["<|channel|>final<|message|>12<|return|>", "<|channel|>analysis<|message|>1 + 1<|end|>", "7", "<|return|>"]

@@ -23,8 +23,8 @@ from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.codes import GROUPS
 from counterpoint.data.harmony.completion import Completion
 from counterpoint.train.episodes.episodes import Called
-from counterpoint.train.evals.prompts import default_scorer
-from counterpoint.train.evals.scorers import MissingTruthError, Reference, Score, Scorers, answer_of
+from counterpoint.train.scoring.prompts import default_scorer
+from counterpoint.train.scoring.scorers import MissingTruthError, Reference, Score, Scorers, answer_of
 
 TOOL_CODES = frozenset(code.value for code in GROUPS["tools"])
 

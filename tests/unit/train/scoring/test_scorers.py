@@ -11,7 +11,7 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.user_code.worker import Guard
-from counterpoint.train.evals.scorers import ExpectedCall, Reference, Scorers, last_number, same_value
+from counterpoint.train.scoring.scorers import ExpectedCall, Reference, Scorers, last_number, same_value
 
 THINK = "<|channel|>analysis<|message|>Hm, 42.<|end|><|start|>assistant"
 

@@ -12,7 +12,7 @@ from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
-from counterpoint.train.evals.scorers import ExpectedCall, Reference
+from counterpoint.train.scoring.scorers import ExpectedCall, Reference
 
 BUILT_IN = "example:probes"
 

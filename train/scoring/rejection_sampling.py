@@ -12,10 +12,10 @@ from typing import Any
 from counterpoint.data.conversation import Conversation, Effort, Message
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.evals.prompts import EvalPrompt, default_scorer, prompt_of
-from counterpoint.train.evals.scorers import Scorers
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import sample_seed
+from counterpoint.train.scoring.prompts import EvalPrompt, default_scorer, prompt_of
+from counterpoint.train.scoring.scorers import Scorers
 
 
 @dataclass(frozen=True, slots=True)

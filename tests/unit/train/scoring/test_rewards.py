@@ -15,8 +15,8 @@ from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.episodes.episodes import Called
 from counterpoint.train.episodes.tools import ToolResult
-from counterpoint.train.evals.scorers import ExpectedCall, Reference
-from counterpoint.train.rollout.rewards import Outcome, Rewards, script_share, zero_variance_share
+from counterpoint.train.scoring.rewards import Outcome, Rewards, script_share, zero_variance_share
+from counterpoint.train.scoring.scorers import ExpectedCall, Reference
 
 VOCABULARY = load_vocabulary()
 ADD = Tool("add", "", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
