@@ -18,15 +18,15 @@ from counterpoint.data.dataset.training_rows import render_settings, source_opti
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
-from counterpoint.train.loop.run_folder import (
+from counterpoint.train.model.load import device_of, load_model, load_vocabulary_of
+from counterpoint.train.model.paths import use_paths
+from counterpoint.train.run.folder import (
     RunFolder,
     choose_run_folder,
     json_lines,
     write_whole,
 )
-from counterpoint.train.loop.versions import versions
-from counterpoint.train.model.load import device_of, load_model, load_vocabulary_of
-from counterpoint.train.model.paths import use_paths
+from counterpoint.train.run.versions import versions
 from counterpoint.train.sampling.sample import Sampler
 from counterpoint.train.scoring.rejection_sampling import Question, distil, question_of, row_of
 from counterpoint.train.scoring.scorers import Scorers

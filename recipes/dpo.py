@@ -18,13 +18,14 @@ from counterpoint.data.dataset.training_rows import render_settings, source_opti
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.steps import BAD_ROWS, add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.arguments import loop_settings, rows_per_step
+from counterpoint.train.loop.arguments import loop_settings
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.preference import PreferenceTrainer, RatedTrainer
 from counterpoint.train.loop.rl_arguments import dpo_arguments, kto_arguments, steps_of
-from counterpoint.train.loop.session import Session, open_session
-from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.model.load import LoadedModel, load_vocabulary_of
+from counterpoint.train.run.session import Session, open_session
+from counterpoint.train.run.signals import StopSignal
+from counterpoint.train.run.world import rows_per_step
 from counterpoint.train.scoring.prompts import load_prompts
 
 

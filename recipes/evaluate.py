@@ -113,7 +113,7 @@ def _rows(
     plans: dict[str, Planned], args: argparse.Namespace, settings: EvaluateRun, folder: Path
 ) -> dict[str, list[Row]]:
     """Every sample of every side, drawn now or found from before."""
-    from counterpoint.train.loop.progress import Progress
+    from counterpoint.train.run.progress import Progress
 
     found = {who: plan.rows() for who, plan in plans.items()}
     gpus = _gpus(settings)
@@ -145,7 +145,7 @@ def _gpus(settings: EvaluateRun) -> int:
 
 def _spread(plans: dict[str, Planned], args: argparse.Namespace, folder: Path, count: int, gpus: bool) -> None:
     from counterpoint.recipes.shards import run_shards
-    from counterpoint.train.loop.progress import Progress
+    from counterpoint.train.run.progress import Progress
 
     given = ["--config", args.config, "--out", str(folder)] + (["--base", args.base] if args.base else [])
     given += [text for text in (args.checkpoint, *args.settings) if text]
@@ -182,7 +182,7 @@ def _share(plans: dict[str, Planned], text: str) -> int:
 
 
 def _line(name: str, done: Done) -> str:
-    from counterpoint.train.loop.progress import clock
+    from counterpoint.train.run.progress import clock
 
     left = "" if done.seconds_left is None else f"  {clock(done.seconds_left)} left"
     speed = f"  {done.tokens_per_second:,.0f} tok/s" if done.tokens_per_second else ""

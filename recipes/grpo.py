@@ -25,14 +25,15 @@ from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.evals.tasks import build_tasks
-from counterpoint.train.loop.arguments import loop_settings, process_number, rows_per_step
+from counterpoint.train.loop.arguments import loop_settings
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.rewarded import Item, RewardTrainer, Rollouts, items_of
 from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
-from counterpoint.train.loop.session import Session, open_session
-from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.model.load import LoadedModel, device_of, load_vocabulary_of
+from counterpoint.train.run.session import Session, open_session
+from counterpoint.train.run.signals import StopSignal
+from counterpoint.train.run.world import process_number, rows_per_step
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampler
 from counterpoint.train.sampling.weight_sync import check_engine, following_engine

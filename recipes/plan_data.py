@@ -44,9 +44,10 @@ def _processes(run: TrainingRun) -> int:
 
 def _supervised(run: SftRun) -> Work:
     from counterpoint.data.dataset.training_rows import build_training_rows
-    from counterpoint.train.loop.arguments import rows_per_step, total_steps
+    from counterpoint.train.loop.arguments import total_steps
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
+    from counterpoint.train.run.world import rows_per_step
 
     data = build_training_rows(run.data.train, run.data, load_vocabulary_of(run.model))
     taken = min(run.train.batch_rows, len(data.rows))
@@ -67,10 +68,10 @@ def _supervised(run: SftRun) -> Work:
 
 def _pairs(run: DpoRun) -> Work:
     from counterpoint.data.dataset.pairs import build_pairs, build_rated
-    from counterpoint.train.loop.arguments import rows_per_step
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
+    from counterpoint.train.run.world import rows_per_step
 
     build: Any = build_rated if run.dpo.rated else build_pairs
     found = build(run.data.train, run.data, run.dpo, load_vocabulary_of(run.model), seed=run.seed)
@@ -89,11 +90,11 @@ def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.data.dataset.training_rows import render_settings
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.recipes.grpo import read_prompts
-    from counterpoint.train.loop.arguments import rows_per_step
     from counterpoint.train.loop.rewarded import items_of
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
+    from counterpoint.train.run.world import rows_per_step
 
     renderer = Renderer(load_vocabulary_of(run.model), render_settings(run.data))
     prompts = read_prompts(run.data, renderer)

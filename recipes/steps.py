@@ -15,10 +15,10 @@ from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report import run_report
 from counterpoint.train.loop.callbacks import RunLog
 from counterpoint.train.loop.optimizers import prepare_optimizer
-from counterpoint.train.loop.session import Session
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
 from counterpoint.train.model.paths import use_paths
+from counterpoint.train.run.session import Session
 from counterpoint.train.scoring.prompts import EvalPrompt
 
 BAD_ROWS = "bad_rows.jsonl"

@@ -24,9 +24,9 @@ from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
-from counterpoint.train.loop.run_folder import METRICS, json_lines
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
+from counterpoint.train.run.folder import METRICS, json_lines
 from counterpoint.train.sampling.sample import Sampled, Sampler, sample_seed
 from counterpoint.train.scoring.prompts import EvalPrompt, clustered
 from counterpoint.train.scoring.scorers import Scorers
@@ -36,7 +36,7 @@ TABLE_ROWS = 60
 
 
 class Log(Protocol):
-    """What the hook needs of a tracker (train/loop/tracking.py)."""
+    """What the hook needs of a tracker (train/run/tracking.py)."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...

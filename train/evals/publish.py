@@ -12,7 +12,7 @@ from counterpoint.train.evals.drawing import png_file, svg_file
 from counterpoint.train.evals.findings import Findings, findings_of
 from counterpoint.train.evals.page import page_of
 from counterpoint.train.evals.report import Report
-from counterpoint.train.loop.run_folder import write_whole
+from counterpoint.train.run.folder import write_whole
 
 PAGE, NUMBERS, FIGURES = "report.html", "report.json", "figures"
 

@@ -17,7 +17,7 @@ from counterpoint.configs.load import load_run
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.train.evals.channels import TOOL_CODES, Rate
-from counterpoint.train.loop.run_folder import METRICS, json_lines
+from counterpoint.train.run.folder import METRICS, json_lines
 from counterpoint.train.scoring.scorers import full_name
 
 Row = Mapping[str, Any]

@@ -18,7 +18,7 @@ from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.evals.channels import judge
 from counterpoint.train.evals.journal import Journal, Row, merge, saved_rows
 from counterpoint.train.evals.plan import Draw, fingerprint, groups
-from counterpoint.train.loop.run_folder import write_whole
+from counterpoint.train.run.folder import write_whole
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.scoring.scorers import Scorers

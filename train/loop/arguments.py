@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from trl.trainer.sft_config import SFTConfig
 from counterpoint.configs.schema import SftRun, TrainingRun
 from counterpoint.train.loop.guard import SpikePolicy
 from counterpoint.train.model.load import device_of
+from counterpoint.train.run.world import world_size
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 # transformers wants a number; this one is never reached, and the last step is always saved.
@@ -35,26 +35,6 @@ class LoopSettings:
     spike_factor: float = 4.0
     router_aux_loss_coef: float = 0.0
     lean_loss: bool = True
-
-
-def process_number() -> int:
-    """The number of this process among those that train together, on all machines; 0 alone."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """Processes of this run, from the launcher's environment."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this process writes the run folder (rank 0)."""
-    return process_number() == 0
-
-
-def rows_per_step(settings: TrainingRun, processes: int | None = None) -> int:
-    """Rows in one optimizer step over all processes (None: those of this run)."""
-    return settings.train.batch_rows * settings.train.accumulation * (processes or world_size())
 
 
 def total_steps(settings: SftRun, n_rows: int, processes: int | None = None) -> int:

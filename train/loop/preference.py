@@ -23,9 +23,9 @@ from counterpoint.data.dataset.pairs import Pair, Rated
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
-from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel
+from counterpoint.train.run.signals import StopSignal
 
 ROW = "row"
 

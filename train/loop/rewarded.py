@@ -28,11 +28,11 @@ from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.shared_prompts import share_prompts
-from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.teacher import Teacher
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.masks import attention_inputs
+from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import sample_seed
 from counterpoint.train.sampling.weight_sync import FollowingEngine

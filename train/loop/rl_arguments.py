@@ -10,7 +10,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.kto_config import KTOConfig
 
 from counterpoint.configs.schema import DpoRun, GrpoRun
-from counterpoint.train.loop.arguments import common_arguments, without_data_parallel, world_size
+from counterpoint.train.loop.arguments import common_arguments, without_data_parallel
+from counterpoint.train.run.world import world_size
 
 
 def steps_of(settings: DpoRun | GrpoRun, n_items: int, per_step: int) -> int:

@@ -26,10 +26,10 @@ from counterpoint.train.loop.loss import weighted_nll
 from counterpoint.train.loop.meter import Meter, StepClock
 from counterpoint.train.loop.router_loss import RouterLoss
 from counterpoint.train.loop.rows import RowCollator, row_numbers
-from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.loop.tokenizer_stub import TokenizerStub
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.masks import attention_inputs
+from counterpoint.train.run.signals import StopSignal
 
 
 class CounterpointTrainer(WholeRun, SFTTrainer):

@@ -20,9 +20,9 @@ from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.checkpoints.together import write_together
 from counterpoint.train.checkpoints.weights import load_weights, save_weights, state_bytes
 from counterpoint.train.loop.arguments import LoopSettings
-from counterpoint.train.loop.stop import StopSignal
 from counterpoint.train.model.mxfp4 import lay_bare, packed_names
 from counterpoint.train.model.sharded import gathered_weights, is_sharded
+from counterpoint.train.run.signals import StopSignal
 
 LOOP_STATE = "loop_state.json"
 TRAINER_STATE = "trainer_state.json"

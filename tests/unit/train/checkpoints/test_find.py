@@ -17,8 +17,8 @@ from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
 from counterpoint.train.checkpoints.save import checkpoint_name, write_folder
 from counterpoint.train.checkpoints.weights import save_weights
-from counterpoint.train.loop.run_folder import RunFolder
 from counterpoint.train.model.tiny import random_tiny
+from counterpoint.train.run.folder import RunFolder
 
 RUN = SftRun.model_validate({"recipe": "sft", "name": "r", "model": {"init": "random"}, "data": {"train": "a.jsonl"}})
 

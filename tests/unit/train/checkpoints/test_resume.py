@@ -18,7 +18,7 @@ import torch
 from transformers import TrainerCallback
 
 from counterpoint.train.checkpoints.resume import newest_complete
-from counterpoint.train.loop.stop import StopSignal
+from counterpoint.train.run.signals import StopSignal
 
 SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
 # 24 rows, 4 a step: 6 steps an epoch. Saves fall inside and at the end of epochs, and inside windows of the log.

@@ -8,7 +8,8 @@ import pytest
 
 from counterpoint.configs.errors import CounterpointError
 from counterpoint.configs.schema import SftRun
-from counterpoint.train.loop.arguments import NEVER, loop_settings, rows_per_step, sft_arguments, total_steps
+from counterpoint.train.loop.arguments import NEVER, loop_settings, sft_arguments, total_steps
+from counterpoint.train.run.world import rows_per_step
 
 
 def settings(**train: Any) -> SftRun:

@@ -12,8 +12,8 @@ import torch
 from counterpoint.configs.errors import RunError
 from counterpoint.data.layout.collate import Collator
 from counterpoint.train.loop.callbacks import AttachmentProof, HeldOutLoss, RunLog, held_out_loss
-from counterpoint.train.loop.progress import Progress
-from counterpoint.train.loop.run_folder import RunFolder
+from counterpoint.train.run.folder import RunFolder
+from counterpoint.train.run.progress import Progress
 
 
 class Told:

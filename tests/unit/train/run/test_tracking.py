@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from counterpoint.configs.train_section import TrackingSettings
-from counterpoint.train.loop import tracking
-from counterpoint.train.loop.tracking import NoTracker, start_tracker
+from counterpoint.train.run import tracking
+from counterpoint.train.run.tracking import NoTracker, start_tracker
 
 SECRET = "hf_abcdefghijklmnopqrstuvwxyz"
 
@@ -163,7 +163,7 @@ OFFLINE = """
 import sys
 from pathlib import Path
 from counterpoint.configs.train_section import TrackingSettings
-from counterpoint.train.loop.tracking import start_tracker
+from counterpoint.train.run.tracking import start_tracker
 tracker = start_tracker(TrackingSettings(tags=("a",)), Path(sys.argv[1]), {"data": {"train": sys.argv[2]}}, print)
 tracker.scalars(1, {"loss": 1.25})
 tracker.table(1, "samples", ["prompt"], [["<|start|>"], ["b"]])
@@ -199,7 +199,7 @@ KILL = """
 import os, signal, sys, time
 from pathlib import Path
 from counterpoint.configs.train_section import TrackingSettings
-from counterpoint.train.loop.tracking import start_tracker
+from counterpoint.train.run.tracking import start_tracker
 
 def services():
     found = []

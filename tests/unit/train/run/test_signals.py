@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from counterpoint.train.loop import stop as module
-from counterpoint.train.loop.stop import StopSignal
+from counterpoint.train.run import signals as module
+from counterpoint.train.run.signals import StopSignal
 
 
 def test_sigterm_sent_twice_stops_once() -> None:

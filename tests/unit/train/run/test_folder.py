@@ -15,15 +15,15 @@ import pytest
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.load import load_run
 from counterpoint.configs.schema import SftRun
-from counterpoint.train.loop.lock import LOCK_FILE, lock_folder
-from counterpoint.train.loop.run_folder import (
+from counterpoint.train.run.folder import (
     RunFolder,
     json_lines,
     named_run_folder,
     new_run_folder,
     newest_run_folder,
 )
-from counterpoint.train.loop.versions import git_state, versions
+from counterpoint.train.run.lock import LOCK_FILE, lock_folder
+from counterpoint.train.run.versions import git_state, versions
 
 SECRET = "hf_abcdefghijklmnopqrstuvwxyz"
 
@@ -141,7 +141,7 @@ def test_a_folder_that_starts_anew_keeps_only_its_lock(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from counterpoint.train.loop.lock import lock_folder
+from counterpoint.train.run.lock import lock_folder
 lock = lock_folder(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

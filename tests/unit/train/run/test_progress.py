@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from counterpoint.train.loop.progress import Progress, clock, progress_line
+from counterpoint.train.run.progress import Progress, clock, progress_line
 
 VALUES = {
     "loss": 1.23456, "loss_analysis": 1.1, "loss_commentary": 0.91, "loss_final": 1.3, "tokens_per_second": 12345.6,

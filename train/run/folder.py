@@ -32,7 +32,7 @@ from counterpoint.configs.dump import to_yaml
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.redact import redact
 from counterpoint.configs.schema import RunSettings
-from counterpoint.train.loop.lock import FolderLock, lock_folder
+from counterpoint.train.run.lock import FolderLock, lock_folder
 
 CONFIG, VERSIONS, STATE, METRICS, LOG = "config.yaml", "versions.json", "run.json", "metrics.jsonl", "log.txt"
 NEWEST = "newest"

@@ -29,12 +29,12 @@ from counterpoint.train.checkpoints.resume import (
     read_checkpoint,
 )
 from counterpoint.train.checkpoints.save import checkpoints_in, clean_partial, remove, step_of
-from counterpoint.train.loop.arguments import rows_per_step, world_size
-from counterpoint.train.loop.progress import Progress
-from counterpoint.train.loop.run_folder import RunFolder, choose_run_folder
-from counterpoint.train.loop.tracking import NoTracker, Tracker, start_tracker
-from counterpoint.train.loop.versions import versions
 from counterpoint.train.model.load import device_of
+from counterpoint.train.run.folder import RunFolder, choose_run_folder
+from counterpoint.train.run.progress import Progress
+from counterpoint.train.run.tracking import NoTracker, Tracker, start_tracker
+from counterpoint.train.run.versions import versions
+from counterpoint.train.run.world import rows_per_step, world_size
 
 T = TypeVar("T")
 
