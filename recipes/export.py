@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from counterpoint.train.checkpoints.export import export, push
     from counterpoint.train.checkpoints.find import find_checkpoint
+    from counterpoint.train.export.exporter import export, push
 
     done = export(find_checkpoint(args.checkpoint), args.to, Path(args.out), limit=args.limit, converter=args.converter)
     print(done.gate.line())

@@ -16,8 +16,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from counterpoint.configs.errors import RunError
 from counterpoint.train.checkpoints import save
+from counterpoint.train.checkpoints.distributed_save import write_together
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.checkpoints.together import write_together
 from counterpoint.train.checkpoints.weights import load_weights, save_weights, state_bytes
 from counterpoint.train.loop.arguments import LoopSettings
 from counterpoint.train.model.mxfp4 import lay_bare, packed_names

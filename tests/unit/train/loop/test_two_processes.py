@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from counterpoint.configs.errors import ModelError
-from counterpoint.train.checkpoints.export import export
 from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
 from counterpoint.train.checkpoints.shards import SHARDS
+from counterpoint.train.export.exporter import export
 
 SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
 # 24 rows, which every number of processes shares out evenly: else the end of a pass repeats rows, so that all can step.

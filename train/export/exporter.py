@@ -26,11 +26,12 @@ from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.data.harmony.render import Renderer, RenderSettings
-from counterpoint.train.checkpoints import gate, gguf_export
 from counterpoint.train.checkpoints.find import Found, open_checkpoint
-from counterpoint.train.checkpoints.mxfp4_export import write_mxfp4
 from counterpoint.train.checkpoints.save import MARKER, write_folder
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE, save_weights
+from counterpoint.train.export import gate
+from counterpoint.train.export import gguf as gguf_export
+from counterpoint.train.export.mxfp4 import write_mxfp4
 from counterpoint.train.model.load import LoadedModel, load_model
 from counterpoint.train.model.tiny import tiny_folder
 

@@ -13,10 +13,10 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import ModelSettings
-from counterpoint.train.checkpoints import gguf_export
-from counterpoint.train.checkpoints.export import export
 from counterpoint.train.checkpoints.find import Found
-from counterpoint.train.checkpoints.gguf_export import SCRIPT, convert, find_converter
+from counterpoint.train.export import gguf as gguf_export
+from counterpoint.train.export.exporter import export
+from counterpoint.train.export.gguf import SCRIPT, convert, find_converter
 
 WRITES = """
 import pathlib, sys
@@ -31,7 +31,7 @@ CONVERTS = """
 import sys
 import gguf
 from safetensors.torch import load_file
-from counterpoint.train.checkpoints.gguf_export import gguf_tensors
+from counterpoint.train.export.gguf import gguf_tensors
 writer = gguf.GGUFWriter(sys.argv[sys.argv.index("--outfile") + 1], "gpt-oss")
 for name, tensor in load_file(sys.argv[1] + "/model.safetensors").items():
     for there, part in gguf_tensors(name, tensor):

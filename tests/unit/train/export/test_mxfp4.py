@@ -17,10 +17,10 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.checkpoints.export import export
 from counterpoint.train.checkpoints.find import Found
-from counterpoint.train.checkpoints.mxfp4_export import Survival, quantised
 from counterpoint.train.checkpoints.weights import save_weights
+from counterpoint.train.export.exporter import export
+from counterpoint.train.export.mxfp4 import Survival, quantised
 from counterpoint.train.model.mxfp4 import FP4_VALUES, unpacked
 from counterpoint.train.model.tiny import random_tiny
 

@@ -11,10 +11,10 @@ import torch
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.checkpoints import export as module
-from counterpoint.train.checkpoints.export import export
 from counterpoint.train.checkpoints.find import Found, open_checkpoint
 from counterpoint.train.checkpoints.weights import save_weights
+from counterpoint.train.export import exporter as module
+from counterpoint.train.export.exporter import export
 from counterpoint.train.model.load import load_model
 from counterpoint.train.model.tiny import random_tiny
 
