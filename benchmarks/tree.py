@@ -173,7 +173,7 @@ def lora_model() -> Any:
 
     from counterpoint.configs.model_section import LoraSettings, ModelSettings
     from counterpoint.train.adapters.attach import attach_lora
-    from counterpoint.train.model.paths import use_paths
+    from counterpoint.train.adapters.implementations import use_paths
 
     torch.manual_seed(0)
     config = GptOssConfig(**SHAPE, router_aux_loss_coef=0.0, pad_token_id=0, eos_token_id=1)

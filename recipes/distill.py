@@ -18,8 +18,8 @@ from counterpoint.data.dataset.training_rows import render_settings, source_opti
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
+from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.model.load import device_of, load_model, load_vocabulary_of
-from counterpoint.train.model.paths import use_paths
 from counterpoint.train.run.folder import (
     RunFolder,
     choose_run_folder,

@@ -139,7 +139,7 @@ def paths(wanted: str) -> Iterator[Finding]:
     """The lean path against the reference: outputs and gradients, relative errors."""
     import torch
 
-    from counterpoint.train.model.parity import parity, parity_parts
+    from counterpoint.train.parity import parity, parity_parts
 
     places = [(torch.device("cpu"), torch.float32), (torch.device("cpu"), torch.bfloat16)]
     if wanted != "cpu" and torch.cuda.is_available():

@@ -9,6 +9,7 @@ from counterpoint.configs.errors import RunError
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.attach import attach_lora, attachment_table
+from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
@@ -17,7 +18,6 @@ from counterpoint.train.loop.callbacks import RunLog
 from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
-from counterpoint.train.model.paths import use_paths
 from counterpoint.train.run.session import Session
 from counterpoint.train.scoring.prompts import EvalPrompt
 

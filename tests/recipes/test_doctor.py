@@ -9,7 +9,7 @@ import torch
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.recipes import cli, doctor
-from counterpoint.train.model import parity
+from counterpoint.train import parity
 
 
 def failures(capsys, *arguments: str) -> tuple[int, list[str]]:

@@ -20,11 +20,11 @@ from counterpoint.configs.load import load_run
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.train.adapters.attach import load_lora
+from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.checkpoints.resume import CHECKPOINTS, newest_complete, why_broken
 from counterpoint.train.checkpoints.shards import SHARDS, load_shards
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE
 from counterpoint.train.model.load import LoadedModel, load_model
-from counterpoint.train.model.paths import use_paths
 
 RUN_FILE = "config.yaml"
 RESULTS = ("adapter", "model")

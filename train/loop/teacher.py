@@ -15,8 +15,8 @@ import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from counterpoint.configs.rl_section import TeacherSettings
+from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.model.load import LoadedModel, load_model
-from counterpoint.train.model.paths import use_paths
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from counterpoint.data.harmony.vocabulary import (
     load_vocabulary,
     ranks_of_tokenizer_json,
 )
-from counterpoint.train.model.known import known_shape
 from counterpoint.train.model.mxfp4_load import load_mxfp4
+from counterpoint.train.model.released_shapes import known_shape
 from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.model.vocabulary_map import MAP_FILE, VocabularyMap
 

@@ -197,7 +197,7 @@ def lean_model(packed: bool = False) -> Any:
     """The tiny model on the lean path, with LoRA on attention and experts; its experts in MXFP4 where `packed`."""
     from counterpoint.configs.model_section import LoraSettings, ModelSettings
     from counterpoint.train.adapters.attach import attach_lora
-    from counterpoint.train.model.paths import use_paths
+    from counterpoint.train.adapters.implementations import use_paths
 
     model = tiny_model(lora=False)
     if packed:

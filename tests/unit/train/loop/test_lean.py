@@ -7,7 +7,7 @@ import torch
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.model.paths import use_paths
+from counterpoint.train.adapters.implementations import use_paths
 
 LEAN, REFERENCE = (
     ModelSettings(),

@@ -17,11 +17,11 @@ from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.data.harmony.vocabulary import SPECIAL_NAMES, byte_ids, load_vocabulary
 from counterpoint.train.adapters.attach import attach_lora, attachment_table, load_lora
+from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.checkpoints.weights import save_weights
 from counterpoint.train.model.load import load_model
 from counterpoint.train.model.mxfp4 import Mxfp4Tensor, frozen_mxfp4, unpacked
 from counterpoint.train.model.mxfp4_load import load_mxfp4
-from counterpoint.train.model.paths import use_paths
 from counterpoint.train.model.vocabulary_map import VocabularyMap
 
 IDS = torch.randint(1, 64, (2, 24), generator=torch.Generator().manual_seed(0))

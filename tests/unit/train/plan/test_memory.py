@@ -14,7 +14,7 @@ from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.schema import SftRun, TrainSettings
 from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.model.paths import use_paths
+from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.plan.estimate import Estimate, changes_to_fit
 from counterpoint.train.plan.measure import allocated_peak
 from counterpoint.train.plan.memory import Batch

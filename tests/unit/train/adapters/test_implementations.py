@@ -10,10 +10,10 @@ from packaging.requirements import Requirement
 
 import counterpoint.configs.errors
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.train.adapters import implementations as paths
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.model import paths
+from counterpoint.train.adapters.implementations import TESTED_VERSIONS, installed_versions, use_paths
 from counterpoint.train.model.norm import LeanRMSNorm
-from counterpoint.train.model.paths import TESTED_VERSIONS, installed_versions, use_paths
 
 
 @pytest.mark.parametrize("peft", [False, True])
