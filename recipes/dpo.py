@@ -18,10 +18,10 @@ from counterpoint.data.dataset.training_rows import render_settings, source_opti
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.steps import BAD_ROWS, add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.arguments import loop_settings
 from counterpoint.train.loop.callbacks import AttachmentProof
-from counterpoint.train.loop.preference import PreferenceTrainer, RatedTrainer
+from counterpoint.train.loop.preference_trainers import PreferenceTrainer, RatedTrainer
 from counterpoint.train.loop.rl_arguments import dpo_arguments, kto_arguments, steps_of
+from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import LoadedModel, load_vocabulary_of
 from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.run.signals import StopSignal

@@ -25,11 +25,11 @@ from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.evals.tasks import build_tasks
-from counterpoint.train.loop.arguments import loop_settings
 from counterpoint.train.loop.callbacks import AttachmentProof
-from counterpoint.train.loop.rewarded import Item, RewardTrainer, Rollouts, items_of
+from counterpoint.train.loop.grpo_trainer import Item, RewardTrainer, Rollouts, items_of
 from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
 from counterpoint.train.loop.teacher import Teacher, load_teacher
+from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import LoadedModel, device_of, load_vocabulary_of
 from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.run.signals import StopSignal

@@ -203,8 +203,8 @@ def _measured_steps(settings: Any, work: Work, folder: Path) -> Measured:
     from counterpoint.data.layout.collate import Collator
     from counterpoint.recipes.steps import load_trainable
     from counterpoint.train.checkpoints.resume import Identity
-    from counterpoint.train.loop.arguments import loop_settings, sft_arguments
-    from counterpoint.train.loop.trainer import CounterpointTrainer
+    from counterpoint.train.loop.sft_trainer import CounterpointTrainer
+    from counterpoint.train.loop.training_arguments import loop_settings, sft_arguments
     from counterpoint.train.plan.measure import measured_training
 
     loaded = load_trainable(settings)

@@ -44,7 +44,7 @@ def _processes(run: TrainingRun) -> int:
 
 def _supervised(run: SftRun) -> Work:
     from counterpoint.data.dataset.training_rows import build_training_rows
-    from counterpoint.train.loop.arguments import total_steps
+    from counterpoint.train.loop.training_arguments import total_steps
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
     from counterpoint.train.run.world import rows_per_step
@@ -90,7 +90,7 @@ def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.data.dataset.training_rows import render_settings
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.recipes.grpo import read_prompts
-    from counterpoint.train.loop.rewarded import items_of
+    from counterpoint.train.loop.grpo_trainer import items_of
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch

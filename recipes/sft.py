@@ -15,9 +15,9 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.layout.collate import Collator
 from counterpoint.recipes.steps import BAD_ROWS, add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.arguments import loop_settings, sft_arguments, total_steps
 from counterpoint.train.loop.callbacks import AttachmentProof, HeldOutLoss
-from counterpoint.train.loop.trainer import CounterpointTrainer
+from counterpoint.train.loop.sft_trainer import CounterpointTrainer
+from counterpoint.train.loop.training_arguments import loop_settings, sft_arguments, total_steps
 from counterpoint.train.model.load import LoadedModel, load_vocabulary_of
 from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.run.signals import StopSignal

@@ -14,9 +14,9 @@ from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report import run_report
+from counterpoint.train.loop.base_trainer import WholeRun
 from counterpoint.train.loop.callbacks import RunLog
 from counterpoint.train.loop.optimizers import prepare_optimizer
-from counterpoint.train.loop.whole import WholeRun
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
 from counterpoint.train.run.session import Session
 from counterpoint.train.scoring.prompts import EvalPrompt

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from counterpoint.configs.load import load_run
 from counterpoint.recipes.cli import main
 from counterpoint.train.checkpoints.resume import newest_complete
-from counterpoint.train.loop.trainer import CounterpointTrainer
+from counterpoint.train.loop.sft_trainer import CounterpointTrainer
 
 COMMAND = [str(Path(sys.executable).with_name("counterpoint")), "train"]
 RUN_FILE = """

@@ -15,13 +15,13 @@ from counterpoint.data.harmony.render import CHANNEL_NAMES
 from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.adapters.attach import check_attached_after_step, check_attached_before_step, lora_parts
 from counterpoint.train.loop.meter import Meter
-from counterpoint.train.loop.rows import ROW, RowCollator
+from counterpoint.train.loop.row_dataset import ROW, RowCollator
 from counterpoint.train.run.folder import RunFolder
 from counterpoint.train.run.progress import Progress, progress_line
 from counterpoint.train.run.tracking import Tracker
 
 if TYPE_CHECKING:
-    from counterpoint.train.loop.trainer import CounterpointTrainer
+    from counterpoint.train.loop.sft_trainer import CounterpointTrainer
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
 

@@ -10,7 +10,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.kto_config import KTOConfig
 
 from counterpoint.configs.schema import DpoRun, GrpoRun
-from counterpoint.train.loop.arguments import common_arguments, without_data_parallel
+from counterpoint.train.loop.training_arguments import common_arguments, without_data_parallel
 from counterpoint.train.run.world import world_size
 
 

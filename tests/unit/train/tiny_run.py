@@ -21,9 +21,9 @@ from counterpoint.data.layout.collate import Collator
 from counterpoint.data.layout.tree import TreeRow, forest_of, tree_of
 from counterpoint.train.checkpoints import save
 from counterpoint.train.checkpoints.resume import Identity, newest_complete
-from counterpoint.train.loop.arguments import LoopSettings, checkpointing_arguments
 from counterpoint.train.loop.optimizers import prepare_optimizer
-from counterpoint.train.loop.trainer import CounterpointTrainer
+from counterpoint.train.loop.sft_trainer import CounterpointTrainer
+from counterpoint.train.loop.training_arguments import LoopSettings, checkpointing_arguments
 from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.run.world import is_main_process, world_size
 

@@ -18,9 +18,9 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
-from counterpoint.train.loop.arguments import LoopSettings
-from counterpoint.train.loop.rewarded import RewardTrainer, Rollouts, items_of
+from counterpoint.train.loop.grpo_trainer import RewardTrainer, Rollouts, items_of
 from counterpoint.train.loop.rl_arguments import grpo_arguments
+from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.sample import Sampled, Sampler, inference

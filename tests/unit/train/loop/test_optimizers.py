@@ -19,8 +19,8 @@ from transformers import GptOssConfig, GptOssForCausalLM
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.schema import SftRun
-from counterpoint.train.loop.arguments import sft_arguments
 from counterpoint.train.loop.optimizers import PACKAGES, prepare_optimizer
+from counterpoint.train.loop.training_arguments import sft_arguments
 from counterpoint.train.plan.estimate import Estimate
 from counterpoint.train.plan.memory import Batch
 

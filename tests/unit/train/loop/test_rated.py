@@ -11,9 +11,9 @@ from counterpoint.configs.schema import DpoRun
 from counterpoint.data.dataset.pairs import Rated
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.arguments import LoopSettings
-from counterpoint.train.loop.preference import RatedCollator, RatedTrainer
+from counterpoint.train.loop.preference_trainers import RatedCollator, RatedTrainer
 from counterpoint.train.loop.rl_arguments import kto_arguments
+from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
 

@@ -14,10 +14,10 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
-from counterpoint.train.loop.arguments import loop_settings
-from counterpoint.train.loop.rewarded import RewardTrainer, Rollouts, items_of
+from counterpoint.train.loop.grpo_trainer import RewardTrainer, Rollouts, items_of
 from counterpoint.train.loop.rl_arguments import grpo_arguments
 from counterpoint.train.loop.shared_prompts import IGNORED, share_prompts
+from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.scripted import ScriptedEngine
 from counterpoint.train.scoring.prompts import EvalPrompt

@@ -19,7 +19,7 @@ from counterpoint.train.checkpoints import save
 from counterpoint.train.checkpoints.distributed_save import write_together
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.checkpoints.weights import load_weights, save_weights, state_bytes
-from counterpoint.train.loop.arguments import LoopSettings
+from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.mxfp4 import lay_bare, packed_names
 from counterpoint.train.model.sharded import gathered_weights, is_sharded
 from counterpoint.train.run.signals import StopSignal

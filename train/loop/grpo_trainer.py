@@ -25,11 +25,11 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import Called, Episode, EpisodeLimits, run_episodes
 from counterpoint.train.episodes.toolkit import Toolkit
-from counterpoint.train.loop.arguments import LoopSettings
+from counterpoint.train.loop.base_trainer import WholeRun
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.shared_prompts import share_prompts
 from counterpoint.train.loop.teacher import Teacher
-from counterpoint.train.loop.whole import WholeRun
+from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.masks import attention_inputs
 from counterpoint.train.run.signals import StopSignal

@@ -20,14 +20,14 @@ from trl.trainer.sft_trainer import SFTTrainer
 from counterpoint.configs.errors import RunError
 from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.arguments import LoopSettings
-from counterpoint.train.loop.guard import MicroBatch, SpikeWatch, named, not_finite_error
+from counterpoint.train.loop.base_trainer import WholeRun
 from counterpoint.train.loop.loss import weighted_nll
+from counterpoint.train.loop.loss_guard import MicroBatch, SpikeWatch, named, not_finite_error
 from counterpoint.train.loop.meter import Meter, StepClock
 from counterpoint.train.loop.router_loss import RouterLoss
-from counterpoint.train.loop.rows import RowCollator, row_numbers
+from counterpoint.train.loop.row_dataset import RowCollator, row_numbers
 from counterpoint.train.loop.tokenizer_stub import TokenizerStub
-from counterpoint.train.loop.whole import WholeRun
+from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.masks import attention_inputs
 from counterpoint.train.run.signals import StopSignal
 

@@ -21,9 +21,9 @@ from trl.trainer.kto_trainer import KTOTrainer
 
 from counterpoint.data.dataset.pairs import Pair, Rated
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.arguments import LoopSettings
+from counterpoint.train.loop.base_trainer import WholeRun
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
-from counterpoint.train.loop.whole import WholeRun
+from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.run.signals import StopSignal
 

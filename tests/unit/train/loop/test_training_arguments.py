@@ -8,7 +8,7 @@ import pytest
 
 from counterpoint.configs.errors import CounterpointError
 from counterpoint.configs.schema import SftRun
-from counterpoint.train.loop.arguments import NEVER, loop_settings, sft_arguments, total_steps
+from counterpoint.train.loop.training_arguments import NEVER, loop_settings, sft_arguments, total_steps
 from counterpoint.train.run.world import rows_per_step
 
 

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
 from counterpoint.configs.schema import SftRun, TrainingRun
-from counterpoint.train.loop.guard import SpikePolicy
+from counterpoint.train.loop.loss_guard import SpikePolicy
 from counterpoint.train.model.load import device_of
 from counterpoint.train.run.world import world_size
 
