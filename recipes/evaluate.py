@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from counterpoint.configs.schema import EvaluateRun
     from counterpoint.train.checkpoints.find import Found
+    from counterpoint.train.evals.checkpoint_samples import Planned
     from counterpoint.train.evals.findings import Findings
     from counterpoint.train.evals.journal import Row
-    from counterpoint.train.evals.measure import Planned
-    from counterpoint.train.evals.report import Report
+    from counterpoint.train.evals.report_data import Report
     from counterpoint.train.evals.runner import Done
 
 DEFAULT = "eval/channels"
@@ -94,8 +94,8 @@ def _plans(settings: EvaluateRun, found: Found, base: str | None, folder: Path) 
     from dataclasses import replace
 
     from counterpoint.train.checkpoints.find import find_checkpoint
-    from counterpoint.train.evals.measure import planned
-    from counterpoint.train.evals.report import BASE, TUNED
+    from counterpoint.train.evals.checkpoint_samples import planned
+    from counterpoint.train.evals.report_data import BASE, TUNED
 
     compared: Found | None = None
     if base is not None:
@@ -197,7 +197,7 @@ def _bar(done: int, total: int, width: int = 24) -> str:
 def _report(found: Found, settings: EvaluateRun, plans: dict[str, Planned], rows: dict[str, list[Row]]) -> Report:
     from pathlib import PurePath
 
-    from counterpoint.train.evals.report import BASE, TUNED, Report, Side
+    from counterpoint.train.evals.report_data import BASE, TUNED, Report, Side
 
     trained = found.adapter is not None or found.run is not None
     tasks = plans[TUNED].tasks

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from counterpoint.configs.schema import TrainingRun
     from counterpoint.recipes.plan_data import Work
     from counterpoint.train.plan.estimate import Change, Estimate
-    from counterpoint.train.plan.measure import Measured
+    from counterpoint.train.plan.trial_steps import Measured
 
 GIB = 1 << 30
 MEASURED_STEPS = 4
@@ -205,7 +205,7 @@ def _measured_steps(settings: Any, work: Work, folder: Path) -> Measured:
     from counterpoint.train.checkpoints.resume import Identity
     from counterpoint.train.loop.sft_trainer import CounterpointTrainer
     from counterpoint.train.loop.training_arguments import loop_settings, sft_arguments
-    from counterpoint.train.plan.measure import measured_training
+    from counterpoint.train.plan.trial_steps import measured_training
 
     loaded = load_trainable(settings)
     rows = sorted(work.rows, key=lambda row: len(row), reverse=True)

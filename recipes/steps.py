@@ -13,7 +13,7 @@ from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
-from counterpoint.train.evals.report import run_report
+from counterpoint.train.evals.report_data import run_report
 from counterpoint.train.loop.base_trainer import WholeRun
 from counterpoint.train.loop.callbacks import RunLog
 from counterpoint.train.loop.optimizers import prepare_optimizer

@@ -9,7 +9,7 @@ from browser.chrome import Chrome
 from unit.train.evals.test_report import EVIL, RIGHT, row, two_sides
 
 from counterpoint.train.evals.publish import write_report
-from counterpoint.train.evals.report import Report, Side
+from counterpoint.train.evals.report_data import Report, Side
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from counterpoint.train.evals.drawing import Drawing
 from counterpoint.train.evals.effort import points_of_rows
 from counterpoint.train.evals.figures import Band, Curve, Pair, Series, Who, accuracy_by_length, dumbbells, lines
 from counterpoint.train.evals.findings import Findings
-from counterpoint.train.evals.report import BASE, TUNED, Numbers, Report, Row
+from counterpoint.train.evals.report_data import BASE, TUNED, Numbers, Report, Row
 
 MAX_TASKS = 8
 CHANNELS = ("analysis", "commentary", "final")

@@ -11,9 +11,9 @@ from counterpoint.data.conversation import EFFORTS
 from counterpoint.train.evals.channels import Rate
 from counterpoint.train.evals.compare import Comparison, Difference, Metric, compare
 from counterpoint.train.evals.effort import Advice, advise, points_of_rows
-from counterpoint.train.evals.guard import Guarded, guard
-from counterpoint.train.evals.report import BASE, TUNED, Numbers, Report, Row, Side
+from counterpoint.train.evals.report_data import BASE, TUNED, Numbers, Report, Row, Side
 from counterpoint.train.evals.results import Cell, cells
+from counterpoint.train.evals.retention_probes import Guarded, guard
 
 MOST_TOLD = 6
 """Sentences about what got worse; the tables hold the rest."""

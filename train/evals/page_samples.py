@@ -13,7 +13,7 @@ from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.pages.visible import Pieces
 from counterpoint.train.evals.charts import CHANNELS
 from counterpoint.train.evals.page_parts import block, line, section
-from counterpoint.train.evals.report import Report, Row, codes_of, is_correct
+from counterpoint.train.evals.report_data import Report, Row, codes_of, is_correct
 
 MAX_EXAMPLES = 16
 MAX_TOKENS = 600

@@ -10,8 +10,8 @@ from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.evals.charts import figures_of
 from counterpoint.train.evals.drawing import png_file, svg_file
 from counterpoint.train.evals.findings import Findings, findings_of
-from counterpoint.train.evals.page import page_of
-from counterpoint.train.evals.report import Report
+from counterpoint.train.evals.report_data import Report
+from counterpoint.train.evals.report_page import page_of
 from counterpoint.train.run.folder import write_whole
 
 PAGE, NUMBERS, FIGURES = "report.html", "report.json", "figures"

@@ -17,7 +17,7 @@ from counterpoint.configs.errors import RunError
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.evals.channels import judge
 from counterpoint.train.evals.journal import Journal, Row, merge, saved_rows
-from counterpoint.train.evals.plan import Draw, fingerprint, groups
+from counterpoint.train.evals.sampling_plan import Draw, fingerprint, groups
 from counterpoint.train.run.folder import write_whole
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampled

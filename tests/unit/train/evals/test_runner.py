@@ -18,8 +18,8 @@ import pytest
 from counterpoint.configs.errors import DataError, RunError
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.journal import SAMPLES, Journal, key_of, read_samples, saved_rows
-from counterpoint.train.evals.plan import groups, plan
 from counterpoint.train.evals.runner import PLAN, Done, Shard, run_plan
+from counterpoint.train.evals.sampling_plan import groups, plan
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.scoring.scorers import Scorers
 

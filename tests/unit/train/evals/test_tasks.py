@@ -15,7 +15,7 @@ from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER
-from counterpoint.train.evals.plan import plan
+from counterpoint.train.evals.sampling_plan import plan
 from counterpoint.train.evals.tasks import Task, build_tasks
 from counterpoint.train.scoring.prompts import load_prompts
 from counterpoint.train.scoring.scorers import ExpectedCall, Scorers

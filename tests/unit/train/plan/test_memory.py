@@ -16,8 +16,8 @@ from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.plan.estimate import Estimate, changes_to_fit
-from counterpoint.train.plan.measure import allocated_peak
 from counterpoint.train.plan.memory import Batch
+from counterpoint.train.plan.trial_steps import allocated_peak
 
 TINY = {
     "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 64,

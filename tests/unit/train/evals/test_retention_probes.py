@@ -10,7 +10,7 @@ from scipy import stats
 
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.train.evals.guard import Skill, guard, stated, tilts
+from counterpoint.train.evals.retention_probes import Skill, guard, stated, tilts
 from counterpoint.train.scoring.prompts import load_prompts
 from counterpoint.train.scoring.scorers import Reference, Scorers
 
@@ -136,7 +136,7 @@ def test_the_probes_own_scorers() -> None:
         return completion(f"<|start|>assistant<|channel|>final<|message|>{text}<|return|>")
 
     code = "<|start|>assistant<|channel|>analysis to=python code<|message|>7**25<|call|>"
-    withheld, called = (f"counterpoint.train.evals.guard:{name}" for name in ("withheld", "called"))
+    withheld, called = (f"counterpoint.train.evals.retention_probes:{name}" for name in ("withheld", "called"))
     secret, python = Reference(answer="TULIP-4071"), Reference(answer="python")
     with Scorers(seconds=60) as scorers:
         values = [

@@ -14,8 +14,8 @@ from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.checkpoints.find import Found, open_checkpoint
 from counterpoint.train.evals.journal import Row
-from counterpoint.train.evals.plan import Draw, plan
 from counterpoint.train.evals.runner import Done, Shard, finished, run_plan
+from counterpoint.train.evals.sampling_plan import Draw, plan
 from counterpoint.train.evals.tasks import Task, build_tasks
 from counterpoint.train.model.load import device_of, load_vocabulary_of
 from counterpoint.train.sampling.engines import Engine, make_engine

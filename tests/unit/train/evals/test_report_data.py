@@ -12,9 +12,9 @@ from counterpoint.train.evals.channels import Rate, judge
 from counterpoint.train.evals.drawing import svg_in_page
 from counterpoint.train.evals.figures import Pair, Series, dumbbells, lines
 from counterpoint.train.evals.findings import findings_of
-from counterpoint.train.evals.page import page_of
 from counterpoint.train.evals.publish import write_report
-from counterpoint.train.evals.report import Report, Side, numbers_of, run_report
+from counterpoint.train.evals.report_data import Report, Side, numbers_of, run_report
+from counterpoint.train.evals.report_page import page_of
 from counterpoint.train.scoring.prompts import EvalPrompt
 from counterpoint.train.scoring.scorers import ExpectedCall, Reference, Scorers
 

@@ -4,7 +4,7 @@ Lost: a skill of the probes (a tool call, JSON, German, ...) that the base had. 
 one attribute of a person (name, gender, nationality) whose answers differ; how often they differ anyway is measured on
 two samples of one prompt, and the base's rate stands beside the tuned one's.
 
-The scorers at the end are named in probe rows as `counterpoint.train.evals.guard:...`.
+The scorers at the end are named in probe rows as `counterpoint.train.evals.retention_probes:...`.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from counterpoint.train.evals.channels import TOOL_CODES, Rate
 from counterpoint.train.evals.charts import Figure, figures_of
 from counterpoint.train.evals.drawing import css, svg_in_page
 from counterpoint.train.evals.findings import Findings, findings_of
-from counterpoint.train.evals.guard import Tilt
 from counterpoint.train.evals.page_parts import bar, figure, line, paragraph, row, section, table, two, with_interval
 from counterpoint.train.evals.page_samples import samples_section
-from counterpoint.train.evals.report import BASE, TUNED, Numbers, Report
+from counterpoint.train.evals.report_data import BASE, TUNED, Numbers, Report
 from counterpoint.train.evals.results import Cell
+from counterpoint.train.evals.retention_probes import Tilt
 
 
 def page_of(report: Report, vocabulary: Vocabulary | None = None, findings: Findings | None = None) -> str:

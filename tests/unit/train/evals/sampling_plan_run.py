@@ -14,8 +14,8 @@ from typing import Any
 from counterpoint.configs.schema import SuiteSettings
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.evals import journal
-from counterpoint.train.evals.plan import Draw, plan
 from counterpoint.train.evals.runner import Shard, run_plan
+from counterpoint.train.evals.sampling_plan import Draw, plan
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.sample import Sampler
