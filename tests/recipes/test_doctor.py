@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from counterpoint.configs.errors import ModelError
-from counterpoint.recipes import cli, doctor
+from counterpoint.recipes import cli
+from counterpoint.recipes.commands import doctor
 from counterpoint.train import parity
 
 

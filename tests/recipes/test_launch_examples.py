@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from counterpoint.configs.load import load_run
-from counterpoint.recipes.launch import launch_command
+from counterpoint.recipes.commands.launch import launch_command
 
 FOLDER = Path(__file__).parents[2] / "docs" / "launch"
 STAND_INS = {

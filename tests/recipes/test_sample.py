@@ -12,7 +12,7 @@ import pytest
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.recipes.cli import main
-from counterpoint.recipes.sample_view import ChannelPrinter, RawPrinter
+from counterpoint.recipes.commands.sample_view import ChannelPrinter, RawPrinter
 from counterpoint.train.model.tiny import random_tiny
 
 VOCABULARY = load_vocabulary()

@@ -10,7 +10,7 @@ from counterpoint.configs import builtin, schema
 from counterpoint.configs.load import load_run
 from counterpoint.configs.schema import RECIPES, DataSettings, EvaluateRun, SftRun, json_schema
 from counterpoint.configs.yaml_file import read_file
-from counterpoint.recipes.configs import schema_text
+from counterpoint.recipes.commands.configs import schema_text
 
 NAMES = builtin.names()
 MINIMAL: dict[str, Any] = {"recipe": "sft", "data": {"train": "a.jsonl"}}

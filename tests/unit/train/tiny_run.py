@@ -212,7 +212,7 @@ def shard_on_cpu() -> None:
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
-    from counterpoint.recipes.launch import FSDP2
+    from counterpoint.recipes.commands.launch import FSDP2
 
     os.environ.update(FSDP2)
     real: Any = AcceleratorState.__init__

@@ -84,7 +84,7 @@ def _config_of_run(resume: Path) -> Path:
 
 def _launch(settings: Any, arguments: list[str]) -> None:
     """Becomes the launcher of a run of several processes, unless this is one of them."""
-    from counterpoint.recipes.launch import check_launched, is_launched, launch_command, launch_environment
+    from counterpoint.recipes.commands.launch import check_launched, is_launched, launch_command, launch_environment
 
     if is_launched():
         check_launched(settings.launch)

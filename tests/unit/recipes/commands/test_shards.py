@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from counterpoint.configs.errors import ConfigError
-from counterpoint.recipes.shards import share
+from counterpoint.recipes.commands.shards import share
 
 
 def test_a_share_is_a_number_below_the_count() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from counterpoint.recipes.argument_types import count
+from counterpoint.recipes.commands.argument_types import count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,7 +144,7 @@ def _gpus(settings: EvaluateRun) -> int:
 
 
 def _spread(plans: dict[str, Planned], args: argparse.Namespace, folder: Path, count: int, gpus: bool) -> None:
-    from counterpoint.recipes.shards import run_shards
+    from counterpoint.recipes.commands.shards import run_shards
     from counterpoint.train.run.progress import Progress
 
     given = ["--config", args.config, "--out", str(folder)] + (["--base", args.base] if args.base else [])
@@ -165,7 +165,7 @@ def _spread(plans: dict[str, Planned], args: argparse.Namespace, folder: Path, c
 def _share(plans: dict[str, Planned], text: str) -> int:
     """One share of every plan."""
     from counterpoint.configs.errors import RunError
-    from counterpoint.recipes.shards import is_orphan, share
+    from counterpoint.recipes.commands.shards import is_orphan, share
     from counterpoint.train.evals.runner import Shard
 
     rank, world = share(text)

@@ -20,7 +20,7 @@ from counterpoint.configs.errors import RowError
 if TYPE_CHECKING:
     from counterpoint.data.harmony.checker import Rules
     from counterpoint.data.rows.row import BadRow, RawRow
-    from counterpoint.recipes.check_report import Judged
+    from counterpoint.recipes.commands.check_report import Judged
 
 _EFFORTS = ("low", "medium", "high")
 _STOPPED = frozenset({"stop", "tool_calls", "function_call", "end_turn", "tool_use", "eos", "eos_token", "stop_str"})
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from counterpoint.data.harmony.checker import Rules
     from counterpoint.data.rows.row import BadRow
-    from counterpoint.recipes.check_report import Totals, as_json, as_text
+    from counterpoint.recipes.commands.check_report import Totals, as_json, as_text
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -84,7 +84,7 @@ def _judge(row: RawRow, defaults: Rules) -> Judged | BadRow:
     from counterpoint.data.harmony.official import harmony_accepts
     from counterpoint.data.harmony.vocabulary import load_vocabulary
     from counterpoint.data.rows.row import BadRow
-    from counterpoint.recipes.check_report import Judged
+    from counterpoint.recipes.commands.check_report import Judged
 
     try:
         value = row.value

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from counterpoint.configs.errors import ConfigError
-from counterpoint.recipes.argument_types import positive
+from counterpoint.recipes.commands.argument_types import positive
 
 if TYPE_CHECKING:
     from counterpoint.configs.schema import TrainingRun
-    from counterpoint.recipes.plan_data import Work
+    from counterpoint.recipes.commands.plan_data import Work
     from counterpoint.train.plan.estimate import Change, Estimate
     from counterpoint.train.plan.trial_steps import Measured
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(settings, TrainingRun):
         raise ConfigError(f"{args.config}: `recipe: {settings.recipe}` trains nothing, so there is nothing to plan")
 
-    from counterpoint.recipes.plan_data import work_of
+    from counterpoint.recipes.commands.plan_data import work_of
     from counterpoint.train.plan.estimate import Estimate
 
     work = work_of(settings)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from counterpoint.configs.errors import ConfigError, DataError
-from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
+from counterpoint.recipes.commands.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
     from counterpoint.data.formats.options import SourceSpec

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterpoint.configs.errors import DataError, RowError
-from counterpoint.recipes.argument_types import count
-from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
+from counterpoint.recipes.commands.argument_types import count
+from counterpoint.recipes.commands.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
     from counterpoint.configs.schema import DataSettings

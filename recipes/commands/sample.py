@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from counterpoint.recipes.argument_types import count
+from counterpoint.recipes.commands.argument_types import count
 
 if TYPE_CHECKING:
     from counterpoint.data.conversation import Conversation
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.data.dataset.training_rows import render_settings
     from counterpoint.data.harmony.completion import parse_completion
     from counterpoint.data.harmony.render import Renderer, RenderSettings
-    from counterpoint.recipes.sample_view import ChannelPrinter, RawPrinter, Silent
+    from counterpoint.recipes.commands.sample_view import ChannelPrinter, RawPrinter, Silent
     from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
     from counterpoint.train.model.load import device_of
     from counterpoint.train.sampling.stream import stream

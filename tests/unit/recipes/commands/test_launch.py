@@ -6,8 +6,8 @@ import pytest
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import LaunchSettings
-from counterpoint.recipes import train
-from counterpoint.recipes.launch import check_launched, is_launched, launch_command, launch_environment
+from counterpoint.recipes.commands import train
+from counterpoint.recipes.commands.launch import check_launched, is_launched, launch_command, launch_environment
 
 NODE = {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1234"}
 

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from counterpoint.recipes.argument_types import count, positive
+from counterpoint.recipes.commands.argument_types import count, positive
 
 
 def test_counts_and_positive_numbers() -> None:

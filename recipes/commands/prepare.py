@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from counterpoint.configs.errors import ConfigError, DataError
-from counterpoint.recipes.argument_types import count
-from counterpoint.recipes.data_arguments import add_data_arguments, data_settings
+from counterpoint.recipes.commands.argument_types import count
+from counterpoint.recipes.commands.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
     from counterpoint.data.counts.report import DataReport
