@@ -69,7 +69,7 @@ def _run(arguments: list[str]) -> int:
     command = arguments[0]
     if command not in COMMANDS:
         return _unknown(command)
-    module: Any = import_module(f"counterpoint.recipes.{COMMANDS[command][0]}")
+    module: Any = import_module(f"counterpoint.recipes.commands.{COMMANDS[command][0]}")
     parser = _Parser(prog=f"counterpoint {command}", description=module.__doc__, formatter_class=_Format)
     module.add_arguments(parser)
     return module.run(_parse(parser, arguments[1:]))
