@@ -189,7 +189,7 @@ def step(model: Any, found_rows: Sequence[list[Any]]) -> tuple[float, float]:
 
     from counterpoint.data.layout.collate import Collator
     from counterpoint.train.loop.loss import weighted_nll
-    from counterpoint.train.model.masks import attention_inputs
+    from counterpoint.train.model.attention_inputs import attention_inputs
 
     collate = Collator(lambda ids: ids % ROWS)
     total = sum(float(row.target_weight.sum()) for rows in found_rows for row in rows)

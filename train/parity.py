@@ -21,8 +21,9 @@ from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.experts import use_experts
 from counterpoint.train.loop.loss import weighted_nll
 from counterpoint.train.model.attention import lean_attention_forward, use_attention
+from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.attention_plan import AttentionPlan
-from counterpoint.train.model.masks import attention_inputs, tree_masks
+from counterpoint.train.model.masks import tree_masks
 from counterpoint.train.model.mxfp4 import Mxfp4Tensor
 from counterpoint.train.model.norm import use_norms
 

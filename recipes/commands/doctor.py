@@ -123,7 +123,8 @@ def devices(wanted: str) -> Iterator[Finding]:
 def vocabulary() -> Iterator[Finding]:
     from counterpoint.configs.errors import CounterpointError
     from counterpoint.data.harmony.vocabulary import load_vocabulary
-    from counterpoint.train.model.tiny import WEIGHTS_FILE, tiny_folder
+    from counterpoint.train.model.embedded import tiny_folder
+    from counterpoint.train.model.tiny import WEIGHTS_FILE
 
     try:
         encoder = load_vocabulary().encoder

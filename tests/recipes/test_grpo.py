@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from counterpoint.configs.schema import ModelSettings
 from counterpoint.recipes.cli import main
 from counterpoint.train.checkpoints.save import checkpoint_name
+from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import load_model
-from counterpoint.train.model.tiny import tiny_folder
 
 # A random model that is rewarded by its tokens: something to learn from the first step on.
 REWARD = """

@@ -17,8 +17,8 @@ from counterpoint.configs.schema import ModelSettings
 from counterpoint.recipes import grpo
 from counterpoint.recipes.cli import main
 from counterpoint.train.adapters.attach import load_lora
+from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import LoadedModel, finish_model, load_model
-from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.model.vocabulary_map import VocabularyMap
 from counterpoint.train.sampling import vllm_engine
 from counterpoint.train.sampling import weight_sync as following

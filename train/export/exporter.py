@@ -32,8 +32,8 @@ from counterpoint.train.checkpoints.weights import ADAPTER_FILE, save_weights
 from counterpoint.train.export import gate
 from counterpoint.train.export import gguf as gguf_export
 from counterpoint.train.export.mxfp4 import write_mxfp4
+from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import LoadedModel, load_model
-from counterpoint.train.model.tiny import tiny_folder
 
 Target = Literal["adapter", "bf16", "mxfp4", "gguf"]
 LIMITS: dict[Target, float] = {"adapter": 1e-6, "bf16": 1e-2, "mxfp4": 5e-2, "gguf": 1e-2}

@@ -30,8 +30,8 @@ from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.shared_prompts import share_prompts
 from counterpoint.train.loop.teacher import Teacher
 from counterpoint.train.loop.training_arguments import LoopSettings
+from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.load import LoadedModel
-from counterpoint.train.model.masks import attention_inputs
 from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import sample_seed

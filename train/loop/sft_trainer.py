@@ -28,7 +28,7 @@ from counterpoint.train.loop.router_loss import RouterLoss
 from counterpoint.train.loop.row_dataset import RowCollator, row_numbers
 from counterpoint.train.loop.tokenizer_stub import TokenizerStub
 from counterpoint.train.loop.training_arguments import LoopSettings
-from counterpoint.train.model.masks import attention_inputs
+from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.run.signals import StopSignal
 
 

@@ -27,9 +27,9 @@ from counterpoint.data.harmony.vocabulary import (
     load_vocabulary,
     ranks_of_tokenizer_json,
 )
+from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.mxfp4_load import load_mxfp4
 from counterpoint.train.model.released_shapes import known_shape
-from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.model.vocabulary_map import MAP_FILE, VocabularyMap
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -8,10 +8,7 @@ layers also `position[i] - position[j] < window`. Padding has `subtree_end = own
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from transformers import PreTrainedModel
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -42,19 +39,3 @@ def tree_masks(
         else:
             masks[layer_type] = allowed_B1SS
     return masks
-
-
-def attention_inputs(
-    model: PreTrainedModel, position_BS: torch.Tensor, subtree_end_BS: torch.Tensor
-) -> dict[str, dict[str, Any]]:
-    """The keyword arguments that make `model` (or PEFT's wrap of it) attend along tree rows in one forward pass.
-
-    The lean attention takes plans in place of masks.
-    """
-    from counterpoint.train.model.attention import LEAN_ATTENTION
-    from counterpoint.train.model.attention_plan import tree_plans
-
-    window = model.config.sliding_window
-    if model.config._attn_implementation == LEAN_ATTENTION:
-        return {"attention_mask": tree_plans(position_BS, subtree_end_BS, window)}
-    return {"attention_mask": tree_masks(position_BS, subtree_end_BS, window, model.dtype)}

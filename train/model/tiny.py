@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.configs.errors import ModelError
+from counterpoint.configs.model_section import ModelSettings
 from counterpoint.data.conversation import EFFORTS, Conversation
 from counterpoint.data.formats.read import load_conversations
 from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import SPECIAL_NAMES, byte_ids, load_vocabulary
+from counterpoint.train.model.embedded import tiny_folder
+from counterpoint.train.model.load import LoadedModel, finish_model, load_model
 from counterpoint.train.model.vocabulary_map import VocabularyMap
-
-if TYPE_CHECKING:
-    from counterpoint.train.model.load import LoadedModel
 
 WEIGHTS_FILE = "model.safetensors"
 EXAMPLES = ("quickstart", "quickstart_eval", "tiny_base")
@@ -50,18 +48,11 @@ def tiny_config(n_rows: int) -> GptOssConfig:
     )
 
 
-def tiny_folder() -> Path:
-    """Where the package keeps the embedded model."""
-    return Path(str(resources.files("counterpoint.train.model").joinpath("tiny_base")))
-
-
 def random_tiny(seed: int = 0, vocabulary_ids: Iterable[int] | None = None) -> LoadedModel:
     """A tiny model with random weights (float32, CPU); `vocabulary_ids` None takes the embedded model's.
 
     The global random state is as before.
     """
-    from counterpoint.train.model.load import finish_model
-
     mapping = VocabularyMap.load(tiny_folder()) if vocabulary_ids is None else VocabularyMap.from_ids(vocabulary_ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -102,8 +93,6 @@ def write_map(folder: Path) -> VocabularyMap:
 
 def take_weights(checkpoint: Path, folder: Path) -> Path:
     """Copy a checkpoint's weights into the embedded model. ModelError where its rows are not the map's."""
-    from counterpoint.configs.model_section import ModelSettings
-    from counterpoint.train.model.load import load_model
 
     loaded = load_model(ModelSettings(name=str(checkpoint)))
     expected = VocabularyMap.load(folder).n_rows

@@ -22,8 +22,9 @@ from counterpoint.train.model.attention import (
     lean_mask,
     use_attention,
 )
+from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.attention_plan import AttentionPlan
-from counterpoint.train.model.masks import attention_inputs, tree_allowed, tree_masks
+from counterpoint.train.model.masks import tree_allowed, tree_masks
 
 WINDOW = 4
 

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.data.harmony.vocabulary import CALL, ENDOFTEXT, RETURN
+from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import LoadedModel, device_of, dtype_of, load_model
-from counterpoint.train.model.tiny import random_tiny, tiny_config, tiny_folder
+from counterpoint.train.model.tiny import random_tiny, tiny_config
 from counterpoint.train.model.vocabulary_map import MAP_FILE, VocabularyMap
 
 

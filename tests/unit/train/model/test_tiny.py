@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from counterpoint.recipes.cli import main
-from counterpoint.train.model.tiny import WEIGHTS_FILE, tiny_folder, write_map
+from counterpoint.train.model.embedded import tiny_folder
+from counterpoint.train.model.tiny import WEIGHTS_FILE, write_map
 from counterpoint.train.model.vocabulary_map import VocabularyMap
 
 

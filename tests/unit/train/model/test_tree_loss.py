@@ -16,8 +16,9 @@ from counterpoint.data.layout.pack import pack
 from counterpoint.data.layout.tree import TreeRow, tree_of
 from counterpoint.train.loop.loss import weighted_nll
 from counterpoint.train.model.attention import use_attention
+from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.load import LoadedModel
-from counterpoint.train.model.masks import attention_inputs, tree_masks
+from counterpoint.train.model.masks import tree_masks
 from counterpoint.train.model.tiny import random_tiny
 
 LOOK_UP = Tool("look_up", "Looks up.", {"type": "object", "properties": {"key": {"type": "string"}}})

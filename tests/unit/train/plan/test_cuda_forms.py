@@ -27,8 +27,8 @@ from counterpoint.train.adapters.implementations import use_paths
 from counterpoint.train.adapters.linear import AutocastLinear
 from counterpoint.train.loop import loss as loss_module
 from counterpoint.train.model import attention, norm
+from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.attention_plan import AttentionPlan
-from counterpoint.train.model.masks import attention_inputs
 from counterpoint.train.model.mxfp4 import frozen_mxfp4
 from counterpoint.train.plan.estimate import Estimate
 from counterpoint.train.plan.memory import Batch

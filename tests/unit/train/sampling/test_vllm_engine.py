@@ -13,8 +13,8 @@ import pytest
 from counterpoint.configs.errors import ConfigError, RunError
 from counterpoint.configs.schema import ModelSettings, SuiteSettings, VllmSettings
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
+from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import device_of, dtype_of
-from counterpoint.train.model.tiny import tiny_folder
 from counterpoint.train.sampling.engines import make_engine
 from counterpoint.train.sampling.vllm_engine import VllmEngine
 
