@@ -1,15 +1,15 @@
-"""Compare a wheel with the tree: every file of the four package folders is in it, and nothing else is importable."""
+"""Compare a wheel with the tree: every file of the package folders is in it, and nothing else is importable."""
 
 import subprocess
 import sys
 import zipfile
 
-FOLDERS = ("configs", "data", "train", "recipes")
+FOLDERS = ("counterpoint", "configs", "data", "train", "recipes")
 
 names = set(zipfile.ZipFile(sys.argv[1]).namelist())
 command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS]
 tracked = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
-expected = {f"counterpoint/{name}" for name in tracked if name}
+expected = {f"counterpoint/{name.removeprefix('counterpoint/')}" for name in tracked if name}
 packaged = {name for name in names if ".dist-info/" not in name}
 missing, foreign = sorted(expected - packaged), sorted(packaged - expected)
 if missing or foreign:

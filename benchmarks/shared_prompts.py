@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from counterpoint.configs.load import load_run
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.loop.grpo_trainer import RewardTrainer, Rollouts, items_of
@@ -45,7 +45,7 @@ def trainer_in(folder: Path, *, prompt: int, group: int, completion: int, steps:
         [f"grpo.group={group}", f"train.batch_rows={rows}", f"rollout.action_tokens={completion}"],
     )
     loaded = random_tiny()
-    use_paths(loaded.model, settings.model)
+    use_implementations(loaded.model, settings.model)
     renderer = Renderer(loaded.vocabulary)
     texts = [
         " ".join(["add", *random.Random(n).choices(["1", "2", "3"], k=max(0, prompt - 60) // 2)]) for n in range(9)

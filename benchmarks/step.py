@@ -326,7 +326,7 @@ def ours(contestant: str, shape: Size, dtype: Any, folder: Path, steps: int) -> 
     from counterpoint.data.layout.collate import Collator
     from counterpoint.data.layout.tree import TreeRow
     from counterpoint.train.adapters.attach import attach_lora
-    from counterpoint.train.adapters.implementations import use_paths
+    from counterpoint.train.adapters.implementations import use_implementations
     from counterpoint.train.checkpoints.resume import Identity
     from counterpoint.train.loop.sft_trainer import CounterpointTrainer
     from counterpoint.train.loop.training_arguments import LoopSettings, checkpointing_arguments
@@ -343,7 +343,7 @@ def ours(contestant: str, shape: Size, dtype: Any, folder: Path, steps: int) -> 
     if "mxfp4" in extras:
         pack_experts(model)
     model = attach_lora(model, LoraSettings(rank=16, alpha=32))
-    use_paths(model, ModelSettings(), "recomputed" in extras)
+    use_implementations(model, ModelSettings(), "recomputed" in extras)
     args = SFTConfig(
         **common_arguments(folder, shape, steps), **checkpointing_arguments("checkpointed" in extras), bf16=False,
         dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,

@@ -76,13 +76,13 @@ def made_up(args: argparse.Namespace) -> Iterator[tuple[str, Conversations]]:
 def from_file(args: argparse.Namespace) -> Iterator[tuple[str, Conversations]]:
     """The first conversations of the file with about 5 (4 to 6), 10 (8 to 12) and 20 (16 to 25) turns."""
     from counterpoint.data.conversation import Conversation
-    from counterpoint.data.formats.read import load_conversations
+    from counterpoint.data.formats.read import read_conversations
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.data.harmony.vocabulary import load_vocabulary
 
     renderer = Renderer(load_vocabulary())
     groups: dict[range, Conversations] = {range(4, 7): [], range(8, 13): [], range(16, 26): []}
-    for conversation in load_conversations([args.file]):
+    for conversation in read_conversations([args.file]):
         examples = renderer.examples(conversation) if isinstance(conversation, Conversation) else []
         for turns, group in groups.items():
             if len(examples) in turns and len(group) < args.conversations:
@@ -173,13 +173,13 @@ def lora_model() -> Any:
 
     from counterpoint.configs.model_section import LoraSettings, ModelSettings
     from counterpoint.train.adapters.attach import attach_lora
-    from counterpoint.train.adapters.implementations import use_paths
+    from counterpoint.train.adapters.implementations import use_implementations
 
     torch.manual_seed(0)
     config = GptOssConfig(**SHAPE, router_aux_loss_coef=0.0, pad_token_id=0, eos_token_id=1)
     config._attn_implementation = "eager"
     model = attach_lora(GptOssForCausalLM(config), LoraSettings(rank=16, alpha=32))
-    use_paths(model, ModelSettings())
+    use_implementations(model, ModelSettings())
     return model.train()
 
 

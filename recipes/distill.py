@@ -15,10 +15,10 @@ from counterpoint.configs.errors import DataError, RunError
 from counterpoint.configs.schema import DistillRun
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.model.load import device_of, load_model, load_vocabulary_of
 from counterpoint.train.run.folder import (
     RunFolder,
@@ -49,7 +49,7 @@ def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False
         left = [question for question in questions if question.number not in done]
         print(f"{len(questions)} questions" + (f", {len(done)} of them done before" if done else ""))
         loaded = load_model(settings.model, device_of(settings.device))
-        use_paths(loaded.model, settings.model)
+        use_implementations(loaded.model, settings.model)
         sampler = Sampler(loaded, batch_rows=settings.distill.batch)
         with Scorers() as scorers:
             for start in range(0, len(left), settings.distill.batch):
@@ -74,7 +74,7 @@ def read_questions(settings: DistillRun, renderer: Renderer) -> list[Question]:
     """The questions of all rows; DataError for a bad row, or where no row has one."""
     questions: list[Question] = []
     others = 0
-    rows = load_conversations(source_specs(settings.data.train), source_options(settings.data))
+    rows = read_conversations(source_specs(settings.data.train), source_options(settings.data))
     for number, item in enumerate(rows):
         if not isinstance(item, Conversation):
             raise DataError(getattr(item, "message", "data.train: a preference pair: distill takes conversations"))

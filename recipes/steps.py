@@ -9,7 +9,7 @@ from counterpoint.configs.errors import RunError
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.attach import attach_lora, attachment_table
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
@@ -31,7 +31,7 @@ def load_trainable(settings: TrainingRun) -> LoadedModel:
     loaded = load_model(settings.model, device)
     if settings.lora.enabled:
         loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
-    use_paths(loaded.model, settings.model, settings.train.activation_checkpointing == "experts")
+    use_implementations(loaded.model, settings.model, settings.train.activation_checkpointing == "experts")
     return loaded
 
 

@@ -22,7 +22,7 @@ from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs, write_quarantine
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import CHANNEL_CODES, CONTEXT, Example, Renderer, Span
 from counterpoint.data.harmony.vocabulary import CALL, Vocabulary
@@ -148,7 +148,7 @@ def _read(
     quarantine: Path | None,
 ) -> None:
     """Fills `found` from the sources."""
-    for item in load_conversations(source_specs(sources), source_options(data)):
+    for item in read_conversations(source_specs(sources), source_options(data)):
         found.rows += 1
         if isinstance(item, BadRow):
             found.bad.append(item)

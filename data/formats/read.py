@@ -16,15 +16,17 @@ from counterpoint.data.rows.containers import rows_from_line, unread_rows
 from counterpoint.data.rows.row import AnyRow, BadRow, RawRow, UnreadRow, read
 
 
-def load_conversations(
-    specs: Iterable[SourceSpec | str], options: SourceOptions | None = None
+def read_conversations(
+    sources: SourceSpec | str | Iterable[SourceSpec | str], options: SourceOptions | None = None
 ) -> Iterator[Converted | BadRow]:
-    """Every row of every source; a row comes as often as the weight of its source says, bad rows once.
+    """Every row of one source or of several: a conversation, a preference, or a bad row with its reason.
 
-    Row k (from 0) of a source with weight w is taken `floor((k+1)w) - floor(kw)` times. Raises DataError where a source
-    does not exist, ConfigError for a weight that is not positive.
+    A row comes as often as the weight of its source says, bad rows once: row k (from 0) of a source with weight w is
+    taken `floor((k+1)w) - floor(kw)` times. Raises DataError where a source does not exist, ConfigError for a weight
+    that is not positive.
     """
     options = options or SourceOptions()
+    specs = [sources] if isinstance(sources, SourceSpec | str) else sources
     for row, format, times in weighted_rows(specs):
         yield from converted_rows(row, format, times, options)
 

@@ -48,14 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.counts.survey import EVERY_ROW, chosen, first_look
     from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
-    from counterpoint.data.formats.read import conversations_from, load_conversations
+    from counterpoint.data.formats.read import conversations_from, read_conversations
 
     data = data_settings(args)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     wanted = args.rows or EVERY_ROW
     specs, options = source_specs(data.train), source_options(data)
-    items: Iterator[Item] = load_conversations(specs, options)
+    items: Iterator[Item] = read_conversations(specs, options)
     survey, first = first_look(items, wanted)
     facts = _facts(data, survey)
     names = [Path(spec.path).name for spec in specs]

@@ -9,7 +9,7 @@ from pathlib import Path
 from counterpoint.configs.schema import DataSettings
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.formats.detect import FORMATS
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.recipes.cli import main
 
 DOC = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def test_every_format_has_an_example_that_is_read_as_it(tmp_path: Path) -> None:
         names = [name for name in re.findall(r"`(\w+)`", paragraph) if name in FORMATS]
         file = tmp_path / f"{names[0]}.jsonl"
         file.write_text(re.sub("(?m)^    ", "", block), encoding="utf-8")
-        items = list(load_conversations([str(file)]))
+        items = list(read_conversations([str(file)]))
         found = []
         for item in items:
             assert isinstance(item, (Conversation, Preference)), item.message

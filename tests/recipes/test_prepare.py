@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import CHANNEL_NAMES, Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.recipes.cli import main
@@ -80,7 +80,7 @@ def test_json_lines_hold_what_the_renderer_gives(tmp_path: Path, prepare: Prepar
     written = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     renderer = Renderer(load_vocabulary(), RenderSettings())
     expected = []
-    for item in load_conversations([str(write(tmp_path / "b.jsonl", ROWS))]):
+    for item in read_conversations([str(write(tmp_path / "b.jsonl", ROWS))]):
         expected += renderer.examples(item)  # pyright: ignore[reportArgumentType]
     assert [(row["source"], row["turn"]) for row in written] == [("a.jsonl:1", 0), ("a.jsonl:1", 1), ("a.jsonl:2", 0)]
     for row, example in zip(written, expected, strict=True):

@@ -76,12 +76,13 @@ class AttachmentTable:
         return {**counts, "adapter/trainable": float(self.trainable), "adapter/share": self.share}
 
 
-def attach_lora(model: PreTrainedModel, lora: LoraSettings) -> PeftModel:
+def attach_lora(model: PreTrainedModel, lora: LoraSettings | None = None) -> PeftModel:
     """Wrap `model` with a new LoRA adapter named "default"; B is zero, so outputs do not change.
 
     Without `expert_alpha` the experts keep the scale of attention, alpha / rank (rsLoRA: alpha / sqrt(rank)): vLLM
     before 0.32 reads one scale for the whole adapter. Raises `ModelError` where a requested kind is missing in a layer.
     """
+    lora = lora or LoraSettings()
     layers = _checked_layers(model, lora.layers)
     wanted = [ATTENTION] * lora.attention + [GATE_UP, DOWN] * lora.experts + [ROUTER] * lora.router
     if not wanted:

@@ -9,21 +9,22 @@ from packaging.version import Version
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import ModelSettings
+from counterpoint.train.adapters.experts import use_experts
+from counterpoint.train.model.attention import use_attention
+from counterpoint.train.model.norm import use_norms
 
 TESTED_VERSIONS = {"torch": ("2.13", "2.14"), "transformers": ("5.19", "5.24"), "peft": ("0.21.2", "0.22")}
 """Package: first version tested, first version not tested. The lean path rests on registries of these three."""
 
 
-def use_paths(model: Any, settings: ModelSettings, recompute_experts: bool = False) -> None:
-    """Set the attention, experts and norms of `model` (or of the model inside a PEFT one) as the run file says.
+def use_implementations(model: Any, settings: ModelSettings | None = None, recompute_experts: bool = False) -> None:
+    """Set the attention, experts and norms of `model` (or of the model inside a PEFT one) as the run file says;
+    without `settings` the lean ones.
 
     recompute_experts: see `use_experts`. ModelError where the lean path is asked for on versions that it was not tested
     with.
     """
-    from counterpoint.train.adapters.experts import use_experts
-    from counterpoint.train.model.attention import use_attention
-    from counterpoint.train.model.norm import use_norms
-
+    settings = settings or ModelSettings()
     if "lean" in (settings.attention, settings.experts, settings.norms):
         for package, found, fits in installed_versions():
             if not fits:

@@ -20,7 +20,7 @@ from counterpoint.configs.load import load_run
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.train.adapters.attach import load_lora
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.checkpoints.resume import CHECKPOINTS, newest_complete, why_broken
 from counterpoint.train.checkpoints.shards import SHARDS, load_shards
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE
@@ -69,14 +69,15 @@ def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
     return Found(name, base, weights, run)
 
 
-def open_checkpoint(found: Found, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model in memory, its adapter on it."""
+def open_checkpoint(checkpoint: Found | str, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model in memory, its adapter on it, on the implementations of its run. A name is as of `find_checkpoint`."""
+    found = find_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     loaded = load_model(found.base, device)
     if found.adapter is not None:
         loaded = loaded.with_model(load_lora(loaded.model, found.adapter))
     if found.shards is not None:
         load_shards(loaded.model, found.shards)
-    use_paths(loaded.model, found.base)
+    use_implementations(loaded.model, found.base)
     return loaded
 
 

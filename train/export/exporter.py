@@ -26,7 +26,7 @@ from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.data.harmony.render import Renderer, RenderSettings
-from counterpoint.train.checkpoints.find import Found, open_checkpoint
+from counterpoint.train.checkpoints.find import Found, find_checkpoint, open_checkpoint
 from counterpoint.train.checkpoints.save import MARKER, write_folder
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE, save_weights
 from counterpoint.train.export import gate
@@ -50,13 +50,20 @@ class Export:
 
 
 def export(
-    found: Found, target: Target, folder: Path, *, limit: float | None = None, converter: str | None = None
+    checkpoint: Found | str,
+    target: Target,
+    folder: Path | str,
+    *,
+    limit: float | None = None,
+    converter: str | None = None,
 ) -> Export:
-    """Export a checkpoint (`find.find_checkpoint`) into `folder`, which must not be there yet.
+    """Export a checkpoint (or what `find.find_checkpoint` finds of a name) into `folder`, which must not be there yet.
 
     limit: the largest KL that passes the gate; None takes `LIMITS`. converter: of llama.cpp, for gguf. ModelError when
     the gate refuses, with its numbers; nothing is then left at `folder`.
     """
+    found = find_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
+    folder = Path(folder)
     if folder.exists():
         raise ModelError(f"{folder}: exists already: name another folder with --out")
     try:

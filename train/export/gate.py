@@ -14,7 +14,7 @@ import torch
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.model.load import LoadedModel
@@ -78,7 +78,7 @@ def fixed_sequences(loaded: LoadedModel) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids, indices of trained tokens) of the first turns of the packaged example data, in the model's vocabulary."""
     renderer = Renderer(loaded.vocabulary)
     out: list[tuple[np.ndarray, np.ndarray]] = []
-    for item in load_conversations(["example:quickstart"]):
+    for item in read_conversations(["example:quickstart"]):
         if isinstance(item, Conversation):
             out += [(e.ids, np.flatnonzero(e.weights > 0)) for e in renderer.examples(item)]
         if len(out) >= MAX_SEQUENCES:
@@ -108,7 +108,7 @@ def score(loaded: LoadedModel, sequences: Sequence[tuple[np.ndarray, np.ndarray]
 def answers(loaded: LoadedModel) -> tuple[bool, ...]:
     """Of each probe (prompts of the package), whether the greedy answer keeps its channels; a cut one may."""
     renderer, vocabulary = Renderer(loaded.vocabulary), loaded.vocabulary
-    prompts = [item for item in load_conversations(["example:quickstart_eval"]) if isinstance(item, Conversation)]
+    prompts = [item for item in read_conversations(["example:quickstart_eval"]) if isinstance(item, Conversation)]
     prompts = [prompt_of(conversation) for conversation in prompts[:PROBES]]
     sampled = Sampler(loaded).sample([renderer.prompt(p.conversation) for p in prompts], PROBE_TOKENS)
     return tuple(

@@ -15,7 +15,7 @@ import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from counterpoint.configs.rl_section import TeacherSettings
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.model.load import LoadedModel, load_model
 
 
@@ -38,7 +38,7 @@ class Teacher:
 def load_teacher(settings: TeacherSettings, temperature: float, device: torch.device) -> Teacher:
     """The teacher, frozen, with log-probabilities at the temperature of sampling."""
     loaded = load_model(settings.model, device)
-    use_paths(loaded.model, settings.model)
+    use_implementations(loaded.model, settings.model)
     loaded.model.requires_grad_(False).eval()
     add_fused_lm_head(loaded.model, temperature=temperature)
     return Teacher(loaded, settings.weight)

@@ -77,13 +77,15 @@ def dtype_of(setting: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
 
 
-def load_model(settings: ModelSettings, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model of a run file's section `model`, on `device`, with reference attention and experts.
+def load_model(settings: ModelSettings | str, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model of a run file's section `model` (or of its `name` alone), on `device`, with reference attention and
+    experts.
 
     `init: random` draws the weights from torch's global generator. ModelError for everything that is not a whole
     gpt-oss checkpoint in safetensors.
     """
     device = torch.device(device)
+    settings = ModelSettings(name=settings) if isinstance(settings, str) else settings
     folder = tiny_folder() if settings.name == EMBEDDED_MODEL else Path(settings.name).expanduser()
     name = str(folder) if folder.is_dir() else settings.name
     config = _config(name, settings)

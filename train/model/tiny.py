@@ -17,7 +17,7 @@ from transformers import GptOssConfig, GptOssForCausalLM
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.data.conversation import EFFORTS, Conversation
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer, RenderSettings
 from counterpoint.data.harmony.vocabulary import SPECIAL_NAMES, byte_ids, load_vocabulary
 from counterpoint.train.model.embedded import tiny_folder
@@ -72,7 +72,7 @@ def needed_ids(texts: Iterable[Sequence[int]]) -> VocabularyMap:
 def example_ids() -> Iterator[Sequence[int]]:
     """Ids of everything that the example data trains or asks, at every effort, and of the numbers below 1000."""
     renderer = Renderer(load_vocabulary(), RenderSettings())
-    for conversation in load_conversations([f"example:{name}" for name in EXAMPLES]):
+    for conversation in read_conversations([f"example:{name}" for name in EXAMPLES]):
         assert isinstance(conversation, Conversation)
         yield from (renderer.prompt(conversation, effort) for effort in EFFORTS)
         yield from (example.ids.tolist() for example in renderer.examples(conversation))

@@ -9,7 +9,7 @@ from typing import Any
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.options import SourceOptions, SourceSpec
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
 from counterpoint.train.scoring.scorers import ExpectedCall, Reference
@@ -56,7 +56,7 @@ def load_prompts(path: str | SourceSpec | None, options: SourceOptions | None = 
     if path is None:
         return as_probes(load_prompts(spec, options))
     prompts: list[EvalPrompt] = []
-    for item in load_conversations([spec], options):
+    for item in read_conversations([spec], options):
         if isinstance(item, BadRow):
             raise DataError(item.message)
         if not isinstance(item, Conversation):

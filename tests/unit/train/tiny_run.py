@@ -197,13 +197,13 @@ def lean_model(packed: bool = False) -> Any:
     """The tiny model on the lean path, with LoRA on attention and experts; its experts in MXFP4 where `packed`."""
     from counterpoint.configs.model_section import LoraSettings, ModelSettings
     from counterpoint.train.adapters.attach import attach_lora
-    from counterpoint.train.adapters.implementations import use_paths
+    from counterpoint.train.adapters.implementations import use_implementations
 
     model = tiny_model(lora=False)
     if packed:
         pack_experts(model)
     model = attach_lora(model, LoraSettings(rank=4, alpha=8))
-    use_paths(model, ModelSettings())
+    use_implementations(model, ModelSettings())
     return model
 
 

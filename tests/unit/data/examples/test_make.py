@@ -7,7 +7,7 @@ import pytest
 import counterpoint.data.examples.make as make
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.examples.sums import Problem, final_text, steps, thought
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -19,7 +19,7 @@ EXAMPLES = ("quickstart", "quickstart_eval", "tiny_base")
 
 def conversations(name: str) -> list[Conversation]:
     out = []
-    for item in load_conversations([f"example:{name}"]):
+    for item in read_conversations([f"example:{name}"]):
         assert not isinstance(item, BadRow), item.message
         assert isinstance(item, Conversation)
         out.append(item)

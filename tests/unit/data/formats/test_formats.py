@@ -9,7 +9,7 @@ import pytest
 from counterpoint.data.conversation import Conversation, Message, Preference
 from counterpoint.data.formats.convert import convert
 from counterpoint.data.formats.detect import FORMATS, detect
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 
@@ -50,7 +50,7 @@ def whole(value) -> dict:
 
 @pytest.mark.parametrize("format", sorted(GOLDEN))
 def test_a_format_becomes_exactly_these_conversations(format):
-    assert [whole(c) for c in load_conversations([str(FIXTURES / f"{format}.jsonl")])] == GOLDEN[format]
+    assert [whole(c) for c in read_conversations([str(FIXTURES / f"{format}.jsonl")])] == GOLDEN[format]
 
 
 def test_every_format_has_a_fixture():

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from counterpoint.data.formats.options import SourceOptions, SourceSpec
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.prepare.validate import validate
@@ -64,7 +64,7 @@ def test_rows_of_a_size_that_nobody_expects(tmp_path):
     file = write(tmp_path / "a.jsonl", chat("a", letters), chat("a", spaces + "b"), chat(long, "ok"), many, parallel)
     found = validate([file], use="sft")
     assert (found.rows, found.n_bad) == (5, 0)
-    conversations = list(load_conversations([file]))
+    conversations = list(read_conversations([file]))
     assert [len(c.messages) for c in conversations] == [2, 2, 2, 10_000, 10_002]
     assert [m.content for m in conversations[4].messages[1:7]] == ["{}", "0", "{}", "1", "{}", "2"]
     renderer = Renderer(load_vocabulary())

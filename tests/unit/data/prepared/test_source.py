@@ -12,7 +12,7 @@ from counterpoint.configs.errors import DataError
 from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.dataset.training_rows import TrainingData, build_training_rows, render_settings, source_options
 from counterpoint.data.formats.options import SourceSpec
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, byte_ids, load_vocabulary
 from counterpoint.data.prepare.writer import Job, prepare
@@ -57,7 +57,7 @@ def test_examples_come_back_as_they_were(source: Path) -> None:
     renderer = Renderer(load_vocabulary())
     folder = made(source)
     expected = [
-        e for item in load_conversations([str(source)]) if hasattr(item, "messages") for e in renderer.examples(item)
+        e for item in read_conversations([str(source)]) if hasattr(item, "messages") for e in renderer.examples(item)
     ]  # pyright: ignore[reportArgumentType]
     found = list(read_prepared(folder))
     assert len(found) == len(expected) == 40

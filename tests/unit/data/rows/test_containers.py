@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.formats.options import SourceSpec
-from counterpoint.data.formats.read import load_conversations
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.rows.containers import list_files, read_rows
 from counterpoint.data.rows.row import BadRow, RawRow
 
@@ -104,7 +104,7 @@ def test_a_list_of_messages_is_one_row(tmp_path):
     for text in (json.dumps(ROW["messages"]), json.dumps(ROW["messages"], indent=1)):
         (row,) = rows(write(tmp_path / "a.json", text))
         assert row.value == ROW["messages"]
-        (conversation,) = load_conversations([str(tmp_path / "a.json")])
+        (conversation,) = read_conversations([str(tmp_path / "a.json")])
         assert [m.content for m in conversation.messages] == ['Hi: "{[,]}"', "Hello\\"]
 
 
@@ -169,7 +169,7 @@ def test_csv(tmp_path):
 def test_messages_as_json_text_in_a_table(tmp_path):
     cell = json.dumps(ROW["messages"]).replace('"', '""')
     file = write(tmp_path / "a.csv", f'id,messages\n7,"{cell}"\n8,[not json\n')
-    good, bad = load_conversations([str(file)])
+    good, bad = read_conversations([str(file)])
     assert [m.content for m in good.messages] == ['Hi: "{[,]}"', "Hello\\"]
     assert [n.kind for n in good.notices] == ["json_in_string", "unused_field", "missing_thinking"]
     assert bad.kind == "unknown_format"
@@ -200,7 +200,7 @@ def test_server_logs_of_prompt_and_response_are_one_row(tmp_path):
     write(tmp_path / "0_finish_reason.txt", "stop")
     (row,) = rows(tmp_path)
     assert row.value["finish_reason"] == "stop"
-    (conversation,) = load_conversations([str(tmp_path)])
+    (conversation,) = read_conversations([str(tmp_path)])
     assert conversation.messages[-1].content == "Hello."
 
 
@@ -228,7 +228,7 @@ def test_weights_of_sources_are_exact(tmp_path):
     file = write(tmp_path / "a.jsonl", "".join(LINE.replace("Hi", f"Hi {n}") + "\n" for n in range(10)))
 
     def taken(weight):
-        return [int(c.source.rpartition(":")[2]) for c in load_conversations([SourceSpec(str(file), weight=weight)])]
+        return [int(c.source.rpartition(":")[2]) for c in read_conversations([SourceSpec(str(file), weight=weight)])]
 
     assert taken(1.0) == list(range(1, 11))
     assert taken(0.5) == [2, 4, 6, 8, 10]
@@ -246,7 +246,7 @@ def test_memory_stays_flat_however_long_the_file_is(tmp_path):
         for name, text in (("a.jsonl", f"{big}\n" * n), ("a.json", "[" + ",\n".join([big] * n) + "]")):
             file = write(tmp_path / name, text)
             tracemalloc.start()
-            assert sum(1 for _ in load_conversations([str(file)])) == n
+            assert sum(1 for _ in read_conversations([str(file)])) == n
             peaks[-1].append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert all(late < early + 2_000_000 for early, late in zip(*peaks, strict=True)), peaks

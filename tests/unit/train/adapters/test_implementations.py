@@ -12,7 +12,7 @@ import counterpoint.configs.errors
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.train.adapters import implementations as paths
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.adapters.implementations import TESTED_VERSIONS, installed_versions, use_paths
+from counterpoint.train.adapters.implementations import TESTED_VERSIONS, installed_versions, use_implementations
 from counterpoint.train.model.norm import LeanRMSNorm
 
 
@@ -23,11 +23,11 @@ def test_each_part_is_chosen_apart(build_gptoss, peft):
     for attention in ("lean", "reference"):
         for experts in ("lean", "reference"):
             for norms in ("lean", "reference"):
-                use_paths(outer, ModelSettings(attention=attention, experts=experts, norms=norms))
+                use_implementations(outer, ModelSettings(attention=attention, experts=experts, norms=norms))
                 assert (model.config._attn_implementation == "counterpoint_lean") == (attention == "lean")
                 assert (model.config._experts_implementation == "counterpoint_lean") == (experts == "lean")
                 assert (type(model.model.norm) is LeanRMSNorm) == (norms == "lean")
-    use_paths(outer, ModelSettings(), recompute_experts=True)
+    use_implementations(outer, ModelSettings(), recompute_experts=True)
     assert model.config._experts_implementation == "counterpoint_lean_recomputed"
 
 
@@ -37,8 +37,8 @@ def test_versions_outside_the_tested_range_are_an_error(build_gptoss, monkeypatc
     with pytest.raises(
         counterpoint.configs.errors.ModelError, match=r"transformers >=5.19,<5.24 and 5.24.1 is installed"
     ):
-        use_paths(build_gptoss(), ModelSettings())
-    use_paths(build_gptoss(), ModelSettings(attention="reference", experts="reference", norms="reference"))
+        use_implementations(build_gptoss(), ModelSettings())
+    use_implementations(build_gptoss(), ModelSettings(attention="reference", experts="reference", norms="reference"))
 
 
 def test_the_tested_range_is_the_declared_one():

@@ -7,7 +7,7 @@ import torch
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 
 LEAN, REFERENCE = (
     ModelSettings(),
@@ -20,7 +20,7 @@ def run(tiny_run, folder, paths, *, lora=True, dtype=torch.float32, rate=5e-3, c
     if lora:
         torch.manual_seed(1)
         model = attach_lora(model, LoraSettings(rank=4, alpha=8, router=True))
-    use_paths(model, paths, checkpointing == "experts" and paths.experts == "lean")
+    use_implementations(model, paths, checkpointing == "experts" and paths.experts == "lean")
     if checkpointing is True:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loop = {"lean_loss": paths.loss == "lean", **options.pop("loop", {})}

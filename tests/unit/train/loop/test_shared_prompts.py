@@ -11,7 +11,7 @@ import torch
 from counterpoint.configs.load import load_run
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.loop.grpo_trainer import RewardTrainer, Rollouts, items_of
@@ -43,7 +43,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def trainer_of(folder: Path, **model: str) -> RewardTrainer:
     settings: Any = load_run("grpo/tiny_sums", [f"model.{key}={value}" for key, value in model.items()])
     loaded = random_tiny(seed=3)
-    use_paths(loaded.model, settings.model)
+    use_implementations(loaded.model, settings.model)
     renderer = Renderer(loaded.vocabulary)
     prompt = EvalPrompt("one", Conversation((Message("user", "?"),)), Reference(answer="1"), "number")
     rollouts = Rollouts(

@@ -17,7 +17,7 @@ from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.data.harmony.vocabulary import SPECIAL_NAMES, byte_ids, load_vocabulary
 from counterpoint.train.adapters.attach import attach_lora, attachment_table, load_lora
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.checkpoints.weights import save_weights
 from counterpoint.train.model.load import load_model
 from counterpoint.train.model.mxfp4 import Mxfp4Tensor, frozen_mxfp4, unpacked
@@ -116,7 +116,7 @@ def test_it_trains_like_the_dequantised_one(checkpoint, experts, checkpointing, 
     for model in (loaded(checkpoint, torch.float32), dequantised(checkpoint, torch.float32)):
         torch.manual_seed(0)
         model = attach_lora(model, LoraSettings(rank=2))
-        use_paths(model, ModelSettings(experts=experts))
+        use_implementations(model, ModelSettings(experts=experts))
         model.train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -146,7 +146,7 @@ def test_experts_take_a_quarter_of_bfloat16_and_are_never_whole(checkpoint):
     assert len(stacks) == 4
     for stack in stacks:
         assert stack.packed_bytes == stack.numel() * (4 + 8 / 32) / 8
-    use_paths(model, ModelSettings())
+    use_implementations(model, ModelSettings())
     widest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -178,7 +178,7 @@ def test_it_stays_packed_under_moves_and_type_changes_and_refuses_writing(checkp
 def test_generate_with_cache(checkpoint):
     choice = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     ours, theirs = loaded(checkpoint, torch.float32), dequantised(checkpoint, torch.float32)
-    use_paths(ours, ModelSettings())
+    use_implementations(ours, ModelSettings())
     assert torch.equal(ours.generate(input_ids=IDS, **choice), theirs.generate(input_ids=IDS, **choice))
 
 

@@ -23,7 +23,7 @@ from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.schema import SftRun
 from counterpoint.train.adapters import expert_math
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.adapters.linear import AutocastLinear
 from counterpoint.train.loop import loss as loss_module
 from counterpoint.train.model import attention, norm
@@ -109,7 +109,7 @@ def adapted(config: GptOssConfig, recompute: bool = False, packed: bool = False)
     for name, parameter in model.named_parameters():
         if "lora_" in name and "self_attn" in name:
             parameter.data = parameter.data.to(torch.bfloat16)
-    use_paths(model, ModelSettings(), recompute)
+    use_implementations(model, ModelSettings(), recompute)
     return model.train()
 
 

@@ -14,7 +14,7 @@ from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.schema import SftRun, TrainSettings
 from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.adapters.implementations import use_paths
+from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.plan.estimate import Estimate, changes_to_fit
 from counterpoint.train.plan.memory import Batch
 from counterpoint.train.plan.trial_steps import allocated_peak
@@ -60,7 +60,7 @@ def measured(tiny_run: Any, folder: Path, run: SftRun, shape: dict[str, int], ro
     model: Any = GptOssForCausalLM(config).to(dtype)
     if run.lora.enabled:
         model = attach_lora(model, run.lora)
-    use_paths(model, run.model, run.train.activation_checkpointing == "experts")
+    use_implementations(model, run.model, run.train.activation_checkpointing == "experts")
     if run.train.activation_checkpointing is True:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     loop = {"lean_loss": run.model.loss == "lean"}

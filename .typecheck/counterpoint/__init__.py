@@ -1,0 +1,1 @@
+../../counterpoint/__init__.py
