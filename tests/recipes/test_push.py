@@ -162,6 +162,6 @@ def test_a_refused_login_is_one_line_and_the_export_stands(adapter: Path, tmp_pa
     [line] = [line for line in done.stderr.splitlines() if line.strip()]
     assert line.startswith("me/mine: not pushed (")
     assert "401" in line
-    assert "the export itself stands at out; log in with `hf auth login`, then push again" in line
+    assert "the export itself is in out; log in with `hf auth login`, then push again" in line
     assert TOKEN not in line
     assert (tmp_path / "out" / "manifest.json").is_file()

@@ -215,7 +215,7 @@ def test_a_run_of_other_settings_is_refused_unless_meant(train: Train) -> None:
     assert "the settings changed: lora.rank 2 -> 3; train.steps 2 -> 4" in err
     assert (run / "config.yaml").read_text() == before
     out, _ = train("train.steps=4", "--resume", "--overwrite")
-    assert "warning: goes on with another setting: train.steps 2 -> 4" in out
+    assert "warning: resumes with another setting: train.steps 2 -> 4" in out
     assert [line["step"] for line in train.metrics(run)] == [1, 2, 3, 4]
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
 
@@ -256,13 +256,13 @@ def test_a_broken_checkpoint_is_passed_over_and_said(train: Train) -> None:
     (run / "checkpoints" / "step-000004" / "optimizer.pt").write_bytes(b"")
     out, _ = train("--resume")
     assert "going on from step 2" in out
-    assert "passed over step-000004: optimizer.pt has 0 bytes" in (run / "log.txt").read_text()
+    assert "skipped step-000004: optimizer.pt has 0 bytes" in (run / "log.txt").read_text()
     assert train.metrics(run) == whole
 
 
 def test_nothing_to_resume(train: Train) -> None:
     _, err = train("--resume", code=1)
-    assert err.startswith("runs: no run of the name my to go on with")
+    assert err.startswith("runs: no run of the name my to resume")
     _, err = train("--resume", "nowhere", code=1)
     assert "nowhere: not a run folder" in err
 

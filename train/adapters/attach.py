@@ -111,9 +111,9 @@ def load_lora(model: PreTrainedModel, folder: str | Path, trainable: bool = Fals
         with _quiet_peft():
             return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=trainable)
     except Exception as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(
-            f"{folder}: no adapter of this model ({told}): is the copy whole, and the base right?"
+            f"{folder}: no adapter of this model ({reason}): is the copy complete, and the base right?"
         ) from error
 
 

@@ -42,7 +42,7 @@ _FACTORS = "_counterpoint_factors"
 class ParamWrapper(PeftParamWrapper):
     """PEFT's wrapper of one expert parameter; while it runs, the lean function finds its factors on the base layer.
 
-    The class keeps PEFT's name, since PEFT tells nested wrappers apart by it.
+    The class keeps PEFT's name, by which PEFT distinguishes nested wrappers.
     """
 
     @contextmanager

@@ -35,10 +35,10 @@ def write_together(
     ]
     for stage in stages:
         error = _error_of(stage)
-        told = [text for text in gather_object([str(error) if error else None]) if text]
-        if not told:
+        errors = [text for text in gather_object([str(error) if error else None]) if text]
+        if not errors:
             continue
-        failure = error or RunError(f"{target}: another process failed to save: {told[0]}")
+        failure = error or RunError(f"{target}: another process failed to save: {errors[0]}")
         if accelerator.is_main_process:
             save.abandon_folder(partial, target, failure, expected_bytes)
         raise failure

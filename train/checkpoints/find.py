@@ -84,7 +84,7 @@ def open_checkpoint(checkpoint: Found | str, device: torch.device | str = "cpu")
 def _in_shards(name: str, checkpoint: Path, run: TrainingRun | None) -> Found:
     if run is None:
         raise ModelError(
-            f"{name}: the parts of a model that fsdp2 trained, and no run file says of which: "
+            f"{name}: the parts of a model that fsdp2 trained, and there is no run file of it: "
             "name it where it was written, RUN/checkpoints/..."
         )
     return Found(name, run.model, None, run, checkpoint)
@@ -123,7 +123,7 @@ def _weights_of(place: Path, name: str) -> Path:
 
 
 def _base_of(adapter: Path) -> ModelSettings:
-    """What an adapter says of its base: the manifest of our export, else PEFT's own config."""
+    """The base that an adapter names: in the manifest of our export, else PEFT's own config."""
     for file, name_key, revision_key in (
         ("manifest.json", "base", "base_revision"),
         ("adapter_config.json", "base_model_name_or_path", "revision"),
@@ -135,7 +135,7 @@ def _base_of(adapter: Path) -> ModelSettings:
             continue
         if isinstance(name, str) and name:
             return ModelSettings(name=name, revision=revision)
-    raise ModelError(f"{adapter}: says nothing of its base model: set `model.name`")
+    raise ModelError(f"{adapter}: names no base model: set `model.name`")
 
 
 def _like(model: ModelSettings | None, name: str) -> ModelSettings:

@@ -1,6 +1,6 @@
-"""Which checkpoint a run goes on from, and whether it may.
+"""Which checkpoint a run resumes from, and whether it may.
 
-A run may go on only with the data and the settings that it began with: the newest complete checkpoint is compared with
+A run resumes only with the data and the settings that it began with: the newest complete checkpoint is compared with
 the new process by the data's fingerprint and by every setting that has a say in the numbers.
 """
 
@@ -16,7 +16,7 @@ from counterpoint.configs.errors import RunError
 from counterpoint.train.checkpoints.save import MARKER, PARTIAL, checkpoints_in, file_hash
 
 CHECKPOINTS = "checkpoints"
-# Settings that may differ between a checkpoint and the run that goes on from it: they do not change what is learned.
+# Settings that may differ between a checkpoint and the run that resumes from it: they do not change what is learned.
 # The rows of a step are compared as one number (`rows_per_step`), so that their split over processes may change.
 FREE_SETTINGS = (
     "extends",
@@ -48,7 +48,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run must share with a checkpoint to go on from it.
+    """What a run must share with a checkpoint to resume from it.
 
     settings: the resolved run file as plain values (secrets redacted); data: the training data's fingerprint;
     rows_per_step: rows in one optimizer step over all processes.
@@ -63,7 +63,7 @@ class Identity:
 
 
 def newest_complete(run_folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint of a run, and one line for each newer or broken one that was passed over."""
+    """The newest complete checkpoint of a run, and one line for each newer or broken one that was skipped."""
     passed_over = [
         f"{folder.name}: not finished (the run was stopped while it was written)"
         for folder in sorted((run_folder / CHECKPOINTS).glob(f"{PARTIAL}*"))
@@ -86,7 +86,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def why_broken(folder: Path) -> str | None:
-    """None for a folder that is as its marker says, byte for byte; else what is wrong with it."""
+    """None for a folder that equals its marker byte for byte; else what is wrong with it."""
     marker = folder / MARKER
     if not marker.is_file():
         return "not finished (the run was stopped while it was written)"
@@ -110,7 +110,7 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, allow_changes: bo
 
     Returns one line for each changed setting that was allowed.
     """
-    where = f"cannot go on from {checkpoint.folder}"
+    where = f"cannot resume from {checkpoint.folder}"
     if checkpoint.details["data"] != identity.data:
         raise RunError(
             f"{where}: the training data changed (fingerprint {checkpoint.details['data'][:12]} then, "
@@ -123,7 +123,7 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, allow_changes: bo
     if changes and not allow_changes:
         raise RunError(
             f"{where}: the settings changed: {'; '.join(changes)}: "
-            "use the old ones, start a new run, or pass --overwrite to go on with the new ones"
+            "use the old ones, start a new run, or pass --overwrite to resume with the new ones"
         )
     return changes
 

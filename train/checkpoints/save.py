@@ -1,4 +1,4 @@
-"""Folders that are either whole or not there, whatever kills the process while they are written.
+"""Folders that are either complete or absent, whatever kills the process while they are written.
 
     checkpoints/
         step-000100/             whole: its marker `complete.json` names every file with size and sha256
@@ -45,10 +45,10 @@ def step_of(folder: Path) -> int | None:
 def write_folder(
     target: Path, fill: Callable[[Path], None], details: Mapping[str, Any], expected_bytes: int = 0
 ) -> Path:
-    """Let `fill` write files into a folder beside `target`, then put it in place and mark it complete.
+    """Let `fill` write files into a folder next to `target`, then put it in place and mark it complete.
 
-    details: goes into the marker beside the list of files. expected_bytes: what the folder will take, 0 if unknown.
-    RunError when the disk is full: the partial folder is gone, and whatever stood at `target` stands as before.
+    details: goes into the marker with the list of files. expected_bytes: what the folder will take, 0 if unknown.
+    RunError when the disk is full: the partial folder is gone, and whatever was at `target` is unchanged.
     """
     partial = begin_folder(target, expected_bytes)
     try:
@@ -203,7 +203,7 @@ def _write_marker(folder: Path, content: Mapping[str, Any]) -> None:
 def _disk_full(target: Path, needed: int, free: int) -> RunError:
     return RunError(
         f"{target}: the disk is full: {_size(needed)} are needed, {_size(free)} are free: free some space "
-        "(train.keep_checkpoints lowers what a run keeps) and go on with --resume; earlier checkpoints are intact"
+        "(train.keep_checkpoints lowers what a run keeps) and continue with --resume; earlier checkpoints are intact"
     )
 
 

@@ -28,7 +28,7 @@ def save_weights(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] |
     else:
         # The original format of a base that was unpacked from MXFP4 has no place for these weights.
         model.save_pretrained(str(folder), state_dict=state_dict, save_original_format=False)
-    # safetensors makes files that only their owner can read, whatever the umask says.
+    # safetensors makes files that only their owner can read, whatever the umask is.
     plain = next(folder.glob("*config.json"))
     for path in folder.glob("*.safetensors"):
         shutil.copymode(plain, path)

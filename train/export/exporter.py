@@ -1,6 +1,6 @@
 """The way home: a trained checkpoint as an adapter or as merged weights, proven to be what was trained.
 
-An export folder is whole or not there (`save.write_folder`). `manifest.json` says what it was made from, with which
+An export folder is complete or absent (`save.write_folder`). `manifest.json` records what it was made from, with which
 settings, and what the gate measured. The gate loads the export again from disk; a GGUF file is made from bf16 weights
 that passed it.
 """
@@ -84,9 +84,9 @@ def export(
         again = _load_again(found, staging, target)
         result = gate.compare(before, gate.score(again, sequences), LIMITS[target] if limit is None else limit)
         if not result.passed:
-            told = " ".join(note for note in notes if "survives" in note)
+            survival = " ".join(note for note in notes if "survives" in note)
             raise ModelError(
-                f"{folder}: not written: the export is not the model that was trained: {result.line()} {told}"
+                f"{folder}: not written: the export is not the model that was trained: {result.line()} {survival}"
             )
         manifest = {**_manifest(found, target, again, result), "notes": notes}
         fill = _finish if script is None else partial(_finish_gguf, script)
@@ -97,7 +97,7 @@ def export(
 
 
 def _stage(found: Found, target: Target, staging: Path) -> tuple[gate.Scores, Any, list[str]]:
-    """Score the live model, then write the export beside its place; the live model is gone after."""
+    """Score the live model, then write the export to the staging folder; the live model is freed after."""
     live = open_checkpoint(found)
     if target == "gguf" and not live.vocabulary_map.is_identity:
         raise ModelError(
@@ -140,7 +140,7 @@ def _write_merged(place: Path, live: LoadedModel) -> None:
 
 
 def _check_config(place: Path, live: LoadedModel, packed: bool) -> None:
-    """What other programs read first must be true of the weights beside it."""
+    """What other programs read first must be true of the weights in the same folder."""
     written = json.loads((place / "config.json").read_bytes())
     method = (written.get("quantization_config") or {}).get("quant_method")
     stops = json.loads((place / "generation_config.json").read_bytes()).get("eos_token_id")
@@ -215,7 +215,7 @@ def push(folder: Path, repository: str) -> str:
         api.upload_folder(repo_id=repository, folder_path=str(folder), ignore_patterns=[MARKER])
     except Exception as error:
         raise ModelError(
-            f"{repository}: not pushed ({type(error).__name__}: {error}): the export itself stands at {folder}; "
+            f"{repository}: not pushed ({type(error).__name__}: {error}): the export itself is in {folder}; "
             "log in with `hf auth login`, then push again"
         ) from None
     return address

@@ -60,8 +60,8 @@ def convert(script: Path, source: Path, target: Path) -> None:
     command = [sys.executable, str(script), str(source), "--outfile", str(target), "--outtype", "bf16"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1][:300]
-        raise ModelError(f"{script.name} failed ({said}): take a copy of llama.cpp that knows gpt-oss, or --to bf16")
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1][:300]
+        raise ModelError(f"{script.name} failed ({last}): take a copy of llama.cpp that knows gpt-oss, or --to bf16")
     with target.open("rb") as file:
         if file.read(4) != MAGIC:
             raise ModelError(f"{script.name} wrote no GGUF file: take a newer copy of llama.cpp, or --to bf16")

@@ -3,7 +3,7 @@ is left after rounding.
 
 Legend: E experts, I inputs, O outputs of a projection. Files hold (E, O, I / 32, 16) bytes and (E, O, I / 32) scales.
 
-A base that came from MXFP4 lies exactly on the grid, and a small adapter moves no number to the next point of it: most
+A base that came from MXFP4 is exactly on the grid, and a small adapter moves no number to the next point of it: most
 merges into MXFP4 are the base again. `Survival` measures it.
 """
 
@@ -36,7 +36,7 @@ QUANTIZATION = {
 }
 PROJECTIONS = {GATE_UP: "gate_up_proj", DOWN: "down_proj"}
 NONE_LEFT = 0.01
-"""A share of the adapter below which none of it is said to survive."""
+"""A share of the adapter below which none of it counts as surviving."""
 _BETWEEN = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 _POWERS = (0, 1)
 
@@ -70,14 +70,14 @@ class Survival:
 def quantised(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Blocks (..., O, I / 32, 16) and scales (..., O, I / 32), both uint8, nearest to `weight` (..., O, I).
 
-    Of the two powers of two that can fit a run of 32, the one with the smaller squared error. What lies on the grid
+    Of the two powers of two that can fit a run of 32, the one with the smaller squared error. What is on the grid
     stays bit for bit. ModelError where I is no multiple of 32.
     """
     if weight_OI.shape[-1] % RUN:
         raise ModelError(f"MXFP4 packs runs of {RUN}, and {weight_OI.shape[-1]} inputs are none: use --to bf16")
     runs = weight_OI.float().unflatten(-1, (-1, RUN))
     largest = runs.abs().amax(-1, keepdim=True)
-    # frexp is exact where log2 may round: the largest number lies in [2^(exponent - 1), 2^exponent).
+    # frexp is exact where log2 may round: the largest number is in [2^(exponent - 1), 2^exponent).
     lowest = torch.where(largest > 0, torch.frexp(largest).exponent - 3, -127)
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     for power in _POWERS:

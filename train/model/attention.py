@@ -133,7 +133,7 @@ class _CudaAttention(torch.autograd.Function):
         )  # fmt: skip
         total_HN = torch.logaddexp(lse_HN, sink_H.float()[:, None])
         share_NH1 = torch.exp(lse_HN - total_HN).T[..., None].to(out_NHD.dtype)
-        # The kernel's output lies as the query does, head by head: what follows would keep a copy in this order.
+        # The kernel's output has the query's layout, head by head: what follows would keep a copy in this order.
         out_BSHD = out_NHD.new_empty(rows, tokens, heads, size)
         torch.mul(out_NHD, share_NH1, out=out_BSHD.view(-1, heads, size))
         context = cast(Any, ctx)
@@ -200,7 +200,7 @@ def _backward_block(
 
 
 def _grouping(block: Block, query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:
-    """(folds, repeats): query heads that share a key head stand as more queries of it, or the keys are repeated.
+    """(folds, repeats): query heads that share a key head become more queries of it, or the keys are repeated.
 
     Folding spares the copies of long pasts, and needs keys that every query sees.
     """

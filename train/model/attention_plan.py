@@ -60,7 +60,7 @@ class Sequences:
 
 
 class AttentionPlan:
-    """One layer type's attention over a batch: stands in the place of a mask, and is computed once a batch."""
+    """One layer type's attention over a batch: takes the place of a mask, and is computed once a batch."""
 
     def __init__(self, position_BS: torch.Tensor, subtree_end_BS: torch.Tensor, window: int | None) -> None:
         self.position_BS = position_BS

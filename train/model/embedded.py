@@ -1,4 +1,4 @@
-"""Where the package keeps the embedded model; `tiny.py` says what it is."""
+"""Where the package keeps the embedded model, which `tiny.py` describes."""
 
 from __future__ import annotations
 

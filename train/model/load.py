@@ -102,7 +102,7 @@ def load_model(settings: ModelSettings | str, device: torch.device | str = "cpu"
 
 
 def load_vocabulary_of(settings: ModelSettings) -> Vocabulary:
-    """The vocabulary that `load_model` would put beside the model, without loading any weights."""
+    """The vocabulary that `load_model` would give with the model, without loading any weights."""
     folder = tiny_folder() if settings.name == EMBEDDED_MODEL else Path(settings.name).expanduser()
     return VocabularyMap.load(folder).vocabulary(load_vocabulary())
 
@@ -118,12 +118,12 @@ def load_config(settings: ModelSettings) -> tuple[GptOssConfig, str]:
     except ModelError:
         if shape is None:
             raise
-        origin = "the published shape of the model in its name, since its config.json is not at hand"
+        origin = "the published shape of the model in its name, since its config.json is not available"
         return GptOssConfig(**shape), origin
 
 
 def finish_model(model: GptOssForCausalLM, mapping: VocabularyMap, source: str) -> LoadedModel:
-    """Put the vocabulary beside a model and set what ends sampling: both `<|return|>` and `<|call|>`."""
+    """Put a vocabulary with a model and set what ends sampling: both `<|return|>` and `<|call|>`."""
     loaded = LoadedModel(model, mapping.vocabulary(load_vocabulary()), mapping, source)
     config = model.generation_config
     assert config is not None
@@ -230,7 +230,7 @@ def _dequantised(settings: ModelSettings, config: GptOssConfig) -> Any:
 
 
 def _check_tokenizer(name: str, settings: ModelSettings) -> None:
-    """ModelError where the checkpoint brings a tokenizer.json that is not o200k."""
+    """ModelError where the checkpoint has a tokenizer.json that is not o200k."""
     if Path(name).is_dir():
         found = Path(name) / "tokenizer.json"
         path = found if found.is_file() else None

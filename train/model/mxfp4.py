@@ -152,7 +152,7 @@ def packed_names(model: torch.nn.Module) -> list[str]:
 
 
 def lay_bare(model: torch.nn.Module) -> None:
-    """Let each MXFP4 parameter X lie in its module as two plain ones, X_blocks and X_scales, which FSDP2 can share out.
+    """Store each MXFP4 parameter X in its module as two plain ones, X_blocks and X_scales, which FSDP2 can share out.
 
     It would unpack X itself. X is then put together again whenever it is read, of what the two are at that moment.
     """

@@ -1,4 +1,4 @@
-"""Load an original gpt-oss checkpoint with its experts as they lie in the file, never as bfloat16."""
+"""Load an original gpt-oss checkpoint with its experts packed as in the file, never as bfloat16."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def load_mxfp4(folder: Path, config: GptOssConfig, dtype: torch.dtype, device: t
             del halves[stem], missing[stem]
             packed += 1
         if parameter.shape != shape:
-            raise ModelError(f"{folder}: {name} gives {tuple(parameter.shape)}, config.json says {tuple(shape)}")
+            raise ModelError(f"{folder}: {name} gives {tuple(parameter.shape)}, config.json has {tuple(shape)}")
         owner, _, last = stem.rpartition(".")
         setattr(model.get_submodule(owner), last, parameter)
     if not packed:

@@ -1,4 +1,4 @@
-"""Models whose parameters lie in parts on several processes, as FSDP2 leaves them (DTensors)."""
+"""Models whose parameters are sharded over several processes, as FSDP2 leaves them (DTensors)."""
 
 from __future__ import annotations
 

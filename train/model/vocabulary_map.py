@@ -1,8 +1,8 @@
 """Which row of the embedding and the head holds which token id.
 
 A real checkpoint has one row an id (identity). The embedded tiny model keeps only the ids that it needs: ids stay real
-o200k ids everywhere outside the model, rows are what `input_ids` and the logits hold. The map lies beside the weights
-as `vocabulary_map.json`; a checkpoint without that file is the identity.
+o200k ids everywhere outside the model, rows are what `input_ids` and the logits hold. The map is a file next to the
+weights as `vocabulary_map.json`; a checkpoint without that file is the identity.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class VocabularyMap:
         """The rows are `ids`, sorted, once each. ModelError for an id that the vocabulary does not have."""
         kept = np.unique(np.fromiter(ids, dtype=np.int64))
         if len(kept) == 0 or kept[0] < 0 or kept[-1] >= N_VOCAB:
-            raise ModelError(f"vocabulary map: ids must lie in 0..{N_VOCAB - 1}, at least one: make it again")
+            raise ModelError(f"vocabulary map: ids must be in 0..{N_VOCAB - 1}, at least one: make it again")
         return cls(kept, len(kept))
 
     @property
@@ -106,7 +106,7 @@ class VocabularyMap:
 
     @classmethod
     def load(cls, folder: Path, n_rows: int = N_VOCAB) -> VocabularyMap:
-        """The map beside a checkpoint; without the file the identity over `n_rows`."""
+        """The map of a checkpoint folder; without the file the identity over `n_rows`."""
         path = folder / MAP_FILE
         if not path.is_file():
             return cls.identity(n_rows)

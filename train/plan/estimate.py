@@ -46,7 +46,7 @@ class Estimate:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a weight: as the run file says, `auto` being bfloat16 on a GPU."""
+        """Bytes of a weight: as the run file sets it, `auto` being bfloat16 on a GPU."""
         if self.run.model.dtype == "auto":
             return 2 if self.device == "cuda" else 4
         return dtype_of(self.run.model.dtype, torch.device("cpu")).itemsize

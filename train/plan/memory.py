@@ -44,7 +44,7 @@ class Plan:
     """What decides the memory of a step besides the shape and the batch.
 
     itemsize: bytes of a weight that is not packed. wide: bytes in which products run (4 on a CPU without AMX).
-    processes: of the whole run; sharded: FSDP2. accumulates: gradients lie in memory during the next forward pass.
+    processes: of the whole run; sharded: FSDP2. accumulates: gradients stay in memory during the next forward pass.
     recompute_experts: the experts' first projection is not kept. lean_*: the paths of section `model`.
     whole_logits: forward passes whose logits are all held at once (preference and reward training), 0 where the loss
     runs in chunks.
@@ -231,7 +231,7 @@ def _gradients(shape: Shape, plan: Plan) -> int:
     size = shape.trainable * each
     if plan.sharded:
         return size // plan.processes
-    # DDP keeps the buckets that it sends beside the gradients.
+    # DDP keeps the buckets that it sends in addition to the gradients.
     return 2 * size if plan.processes > 1 else size
 
 

@@ -22,7 +22,7 @@ MXFP4_BYTES = 17 / 32
 class Shape:
     """Sizes of a gpt-oss model, and what of it trains.
 
-    origin: where the sizes come from. base: parameters of the model, of which `packable` lie in the experts'
+    origin: where the sizes come from. base: parameters of the model, of which `packable` are in the experts'
     projections; largest: of one tensor. small: of them that train in tensors too small for an 8-bit optimizer.
     table: what trains, by kind. attention_rank, expert_rank: of the adapters, 0 for none. full: no adapter, every
     weight trains.

@@ -1,4 +1,4 @@
-"""The folder of a run: everything that is needed to understand it, repeat it, and go on with it. No secrets.
+"""The folder of a run: everything that is needed to understand it, repeat it, and resume it. No secrets.
 
 runs/quickstart-20261122-160501/
     config.yaml        every setting, defaults written out; a run file like any other
@@ -58,7 +58,7 @@ def new_run_folder(settings: RunSettings) -> Path:
 
 
 def newest_run_folder(settings: RunSettings, begun: bool = True) -> Path:
-    """The newest run folder of this name; with `begun`, of a run that has anything to go on with or did not fail.
+    """The newest run folder of this name; with `begun`, of a run that can be resumed or did not fail.
 
     RunError where there is none.
     """
@@ -70,12 +70,12 @@ def newest_run_folder(settings: RunSettings, begun: bool = True) -> Path:
         if match and (folder / CONFIG).is_file() and (_has_begun(folder) or not begun):
             found.append((match[1], int(match[2] or 1), folder))
     if not found:
-        raise RunError(f"{parent}: no run of the name {settings.name or 'run'} to go on with: leave out --resume")
+        raise RunError(f"{parent}: no run of the name {settings.name or 'run'} to resume: leave out --resume")
     return max(found)[2]
 
 
 def named_run_folder(path: str) -> Path:
-    """A run folder that the user named; a checkpoint in one stands for its run. RunError where there is none."""
+    """A run folder that the user named; a checkpoint in one means its run. RunError where there is none."""
     folder = Path(path)
     if folder.parent.name == "checkpoints":
         folder = folder.parent.parent
@@ -112,7 +112,7 @@ class RunFolder:
         self._remove()
 
     def forget_aside(self) -> None:
-        """Remove what was set aside: the new run trains."""
+        """Remove the old run that was moved away: the new run trains."""
         if (self.path / ASIDE).is_dir():
             shutil.rmtree(self.path / ASIDE)
 
@@ -128,7 +128,7 @@ class RunFolder:
     def set_aside(self) -> None:
         """Move what an earlier run left into a folder of its own, until the new one trains (`forget_aside`)."""
         aside = self.path / ASIDE
-        if aside.is_dir():  # of a try that was killed: what it left is nothing, what lies aside is the run
+        if aside.is_dir():  # of a try that was killed: what it left is nothing, what was moved away is the run
             self._remove(keep={ASIDE})
         elif entries := [entry for entry in self.path.iterdir() if entry != self.lock.path]:
             aside.mkdir()
@@ -136,8 +136,9 @@ class RunFolder:
                 entry.rename(aside / entry.name)
 
     def withdraw(self, mistake: bool) -> None:
-        """Undo a run that did not come to train. What was set aside comes back; where it was the user's mistake, a new
-        folder goes, unless it holds more than what the run was to be. Rows that could not be used stay."""
+        """Undo a run that did not come to train. The old run that was moved away comes back; where it was the user's
+        mistake, a new folder goes, unless it holds more than what the run was to be. Rows that could not be used
+        stay."""
         aside = self.path / ASIDE
         if aside.is_dir():
             self._remove(keep={ASIDE, *(e.name for e in self.path.iterdir() if e.is_file() and e.name not in _OWN)})
@@ -241,7 +242,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _has_begun(folder: Path) -> bool:
-    """Whether there is anything to go on with; a run that failed before it had any is none."""
+    """Whether there is anything to resume; a run that failed before it had any is none."""
     try:
         state = _state_of(folder)
     except (OSError, ValueError):

@@ -17,7 +17,7 @@ LOCK_FILE = "lock"
 
 @dataclass
 class FolderLock:
-    """Held while the process lives; `stale` tells who held it before and died, None where nobody did."""
+    """Held while the process lives; `stale` names who held it before and died, None where nobody did."""
 
     path: Path
     file: Any
@@ -33,8 +33,8 @@ class FolderLock:
 def lock_folder(folder: Path) -> FolderLock:
     """Lock a run folder for this process. RunError with pid and host where another one holds it.
 
-    The kernel's lock tells the living from the dead on this machine; the host in the file does where the folder is
-    shared and the file system does not pass locks on.
+    The kernel's lock distinguishes living from dead owners on this machine; the host in the file does so where the
+    folder is shared and the file system does not pass locks on.
     """
     path = folder / LOCK_FILE
     file = path.open("a+", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A run from its folder to its end: who holds the folder, where it goes on from, and what is said on the way."""
+"""A run from its folder to its end: who holds the folder, where it resumes from, and what is printed on the way."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 class Session:
     """What a recipe holds while it runs. Processes other than the main one have no `folder` and say nothing.
 
-    checkpoint: where the run goes on from, None for a fresh one. trains: everything was found good.
+    checkpoint: where the run resumes from, None for a fresh one. trains: everything was found good.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class Session:
         """Compare with the checkpoint (RunError where the run is another one), and note what the run is."""
         if self.checkpoint is not None:
             for change in check_same_run(self.checkpoint, identity, allow_changes):
-                self.warn(f"goes on with another setting: {change}")
+                self.warn(f"resumes with another setting: {change}")
         if self.folder is not None:
             step = self.checkpoint.step if self.checkpoint else 0
             self.folder.forget_metrics_after(step)
@@ -93,7 +93,7 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
     """The run's folder, locked and described; its tracker; on the way out its end, whatever it was.
 
     resume: None for a new run, `newest` for the newest of this name, or a run folder or checkpoint. overwrite: start
-    anew in the newest folder of this name; with `resume`, go on although settings changed. RunError in plain words for
+    anew in the newest folder of this name; with `resume`, resume although settings changed. RunError in plain words for
     a full disk and for too little memory. Of a run that a mistake keeps from training nothing stays, and what it would
     have overwritten does.
     """
@@ -120,20 +120,20 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
 
 
 def agreed(decide: Callable[[], T], settings: TrainingRun) -> T:
-    """What the main process decides, told to all; its error is raised in all."""
+    """What the main process decides, broadcast to all; its error is raised in all."""
     if world_size() == 1:
         return decide()
     state = PartialState(cpu=device_of(settings.train.device).type == "cpu")
-    told: list[Any] = [None, None]
+    shared: list[Any] = [None, None]
     if state.is_main_process:
         try:
-            told[0] = decide()
+            shared[0] = decide()
         except CounterpointError as error:
-            told[1] = str(error)
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise RunError(told[1])
-    return told[0]
+            shared[1] = str(error)
+    broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise RunError(shared[1])
+    return shared[0]
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def plain_errors(settings: TrainingRun) -> Iterator[None]:
         if world_size() > 1 and _has_lost_a_process(error):
             raise RunError(
                 "another process of this run has ended or cannot be reached: its own last lines say why; "
-                "go on from the newest checkpoint with --resume"
+                "continue from the newest checkpoint with --resume"
             ) from error
         raise
 
@@ -184,7 +184,7 @@ def _out_of_memory(settings: TrainingRun) -> RunError:
 
 
 def _prepare(settings: TrainingRun, folder: RunFolder, resume: str | None, overwrite: bool) -> Checkpoint | None:
-    """Clean the folder, find the checkpoint to go on from, and write down what the run is."""
+    """Clean the folder, find the checkpoint to resume from, and write down what the run is."""
     checkpoint = None
     if resume is None:
         folder.set_aside()
@@ -204,7 +204,7 @@ def _find_checkpoint(folder: RunFolder, resume: str, overwrite: bool) -> Checkpo
     if Path(resume).parent.name != CHECKPOINTS:
         checkpoint, passed_over = newest_complete(folder.path)
         for line in passed_over:
-            folder.log(f"passed over {line}")
+            folder.log(f"skipped {line}")
         clean_partial(checkpoints)
         return checkpoint
     checkpoint = read_checkpoint(Path(resume))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run after the step that is under way, with a checkpoint.
+"""SIGTERM and Ctrl-C end a run after the step in progress, with a checkpoint.
 
 Launchers and schedulers often send SIGTERM twice (to the process and to its group), so repeating it changes nothing.
 """

@@ -1,7 +1,7 @@
-"""Weights & Biases beside a run: it gets numbers and tables, and nothing that happens to it can touch the run.
+"""Weights & Biases of a run: it gets numbers and tables, and nothing that happens to it can touch the run.
 
 wandb is driven by one background thread, fed by a queue. Where it is missing, refuses to start, raises, or hangs, the
-run says so once and goes on. All its files lie in the run folder.
+run reports it once and continues. All its files are in the run folder.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class WandbTracker:
         if not self._failed:
             self._failed = True
             _silence_exit_hooks()
-            self._warn(redact(f"wandb: {reason}: the run goes on without it (tracking.wandb: off silences this)"))
+            self._warn(redact(f"wandb: {reason}: the run continues without it (tracking.wandb: off silences this)"))
 
 
 def _silence_exit_hooks() -> None:
@@ -131,7 +131,7 @@ def _silence_exit_hooks() -> None:
 
 @contextmanager
 def _files_in(folder: Path) -> Iterator[None]:
-    """Staged tables and caches would lie in the home folder otherwise, and be missing when a run is synced later."""
+    """Staged tables and caches would be in the home folder otherwise, and be missing when a run is synced later."""
     ours = {"WANDB_DATA_DIR": folder / "data", "WANDB_CACHE_DIR": folder / "cache"}
     changed = [name for name in ours if name not in os.environ]
     os.environ.update({name: str(ours[name].resolve()) for name in changed})

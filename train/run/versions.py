@@ -16,7 +16,7 @@ GIT_SECONDS = 10
 
 
 def versions(device: str) -> dict[str, Any]:
-    """Plain values for `versions.json`; None for what cannot be told."""
+    """Plain values for `versions.json`; None for what is unknown."""
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},

@@ -1,6 +1,6 @@
 """Continuous batching: a sample that ends makes room for the next prompt, and no token is computed for ended ones.
 
-It is what makes sampling fast where lengths differ: `generate` pads every prompt to the longest and goes on until the
+It is what makes sampling fast where lengths differ: `generate` pads every prompt to the longest and continues until the
 last row of the batch has ended. Prompts that are the same (several samples of one) are read once.
 
 Legend: B rows of a forward pass, S tokens, R slots, V rows of the vocabulary.

@@ -1,7 +1,7 @@
 """A KV cache in slots: each row of a batch has a length of its own, ends when it ends, and makes room for another.
 
-Keys lie at the index of their position, so a shorter row needs no padding to its left. Sliding layers keep a ring of
-one window, in which position p lies at p mod window: what a token may see is then all of the ring that is written.
+Keys are at the index of their position, so a shorter row needs no padding to its left. Sliding layers keep a ring of
+one window, in which position p is at p mod window: what a token may see is then all of the ring that is written.
 
 Legend: R slots, B rows of a forward pass, S their tokens, G key/value heads, C columns, D head size.
 """
@@ -91,7 +91,7 @@ class SlotCache:
         if window is None or tokens <= window:
             held_RGCD[slots, :, :tokens] = new_BGSD[of_prompt]
             return
-        # The last token of each row that lies in a column of the ring; columns not yet reached are never seen.
+        # The last token of each row that is in a column of the ring; columns not yet reached are never seen.
         column_C = torch.arange(window, device=self.device)
         last_BC = lengths[:, None] - 1
         source_BC = (last_BC - (last_BC - column_C) % window).clamp_min(0)

@@ -54,8 +54,8 @@ class Sampler:
     A model that is sharded over processes (FSDP2) needs all of them for every forward pass: each of them samples the
     same prompts, and takes the tokens that process 0 chose.
 
-    batch_rows, batch_tokens: most samples, and most tokens (prompt and completion), that are under way at a time. Which
-    samples are so together has no say in the draws: each has a generator of its own.
+    batch_rows, batch_tokens: most samples, and most tokens (prompt and completion), that are in progress at a time.
+    Which samples are so together has no say in the draws: each has a generator of its own.
     """
 
     loaded: LoadedModel
@@ -154,7 +154,7 @@ def sample_seed(*parts: int | str) -> int:
 
 @contextmanager
 def inference(model: torch.nn.Module) -> Iterator[None]:
-    """`model` in eval mode without gradients; every module's mode and all random state are put back after."""
+    """`model` in eval mode without gradients; every module's mode and all random state are restored after."""
     training = [module for module in model.modules() if module.training]
     with preserved_random_state(), torch.no_grad():
         model.eval()

@@ -1,4 +1,4 @@
-"""An engine that says what a script tells it to: for trying tools, rewards and recipes without a model."""
+"""An engine that samples what a script holds: for trying tools, rewards and recipes without a model."""
 
 from __future__ import annotations
 

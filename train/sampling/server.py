@@ -75,7 +75,7 @@ class ServerEngine:
                 "temperature": temperature,
                 "seed": each,
                 "stop_token_ids": list(stop_ids),
-                "ignore_eos": True,  # our stop tokens alone end a sample, and the answer says which one did
+                "ignore_eos": True,  # our stop tokens alone end a sample, and the answer has the one that did
                 "return_token_ids": True,
                 "skip_special_tokens": False,
                 "n": 1,
@@ -101,7 +101,7 @@ class ServerEngine:
     def load_adapter(self, folder: Path, version: int, lead: bool = True) -> None:
         """Sample with the adapter in `folder` from now on; the server sees the folder under the same path.
 
-        lead: whether this process is the one that tells the server. ConfigError where the server loads none.
+        lead: whether this process is the one that updates the server. ConfigError where the server loads none.
         """
         name, before = f"counterpoint-{version}", self.model
         self.model = name

@@ -53,7 +53,7 @@ class FollowingEngine:
         lead: bool = True,
         wait: Callable[[], None] = lambda: None,
     ) -> None:
-        """Sample from these weights from now on. Called by every process; lead: the one that tells a server.
+        """Sample from these weights from now on. Called by every process; lead: the one that updates a server.
 
         write_adapter: writes the adapter into a folder. wait: until all processes are there.
         """
@@ -82,7 +82,7 @@ class FollowingEngine:
         seed: int | Sequence[int] = 0,
         stop_ids: Sequence[int] = STOP_IDS,
     ) -> list[Sampled]:
-        """See `Engine`; every sample brings its log-probabilities."""
+        """See `Engine`; every sample has its log-probabilities."""
         assert self.engine is not None, "follow comes first"
         return self.engine.sample(prompts, max_new_tokens, temperature, seed, stop_ids)
 
@@ -141,7 +141,7 @@ def check_adapter(lora: LoraSettings, version: str) -> None:
 
 
 def check_reload(lora: LoraSettings) -> None:
-    """ConfigError where vLLM would go on with the experts that it was started with.
+    """ConfigError where vLLM would continue with the experts that it was started with.
 
     Its CPU build (0.32.0) packs their weights when it starts, and leaves that out when it reads them again.
     """

@@ -41,7 +41,7 @@ def test_folders_are_never_shared(tmp_path: Path) -> None:
 
 def test_the_newest_of_a_name(tmp_path: Path) -> None:
     run = settings(tmp_path)
-    with pytest.raises(RunError, match=r"no run of the name my\.run to go on with"):
+    with pytest.raises(RunError, match=r"no run of the name my\.run to resume"):
         newest_run_folder(run)
     for name in ("my.run-20260101-000000", "my.run-20260101-000000-2", "my.run-20260101-000000-10", "my.run-x",
                  "myxrun-20270101-000000", "my.run-other-20280101-000000"):  # fmt: skip

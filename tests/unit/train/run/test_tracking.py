@@ -117,7 +117,7 @@ def test_no_failure_reaches_the_run(
     tracker.close()
     assert len(warned) == 1
     assert warned[0].startswith("wandb: ")
-    assert warned[0].endswith("the run goes on without it (tracking.wandb: off silences this)")
+    assert warned[0].endswith("the run continues without it (tracking.wandb: off silences this)")
     assert SECRET not in warned[0]
 
 
@@ -132,7 +132,7 @@ def test_a_hanging_service_does_not_hold_the_run(
     for step in range(3):
         tracker.scalars(step, {"loss": 1.0})
     tracker.close()
-    assert warned == ["wandb: it did not finish within 0 seconds: the run goes on without it (tracking.wandb: off "
+    assert warned == ["wandb: it did not finish within 0 seconds: the run continues without it (tracking.wandb: off "
                       "silences this)"]  # fmt: skip
     release.set()
 
@@ -239,5 +239,5 @@ def test_the_wandb_service_is_killed_in_the_middle(tmp_path: Path, home: Path) -
     assert result.stderr == ""
     assert len(lines) == 2
     assert lines[0].startswith("wandb: ")
-    assert "the run goes on without it" in lines[0]
+    assert "the run continues without it" in lines[0]
     assert lines[1] == "the run is over"
