@@ -121,3 +121,7 @@ class Preference:
     prompt: Conversation
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+
+    @property
+    def source(self) -> str:
+        return self.prompt.source

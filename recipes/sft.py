@@ -56,7 +56,7 @@ def read_data(settings: SftRun, session: Session) -> tuple[TrainingData, Trainin
     vocabulary = load_vocabulary_of(settings.model)
     bad_rows = session.path / BAD_ROWS if session.folder is not None else None
     train = build_training_rows(settings.data.train, settings.data, vocabulary, quarantine=bad_rows)
-    for line in [*train.report.lines(), *(f"  {message}" for message in train.report.bad_messages)]:
+    for line in [*train.lines(), *(f"  {message}" for message in train.report.bad_messages)]:
         session.say(line)
     if not settings.data.valid:
         return train, None

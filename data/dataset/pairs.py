@@ -21,6 +21,8 @@ from counterpoint.configs.errors import DataError, RowError
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.counts.counter import RowCounter
+from counterpoint.data.counts.lines import pair_lines
 from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs, write_quarantine
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
@@ -83,24 +85,16 @@ class PairData(Generic[T]):
 
     pairs: list[T]
     noun: str = "pair"
-    kinds: Counter[str] = field(default_factory=Counter)
-    rows: int = 0
-    bad: list[BadRow] = field(default_factory=list)
-    without: int = 0
-    too_long: int = 0
+    report: RowCounter = field(default_factory=RowCounter)
     fingerprint: str = ""
+
+    @property
+    def kinds(self) -> Counter[str]:
+        return Counter(pair.kind for pair in self.pairs)
 
     def lines(self) -> list[str]:
         """For a person."""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
-        lines = [f"{self.rows} rows, {len(self.pairs)} {self.noun}s ({kinds})"]
-        if self.without:
-            lines.append(f"{self.without} rows make no {self.noun}")
-        if self.too_long:
-            lines.append(f"{self.too_long} {self.noun}s are longer than data.max_tokens and left out")
-        if self.bad:
-            lines.append(f"{len(self.bad)} bad rows set aside, the first: {self.bad[0].message}")
-        return lines
+        return pair_lines(self.report, self.kinds, self.noun)
 
 
 def build_pairs(
@@ -148,26 +142,25 @@ def _read(
     quarantine: Path | None,
 ) -> None:
     """Fills `found` from the sources."""
+    report = found.report
+    bad: list[BadRow] = []
     for item in read_conversations(source_specs(sources), source_options(data)):
-        found.rows += 1
+        pairs: list[T] = []
+        if not isinstance(item, BadRow):
+            try:
+                pairs = list(made_of(item))
+            except RowError as error:
+                item = BadRow(item.source, error.kind, error.field, error.what, error.fix)
+        report.add(item)
         if isinstance(item, BadRow):
-            found.bad.append(item)
+            bad.append(item)
             continue
-        try:
-            pairs = list(made_of(item))
-        except RowError as error:
-            source = item.prompt.source if isinstance(item, Preference) else item.source
-            found.bad.append(BadRow(source, error.kind, error.field, error.what, error.fix))
-            continue
-        found.without += not pairs
-        for pair in pairs:
-            if pair.tokens > data.max_tokens:
-                found.too_long += 1
-            else:
-                found.pairs.append(pair)
-                found.kinds[pair.kind] += 1
-    if quarantine is not None and found.bad:
-        write_quarantine(quarantine, found.bad)
+        report.prompts += not pairs
+        kept = [pair for pair in pairs if pair.tokens <= data.max_tokens]
+        report.too_long += len(pairs) - len(kept)
+        found.pairs += kept
+    if quarantine is not None and bad:
+        write_quarantine(quarantine, bad)
     _check(found, data, sources)
     found.fingerprint = _fingerprint(found.pairs)
 
@@ -290,16 +283,9 @@ def _compared(span: Span, loss_on: str) -> bool:
 
 def _check(found: PairData[T], data: DataSettings, sources: Sequence[SourceSettings]) -> None:
     where = ", ".join(source.path for source in sources)
-    if len(found.bad) > data.bad_rows_limit * found.rows:
-        first = "; ".join(row.message for row in found.bad[:3])
-        raise DataError(
-            f"{where}: {len(found.bad)} of {found.rows} rows are bad, more than data.bad_rows_limit "
-            f"({data.bad_rows_limit:.0%}) allows: {first}"
-        )
-    if found.too_long and data.too_long == "error":
-        raise DataError(
-            f"{where}: {found.too_long} {found.noun}s are longer than data.max_tokens ({data.max_tokens}): raise it"
-        )
+    found.report.check_bad_rows(data.bad_rows_limit, where)
+    if data.too_long == "error":
+        found.report.check_too_long(data.max_tokens, where, found.noun)
     if not found.pairs:
         raise DataError(f"{where}: no row makes a {found.noun}: give pairs, or conversations and dpo.negatives")
 

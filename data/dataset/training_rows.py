@@ -12,7 +12,8 @@ import orjson
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.configs.schema import DataSettings, PromptSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.counts.report import DataReport
+from counterpoint.data.counts.counter import RowCounter
+from counterpoint.data.counts.lines import training_lines
 from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, RenderSettings
@@ -39,8 +40,12 @@ class TrainingData:
     """Rows ready for the collator. fingerprint: hash of every id and weight in order, to find changed data."""
 
     rows: Sequence[TreeRow]
-    report: DataReport
+    report: RowCounter
     fingerprint: str
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        return training_lines(self.report)
 
 
 def render_settings(data: DataSettings | PromptSettings) -> RenderSettings:
@@ -73,7 +78,7 @@ def render_sources(
     specs: Sequence[SourceSpec],
     options: SourceOptions,
     renderer: Renderer,
-    report: DataReport,
+    report: RowCounter,
     *,
     max_tokens: int | None = None,
     on_bad: OnBad | None = None,
@@ -90,7 +95,7 @@ def render_sources(
 def render_rows(
     rows: Iterable[Conversation | Preference | BadRow],
     renderer: Renderer,
-    report: DataReport,
+    report: RowCounter,
     *,
     max_tokens: int | None = None,
     on_bad: OnBad | None = None,
@@ -99,19 +104,19 @@ def render_rows(
     """`render_sources` of one row that is converted already, as often as it is taken; `raw` are its bytes."""
     for item in rows:
         if isinstance(item, BadRow):
-            _set_aside(item, report, on_bad)
+            _quarantine(item, report, on_bad)
             continue
         if isinstance(item, Preference):
             row = RowError("preference", "row", "a preference pair, not a conversation", "use it in a dpo recipe")
-            _set_aside(BadRow(item.prompt.source, row.kind, row.field, row.what, row.fix, raw), report, on_bad)
+            _quarantine(BadRow(item.prompt.source, row.kind, row.field, row.what, row.fix, raw), report, on_bad)
             continue
         try:
             examples, too_long = renderer.examples_within(item, max_tokens)
             effort = renderer.effort_of(item)
         except RowError as error:
-            _set_aside(BadRow(item.source, error.kind, error.field, error.what, error.fix, raw), report, on_bad)
+            _quarantine(BadRow(item.source, error.kind, error.field, error.what, error.fix, raw), report, on_bad)
             continue
-        report.add_conversation(item, effort)
+        report.add(item, effort)
         report.too_long += too_long
         report.prompts += not examples and not too_long
         for example in examples:
@@ -132,7 +137,7 @@ def build_training_rows(
     Bad rows are written to `quarantine` as JSON lines. Raises DataError where their share passes
     `data.bad_rows_limit`, where nothing is left to train, or with `too_long: error` for a long example.
     """
-    report = DataReport()
+    report = RowCounter()
     renderer = Renderer(vocabulary, render_settings(data))
     bad: list[BadRow] = []
     rows_of_examples = _rows_of_examples(sources, data, renderer, report, bad.append)
@@ -152,14 +157,14 @@ def write_quarantine(path: Path, rows: Iterable[BadRow]) -> None:
             file.write(orjson.dumps(row.quarantined()) + b"\n")
 
 
-def _set_aside(row: BadRow, report: DataReport, on_bad: OnBad | None) -> None:
-    report.add_bad(row)
+def _quarantine(row: BadRow, report: RowCounter, on_bad: OnBad | None) -> None:
+    report.add(row)
     if on_bad is not None:
         on_bad(row)
 
 
 def _rows_of_examples(
-    sources: Sequence[SourceSettings], data: DataSettings, renderer: Renderer, report: DataReport, on_bad: OnBad
+    sources: Sequence[SourceSettings], data: DataSettings, renderer: Renderer, report: RowCounter, on_bad: OnBad
 ) -> Iterator[list[Example]]:
     """The examples of each row: read where the source is prepared already, rendered where it is not."""
     options = source_options(data)
@@ -181,19 +186,11 @@ def _trees(rows: Iterable[list[Example]], data: DataSettings, progress: Progress
             yield from (tree_of([example]) for example in examples)
 
 
-def _check(report: DataReport, data: DataSettings, sources: Sequence[SourceSettings]) -> None:
+def _check(report: RowCounter, data: DataSettings, sources: Sequence[SourceSettings]) -> None:
     where = ", ".join(source.path for source in sources)
-    if report.n_bad > data.bad_rows_limit * report.rows:
-        first = "; ".join(report.bad_messages[:3])
-        raise DataError(
-            f"{where}: {report.n_bad} of {report.rows} rows are bad, more than data.bad_rows_limit "
-            f"({data.bad_rows_limit:.0%}) allows: {first}: run `counterpoint validate` and mend or remove them"
-        )
-    if report.too_long and data.too_long == "error":
-        raise DataError(
-            f"{where}: {report.too_long} examples are longer than data.max_tokens ({data.max_tokens}): "
-            "raise it, or set data.too_long: drop"
-        )
+    report.check_bad_rows(data.bad_rows_limit, where)
+    if data.too_long == "error":
+        report.check_too_long(data.max_tokens, where)
     if not report.examples:
         raise DataError(f"{where}: no row has an assistant turn to train: check the file with `counterpoint show`")
 

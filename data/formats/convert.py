@@ -112,13 +112,3 @@ def trainable(conversation: Conversation) -> None:
         raise RowError(
             "nothing_trained", "messages", "every assistant message has weight 0", "give one of them weight 1"
         )
-
-
-def kind_of(converted: Converted) -> str:
-    """`preference`, `prompt` (nothing that an assistant said, or a question for RL), or `conversation`."""
-    if isinstance(converted, Preference):
-        return "preference"
-    messages = converted.messages
-    if messages[-1].role == "assistant":
-        return "conversation"
-    return "conversation" if converted.format != "rl" and split_turns(messages) else "prompt"

@@ -8,8 +8,8 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from counterpoint.data.counts.report import DataReport
-from counterpoint.data.counts.tally import SAMPLED_EVERY, SAMPLED_WHOLE
+from counterpoint.data.counts.counter import RowCounter
+from counterpoint.data.counts.row_statistics import SAMPLED_EVERY, SAMPLED_WHOLE
 from counterpoint.data.harmony.render import CHANNEL_NAMES
 from counterpoint.data.pages.visible import visible_line
 from counterpoint.data.prepared.cache import Fingerprint
@@ -44,9 +44,9 @@ li { overflow-wrap: anywhere; }
 
 
 def statistics_page(
-    report: DataReport, statistics: Mapping[str, Any], fingerprint: Fingerprint, sources: Sequence[str]
+    report: RowCounter, statistics: Mapping[str, Any], fingerprint: Fingerprint, sources: Sequence[str]
 ) -> str:
-    """The page for `report` and what `Tally.as_dict` gives. Rows, channels, tools, scripts, and what was left out."""
+    """The page for `report` and `RowStatistics.as_dict`. Rows, channels, tools, scripts, and what was left out."""
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     body = "\n".join(
@@ -56,12 +56,12 @@ def statistics_page(
             _numbers(report, statistics),
             _lengths(statistics["lengths"]),
             _channels(report, statistics["tokens"]),
-            _rows_by("Reasoning effort", "effort", report.efforts, report.conversations),
+            _rows_by("Reasoning effort", "effort", report.efforts, report.n_good),
             _rows_by("Assistant turns trained per source row", "examples", statistics["turns"], statistics["rows"]),
             _tools(statistics),
             _characters(statistics),
             _left_out(report, statistics),
-            _rows_by("Formats", "format", report.formats, report.conversations),
+            _rows_by("Formats", "format", report.formats, report.n_good),
             _made_from(fingerprint),
         ]
     )
@@ -74,7 +74,7 @@ def statistics_page(
     )
 
 
-def _numbers(report: DataReport, statistics: Mapping[str, Any]) -> str:
+def _numbers(report: RowCounter, statistics: Mapping[str, Any]) -> str:
     trained = report.trained.total()
     repeated = f"{statistics['duplicates']:,}" + (" (estimated)" if statistics["duplicates_estimated"] else "")
     facts = [
@@ -116,7 +116,7 @@ def _lengths(lengths: Mapping[str, Any]) -> str:
     return f'<h2>Lengths</h2><p>{text}</p><div class="wide">{chart}{"".join(parts)}{caption}</svg></div>'
 
 
-def _channels(report: DataReport, tokens: Mapping[str, int]) -> str:
+def _channels(report: RowCounter, tokens: Mapping[str, int]) -> str:
     rows = []
     for name in CHANNEL_NAMES:
         trained = report.trained.get(name, 0)
@@ -185,7 +185,7 @@ def _characters(statistics: Mapping[str, Any]) -> str:
     return f'<h2>Languages, scripts and code</h2><p class="soft">{note}</p>{_table(head, rows)}'
 
 
-def _left_out(report: DataReport, statistics: Mapping[str, Any]) -> str:
+def _left_out(report: RowCounter, statistics: Mapping[str, Any]) -> str:
     parts = ["<h2>Set aside, left out, changed</h2>"]
     facts = [
         (report.too_long, "examples longer than data.max_tokens, left out; none was cut"),

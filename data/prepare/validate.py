@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.formats.convert import Converted, kind_of, trainable
+from counterpoint.data.counts.counter import RowCounter
+from counterpoint.data.formats.convert import Converted, trainable
 from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.formats.read import convert_row, source_rows
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.rows.row import BadRow, one_line
+from counterpoint.data.rows.row import BadRow
 
 Use = Literal["any", "sft", "dpo", "rl"]
 
 
-@dataclass(slots=True)
-class Validation:
-    """Counts over one pass. bad and notices: rows by kind; first_notices: where each kind was met first."""
-
-    rows: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    formats: Counter[str] = field(default_factory=Counter)
-    bad: Counter[str] = field(default_factory=Counter)
-    notices: Counter[str] = field(default_factory=Counter)
-    first_notices: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def n_bad(self) -> int:
-        return sum(self.bad.values())
-
-    def add_bad(self, row: BadRow) -> None:
-        self.rows += 1
-        self.bad[row.kind] += 1
-
-    def add(self, converted: Converted) -> None:
-        conversation = converted.prompt if isinstance(converted, Preference) else converted
-        self.rows += 1
-        self.kinds[kind_of(converted)] += 1
-        self.formats[conversation.format] += 1
-        for notice in conversation.notices:
-            if notice.kind not in self.first_notices:
-                self.first_notices[notice.kind] = f"{conversation.source}: {notice.field}: {notice.detail}"
-        self.notices.update({notice.kind for notice in conversation.notices})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return {
-            "rows": self.rows,
-            "ok": self.rows - self.n_bad,
-            "bad": self.n_bad,
-            "kinds": dict(self.kinds),
-            "formats": dict(self.formats),
-            "bad_by_kind": dict(self.bad),
-            "notices_by_kind": dict(self.notices),
-        }
+def as_json(counter: RowCounter) -> dict[str, Any]:
+    """What `validate --json` says last: plain types."""
+    return {
+        "rows": counter.rows,
+        "ok": counter.n_good,
+        "bad": counter.n_bad,
+        "kinds": dict(counter.kinds),
+        "formats": dict(counter.formats),
+        "bad_by_kind": dict(counter.bad),
+        "notices_by_kind": dict(counter.notices),
+    }
 
 
 def validate(
@@ -67,15 +37,15 @@ def validate(
     *,
     use: Use = "any",
     on_bad: Callable[[BadRow], None] | None = None,
-    on_row: Callable[[Validation], None] | None = None,
-) -> Validation:
+    on_row: Callable[[RowCounter], None] | None = None,
+) -> RowCounter:
     """Reads every row once, whatever the weights of the sources; memory stays flat.
 
     use: what the rows are for: `sft` refuses rows without a trained answer, `dpo` all but pairs, `rl` pairs. on_bad is
     called with each bad row, on_row after each row. Raises DataError where a source does not exist.
     """
     options = options or SourceOptions()
-    result = Validation()
+    result = RowCounter()
     writes = _Writes()
     for source in sources:
         spec = SourceSpec(source) if isinstance(source, str) else source
@@ -87,12 +57,9 @@ def validate(
                     writes.check(outcome)
                 except RowError as error:
                     outcome = BadRow.of(row, error)
-            if isinstance(outcome, BadRow):
-                result.add_bad(outcome)
-                if on_bad is not None:
-                    on_bad(outcome)
-            else:
-                result.add(outcome)
+            result.add(outcome)
+            if isinstance(outcome, BadRow) and on_bad is not None:
+                on_bad(outcome)
             if on_row is not None:
                 on_row(result)
     return result
@@ -120,8 +87,3 @@ class _Writes:
         if self._openings is None:
             self._openings = Openings(load_vocabulary())
         self._openings.developer(None, conversation.tools, conversation.response_formats)
-
-
-def notice_line(validation: Validation, kind: str) -> str:
-    """A kind of notice with its count and where it was met first."""
-    return one_line(f"{kind}: {validation.notices[kind]:,} rows (first: {validation.first_notices[kind]})")

@@ -23,8 +23,8 @@ from typing import Any
 import orjson
 
 from counterpoint.configs.errors import DataError, RunError
-from counterpoint.data.counts.report import DataReport
-from counterpoint.data.counts.tally import Tally
+from counterpoint.data.counts.counter import RowCounter
+from counterpoint.data.counts.row_statistics import RowStatistics
 from counterpoint.data.dataset.training_rows import render_rows
 from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.formats.read import converted_rows, weighted_rows
@@ -74,7 +74,7 @@ class Job:
 class Prepared:
     """What became of the rows. made: false where all was there already. why: what there was is not taken."""
 
-    report: DataReport
+    report: RowCounter
     made: bool
     why: str = ""
 
@@ -84,13 +84,13 @@ class Chunk:
     """Examples of some rows in the form that is written, and the counts of those rows."""
 
     payloads: list[bytes] = field(default_factory=list)
-    report: DataReport = field(default_factory=DataReport)
-    tally: Tally = field(default_factory=Tally)
+    report: RowCounter = field(default_factory=RowCounter)
+    statistics: RowStatistics = field(default_factory=RowStatistics)
     bad: list[BadRow] = field(default_factory=list)
     read_bytes: int = 0
 
 
-OnChunk = Callable[[DataReport, int], None]
+OnChunk = Callable[[RowCounter, int], None]
 
 
 def prepare(
@@ -116,7 +116,7 @@ def prepare(
     stamps = cache.data_stamps(specs)
     fingerprint = cache.Fingerprint(job.settings(specs), cache.data_hashes(specs), vocabulary, RENDERER_VERSION)
     found = place.cached(fingerprint)
-    if isinstance(found, DataReport) and not (quarantine and found.bad):
+    if isinstance(found, RowCounter) and not (quarantine and found.bad):
         if quarantine is not None:
             quarantine.write_bytes(b"")
         return Prepared(found, made=False)
@@ -128,7 +128,7 @@ def prepare(
         if cache.data_stamps(specs) != stamps:
             raise DataError(f"{_names(specs)}: changed while it was read: prepare it again when it is complete")
         _check(whole.report, specs, bad_rows_limit)
-        statistics = {"report": whole.report.as_dict(), **whole.tally.as_dict()}
+        statistics = {"report": whole.report.as_dict(), **whole.statistics.as_dict()}
         options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
         (work / STATISTICS).write_bytes(orjson.dumps(statistics, option=options))
         page = statistics_page(whole.report, statistics, fingerprint, sources=[spec.path for spec in specs])
@@ -160,7 +160,7 @@ def _write(
             for row in chunk.bad:
                 quarantine.write(orjson.dumps(row.quarantined()) + b"\n")
             whole.report.merge(chunk.report)
-            whole.tally.merge(chunk.tally)
+            whole.statistics.merge(chunk.statistics)
             whole.read_bytes += chunk.read_bytes
             if on_chunk is not None:
                 on_chunk(whole.report, whole.read_bytes)
@@ -229,7 +229,7 @@ class _Worker:
             )
             for copy, item in enumerate(rendered):
                 chunk.report.row_tokens += size_of_tree(item.examples)
-                chunk.tally.add(item.conversation, item.examples, self.vocabulary, number, first=copy == 0)
+                chunk.statistics.add(item.conversation, item.examples, self.vocabulary, number, first=copy == 0)
                 for example in item.examples:
                     held.append(example)
                     tokens += len(example.ids)
@@ -264,16 +264,12 @@ def _work(rows: list[Numbered]) -> Chunk:
     return _worker(rows)
 
 
-def _check(report: DataReport, specs: Sequence[SourceSpec], bad_rows_limit: float | None) -> None:
-    first = "; ".join(report.bad_messages[:3])
-    if bad_rows_limit is not None and report.n_bad > bad_rows_limit * report.rows:
-        raise DataError(
-            f"{_names(specs)}: {report.n_bad} of {report.rows} rows are bad, more than data.bad_rows_limit "
-            f"({bad_rows_limit:.0%}) allows: {first}: run `counterpoint validate` and mend or remove them"
-        )
+def _check(report: RowCounter, specs: Sequence[SourceSpec], bad_rows_limit: float | None) -> None:
+    if bad_rows_limit is not None:
+        report.check_bad_rows(bad_rows_limit, _names(specs))
     if not report.examples:
-        why = f" ({first})" if first else ""
-        if report.prompts and report.prompts == report.conversations:
+        why = f" ({'; '.join(report.bad_messages[:3])})" if report.bad else ""
+        if report.prompts and report.prompts == report.n_good:
             why = f" ({report.prompts:,} rows are prompts without an answer, as recipe grpo takes them)"
         raise DataError(f"{_names(specs)}: no row gives a training example{why}: look at it with `counterpoint show`")
 

@@ -54,7 +54,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of `report.json`. files: name -> SHA-256. report: counts of `DataReport`."""
+    """The content of `report.json`. files: name -> SHA-256. report: `RowCounter.as_dict`."""
 
     fingerprint: Fingerprint
     files: Mapping[str, str]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from counterpoint.configs.errors import DataError
-from counterpoint.data.counts.report import DataReport
+from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.prepared import cache
 from counterpoint.data.prepared.cache import Fingerprint, Manifest
 
@@ -58,7 +58,7 @@ class Place:
                 "choose another name, or --overwrite"
             )
 
-    def cached(self, fingerprint: Fingerprint) -> DataReport | str:
+    def cached(self, fingerprint: Fingerprint) -> RowCounter | str:
         """The report of what lies there, if it is whole and what `fingerprint` would give; else why not."""
         if not self.target.exists() or _is_empty(self.target):
             return ""
@@ -79,9 +79,9 @@ class Place:
             return "a data set of the hub may have changed"
         if damaged := cache.damaged_file(self._folder, manifest.files):
             return f"{damaged} is damaged"
-        return DataReport.from_dict(manifest.report)
+        return RowCounter.from_dict(manifest.report)
 
-    def fill(self, work: Path, fingerprint: Fingerprint, report: DataReport) -> None:
+    def fill(self, work: Path, fingerprint: Fingerprint, report: RowCounter) -> None:
         """Moves the files in the folder `work` to their place."""
         if self.output == "arrow":
             self._write_manifest(work / cache.MANIFEST, work, fingerprint, report)
@@ -96,7 +96,7 @@ class Place:
             os.replace(work / path.name, path)
         cache.sync_file(self._folder)
 
-    def _write_manifest(self, path: Path, work: Path, fingerprint: Fingerprint, report: DataReport) -> None:
+    def _write_manifest(self, path: Path, work: Path, fingerprint: Fingerprint, report: RowCounter) -> None:
         files = {file.name: cache.sha256_of(file) for file in sorted(work.iterdir())}
         for file in work.iterdir():
             cache.sync_file(file)

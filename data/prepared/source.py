@@ -8,7 +8,7 @@ from math import floor
 from pathlib import Path
 
 from counterpoint.configs.errors import DataError
-from counterpoint.data.counts.report import DataReport
+from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.formats.options import SourceOptions, SourceSpec
 from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer
 from counterpoint.data.prepared import cache
@@ -34,7 +34,7 @@ def read_prepared(path: str | Path) -> Iterator[Example]:
 
 
 def prepared_rows(
-    spec: SourceSpec, options: SourceOptions, renderer: Renderer, report: DataReport, max_tokens: int
+    spec: SourceSpec, options: SourceOptions, renderer: Renderer, report: RowCounter, max_tokens: int
 ) -> Iterator[list[Example]]:
     """The examples of each source row. What became of the rows when they were prepared is added to the report.
 
@@ -45,15 +45,14 @@ def prepared_rows(
     _check(spec.path, manifest, options, renderer, max_tokens)
     whole = spec.rows is None and spec.weight == 1
     if whole:
-        told = DataReport.from_dict(manifest.report)
-        told.examples = told.tokens = told.row_tokens = 0
-        told.trained.clear()
-        report.merge(told)
+        before = RowCounter.from_dict(manifest.report)
+        before.examples = before.tokens = before.row_tokens = 0
+        before.trained.clear()
+        report.merge(before)
     for k, examples in enumerate(islice(_by_row(read_prepared(spec.path)), spec.rows)):
         kept = [example for example in examples if len(example.ids) <= max_tokens]
         for _ in range(floor((k + 1) * spec.weight) - floor(k * spec.weight)):
             report.rows += not whole
-            report.conversations += not whole
             report.too_long += len(examples) - len(kept)
             for example in kept:
                 report.add_example(example)

@@ -58,7 +58,7 @@ def _supervised(run: SftRun) -> Work:
     passes = steps * step_rows / len(data.rows)
     cut = data.report.too_long
     lines = [
-        *data.report.lines(),
+        *data.lines(),
         f"{_counted(len(data.rows), 'row')} of {mean:,.0f} tokens (the longest {batch.width:,}), {step_rows} a step: "
         f"{_counted(steps, 'step')}, {passes:.3g} passes",
         f"{cut:,} examples longer than data.max_tokens ({run.data.max_tokens:,}) left out" if cut else "no row is cut",

@@ -22,7 +22,7 @@ from counterpoint.recipes.commands.argument_types import count
 from counterpoint.recipes.commands.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
-    from counterpoint.data.counts.report import DataReport
+    from counterpoint.data.counts.counter import RowCounter
     from counterpoint.data.formats.options import SourceSpec
 
 CONTEXT_LENGTH = 131_072
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from counterpoint.data.counts.lines import quarantine_line, training_lines
     from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
     from counterpoint.data.prepare.writer import Job, prepare
     from counterpoint.data.prepared.location import Place
@@ -86,10 +87,10 @@ def run(args: argparse.Namespace) -> int:
             progress.clear()
     if done.why:
         print(f"{out}: prepared again, because {done.why}")
-    for line in done.report.lines():
+    for line in training_lines(done.report):
         print(line)
     if quarantine is not None:
-        print(f"quarantine: {done.report.n_bad:,} rows in {quarantine}")
+        print(quarantine_line(done.report, quarantine))
     seconds = time.monotonic() - start
     state = f"written in {seconds:.1f} s" if done.made else "unchanged: same data, same settings, nothing was done"
     print(f"{out}: {state}")
@@ -157,7 +158,7 @@ class _Progress:
         self._start = time.monotonic()
         self._next = 0.0
 
-    def __call__(self, report: DataReport, read: int) -> None:
+    def __call__(self, report: RowCounter, read: int) -> None:
         now = time.monotonic()
         if now < self._next:
             return

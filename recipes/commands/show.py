@@ -22,10 +22,11 @@ from counterpoint.recipes.commands.data_arguments import add_data_arguments, dat
 
 if TYPE_CHECKING:
     from counterpoint.configs.schema import DataSettings
-    from counterpoint.data.counts.survey import Item, RowRange, Survey
+    from counterpoint.data.counts.counter import Item
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.data.rows.row import BadRow
     from counterpoint.data.show.explain import Explained
+    from counterpoint.data.show.first_look import FirstLook, RowRange
 
 _ROWS, _EXAMPLES = 5, 200
 
@@ -46,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from counterpoint.data.counts.survey import EVERY_ROW, chosen, first_look
     from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
     from counterpoint.data.formats.read import conversations_from, read_conversations
+    from counterpoint.data.show.first_look import EVERY_ROW, chosen, first_look
 
     data = data_settings(args)
     if hasattr(sys.stdout, "reconfigure"):
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     wanted = args.rows or EVERY_ROW
     specs, options = source_specs(data.train), source_options(data)
     items: Iterator[Item] = read_conversations(specs, options)
-    survey, first = first_look(items, wanted)
-    facts = _facts(data, survey)
+    look = first_look(items, wanted)
+    facts = _facts(data, look)
     names = [Path(spec.path).name for spec in specs]
     title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     _tell(facts)
@@ -67,22 +68,22 @@ def run(args: argparse.Namespace) -> int:
 
     renderer = Renderer(load_vocabulary(), render_settings(data))
     one_file = len(specs) == 1 and Path(specs[0].path).is_file()
-    if one_file and not first and not survey.complete:
+    if one_file and not look.rows and not look.complete:
         items = conversations_from(specs[0], options, wanted.first) or items
-    picked = chosen(first, items, wanted, one_file)
+    picked = chosen(look.rows, items, wanted, one_file)
     rows = _explained(picked, renderer, data, args)
-    shown = _write_page(args, title, facts, rows, renderer) if args.html else _print_rows(args, rows, renderer, survey)
+    shown = _write_page(args, title, facts, rows, renderer) if args.html else _print_rows(args, rows, renderer, look)
     if not shown:
         where = ", ".join(source.path for source in data.train)
         raise DataError(f"{where}: no such row: rows are numbered as messages name them, `file:17` is row 17")
     return 0
 
 
-def _facts(data: DataSettings, survey: Survey) -> list[str]:
+def _facts(data: DataSettings, look: FirstLook) -> list[str]:
     """Which files, their format, and counts of what was read so far."""
     from counterpoint.data.pages.visible import visible_line
 
-    return [visible_line(", ".join(source.path for source in data.train)), *map(visible_line, survey.lines())]
+    return [visible_line(", ".join(source.path for source in data.train)), *map(visible_line, look.lines())]
 
 
 def _tell(facts: list[str]) -> None:
@@ -94,7 +95,6 @@ def _tell(facts: list[str]) -> None:
 def _explained(
     items: Iterator[Item], renderer: Renderer, data: DataSettings, args: argparse.Namespace
 ) -> Iterator[Explained | BadRow]:
-    from counterpoint.data.counts.survey import source_of
     from counterpoint.data.rows.row import BadRow
     from counterpoint.data.show.explain import explain
     from counterpoint.data.show.terminal import MAX_TURNS
@@ -111,11 +111,11 @@ def _explained(
         try:
             yield explain(item, renderer, effort=args.effort, max_tokens=data.max_tokens, turns=turns)
         except RowError as error:
-            yield BadRow(source_of(item), error.kind, error.field, error.what, error.fix)
+            yield BadRow(item.source, error.kind, error.field, error.what, error.fix)
 
 
 def _print_rows(
-    args: argparse.Namespace, rows: Iterator[Explained | BadRow], renderer: Renderer, survey: Survey
+    args: argparse.Namespace, rows: Iterator[Explained | BadRow], renderer: Renderer, look: FirstLook
 ) -> int:
     from counterpoint.data.rows.row import BadRow
     from counterpoint.data.show.terminal import TerminalView, View, console_for
@@ -137,8 +137,8 @@ def _print_rows(
         else:
             view.row(row)
         sys.stdout.flush()
-    if shown and limit and shown == limit and (not survey.complete or survey.rows > shown):
-        of = f"{survey.rows:,}" if survey.complete else f"more than {survey.rows:,}"
+    if shown and limit and shown == limit and (not look.complete or look.counts.rows > shown):
+        of = f"{look.counts.rows:,}" if look.complete else f"more than {look.counts.rows:,}"
         view.line()
         view.line(
             f"{shown:,} of {of} rows shown; --limit, --row and --rows choose, --html PAGE.html pages through them"
@@ -177,13 +177,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _row(text: str) -> RowRange:
-    from counterpoint.data.counts.survey import RowRange
+    from counterpoint.data.show.first_look import RowRange
 
     return RowRange(count(text), count(text))
 
 
 def _rows(text: str) -> RowRange:
-    from counterpoint.data.counts.survey import RowRange
+    from counterpoint.data.show.first_look import RowRange
 
     first, colon, last = text.partition(":")
     if not colon:

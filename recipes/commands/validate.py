@@ -18,8 +18,8 @@ from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.recipes.commands.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
+    from counterpoint.data.counts.counter import RowCounter
     from counterpoint.data.formats.options import SourceSpec
-    from counterpoint.data.prepare.validate import Validation
     from counterpoint.data.rows.row import BadRow
 
 _SECONDS_BETWEEN_PROGRESS = 0.2
@@ -35,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from counterpoint.data.counts.lines import quarantine_line, validation_lines
     from counterpoint.data.dataset.training_rows import source_options, source_specs
-    from counterpoint.data.prepare.validate import validate
+    from counterpoint.data.prepare.validate import as_json, validate
 
     data = data_settings(args)
     specs = source_specs(data.train)
@@ -59,9 +60,12 @@ def run(args: argparse.Namespace) -> int:
         progress.clear()
     seconds = time.monotonic() - start
     if args.json:
-        print(json.dumps({**found.as_dict(), "seconds": round(seconds, 3)}, ensure_ascii=False))
+        print(json.dumps({**as_json(found), "seconds": round(seconds, 3)}, ensure_ascii=False))
     else:
-        _tell(found, seconds, args.quarantine)
+        for line in validation_lines(found, seconds):
+            print(line)
+        if args.quarantine:
+            print(quarantine_line(found, args.quarantine))
         _tell_passed_over(specs)
     return 1 if found.n_bad else 0
 
@@ -73,7 +77,7 @@ class _Progress:
         self._out = out
         self._next = 0.0
 
-    def __call__(self, found: Validation) -> None:
+    def __call__(self, found: RowCounter) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _SECONDS_BETWEEN_PROGRESS
@@ -93,23 +97,6 @@ def _quarantine(path: str, specs: list[SourceSpec]) -> TextIO:
         return place.open("w", encoding="utf-8", newline="\n")
     except OSError as error:
         raise DataError(f"--quarantine {path}: cannot be written ({error.strerror}): name another file") from None
-
-
-def _tell(found: Validation, seconds: float, quarantine: str | None) -> None:
-    from counterpoint.data.prepare.validate import notice_line
-
-    kinds = ", ".join(f"{count:,} {kind}s" for kind, count in found.kinds.most_common())
-    formats = ", ".join(f"{name} {count:,}" for name, count in found.formats.most_common())
-    print(f"{found.rows:,} rows: {found.rows - found.n_bad:,} good, {found.n_bad:,} bad ({seconds:.1f} s)")
-    if found.kinds:
-        print(f"kind: {kinds}")
-        print(f"format: {formats}")
-    for kind, _ in found.notices.most_common():
-        print(f"notice: {notice_line(found, kind)}")
-    for kind, count in found.bad.most_common():
-        print(f"bad: {kind}: {count:,} rows")
-    if quarantine is not None:
-        print(f"quarantine: {found.n_bad:,} rows in {quarantine}")
 
 
 def _tell_passed_over(specs: list[SourceSpec]) -> None:

@@ -30,7 +30,7 @@ ARROWS = {
     "data/prepared": "rows harmony counts formats",
     "data/dataset": "rows harmony layout counts formats prepared",
     "data/prepare": "rows harmony layout pages counts formats prepared dataset",
-    "data/show": "rows harmony pages",
+    "data/show": "rows harmony pages counts",
     "train/model": "formats harmony",
     "train/adapters": "model",
     "train/checkpoints": "model adapters",

@@ -6,7 +6,8 @@ import pytest
 
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.data.conversation import Conversation, Message
-from counterpoint.data.formats.convert import convert, kind_of, trainable
+from counterpoint.data.counts.counter import kind_of
+from counterpoint.data.formats.convert import convert, trainable
 from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.tool_files import read_tool_names, tools_of_file
 from counterpoint.data.harmony.window import split_turns

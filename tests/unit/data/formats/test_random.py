@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CHANNELS, Conversation, Preference
-from counterpoint.data.formats.convert import convert, kind_of
+from counterpoint.data.counts.counter import kind_of
+from counterpoint.data.formats.convert import convert
 from counterpoint.data.formats.detect import FORMATS, detect
 from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.harmony.render import Renderer

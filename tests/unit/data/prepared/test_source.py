@@ -76,6 +76,17 @@ def test_training_rows_equal_those_of_the_source(source: Path, values: dict[str,
     assert prepared.report == direct.report
 
 
+def test_a_folder_that_an_older_version_wrote_is_read(source: Path) -> None:
+    manifest = made(source) / "report.json"
+    value = json.loads(manifest.read_bytes())
+    for newer in ("kinds", "first_notices"):
+        assert value["report"].pop(newer)
+    manifest.write_text(json.dumps(value))
+    direct, prepared = rows(settings(source)), rows(settings(manifest.parent))
+    assert prepared.lines() == direct.lines()
+    assert prepared.report.n_good == value["report"]["conversations"]
+
+
 def test_weight_and_rows_of_the_source_hold(source: Path) -> None:
     folder = made(source)
     for part in ({"weight": 0.5}, {"weight": 2.0, "rows": 3}):

@@ -1,4 +1,4 @@
-"""Counts over prepared rows for the statistics page: one pass, memory that does not grow with the data."""
+"""What only the statistics page shows of prepared rows: one pass, memory that does not grow with the data."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ OTHERS = "(other names)"
 
 
 @dataclass(slots=True)
-class Tally:
-    """What the statistics page shows beside the counts of `DataReport`.
+class RowStatistics:
+    """Lengths, tools, characters and repeats of the good rows.
 
     lengths: tokens of an example -> examples. turns: examples of a row -> rows. tokens: of all examples, by
     channel of the target, `context` for the rest. called, declared: rows by tool name. characters: of a sample of
@@ -39,7 +39,6 @@ class Tally:
     called: Counter[str] = field(default_factory=Counter)
     declared: Counter[str] = field(default_factory=Counter)
     characters: CharacterCounts = field(default_factory=CharacterCounts)
-    rows: int = 0
     _hashes: array[int] = field(default_factory=lambda: array("Q"))
     _shift: int = 0
 
@@ -55,7 +54,6 @@ class Tally:
 
         first: false where a source is weighted and the same row comes again, which makes it no duplicate.
         """
-        self.rows += 1
         self.turns[len(examples)] += 1
         for example in examples:
             self.lengths[len(example.ids)] += 1
@@ -76,9 +74,8 @@ class Tally:
                 digest.update(example.ids.tobytes())
             self._keep_hashes([int.from_bytes(digest.digest(), "little")])
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: RowStatistics) -> None:
         """Adds the counts of the rows that follow."""
-        self.rows += other.rows
         self.lengths.update(other.lengths)
         self.turns.update(other.turns)
         self.tokens.update(other.tokens)
@@ -137,7 +134,7 @@ class Tally:
             "duplicates_estimated": self._shift > 0,
             "characters": self.characters.as_rows(),
             "characters_rows": self.characters.rows,
-            "rows": self.rows,
+            "rows": self.turns.total(),
         }
 
 

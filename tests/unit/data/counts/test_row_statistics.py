@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from counterpoint.data.conversation import Conversation, Message, Tool
-from counterpoint.data.counts import tally as module
-from counterpoint.data.counts.tally import OTHERS, Tally, sampled
+from counterpoint.data.counts import row_statistics as module
+from counterpoint.data.counts.row_statistics import OTHERS, RowStatistics, sampled
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 
@@ -19,8 +19,8 @@ def conversation(n: int) -> Conversation:
     return Conversation((*messages, Message("assistant", "a " * n, "final")), tools=(Tool("f0"), Tool("g")))
 
 
-def tally(numbers: range) -> Tally:
-    out = Tally()
+def statistics(numbers: range) -> RowStatistics:
+    out = RowStatistics()
     for n in numbers:
         item = conversation(n)
         out.add(item, RENDERER.examples(item), RENDERER.vocabulary, n)
@@ -28,14 +28,14 @@ def tally(numbers: range) -> Tally:
 
 
 def test_sums_do_not_depend_on_the_chunks() -> None:
-    whole, parts = tally(range(60)), Tally()
+    whole, parts = statistics(range(60)), RowStatistics()
     for start in range(0, 60, 7):
-        parts.merge(tally(range(start, min(start + 7, 60))))
+        parts.merge(statistics(range(start, min(start + 7, 60))))
     assert parts.as_dict() == whole.as_dict()
 
 
 def test_what_is_counted() -> None:
-    counted = tally(range(30)).as_dict()
+    counted = statistics(range(30)).as_dict()
     assert counted["tools_called"] == {"functions.f0": 10, "functions.f1": 10, "functions.f2": 10}
     assert counted["tools_declared"] == {"functions.f0": 30, "functions.g": 30}
     assert counted["turns"] == {"1": 30}
@@ -48,18 +48,18 @@ def test_what_is_counted() -> None:
 
 
 def test_repeated_rows_are_counted_once_each() -> None:
-    out = tally(range(5))
-    out.merge(tally(range(3)))
+    out = statistics(range(5))
+    out.merge(statistics(range(3)))
     assert out.duplicates == 3
 
 
 def test_hashes_and_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_HASHES", 50)
     monkeypatch.setattr(module, "_MAX_NAMES", 2)
-    out = Tally()
+    out = RowStatistics()
     for _ in range(2):
         for start in range(0, 200, 10):
-            out.merge(tally(range(start, start + 10)))
+            out.merge(statistics(range(start, start + 10)))
     assert len(out._hashes) <= 50
     assert 100 <= out.duplicates <= 300  # 200, from a sample of them
     assert out.as_dict()["duplicates_estimated"]
