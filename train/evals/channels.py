@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.data.conversation import EFFORTS, Effort
+from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.intervals import wilson
@@ -185,19 +186,6 @@ def summarise(samples: Iterable[Judged]) -> Summary:
         correct_by_effort={effort: _correct(group) for effort, group in by_effort.items()},
         right_by_effort={effort: _right([s for s in group if s.score]) for effort, group in by_effort.items()},
     )
-
-
-TOOL_CODES = frozenset(
-    {
-        "function_not_on_commentary",
-        "builtin_not_on_analysis",
-        "unknown_tool",
-        "bare_name",
-        "builtin_not_offered",
-        "arguments_not_object",
-        "arguments_invalid",
-    }
-)
 
 
 def _call_faults(sample: Judged) -> int:

@@ -16,7 +16,8 @@ from counterpoint.configs.errors import CounterpointError, DataError
 from counterpoint.configs.load import load_run
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.data.conversation import EFFORTS
-from counterpoint.train.evals.channels import TOOL_CODES, Rate
+from counterpoint.data.harmony.codes import TOOL_CODES
+from counterpoint.train.evals.channels import Rate
 from counterpoint.train.run.folder import METRICS, json_lines
 from counterpoint.train.scoring.scorers import full_name
 

@@ -7,9 +7,9 @@ import hashlib
 from importlib import resources
 
 from counterpoint.data.conversation import EFFORTS
-from counterpoint.data.harmony.codes import CODES
+from counterpoint.data.harmony.codes import CODES, TOOL_CODES
 from counterpoint.data.harmony.vocabulary import Vocabulary, load_vocabulary
-from counterpoint.train.evals.channels import TOOL_CODES, Rate
+from counterpoint.train.evals.channels import Rate
 from counterpoint.train.evals.charts import Figure, figures_of
 from counterpoint.train.evals.drawing import css, svg_in_page
 from counterpoint.train.evals.findings import Findings, findings_of

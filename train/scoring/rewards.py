@@ -20,13 +20,11 @@ import jsonschema
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.rl_section import RewardSettings
 from counterpoint.data.conversation import Effort
-from counterpoint.data.harmony.codes import GROUPS
+from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion
 from counterpoint.train.episodes.episodes import Called
 from counterpoint.train.scoring.prompts import default_scorer
 from counterpoint.train.scoring.scorers import MissingTruthError, Reference, Score, Scorers, answer_of
-
-TOOL_CODES = frozenset(code.value for code in GROUPS["tools"])
 
 
 @dataclass(frozen=True, slots=True)

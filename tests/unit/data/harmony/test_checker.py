@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.data.harmony.checker import TOLD_OF_A_CODE, check
-from counterpoint.data.harmony.codes import CODES, GROUPS, POLICY_CODES
+from counterpoint.data.harmony.codes import CODES, POLICY_CODES, TOOL_CODES, Code
 from counterpoint.data.harmony.official import harmony_accepts
 from counterpoint.data.harmony.vocabulary import N_VOCAB, RestrictedVocabulary, byte_ids, load_vocabulary
 
@@ -40,7 +40,9 @@ def test_every_code_has_a_malformed_completion() -> None:
     assert in_table | tested_apart == set(CODES)
     assert len(MALFORMED) >= 100
     assert len(VALID) >= 35
-    assert sum(map(len, GROUPS.values())) == len(CODES)
+    assert {code.group for code in Code} == {"structure", "ending", "order", "policy", "tools", "text"}
+    assert "bare_name" in TOOL_CODES
+    assert not TOOL_CODES & POLICY_CODES
     assert all(meaning and "\n" not in meaning for meaning in CODES.values())
 
 
