@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from counterpoint.data.conversation import Conversation, Effort, Message
-from counterpoint.data.harmony.codes import Code, Violation
+from counterpoint.data.harmony.codes import Code
 from counterpoint.data.harmony.completion import Completion, ToolCall, parse_completion
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.episodes.tools import Toolbox, ToolResult
+from counterpoint.train.episodes.tools import Toolbox
 from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.rollout import Called, Episode, EpisodeStop
 from counterpoint.train.sampling.sample import Sampled, sample_seed
 
-EpisodeStop = Literal["return", "length", "calls", "malformed"]
 BUILTIN = ("python", "browser")
 
 
@@ -31,42 +30,6 @@ class EpisodeLimits:
     action_tokens: int = 512
     completion_tokens: int = 4096
     calls: int = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Called:
-    """A call and what the model read as its result."""
-
-    call: ToolCall
-    result: ToolResult
-
-
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """One rollout.
-
-    completion_ids: from the token after the prompt to the end, results among them; env_mask: 1 for each that was
-    sampled, 0 for each that the environment wrote; logprobs: of each, 0 for what the environment wrote and None where
-    the engine gave none, or None where it gives none at all. actions: what was sampled, by action, and starts: where
-    each begins in completion_ids. called: the calls that were run. stop: `return` a final; `length` out of tokens;
-    `calls` one more call than allowed; `malformed` neither a final nor a call that names a tool. turn: of the user
-    messages that the rollout is given one after the other, the number of the one that this answers.
-    """
-
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    env_mask: list[int]
-    actions: tuple[Completion, ...]
-    starts: tuple[int, ...]
-    called: tuple[Called, ...]
-    stop: EpisodeStop
-    effort: Effort = "medium"
-    logprobs: list[float | None] | None = None
-    turn: int = 0
-
-    def completion(self) -> Completion:
-        """The whole episode as one typed result: all thoughts and calls, the last action's final and stop."""
-        return joined(self)
 
 
 def run_episodes(
@@ -120,31 +83,6 @@ def continued(prompt: Conversation, episode: Episode, text: str) -> Conversation
     for action in episode.actions:
         messages += _messages(action, called)
     return replace(prompt, messages=(*messages, Message("user", text)))
-
-
-def joined(episode: Episode) -> Completion:
-    """All actions of an episode as one completion; positions of violations count from its first token."""
-    actions = episode.actions
-    violations: list[Violation] = []
-    for number, (action, offset) in enumerate(zip(actions, episode.starts, strict=True)):
-        violations += [replace(v, position=v.position + offset) for v in action.violations]
-        if action.final is not None and number + 1 < len(actions):
-            violations.append(Violation(Code.SECOND_FINAL.value, offset, "a final before the last action"))
-    thoughts = [action.analysis for action in actions if action.analysis is not None]
-    names = {name for action in actions for name in action.n_tokens_by_channel}
-    last = actions[-1]
-    return Completion(
-        analysis="\n".join(thoughts) if thoughts else None,
-        preambles=tuple(text for action in actions for text in action.preambles),
-        calls=tuple(call for action in actions for call in action.calls),
-        final=last.final,
-        unfinished=last.unfinished,
-        unfinished_channel=last.unfinished_channel,
-        n_tokens_by_channel={name: sum(a.n_tokens_by_channel.get(name, 0) for a in actions) for name in sorted(names)},
-        stop=last.stop,
-        violations=tuple(violations),
-        ids=tuple(episode.completion_ids),
-    )
 
 
 @dataclass

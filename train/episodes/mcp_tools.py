@@ -17,7 +17,7 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.completion import ToolCall
 from counterpoint.data.harmony.tool_declarations import read_tools
-from counterpoint.train.episodes.tools import ToolResult
+from counterpoint.train.sampling.rollout import ToolResult
 
 
 class McpTools:

@@ -10,7 +10,8 @@ from counterpoint.data.conversation import Conversation, Tool
 from counterpoint.data.harmony.completion import ToolCall
 from counterpoint.train.episodes.mcp_tools import McpTools
 from counterpoint.train.episodes.sandbox import SandboxLimits
-from counterpoint.train.episodes.tools import BuiltinPython, FunctionTools, Provider, Toolbox, ToolResult
+from counterpoint.train.episodes.tools import BuiltinPython, FunctionTools, Provider, Toolbox
+from counterpoint.train.sampling.rollout import ToolResult
 
 
 class Toolkit:

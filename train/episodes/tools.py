@@ -7,26 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.completion import ToolCall
 from counterpoint.data.user_code.worker import Worker, resolve
 from counterpoint.train.episodes.sandbox import PythonSandbox, SandboxLimits
+from counterpoint.train.sampling.rollout import Fault, ToolResult
 
-Fault = Literal["unknown_tool", "bad_arguments", "raised", "hung", "died"]
 MAX_RESULT_CHARS = 8_000
-
-
-@dataclass(frozen=True, slots=True)
-class ToolResult:
-    """What the model reads. `fault` is None for a call that went well."""
-
-    content: str
-    fault: Fault | None = None
-    cut: int = 0
 
 
 class Provider(Protocol):

@@ -23,7 +23,7 @@ from counterpoint.data.conversation import EFFORTS, Effort
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.episodes.episodes import Called, Episode, EpisodeLimits, run_episodes
+from counterpoint.train.episodes.episodes import EpisodeLimits, run_episodes
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.base_trainer import WholeRun
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
@@ -34,6 +34,7 @@ from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.rollout import Called, Episode
 from counterpoint.train.sampling.sample import sample_seed
 from counterpoint.train.sampling.weight_sync import FollowingEngine
 from counterpoint.train.scoring.prompts import EvalPrompt

@@ -22,7 +22,7 @@ from counterpoint.configs.rl_section import RewardSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion
-from counterpoint.train.episodes.episodes import Called
+from counterpoint.train.sampling.rollout import Called
 from counterpoint.train.scoring.prompts import default_scorer
 from counterpoint.train.scoring.scorers import MissingTruthError, Reference, Score, Scorers, answer_of
 

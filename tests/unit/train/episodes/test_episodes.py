@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import STOP_IDS, load_vocabulary
-from counterpoint.train.episodes.episodes import Episode, EpisodeLimits, continued, run_episodes
+from counterpoint.train.episodes.episodes import EpisodeLimits, continued, run_episodes
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.model.tiny import random_tiny
+from counterpoint.train.sampling.rollout import Episode
 from counterpoint.train.sampling.sample import Sampled, Sampler
 from counterpoint.train.sampling.scripted import ScriptedEngine
 

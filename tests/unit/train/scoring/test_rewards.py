@@ -13,8 +13,7 @@ from counterpoint.configs.rl_section import RewardSettings
 from counterpoint.data.conversation import Effort, Tool
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.train.episodes.episodes import Called
-from counterpoint.train.episodes.tools import ToolResult
+from counterpoint.train.sampling.rollout import Called, ToolResult
 from counterpoint.train.scoring.rewards import Outcome, Rewards, script_share, zero_variance_share
 from counterpoint.train.scoring.scorers import ExpectedCall, Reference
 
