@@ -25,7 +25,9 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
-from counterpoint.train.loop.grpo_trainer import RewardTrainer, Rollouts, items_of
+from counterpoint.train.loop.grpo_items import items_of
+from counterpoint.train.loop.grpo_rollouts import Rollouts
+from counterpoint.train.loop.grpo_trainer import RewardTrainer
 from counterpoint.train.loop.rl_arguments import grpo_arguments
 from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.tiny import random_tiny

@@ -26,7 +26,9 @@ from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.loop.callbacks import AttachmentProof
-from counterpoint.train.loop.grpo_trainer import Item, RewardTrainer, Rollouts, items_of
+from counterpoint.train.loop.grpo_items import Item, items_of
+from counterpoint.train.loop.grpo_rollouts import Rollouts
+from counterpoint.train.loop.grpo_trainer import RewardTrainer
 from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
 from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.loop.training_arguments import loop_settings

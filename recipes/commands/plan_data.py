@@ -90,7 +90,7 @@ def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.data.dataset.training_rows import render_settings
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.recipes.grpo import read_prompts
-    from counterpoint.train.loop.grpo_trainer import items_of
+    from counterpoint.train.loop.grpo_items import items_of
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch

@@ -6,10 +6,8 @@ and takes back ids (as the model's rows) and the masks. Rewards are found in the
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +17,9 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from counterpoint.data.conversation import EFFORTS, Effort
-from counterpoint.data.harmony.completion import Completion, parse_completion
-from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.episodes.episodes import EpisodeLimits, run_episodes
-from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.base_trainer import WholeRun
+from counterpoint.train.loop.grpo_rollouts import SCORES, Rollouts
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.shared_prompts import share_prompts
 from counterpoint.train.loop.teacher import Teacher
@@ -33,156 +27,11 @@ from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.run.signals import StopSignal
-from counterpoint.train.sampling.engines import Engine
-from counterpoint.train.sampling.rollout import Called, Episode
-from counterpoint.train.sampling.sample import sample_seed
 from counterpoint.train.sampling.weight_sync import FollowingEngine
-from counterpoint.train.scoring.prompts import EvalPrompt
-from counterpoint.train.scoring.rewards import Outcome, Rewards, zero_variance_share
 
-SCORES = "scores"
 SharePrompts = Literal["auto", "always", "never"]
 WORTH_SHARING = 0.8
 """With `auto`, prompts are shared where tree rows hold at most this share of the plain layout's tokens."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A prompt at an effort: what a group is sampled of.
-
-    turn: the follow-up that is learned from, 0 for the prompt itself. The turns before it are sampled as well and only
-    read, because what was thought in them is gone from the next prompt.
-    """
-
-    prompt: EvalPrompt
-    effort: Effort
-    turn: int = 0
-
-    @property
-    def follow_ups(self) -> list[str]:
-        return [follow_up.text for follow_up in self.prompt.follow_ups[: self.turn]]
-
-    def outcome(self, episode: Episode) -> Outcome:
-        """The episode beside the truth of the turn in which it ended."""
-        return self._beside_truth(episode.turn, episode.completion(), episode.called)
-
-    def unanswered(self) -> Outcome:
-        """Nothing beside the truth of this turn."""
-        return self._beside_truth(self.turn, parse_completion([]), ())
-
-    def _beside_truth(self, turn: int, completion: Completion, called: tuple[Called, ...]) -> Outcome:
-        asked = self.prompt.follow_ups[turn - 1] if turn else self.prompt
-        return Outcome(completion, called, asked.reference, self.effort, asked.scorer)
-
-
-def items_of(prompts: Sequence[EvalPrompt], renderer: Renderer, efforts: Sequence[Effort] = ()) -> list[Item]:
-    """Each turn of each prompt, at its own effort or at every one of `efforts`."""
-    return [
-        Item(prompt, effort, turn)
-        for prompt in prompts
-        for turn in range(1 + len(prompt.follow_ups))
-        for effort in (efforts or (renderer.effort_of(prompt.conversation),))
-    ]
-
-
-@dataclass
-class Rollouts:
-    """Samples episodes of items and scores them; what `rollout_func` calls.
-
-    keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
-    process: the number of this one, of those that train together; gather: puts together what each of them has found.
-    measured: what is logged of the last step beside TRL's own means.
-    """
-
-    items: Sequence[Item]
-    renderer: Renderer
-    engine: Engine
-    rewards: Rewards
-    limits: EpisodeLimits
-    temperature: float
-    group: int
-    seed: int
-    toolkit: Toolkit | None = None
-    keep: Path | None = None
-    process: int = 0
-    gather: Callable[[list[Any]], list[Any]] = list
-    measured: dict[str, float] = field(default_factory=dict)
-
-    def __call__(self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any]) -> dict[str, list]:
-        """TRL's dictionary for the items with these numbers, each sampled once for every time it stands there.
-
-        The seed of a rollout depends on the run's seed, the step, and its place among those of all processes.
-        """
-        items = [self.items[int(number)] for number in numbers]
-        first = self.process * len(items)
-        episodes = run_episodes(
-            [item.prompt.conversation for item in items],
-            self.renderer,
-            self.engine,
-            limits=self.limits,
-            toolbox=self.toolkit.toolbox if self.toolkit is not None else None,
-            efforts=[item.effort for item in items],
-            temperature=self.temperature,
-            seed=[sample_seed(self.seed, step, first + place) for place in range(len(items))],
-            follow_ups=[item.follow_ups for item in items],
-        )
-        outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
-        scores = [self.rewards.score(outcome) for outcome in outcomes]
-        found = zip(items, episodes, outcomes, scores, strict=True)
-        rows = self.gather([{"step": step, **self._row(*each)} for each in found])
-        failures = self.gather([{**self.rewards.failures}])
-        self.measured = self._measures(rows, failures)
-        if self.keep is not None:
-            with self.keep.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return {
-            "prompt_ids": [model_rows(episode.prompt_ids).tolist() for episode in episodes],
-            "completion_ids": [model_rows(episode.completion_ids).tolist() for episode in episodes],
-            "env_mask": [episode.env_mask for episode in episodes],
-            "logprobs": _logprobs(episodes),  # pyright: ignore[reportReturnType]
-            SCORES: scores,
-        }
-
-    def _row(self, item: Item, episode: Episode, outcome: Outcome, scores: list[float]) -> dict[str, Any]:
-        """A rollout as it is kept and counted."""
-        return {
-            "id": item.prompt.id,
-            "effort": item.effort,
-            **({"turn": episode.turn} if item.prompt.follow_ups else {}),
-            "stop": episode.stop,
-            "rewards": dict(zip(self.rewards.names, scores, strict=True)),
-            "channel_correct": outcome.completion.ok,
-            "analysis_tokens": outcome.completion.n_tokens_by_channel["analysis"],
-            "calls": len(episode.called),
-            "faults": sum(called.result.fault is not None for called in episode.called),
-            "solved": self.rewards.solved(outcome, scores),
-            "text": self.renderer.vocabulary.decode(episode.completion_ids),
-        }
-
-    def _measures(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, int]]) -> dict[str, float]:
-        """Of one step's rollouts of all processes: dead groups, failures, calls, thoughts by effort."""
-        out = {
-            f"rewards/{name}/zero_variance": zero_variance_share([row["rewards"][name] for row in rows], self.group)
-            for name in self.rewards.names
-        }
-        for name in {name for each in failures for name in each}:
-            out[f"rewards/{name}/failures"] = float(sum(each.get(name, 0) for each in failures))
-        out["channel_correct"] = sum(row["channel_correct"] for row in rows) / len(rows)
-        if self.toolkit is not None:
-            calls = sum(row["calls"] for row in rows)
-            out["tools/calls"] = calls / len(rows)
-            out["tools/faults"] = sum(row["faults"] for row in rows) / max(1, calls)
-            out["tools/solved"] = sum(row["solved"] for row in rows) / len(rows)
-        for effort in EFFORTS:
-            tokens = [row["analysis_tokens"] for row in rows if row["effort"] == effort]
-            if tokens:
-                out[f"analysis_tokens/{effort}"] = sum(tokens) / len(tokens)
-        return out
-
-
-def _logprobs(episodes: Sequence[Episode]) -> list[list[float | None]] | None:
-    found = [episode.logprobs for episode in episodes if episode.logprobs is not None]
-    return found if len(found) == len(episodes) else None
 
 
 class RewardTrainer(WholeRun, GRPOTrainer):

@@ -18,7 +18,9 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
-from counterpoint.train.loop.grpo_trainer import RewardTrainer, Rollouts, items_of
+from counterpoint.train.loop.grpo_items import items_of
+from counterpoint.train.loop.grpo_rollouts import Rollouts
+from counterpoint.train.loop.grpo_trainer import RewardTrainer
 from counterpoint.train.loop.rl_arguments import grpo_arguments
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel

@@ -13,7 +13,8 @@ from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
-from counterpoint.train.loop.grpo_trainer import Rollouts, items_of
+from counterpoint.train.loop.grpo_items import items_of
+from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.scripted import ScriptedEngine
 from counterpoint.train.scoring.prompts import EvalPrompt, load_prompts

@@ -15,7 +15,9 @@ from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
-from counterpoint.train.loop.grpo_trainer import RewardTrainer, Rollouts, items_of
+from counterpoint.train.loop.grpo_items import items_of
+from counterpoint.train.loop.grpo_rollouts import Rollouts
+from counterpoint.train.loop.grpo_trainer import RewardTrainer
 from counterpoint.train.loop.rl_arguments import grpo_arguments
 from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.loop.training_arguments import LoopSettings

@@ -1,0 +1,122 @@
+"""One step's rollouts: sampled with their tools, scored, kept as JSON lines, and counted for the curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from counterpoint.data.conversation import EFFORTS
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.train.episodes.episodes import EpisodeLimits, run_episodes
+from counterpoint.train.episodes.toolkit import Toolkit
+from counterpoint.train.loop.grpo_items import Item
+from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.rollout import Episode
+from counterpoint.train.sampling.sample import sample_seed
+from counterpoint.train.scoring.rewards import Outcome, Rewards, zero_variance_share
+
+SCORES = "scores"
+"""Column of TRL's batch in which the numbers of all rewards travel from the rollout to the reward functions."""
+
+
+@dataclass
+class Rollouts:
+    """Samples episodes of items and scores them; what `rollout_func` calls.
+
+    keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
+    process: the number of this one, of those that train together; gather: puts together what each of them has found.
+    measured: what is logged of the last step beside TRL's own means.
+    """
+
+    items: Sequence[Item]
+    renderer: Renderer
+    engine: Engine
+    rewards: Rewards
+    limits: EpisodeLimits
+    temperature: float
+    group: int
+    seed: int
+    toolkit: Toolkit | None = None
+    keep: Path | None = None
+    process: int = 0
+    gather: Callable[[list[Any]], list[Any]] = list
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any]) -> dict[str, list]:
+        """TRL's dictionary for the items with these numbers, each sampled once for every time it stands there.
+
+        The seed of a rollout depends on the run's seed, the step, and its place among those of all processes.
+        """
+        items = [self.items[int(number)] for number in numbers]
+        first = self.process * len(items)
+        episodes = run_episodes(
+            [item.prompt.conversation for item in items],
+            self.renderer,
+            self.engine,
+            limits=self.limits,
+            toolbox=self.toolkit.toolbox if self.toolkit is not None else None,
+            efforts=[item.effort for item in items],
+            temperature=self.temperature,
+            seed=[sample_seed(self.seed, step, first + place) for place in range(len(items))],
+            follow_ups=[item.follow_ups for item in items],
+        )
+        outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
+        scores = [self.rewards.score(outcome) for outcome in outcomes]
+        found = zip(items, episodes, outcomes, scores, strict=True)
+        rows = self.gather([{"step": step, **self._row(*each)} for each in found])
+        failures = self.gather([{**self.rewards.failures}])
+        self.measured = self._measures(rows, failures)
+        if self.keep is not None:
+            with self.keep.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return {
+            "prompt_ids": [model_rows(episode.prompt_ids).tolist() for episode in episodes],
+            "completion_ids": [model_rows(episode.completion_ids).tolist() for episode in episodes],
+            "env_mask": [episode.env_mask for episode in episodes],
+            "logprobs": _logprobs(episodes),  # pyright: ignore[reportReturnType]
+            SCORES: scores,
+        }
+
+    def _row(self, item: Item, episode: Episode, outcome: Outcome, scores: list[float]) -> dict[str, Any]:
+        """A rollout as it is kept and counted."""
+        return {
+            "id": item.prompt.id,
+            "effort": item.effort,
+            **({"turn": episode.turn} if item.prompt.follow_ups else {}),
+            "stop": episode.stop,
+            "rewards": dict(zip(self.rewards.names, scores, strict=True)),
+            "channel_correct": outcome.completion.ok,
+            "analysis_tokens": outcome.completion.n_tokens_by_channel["analysis"],
+            "calls": len(episode.called),
+            "faults": sum(called.result.fault is not None for called in episode.called),
+            "solved": self.rewards.solved(outcome, scores),
+            "text": self.renderer.vocabulary.decode(episode.completion_ids),
+        }
+
+    def _measures(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, int]]) -> dict[str, float]:
+        """Of one step's rollouts of all processes: dead groups, failures, calls, thoughts by effort."""
+        out = {
+            f"rewards/{name}/zero_variance": zero_variance_share([row["rewards"][name] for row in rows], self.group)
+            for name in self.rewards.names
+        }
+        for name in {name for each in failures for name in each}:
+            out[f"rewards/{name}/failures"] = float(sum(each.get(name, 0) for each in failures))
+        out["channel_correct"] = sum(row["channel_correct"] for row in rows) / len(rows)
+        if self.toolkit is not None:
+            calls = sum(row["calls"] for row in rows)
+            out["tools/calls"] = calls / len(rows)
+            out["tools/faults"] = sum(row["faults"] for row in rows) / max(1, calls)
+            out["tools/solved"] = sum(row["solved"] for row in rows) / len(rows)
+        for effort in EFFORTS:
+            tokens = [row["analysis_tokens"] for row in rows if row["effort"] == effort]
+            if tokens:
+                out[f"analysis_tokens/{effort}"] = sum(tokens) / len(tokens)
+        return out
+
+
+def _logprobs(episodes: Sequence[Episode]) -> list[list[float | None]] | None:
+    found = [episode.logprobs for episode in episodes if episode.logprobs is not None]
+    return found if len(found) == len(episodes) else None
