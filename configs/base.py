@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
@@ -50,12 +50,31 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
 
+class _ByType:
+    """A section of one class a kind: the class annotated stands for all that are derived from it and have a `type`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return handler.generate_schema(Annotated[Union[kinds_of(source)], Field(discriminator="type")])  # noqa: UP007
+
+
+def kinds_of(section: type[Settings]) -> tuple[type[Settings], ...]:
+    """The classes that a run file can choose by `type` where it allows `section`, in the order of their definition."""
+    kinds: list[type[Settings]] = []
+    for derived in section.__subclasses__():
+        kinds.extend((derived,) if "type" in derived.__annotations__ else kinds_of(derived))
+    return tuple(kinds)
+
+
 def _unique(values: Sequence[Any]) -> Sequence[Any]:
     for n, value in enumerate(values):
         if value in values[:n]:
             raise ValueError(f"`{value}` stands there twice: write it once")
     return values
 
+
+BY_TYPE = _ByType()
+"""Written on a class of settings: the classes derived from it are its kinds, each named by its literal `type`. A new
+kind is a class, and stands in no list."""
 
 OneOrMany = _OneOrMany()
 """Written last of a list's annotations: a single entry may stand without brackets, and null is the empty list."""

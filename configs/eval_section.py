@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from counterpoint.configs.base import (
+    BY_TYPE,
     Count,
     CountOrZero,
     Effort,
@@ -76,36 +77,17 @@ class EvalSettings(SamplingSettings):
         return self
 
 
-TaskType = Literal["probes", "arithmetic", "reasoning_gym", "file"]
-
-
 class TaskSettings(Settings):
     """One task of a suite: items with their truth, and how they are sampled. What is null comes from `eval`."""
 
-    type: TaskType
-    """`probes`: the conversations that the package brings; `arithmetic`: sums, differences and products from a seed;
-    `reasoning_gym`: a generator of that package; `file`: rows of your own with `answer`, `calls`, `schema`, ..."""
+    type: Any
+    """Where the items come from."""
 
     name: Text | None = None
     """Name in reports; null takes the generator's, the file's, or the type's."""
 
-    path: Text | None = None
-    """Of `file`: a data file, or `example:NAME`. Of `probes`: another file of probes."""
-
-    format: Format = "auto"
-    """Format of the file's rows."""
-
-    generator: Text | None = None
-    """Of `reasoning_gym`: the generator, as `chain_sum`."""
-
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the generator, as `{digits: 2}`."""
-
     size: Count | None = None
     """Items: of a generator so many (null makes 100), of a file the first so many (null takes all)."""
-
-    seed: CountOrZero = 0
-    """Seed of generated items, apart from the run's seed, so that other samples are drawn for the same items."""
 
     scorer: Text | None = None
     """`exact`, `number`, `math`, `choice`, `calls`, `schema`, `instructions`, `reasoning_gym`, or your own function as
@@ -129,20 +111,54 @@ class TaskSettings(Settings):
     temperature: NotNegative | None = None
     """Temperature of sampling; null takes `eval.temperature`."""
 
-    @model_validator(mode="after")
-    def _checks(self) -> TaskSettings:
-        needs = {"file": "path", "reasoning_gym": "generator"}.get(self.type)
-        if needs is not None and getattr(self, needs) is None:
-            raise ValueError(f"a task of type `{self.type}` needs `{needs}`")
-        foreign = {
-            "path": ("file", "probes"),
-            "generator": ("reasoning_gym",),
-            "options": ("reasoning_gym", "arithmetic"),
-        }
-        for field, types in foreign.items():
-            if getattr(self, field) and self.type not in types:
-                raise ValueError(f"`{field}` belongs to tasks of type {' and '.join(types)}, not to `{self.type}`")
-        return self
+
+class ProbesTask(TaskSettings):
+    """The conversations that the package brings, or a file of probes."""
+
+    type: Literal["probes"]
+
+    path: Text | None = None
+    """Another file of probes, or `example:NAME`."""
+
+    format: Format = "auto"
+    """Format of the file's rows."""
+
+
+class FileTask(TaskSettings):
+    """Rows of your own with `answer`, `calls`, `schema`, ..."""
+
+    type: Literal["file"]
+
+    path: Text
+    """A data file, or `example:NAME`."""
+
+    format: Format = "auto"
+    """Format of the file's rows."""
+
+
+class GeneratedTask(TaskSettings):
+    """Items that are made from a seed."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the generator, as `{digits: 2}`."""
+
+    seed: CountOrZero = 0
+    """Seed of the items, apart from the run's seed, so that other samples are drawn for the same items."""
+
+
+class ArithmeticTask(GeneratedTask):
+    """Sums, differences and products."""
+
+    type: Literal["arithmetic"]
+
+
+class ReasoningGymTask(GeneratedTask):
+    """A generator of the package reasoning-gym."""
+
+    type: Literal["reasoning_gym"]
+
+    generator: Text
+    """The generator, as `chain_sum`."""
 
 
 class ServerSettings(Settings):
@@ -181,7 +197,7 @@ class VllmSettings(Settings):
 class SuiteSettings(SamplingSettings):
     """Tasks, and the engine that samples them."""
 
-    tasks: tuple[TaskSettings, ...] = ()
+    tasks: tuple[Annotated[TaskSettings, BY_TYPE], ...] = ()
     """The tasks, in the order of the report; none samples `prompts` alone."""
 
     engine: Literal["transformers", "vllm", "server"] = "transformers"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,19 +16,33 @@ from counterpoint.configs.yaml_file import Document, Key
 _LONGEST = 60
 
 
+class _Spot(NamedTuple):
+    """Where a complaint belongs, and what the JSON schema says there. kind: what `type` chose, of kinds."""
+
+    path: Key
+    node: dict[str, Any]
+    kind: str | None = None
+    kinds: Mapping[str, dict[str, Any]] = {}
+
+
 def explain(error: ValidationError, document: Document, run: type[RunSettings], where: str) -> str:
     """One line on the first problem, unknown keys before all others, and how many more there are."""
-    ranked = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    ranked = sorted(filter(_is_told_once, error.errors()), key=lambda problem: problem["type"] != "extra_forbidden")
     # A value that fits no part of a union is complained about once for each.
-    problems = {_setting(problem, run): problem for problem in reversed(ranked)}
-    path, first = next(reversed(problems.items()))
+    problems = {(spot := _spot_of(problem, run)).path: (spot, problem) for problem in reversed(ranked)}
+    spot, first = next(reversed(problems.values()))
     if first["type"] == "extra_forbidden":
-        text = _unknown(path, document, run, where)
+        text = _unknown(spot, document, run, where)
     elif first["type"] == "value_error":
-        text = _refused(path, first, document, where)
+        text = _refused(spot.path, first, document, where)
     else:
-        text = _wrong(path, first, document, run, where)
+        text = _wrong(spot, first, document, run, where)
     return f"{text} ({len(problems) - 1} more)" if len(problems) > 1 else text
+
+
+def _is_told_once(problem: Any) -> bool:
+    """Not so for a list that pydantic finds too short only after it dropped the entries that it complains about."""
+    return problem["type"] != "too_short" or len(problem["input"]) == problem["ctx"]["actual_length"]
 
 
 def dotted(path: Key) -> str:
@@ -65,18 +79,38 @@ def setting_paths(model: type[BaseModel]) -> list[str]:
     return paths
 
 
-def _setting(problem: Any, run: type[RunSettings]) -> Key:
-    """Where a complaint belongs: pydantic adds the parts of a union to the path of a setting."""
-    path: Key = problem["loc"]
+def _spot_of(problem: Any, run: type[RunSettings]) -> _Spot:
+    schema, path = _schema_of(run), problem["loc"]
     if problem["type"] == "extra_forbidden":
-        return path
-    return next((path[:n] for n in range(len(path), 0, -1) if _node(_schema_of(run), path[:n])), path)
+        spot = _descended(path[:-1], schema)
+        return spot._replace(path=(*spot.path, path[-1]))
+    spot = _descended(path, schema)
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _Spot((*spot.path, "type"), {"enum": list(_kinds(spot.node, schema))})
+    return spot
 
 
-def _unknown(path: Key, document: Document, run: type[RunSettings], where: str) -> str:
-    schema = _schema_of(run)
-    text = f"{place_of(path, document, where)}: unknown key `{dotted(path)}`"
-    here = [key for option in _options(_node(schema, path[:-1]), schema) for key in option.get("properties", ())]
+def _descended(path: Key, schema: dict[str, Any]) -> _Spot:
+    """As far as a path leads: pydantic adds the parts of a union, and the kind that a `type` chose, to a setting's."""
+    spot = _Spot((), schema)
+    for key in path:
+        kinds = _kinds(spot.node, schema)
+        if key in kinds:
+            spot = _Spot(spot.path, kinds[str(key)], str(key), kinds)
+        elif (node := _inner(spot.node, key, schema)) is not None:
+            spot = _Spot((*spot.path, key), node)
+        else:
+            break
+    return spot
+
+
+def _unknown(spot: _Spot, document: Document, run: type[RunSettings], where: str) -> str:
+    schema, path = _schema_of(run), spot.path
+    place, name = place_of(path, document, where), f"`{dotted(path)}`"
+    here = [key for option in _options(spot.node, schema) for key in option.get("properties", ())]
+    if spot.kind is not None:
+        return f"{place}: {_unknown_to_kind(spot, name, [key for key in here if key != 'type'])}"
+    text = f"{place}: unknown key {name}"
     if len(path) == 1:
         here.append("extends")
     if meant := _meant(path, here, setting_paths(run)):
@@ -85,6 +119,17 @@ def _unknown(path: Key, document: Document, run: type[RunSettings], where: str) 
         return f"{text}: known here are {', '.join(here)}"
     recipe = next(name for name, cls in RECIPES.items() if cls is run)
     return f"{text}: `counterpoint configs schema {recipe}` lists them"
+
+
+def _unknown_to_kind(spot: _Spot, name: str, here: list[str]) -> str:
+    key = str(spot.path[-1])
+    owners = [f"`{kind}`" for kind, node in spot.kinds.items() if key in node["properties"]]
+    allowed = ", ".join(here)
+    if owners:
+        return f"{name} belongs to type {' and '.join(owners)}, not to `{spot.kind}`, which takes {allowed}"
+    close = _closest(key, here)
+    meant = f"; did you mean `{dotted((*spot.path[:-1], close))}`?" if close else ""
+    return f"unknown key {name}: type `{spot.kind}` takes {allowed}{meant}"
 
 
 def _closest(word: str, candidates: Iterable[str]) -> str | None:
@@ -113,16 +158,17 @@ def _refused(path: Key, problem: Any, document: Document, where: str) -> str:
     return f"{place}: `{dotted(path)}`{found}: {reason}"
 
 
-def _wrong(path: Key, problem: Any, document: Document, run: type[RunSettings], where: str) -> str:
-    schema = _schema_of(run)
+def _wrong(spot: _Spot, problem: Any, document: Document, run: type[RunSettings], where: str) -> str:
+    schema, path, found = _schema_of(run), spot.path, problem["input"]
     place = place_of(path, document, where)
-    node = _node(schema, path)
-    allowed = _described(node, schema) + (" (finite)" if problem["type"] == "finite_number" else "")
-    if problem["type"] == "missing":
+    allowed = _described(spot.node, schema) + (" (finite)" if problem["type"] == "finite_number" else "")
+    if problem["type"] in ("missing", "union_tag_not_found"):
         return f"{place}: `{dotted(path)}` is missing: it must be {allowed}"
-    text = f"{place}: `{dotted(path)}` is {shown(problem['input'])}: it must be {allowed}"
-    words = [str(word) for option in _options(node, schema) for word in _words(option)]
-    meant = _closest(str(problem["input"]), words)
+    if problem["type"] == "union_tag_invalid":
+        found = found["type"]
+    text = f"{place}: `{dotted(path)}` is {shown(found)}: it must be {allowed}"
+    words = [str(word) for option in _options(spot.node, schema) for word in _words(option)]
+    meant = _closest(str(found), words)
     return f"{text}; did you mean `{meant}`?" if meant else text
 
 
@@ -131,26 +177,28 @@ def _schema_of(run: type[RunSettings]) -> dict[str, Any]:
     return run.model_json_schema()
 
 
-def _node(schema: dict[str, Any], path: Key) -> dict[str, Any]:
-    """The part of a JSON schema that a setting's path leads to; {} where it leads nowhere."""
-    node = schema
-    for key in path:
-        for option in _options(node, schema):
-            if isinstance(key, int) and option.get("type") == "array":
-                prefix = option.get("prefixItems", [])
-                node = prefix[key] if key < len(prefix) else option.get("items", {})
-                break
-            if isinstance(key, str) and key in option.get("properties", {}):
-                node = option["properties"][key]
-                break
-        else:
-            return {}
-    return _resolved(node, schema)
+def _inner(node: dict[str, Any], key: str | int, schema: dict[str, Any]) -> dict[str, Any] | None:
+    """The part of a node that a key or an index leads to; None where it leads nowhere."""
+    for option in _options(node, schema):
+        if isinstance(key, int) and option.get("type") == "array":
+            prefix = option.get("prefixItems", [])
+            return _resolved(prefix[key] if key < len(prefix) else option.get("items", {}), schema)
+        if isinstance(key, str) and key in option.get("properties", {}):
+            return _resolved(option["properties"][key], schema)
+        if key in option.get("propertyNames", {}).get("enum", ()):
+            return _resolved(option["additionalProperties"], schema)
+    return None
 
 
 def _options(node: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
     node = _resolved(node, schema)
     return [_resolved(option, schema) for option in node["anyOf"]] if "anyOf" in node else [node]
+
+
+def _kinds(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections that a node offers by `type`; none where it offers no such choice."""
+    kinds = [_resolved(kind, schema) for option in _options(node, schema) for kind in option.get("oneOf", ())]
+    return {kind["properties"]["type"]["const"]: kind for kind in kinds}
 
 
 def _words(node: dict[str, Any]) -> list[Any]:
@@ -167,12 +215,14 @@ def _described(node: dict[str, Any], schema: dict[str, Any]) -> str:
     node = _resolved(node, schema)
     if "anyOf" in node:
         return _described_choice(node["anyOf"], schema)
+    if kinds := _kinds(node, schema):
+        return f"a section whose `type` is one of {', '.join(kinds)}"
     if words := _words(node):
         return f"one of {', '.join(map(str, words))}" if len(words) > 1 else f"`{words[0]}`"
     kind = node.get("type", "a value")
     if kind == "object":
-        keys = list(node.get("properties", {}))
-        return f"a section with {', '.join(keys)}" if len(keys) <= 6 else "a section of settings"
+        keys = list(node.get("properties") or node.get("propertyNames", {}).get("enum", ()))
+        return f"a section with {', '.join(keys)}" if 0 < len(keys) <= 6 else "a section of settings"
     if kind == "array":
         return _described_list(node, schema)
     words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}

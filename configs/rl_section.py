@@ -1,4 +1,4 @@
-"""Settings of learning from rewards: prompts, rollouts, tools, rewards, and the loss (sections of `recipe: grpo`)."""
+"""Settings of learning from rewards: prompts, rollouts, tools, and the loss (sections of `recipe: grpo`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from counterpoint.configs.base import (
+    BY_TYPE,
     Count,
     CountOrZero,
     Effort,
@@ -15,7 +16,6 @@ from counterpoint.configs.base import (
     OneOrMany,
     Positive,
     Settings,
-    Share,
     Text,
     Unique,
 )
@@ -27,7 +27,7 @@ from counterpoint.configs.model_section import ModelSettings
 class PromptSettings(Settings):
     """The prompts that are sampled, and how they are rendered."""
 
-    train: Annotated[tuple[TaskSettings, ...], NotEmpty, OneOrMany]
+    train: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], NotEmpty, OneOrMany]
     """Where prompts and their truth come from: files, reasoning-gym generators, arithmetic, as tasks of an evaluation.
     Their `samples`, `temperature` and `max_new_tokens` mean nothing here."""
 
@@ -101,82 +101,6 @@ class ToolSettings(Settings):
 
     seconds: Positive = 10.0
     """Time for one call; one that takes longer gives the model an error."""
-
-
-RewardType = Literal["channel", "answer", "calls", "length", "language", "json", "function"]
-Script = Literal[
-    "latin", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "thai", "hangul", "chinese", "japanese"
-]
-
-
-class RewardSettings(Settings):
-    """One reward, a number from 0 to 1 for each rollout, and its weight in the sum."""
-
-    type: RewardType
-    """`channel`: every Harmony rule is kept. `answer`: the final is right. `calls`: tool calls are valid, right, and
-    succeed. `length`: the analysis keeps to the budget of its effort. `language`: analysis or final is in a script.
-    `json`: the final is JSON, valid for the row's schema. `function`: your own."""
-
-    name: Text | None = None
-    """Name in the metrics; null takes the type."""
-
-    weight: float = 1.0
-    """Factor in the sum. Weigh the answer over the format, else the format alone is learned."""
-
-    scorer: Text | None = None
-    """Of `answer`: `exact`, `number`, `math`, `choice`, `reasoning_gym`, ...; null takes what fits each row's truth."""
-
-    need: Annotated[tuple[Literal["valid", "right", "succeeded"], ...], NotEmpty, Unique, OneOrMany] = (
-        "valid",
-        "right",
-        "succeeded",
-    )
-    """Of `calls`: what every call must be: `valid` for a declared tool's schema, `right` by the row's truth (where it
-    has one), `succeeded` when it was run."""
-
-    gated: bool = True
-    """Of `length`, `language`, `json`: multiplied with the run's rewards of type `answer`, so that manners without a
-    right answer earn nothing. Without such a reward, or for a row without a truth, it is paid as it is."""
-
-    budgets: dict[Effort, tuple[CountOrZero, Count]] = Field(default_factory=dict)
-    """Of `length`: for each effort the fewest and the most tokens of analysis that earn 1; outside, less and less."""
-
-    slope: Positive = 1.0
-    """Of `length`: how fast it falls outside of the budget. With 1 it reaches 0 at no token and at twice the most, with
-    4 at three quarters of the fewest and five quarters of the most."""
-
-    script: Script | None = None
-    """Of `language`: the writing that is wanted. Languages of one script are not told apart."""
-
-    channel: Literal["analysis", "final"] = "final"
-    """Of `language`: the channel that is looked at."""
-
-    share: Share = 0.9
-    """Of `language`: the share of letters in that script which earns 1."""
-
-    function: Text | None = None
-    """Of `function`: `module:function` or `file.py:function`, called with the typed completion and the row's reference
-    in a process of its own; it returns a number from 0 to 1. One that raises or hangs earns 0 and is counted."""
-
-    @model_validator(mode="after")
-    def _checks(self) -> RewardSettings:
-        needs = {"length": "budgets", "language": "script", "function": "function"}.get(self.type)
-        if needs is not None and not getattr(self, needs):
-            raise ValueError(f"a reward of type `{self.type}` needs `{needs}`")
-        foreign = {"budgets": "length", "script": "language", "function": "function", "scorer": "answer"}
-        for field, kind in foreign.items():
-            if getattr(self, field) and self.type != kind:
-                raise ValueError(f"`{field}` belongs to a reward of type `{kind}`, not to `{self.type}`")
-        if not self.gated and self.type not in ("length", "language", "json"):
-            raise ValueError(f"`gated` belongs to a reward of `length`, `language` or `json`, not to `{self.type}`")
-        if self.function is not None and ":" not in self.function:
-            raise ValueError(f"`function: {self.function}`: write module:function or file.py:function")
-        if self.slope != 1 and self.type != "length":
-            raise ValueError(f"`slope` belongs to a reward of type `length`, not to `{self.type}`")
-        for effort, (least, most) in self.budgets.items():
-            if least > most:
-                raise ValueError(f"`budgets.{effort}`: {least} is more than {most}: write the fewest tokens first")
-        return self
 
 
 class TeacherSettings(Settings):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
-from counterpoint.configs.base import CountOrZero, Device, Effort, NotEmpty, Settings, Text
+from counterpoint.configs.base import BY_TYPE, CountOrZero, Device, Effort, NotEmpty, Settings, Text
 from counterpoint.configs.data_section import (
     ChannelWeights,
     ConversionSettings,
@@ -35,10 +35,10 @@ from counterpoint.configs.eval_section import (
 )
 from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings
 from counterpoint.configs.preference_section import DpoSettings
+from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.configs.rl_section import (
     GrpoSettings,
     PromptSettings,
-    RewardSettings,
     RolloutSettings,
     TeacherSettings,
     ToolSettings,
@@ -214,7 +214,7 @@ class GrpoRun(RunSettings):
     tools: ToolSettings = ToolSettings()
     """Tools that are run inside a rollout."""
 
-    rewards: Annotated[tuple[RewardSettings, ...], NotEmpty]
+    rewards: Annotated[tuple[Annotated[RewardSettings, BY_TYPE], ...], NotEmpty]
     """What a rollout earns: each with its weight."""
 
     grpo: GrpoSettings = GrpoSettings()

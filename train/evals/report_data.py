@@ -164,7 +164,7 @@ def _run_facts(run_folder: Path) -> list[tuple[str, str]]:
     facts = [("recipe", settings.recipe), ("model", settings.model.name)]
     if isinstance(settings, TrainingRun):
         trained = f"LoRA, rank {settings.lora.rank}" if settings.lora.enabled else "all weights"
-        sources = [source.path or getattr(source, "type", "") for source in settings.data.train]
+        sources = [getattr(source, "path", None) or getattr(source, "type", "") for source in settings.data.train]
         facts += [("trained", trained), ("data", ", ".join(sources))]
     return [*facts, ("seed", str(settings.seed))]
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from counterpoint.configs.errors import ConfigError, DataError
-from counterpoint.configs.schema import SuiteSettings, TaskSettings
+from counterpoint.configs.eval_section import (
+    ArithmeticTask,
+    FileTask,
+    ProbesTask,
+    ReasoningGymTask,
+    SuiteSettings,
+    TaskSettings,
+)
 from counterpoint.data.conversation import Effort
 from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.tool_files import read_tool_names
@@ -60,8 +67,8 @@ def build_tasks(suite: SuiteSettings) -> list[Task]:
 
 def _prompts_task(suite: SuiteSettings) -> TaskSettings:
     if suite.prompts is None:
-        return TaskSettings(type="probes")
-    return TaskSettings(type="file", path=suite.prompts)
+        return ProbesTask(type="probes")
+    return FileTask(type="file", path=suite.prompts)
 
 
 def _names(settings: Sequence[TaskSettings]) -> list[str]:
@@ -73,9 +80,9 @@ def _names(settings: Sequence[TaskSettings]) -> list[str]:
 
 
 def _default_name(task: TaskSettings) -> str:
-    if task.path is not None:
+    if isinstance(task, FileTask | ProbesTask) and task.path is not None:
         return PurePath(task.path.rpartition(":")[2]).stem or task.type
-    return task.generator or task.type
+    return task.generator if isinstance(task, ReasoningGymTask) else task.type
 
 
 def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard) -> Task:
@@ -99,14 +106,14 @@ def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard) ->
 
 def _items(task: TaskSettings, guard: Guard) -> tuple[list[EvalPrompt], list[str]]:
     size = task.size or DEFAULT_SIZE
-    if task.type == "arithmetic":
+    if isinstance(task, ArithmeticTask):
         return arithmetic_items(size, task.seed, task.options), []
-    if task.type == "reasoning_gym":
-        assert task.generator is not None
+    if isinstance(task, ReasoningGymTask):
         return gym_items(task.generator, size, task.seed, task.options, guard)
+    assert isinstance(task, FileTask | ProbesTask)
     prompts = load_prompts(SourceSpec(task.path or BUILT_IN, task.format, rows=task.size))
     prompts = [replace(prompt, id=_file_id(prompt)) for prompt in prompts]
-    return as_probes(prompts) if task.type == "probes" else prompts, []
+    return as_probes(prompts) if isinstance(task, ProbesTask) else prompts, []
 
 
 def _file_id(prompt: EvalPrompt) -> str:
@@ -119,7 +126,7 @@ def _file_id(prompt: EvalPrompt) -> str:
 def _offered(prompt: EvalPrompt, task: TaskSettings) -> EvalPrompt:
     """Instructions and tools for an item that brings none."""
     conversation = prompt.conversation
-    instructions = task.instructions or (ONLY_THE_ANSWER if task.type == "reasoning_gym" else None)
+    instructions = task.instructions or (ONLY_THE_ANSWER if isinstance(task, ReasoningGymTask) else None)
     if conversation.instructions is None and conversation.opening_ids is None and instructions is not None:
         conversation = replace(conversation, instructions=instructions)
     if task.tools and not conversation.tools and not conversation.builtin_tools and conversation.opening_ids is None:

@@ -12,13 +12,24 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import singledispatch
 
 import jsonschema
 
 from counterpoint.configs.errors import ConfigError
-from counterpoint.configs.rl_section import RewardSettings
+from counterpoint.configs.reward_section import (
+    AnswerReward,
+    CallsReward,
+    ChannelReward,
+    FunctionReward,
+    GatedReward,
+    JsonReward,
+    LanguageReward,
+    LengthReward,
+    RewardSettings,
+)
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion
@@ -62,7 +73,7 @@ class Rewards:
         missing: dict[str, int] = {}
         checked: set[str] = set()
         for name, setting in zip(self.names, self.settings, strict=True):
-            if setting.type not in ("answer", "function"):
+            if not isinstance(setting, AnswerReward | FunctionReward):
                 continue
             asked = [_scorer(setting, outcome) for outcome in outcomes]
             for scorer in {scorer for scorer in asked if scorer is not None} - checked:
@@ -71,26 +82,24 @@ class Rewards:
                 except ConfigError as error:
                     raise ConfigError(f"reward {name}: {error}") from None
                 checked.add(scorer)
-            if setting.type == "answer":
+            if isinstance(setting, AnswerReward):
                 missing[name] = sum(self._is_missing(s, o) for s, o in zip(asked, outcomes, strict=True))
         return missing
 
     def _is_missing(self, scorer: str | None, outcome: Outcome) -> bool:
-        return scorer is None or (":" not in scorer and self._score(scorer, outcome) is None)
+        return scorer is None or (":" not in scorer and _score(scorer, outcome, self._scorers) is None)
 
     def score(self, outcome: Outcome) -> list[float]:
         """One number a reward, in their order, before weights."""
         values = [self._value(name, setting, outcome) for name, setting in zip(self.names, self.settings, strict=True)]
-        answers = [v for v, s in zip(values, self.settings, strict=True) if s.type == "answer" and v is not None]
-        right = math.prod(answers)
-        return [
-            0.0 if v is None else v * right if s.type in _MANNERS and s.gated else v
-            for v, s in zip(values, self.settings, strict=True)
-        ]
+        found = list(zip(values, self.settings, strict=True))
+        right = math.prod(v for v, s in found if isinstance(s, AnswerReward) and v is not None)
+        return [0.0 if v is None else v * right if isinstance(s, GatedReward) and s.gated else v for v, s in found]
 
     def solved(self, outcome: Outcome, values: Sequence[float]) -> bool:
         """Right by every `answer` and `calls` reward, with a final, through calls that all ran without a fault."""
-        judged = [v for v, s in zip(values, self.settings, strict=True) if s.type in ("answer", "calls")]
+        found = zip(values, self.settings, strict=True)
+        judged = [value for value, setting in found if isinstance(setting, AnswerReward | CallsReward)]
         ran = bool(outcome.called) and not any(called.result.fault for called in outcome.called)
         return ran and answer_of(outcome.completion) is not None and all(value == 1 for value in judged)
 
@@ -107,48 +116,109 @@ class Rewards:
         self.close()
 
     def _value(self, name: str, setting: RewardSettings, outcome: Outcome) -> float | None:
-        """None where the row has no truth for an `answer` reward."""
-        if setting.type == "channel":
-            return channel(outcome)
-        if setting.type in _MANNERS:
-            return _MANNERS[setting.type](outcome, setting)
-        if setting.type == "calls":
-            return self._calls(outcome, setting)
-        scorer = _scorer(setting, outcome)
-        score = None if scorer is None else self._score(scorer, outcome)
-        if score is None:
-            return None
-        if score.outcome == "failed":
+        found = judge(setting, outcome, self._scorers)
+        if not isinstance(found, Score):
+            return found
+        if found.outcome == "failed":
             self.failures[name] += 1
             return 0.0
-        return score.value
-
-    def _score(self, scorer: str, outcome: Outcome) -> Score | None:
-        completion = outcome.completion
-        if ":" not in scorer:  # the user's own function reads the completion as it is
-            completion = without_echo(completion, outcome.reference.prompt)
-        try:
-            return self._scorers.score(scorer, completion, outcome.reference)
-        except MissingTruthError:
-            return None
-
-    def _calls(self, outcome: Outcome, setting: RewardSettings) -> float:
-        calls = outcome.completion.calls
-        expected = outcome.reference.calls
-        if not calls:
-            return float(expected == () and answer_of(outcome.completion) is not None)
-        if "valid" in setting.need and outcome.completion.codes & TOOL_CODES:
-            return 0.0
-        known = "right" in setting.need and expected is not None
-        if known and self._scorers.score("calls", outcome.completion, outcome.reference).value < 1:
-            return 0.0
-        ran = len(outcome.called) == len(calls) and not any(called.result.fault for called in outcome.called)
-        return float(ran or "succeeded" not in setting.need)
+        return found.value
 
 
-def _scorer(setting: RewardSettings, outcome: Outcome) -> str | None:
+@singledispatch
+def judge(setting: RewardSettings, outcome: Outcome, scorers: Scorers) -> float | Score | None:
+    """What an outcome earns by one reward, before its weight: from 0 to 1, or None where the row has no truth for it.
+
+    A function for each class of settings, registered by the annotation of its first argument.
+    """
+    raise AssertionError(f"no function judges {type(setting).__name__}")
+
+
+@judge.register
+def _channel(setting: ChannelReward, outcome: Outcome, scorers: Scorers) -> float:
+    """Every rule of the checker is kept, in all actions."""
+    return float(outcome.completion.ok and outcome.completion.stop in ("return", "call"))
+
+
+@judge.register
+def _compared(setting: AnswerReward | FunctionReward, outcome: Outcome, scorers: Scorers) -> Score | None:
+    scorer = _scorer(setting, outcome)
+    return None if scorer is None else _score(scorer, outcome, scorers)
+
+
+@judge.register
+def _calls(setting: CallsReward, outcome: Outcome, scorers: Scorers) -> float:
+    calls = outcome.completion.calls
+    expected = outcome.reference.calls
+    if not calls:
+        return float(expected == () and answer_of(outcome.completion) is not None)
+    if "valid" in setting.need and outcome.completion.codes & TOOL_CODES:
+        return 0.0
+    known = "right" in setting.need and expected is not None
+    if known and scorers.score("calls", outcome.completion, outcome.reference).value < 1:
+        return 0.0
+    ran = len(outcome.called) == len(calls) and not any(called.result.fault for called in outcome.called)
+    return float(ran or "succeeded" not in setting.need)
+
+
+@judge.register
+def _length(setting: LengthReward, outcome: Outcome, scorers: Scorers) -> float:
+    """1 where the analysis has the tokens of its effort's budget; less by `slope` times the distance to it, as a share
+    of the budget's nearer end."""
+    if not outcome.completion.ok or outcome.effort not in setting.budgets:
+        return 0.0
+    final = answer_of(without_echo(outcome.completion, outcome.reference.prompt))
+    if final is None or not final.strip():
+        return 0.0
+    least, most = setting.budgets[outcome.effort]
+    n = outcome.completion.n_tokens_by_channel["analysis"]
+    missing = (least - n) / least if n < least else max(0, n - most) / most
+    return max(0.0, 1.0 - setting.slope * missing)
+
+
+@judge.register
+def _language(setting: LanguageReward, outcome: Outcome, scorers: Scorers) -> float:
+    """Share of letters in the script, up to the share that is asked for. No letters, or no answer: 0."""
+    completion = outcome.completion
+    final = answer_of(without_echo(completion, outcome.reference.prompt))
+    if final is None or not final.strip():
+        return 0.0
+    found = script_share(final if setting.channel == "final" else completion.analysis or "", setting.script)
+    return 0.0 if found is None else min(1.0, found / setting.share) if setting.share else 1.0
+
+
+@judge.register
+def _json(setting: JsonReward, outcome: Outcome, scorers: Scorers) -> float:
+    """The final is JSON, valid for the row's schema; where the row has none, an object or a list that is not empty."""
+    final = answer_of(outcome.completion)
+    if final is None:
+        return 0.0
+    try:
+        value = json.loads(final)
+    except (ValueError, RecursionError):
+        return 0.0
+    schema = outcome.reference.schema
+    if schema is None:
+        return float(isinstance(value, dict | list) and bool(value))
+    return float(jsonschema.Draft202012Validator(dict(schema)).is_valid(value))
+
+
+def _scorer(setting: AnswerReward | FunctionReward, outcome: Outcome) -> str | None:
     """The comparison of an `answer` or `function` reward; None where the row says nothing of one."""
-    return setting.function or setting.scorer or outcome.scorer or default_scorer(outcome.reference)
+    if isinstance(setting, FunctionReward):
+        return setting.function
+    return setting.scorer or outcome.scorer or default_scorer(outcome.reference)
+
+
+def _score(scorer: str, outcome: Outcome, scorers: Scorers) -> Score | None:
+    """None where the row has not what the comparison needs."""
+    completion = outcome.completion
+    if ":" not in scorer:  # the user's own function reads the completion as it is
+        completion = without_echo(completion, outcome.reference.prompt)
+    try:
+        return scorers.score(scorer, completion, outcome.reference)
+    except MissingTruthError:
+        return None
 
 
 def zero_variance_share(values: Sequence[float], group: int) -> float:
@@ -172,50 +242,6 @@ def without_echo(completion: Completion, prompt: str) -> Completion:
     return replace(completion, final=echo.sub(" ", completion.final))
 
 
-def channel(outcome: Outcome) -> float:
-    """Every rule of the checker is kept, in all actions."""
-    return float(outcome.completion.ok and outcome.completion.stop in ("return", "call"))
-
-
-def length(outcome: Outcome, setting: RewardSettings) -> float:
-    """1 where the analysis has the tokens of its effort's budget; less by `slope` times the distance to it, as a share
-    of the budget's nearer end."""
-    if not outcome.completion.ok or outcome.effort not in setting.budgets:
-        return 0.0
-    final = answer_of(without_echo(outcome.completion, outcome.reference.prompt))
-    if final is None or not final.strip():
-        return 0.0
-    least, most = setting.budgets[outcome.effort]
-    n = outcome.completion.n_tokens_by_channel["analysis"]
-    missing = (least - n) / least if n < least else max(0, n - most) / most
-    return max(0.0, 1.0 - setting.slope * missing)
-
-
-def language(outcome: Outcome, setting: RewardSettings) -> float:
-    """Share of letters in the script, up to the share that is asked for. No letters, or no answer: 0."""
-    completion = outcome.completion
-    final = answer_of(without_echo(completion, outcome.reference.prompt))
-    if final is None or not final.strip() or setting.script is None:
-        return 0.0
-    found = script_share(final if setting.channel == "final" else completion.analysis or "", setting.script)
-    return 0.0 if found is None else min(1.0, found / setting.share) if setting.share else 1.0
-
-
-def json_final(outcome: Outcome, setting: RewardSettings) -> float:
-    """The final is JSON, valid for the row's schema; where the row has none, an object or a list that is not empty."""
-    final = answer_of(outcome.completion)
-    if final is None:
-        return 0.0
-    try:
-        value = json.loads(final)
-    except (ValueError, RecursionError):
-        return 0.0
-    schema = outcome.reference.schema
-    if schema is None:
-        return float(isinstance(value, dict | list) and bool(value))
-    return float(jsonschema.Draft202012Validator(dict(schema)).is_valid(value))
-
-
 _SCRIPTS = {"chinese": ("CJK",), "japanese": ("HIRAGANA", "KATAKANA", "CJK")}
 
 
@@ -224,13 +250,6 @@ def script_share(text: str, script: str) -> float | None:
     wanted = _SCRIPTS.get(script, (script.upper(),))
     letters = [unicodedata.name(c, "").split(" ")[0].split("-")[0] for c in text if c.isalpha()]
     return sum(name in wanted for name in letters) / len(letters) if letters else None
-
-
-_MANNERS: dict[str, Callable[[Outcome, RewardSettings], float]] = {
-    "length": length,
-    "language": language,
-    "json": json_final,
-}
 
 
 def _names(settings: Sequence[RewardSettings]) -> tuple[str, ...]:

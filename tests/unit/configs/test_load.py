@@ -210,6 +210,50 @@ WRONG_DATA = [
 ]
 
 
+KINDS = "channel, answer, calls, length, language, json, function"
+WRONG_KINDS = [
+    ("{type: channel, share: 0.3}", "share` belongs to type `language`, not to `channel`, which takes name, weight"),
+    (
+        "{type: answer, gated: false}",
+        "gated` belongs to type `length` and `language` and `json`, not to `answer`, which takes name, weight, scorer",
+    ),
+    (
+        "{type: language, script: latin, shrae: 1}",
+        "unknown key `rewards.0.shrae`: type `language` takes name, weight, gated, script, channel, share; "
+        "did you mean `rewards.0.share`?",
+    ),
+    ("{type: json, zzz: 1}", "unknown key `rewards.0.zzz`: type `json` takes name, weight, gated"),
+    ("{type: lenght}", f"type` is `lenght`: it must be one of {KINDS}; did you mean `length`?"),
+    ("{type: [a]}", f"type` is a list of 1: it must be one of {KINDS}"),
+    ("{type: null}", f"type` is `null`: it must be one of {KINDS}"),
+    ("{weight: 1}", f"type` is missing: it must be one of {KINDS}"),
+    ("5", f"rewards.0` is `5`: it must be a section whose `type` is one of {KINDS}"),
+    ("{type: length}", "budgets` is missing: it must be a section with low, medium, high"),
+    ("{type: length, budgets: 4}", "budgets` is `4`: it must be a section with low, medium, high"),
+    (
+        "{type: length, budgets: {low: [4, 2]}}",
+        "budgets`: `budgets.low`: 4 is more than 2: write the fewest tokens first",
+    ),
+    ("{type: length, budgets: {low: [a, 2]}}", "budgets.low.0` is `a`: it must be a whole number, at least 0"),
+    ("{type: function, function: 3}", "function` is `3`: it must be text, not empty"),
+    ("{type: function, function: mine}", "function` is `mine`: write module:function or file.py:function"),
+]
+
+
+@pytest.mark.parametrize(("reward", "expected"), WRONG_KINDS)
+def test_a_section_chosen_by_type_takes_what_its_kind_has(write, reward: str, expected: str) -> None:
+    told = message(write(f"recipe: grpo\ndata:\n  train: {{type: probes}}\nrewards:\n  - {reward}\n"))
+    assert told.startswith("run.yaml:5: ")
+    assert told.endswith(expected)
+
+
+def test_a_task_takes_what_its_kind_has(write) -> None:
+    task = "recipe: evaluate\neval:\n  tasks:\n    - "
+    told = message(write(task + "{type: file, path: a, seed: 1}"))
+    assert "`eval.tasks.0.seed` belongs to type `arithmetic` and `reasoning_gym`, not to `file`, which takes" in told
+    assert message(write(task + "{type: file}")).endswith("`eval.tasks.0.path` is missing: it must be text, not empty")
+
+
 @pytest.mark.parametrize(("text", "expected"), WRONG_DATA)
 def test_wrong_data_sections_and_whole_files(write, text: str, expected: str) -> None:
     assert message(write(text)).startswith(expected)

@@ -1,12 +1,14 @@
 import json
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import jsonschema
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from counterpoint.configs import builtin, schema
+from counterpoint.configs.base import kinds_of
 from counterpoint.configs.load import load_run
 from counterpoint.configs.schema import RECIPES, DataSettings, EvaluateRun, SftRun, json_schema
 from counterpoint.configs.yaml_file import read_file
@@ -17,19 +19,29 @@ MINIMAL: dict[str, Any] = {"recipe": "sft", "data": {"train": "a.jsonl"}}
 
 
 def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The sections of a recipe; where `type` chooses one of several kinds, the class that they share."""
     found = [model]
-    for info in model.model_fields.values():
-        for kind in (info.annotation, *getattr(info.annotation, "__args__", ())):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found.extend(sections(kind))
+    waiting: list[Any] = [info.annotation for info in model.model_fields.values()]
+    while waiting:
+        kind = waiting.pop()
+        waiting.extend(getattr(kind, "__args__", ()))
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found.extend(sections(kind))
     return found
+
+
+def with_kinds(recipe: str) -> set[type[BaseModel]]:
+    shared = sections(RECIPES[recipe])
+    return {*shared, *(kind for section in shared for kind in kinds_of(cast(Any, section)))}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_setting_is_documented_on_the_setting(recipe: str) -> None:
-    for section in {*sections(RECIPES[recipe])}:
+    for section in with_kinds(recipe):
         assert section.__doc__
         for name, info in section.model_fields.items():
+            if typing.get_origin(info.annotation) is Literal and name == "type":
+                continue  # the docstring of its class says it
             assert info.description, f"{section.__name__}.{name}"
             assert info.description[0] == info.description[0].upper() or info.description[0] == "`", name
             assert info.description.endswith("."), f"{section.__name__}.{name}"
@@ -118,7 +130,7 @@ def test_settings_never_change_after_loading() -> None:
 
 
 def test_no_setting_takes_a_secret() -> None:
-    names = {name for recipe in RECIPES.values() for section in sections(recipe) for name in section.model_fields}
+    names = {name for recipe in RECIPES for section in with_kinds(recipe) for name in section.model_fields}
     assert not {name for name in names if any(word in name for word in ("key", "secret", "password", "credential"))}
 
 
@@ -140,6 +152,16 @@ def test_shorthands_are_in_the_json_schema() -> None:
     jsonschema.validate({"extends": "quickstart", "eval": {"efforts": "low"}}, json_schema("sft"))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"recipe": "sft"}, json_schema("sft"))
+
+
+def test_the_json_schema_refuses_a_setting_of_another_kind() -> None:
+    def run(reward: dict[str, Any]) -> dict[str, Any]:
+        return {"recipe": "grpo", "data": {"train": {"type": "file", "path": "a"}}, "rewards": [reward]}
+
+    jsonschema.validate(run({"type": "language", "script": "latin", "share": 0.3}), json_schema("grpo"))
+    for wrong in ({"type": "channel", "share": 0.3}, {"type": "length"}, {"type": "chanel"}, {"weight": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(run(wrong), json_schema("grpo"))
 
 
 def test_recipes_do_not_share_sections_that_they_do_not_have() -> None:

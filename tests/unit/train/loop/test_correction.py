@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from counterpoint.configs.rl_section import RewardSettings
+from counterpoint.configs.reward_section import ChannelReward
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
@@ -84,7 +84,7 @@ def trainer_of(tmp_path: Path, factor: float, **rollout: Any) -> tuple[RewardTra
     loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
     renderer, stand_in = Renderer(loaded.vocabulary), StandIn(loaded, factor)
     prompt = EvalPrompt("one", Conversation((Message("user", "6 times 7?"),)), Reference(answer="42"), "number")
-    rewards = Rewards([RewardSettings(type="channel")])
+    rewards = Rewards([ChannelReward(type="channel")])
     rollouts = Rollouts(
         items_of([prompt], renderer), renderer, FollowingEngine(tmp_path / "engine", stand_in), rewards,
         EpisodeLimits(8, 8), TEMPERATURE, GROUP, 0,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.configs.errors import DataError
-from counterpoint.configs.rl_section import RewardSettings
+from counterpoint.configs.reward_section import AnswerReward, CallsReward, ChannelReward
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.episodes import EpisodeLimits
@@ -34,7 +34,7 @@ def test_a_step_of_rollouts_as_trl_takes_it(tmp_path: Path, efforts: tuple) -> N
     loaded = random_tiny()
     renderer = Renderer(loaded.vocabulary)
     engine = ScriptedEngine(loaded.vocabulary, [CALL, CALL.replace("6", "5"), ANSWER, ANSWER])
-    settings = [RewardSettings(type="answer"), RewardSettings(type="calls"), RewardSettings(type="channel")]
+    settings = [AnswerReward(type="answer"), CallsReward(type="calls"), ChannelReward(type="channel")]
     with Toolkit([f"{tmp_path / 'tools.py'}:multiply"]) as toolkit, Rewards(settings) as rewards:
         prompt = toolkit.declared(Conversation((Message("user", "6 times 7?"),)))
         item = EvalPrompt("one", prompt, Reference(answer="42"), "number")
@@ -68,7 +68,7 @@ def test_each_turn_is_learned_from_and_judged_by_its_own_truth(tmp_path: Path) -
     engine = ScriptedEngine(loaded.vocabulary, [ANSWER, ANSWER, "<|channel|>final<|message|>48<|return|>"])
     items = items_of(load_prompts(str(path)), renderer)
     assert [item.turn for item in items] == [0, 1, 2]
-    with Rewards([RewardSettings(type="answer")]) as rewards:
+    with Rewards([AnswerReward(type="answer")]) as rewards:
         keep = tmp_path / "rollouts.jsonl"
         rollouts = Rollouts(items, renderer, engine, rewards, EpisodeLimits(), 1.0, 2, 0, None, keep)
         assert rollouts(["2"], 0, loaded.vocabulary_map.rows)["scores"] == [[1.0]]

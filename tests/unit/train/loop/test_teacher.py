@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from counterpoint.configs.rl_section import GrpoSettings, RewardSettings, TeacherSettings
+from counterpoint.configs.reward_section import ChannelReward
+from counterpoint.configs.rl_section import GrpoSettings, TeacherSettings
 from counterpoint.configs.schema import GrpoRun, ModelSettings
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
@@ -55,7 +56,7 @@ def trainer_of(tmp_path: Path, teacher: Teacher, **grpo: Any) -> tuple[RewardTra
     prompt = EvalPrompt("one", Conversation((Message("user", "6 times 7?"),)), Reference(answer="42"), "number")
     rollouts = Rollouts(
         items_of([prompt], renderer), renderer, ScriptedEngine(loaded.vocabulary, SAID),
-        Rewards([RewardSettings(type="channel", weight=0)]), EpisodeLimits(16, 16), TEMPERATURE, GROUP, 0,
+        Rewards([ChannelReward(type="channel", weight=0)]), EpisodeLimits(16, 16), TEMPERATURE, GROUP, 0,
     )  # fmt: skip
     identity, loop = Identity({}, "data", GROUP), LoopSettings(tmp_path / "checkpoints")
     arguments = grpo_arguments(settings, tmp_path, 2)

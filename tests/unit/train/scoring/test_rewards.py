@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import TypeAdapter
 
+from counterpoint.configs.base import BY_TYPE, kinds_of
 from counterpoint.configs.errors import ConfigError
-from counterpoint.configs.rl_section import RewardSettings
+from counterpoint.configs.reward_section import (
+    AnswerReward,
+    ChannelReward,
+    FunctionReward,
+    RewardSettings,
+)
 from counterpoint.data.conversation import Effort, Tool
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.sampling.rollout import Called, ToolResult
-from counterpoint.train.scoring.rewards import Outcome, Rewards, script_share, zero_variance_share
+from counterpoint.train.scoring.rewards import Outcome, Rewards, judge, script_share, zero_variance_share
 from counterpoint.train.scoring.scorers import ExpectedCall, Reference
 
 VOCABULARY = load_vocabulary()
+reward = TypeAdapter(Annotated[RewardSettings, BY_TYPE]).validate_python
 ADD = Tool("add", "", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
 THINK = "<|channel|>analysis<|message|>I add them up.<|end|><|start|>assistant"
 FINAL = "<|channel|>final<|message|>"
@@ -37,8 +46,13 @@ def outcome(
 
 
 def paid(found: Outcome, **setting: object) -> float:
-    with Rewards([RewardSettings.model_validate(setting)]) as rewards:
+    with Rewards([reward(setting)]) as rewards:
         return rewards.score(found)[0]
+
+
+def test_every_kind_has_its_function() -> None:
+    nothing = judge.dispatch(RewardSettings)
+    assert all(judge.dispatch(kind) is not nothing for kind in kinds_of(RewardSettings))
 
 
 PROBES = {
@@ -68,13 +82,13 @@ EVERY = [
 
 @pytest.mark.parametrize("said", PROBES.values(), ids=PROBES)
 def test_hacking_probes_earn_nothing(said: str) -> None:
-    with Rewards([RewardSettings.model_validate(setting) for setting in EVERY]) as rewards:
+    with Rewards([reward(setting) for setting in EVERY]) as rewards:
         assert rewards.score(outcome(said)) == [0.0] * len(EVERY)
 
 
 def test_manners_without_a_right_answer_earn_nothing() -> None:
     junk = f'{THINK}{FINAL}["lorem", "ipsum"]<|return|>'
-    with Rewards([RewardSettings.model_validate(setting) for setting in EVERY]) as rewards:
+    with Rewards([reward(setting) for setting in EVERY]) as rewards:
         assert rewards.score(outcome(junk)) == [1.0] + [0.0] * (len(EVERY) - 1)
     length: dict = {"type": "length", "budgets": {"medium": [0, 50]}}
     for answer, setting, value in [
@@ -83,22 +97,22 @@ def test_manners_without_a_right_answer_earn_nothing() -> None:
         ([{"type": "answer", "weight": 0}], {"type": "language", "script": "latin"}, 0),
         ([{"type": "answer"}], {**length, "gated": False}, 1),
     ]:
-        with Rewards([RewardSettings.model_validate(each) for each in [*answer, setting]]) as rewards:
+        with Rewards([reward(each) for each in [*answer, setting]]) as rewards:
             assert rewards.score(outcome(junk))[-1] == value
             assert rewards.score(outcome(junk, reference=Reference(prompt=PROMPT)))[-1] == 1
 
 
 def test_what_cannot_judge_is_told_and_missing_truths_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = [replace(outcome(""), reference=Reference(answer=answer)) for answer in ("42", None)]
-    math = RewardSettings(type="answer", scorer="math")
-    with Rewards([math, RewardSettings(type="function", function="math:sqrt")]) as rewards:
+    math = AnswerReward(type="answer", scorer="math")
+    with Rewards([math, FunctionReward(type="function", function="math:sqrt")]) as rewards:
         assert rewards.unjudged(nothing) == {"answer": 1}
     with Rewards([math]) as rewards, monkeypatch.context() as without:
         without.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(ConfigError, match=r"reward answer: scorer `math` needs math_verify: pip install"):
             rewards.unjudged(nothing)
     with (
-        Rewards([RewardSettings(type="function", function="math:nothing")]) as rewards,
+        Rewards([FunctionReward(type="function", function="math:nothing")]) as rewards,
         pytest.raises(ConfigError, match=r"reward function: function `math:nothing`: AttributeError"),
     ):
         rewards.unjudged(nothing)
@@ -106,14 +120,14 @@ def test_what_cannot_judge_is_told_and_missing_truths_are_counted(monkeypatch: p
 
 def test_solved_is_right_through_calls_that_ran() -> None:
     call = f'{THINK}<|channel|>commentary to=functions.add <|constrain|>json<|message|>{{"a": 1}}<|call|>'
-    with Rewards([RewardSettings(type="answer"), RewardSettings(type="channel")]) as rewards:
+    with Rewards([AnswerReward(type="answer"), ChannelReward(type="channel")]) as rewards:
         for said, faults, wanted in [(RIGHT, (None,), True), (RIGHT, (), False), (RIGHT, ("raised",), False)]:
             ran = outcome(call, faults=faults).called
             found = replace(outcome(said), called=ran)
             assert rewards.solved(found, rewards.score(found)) is wanted
         wrong = replace(outcome(RIGHT.replace("42", "41")), called=outcome(call, faults=(None,)).called)
         assert not rewards.solved(wrong, rewards.score(wrong))
-    with Rewards([RewardSettings(type="channel")]) as rewards:
+    with Rewards([ChannelReward(type="channel")]) as rewards:
         ends_in_call = outcome(call, faults=(None,))
         assert not rewards.solved(ends_in_call, rewards.score(ends_in_call))
 
@@ -232,7 +246,7 @@ def test_a_user_s_function_gets_the_typed_result_and_may_fail(tmp_path: Path) ->
         "def nan(completion, reference): return float('nan')\n"
     )
     names = ("good", "raises", "nan", "hangs")
-    settings = [RewardSettings(type="function", name=name, function=f"{path}:{name}", weight=2.0) for name in names]
+    settings = [FunctionReward(type="function", name=name, function=f"{path}:{name}", weight=2.0) for name in names]
     with Rewards(settings, seconds=5.0) as rewards:
         values = rewards.score(outcome(RIGHT))
         assert values == [0.5, 0.0, 0.0, 0.0]
@@ -247,6 +261,6 @@ def test_share_of_groups_without_variance() -> None:
 
 
 def test_names_are_distinct() -> None:
-    settings = [RewardSettings(type="channel"), RewardSettings(type="answer"), RewardSettings(type="answer")]
+    settings = [ChannelReward(type="channel"), AnswerReward(type="answer"), AnswerReward(type="answer")]
     with Rewards(settings) as rewards:
         assert rewards.names == ("channel", "answer", "answer_2")

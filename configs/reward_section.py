@@ -1,0 +1,132 @@
+"""Settings of the rewards of `recipe: grpo`: one class a kind. Its function stands in `train/scoring/rewards.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, field_validator
+
+from counterpoint.configs.base import (
+    Count,
+    CountOrZero,
+    Effort,
+    NotEmpty,
+    OneOrMany,
+    Positive,
+    Settings,
+    Share,
+    Text,
+    Unique,
+)
+
+Script = Literal[
+    "latin", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "thai", "hangul", "chinese", "japanese"
+]
+
+
+def _check_function(value: str) -> str:
+    if ":" not in value:
+        raise ValueError("write module:function or file.py:function")
+    return value
+
+
+class RewardSettings(Settings):
+    """One reward, a number from 0 to 1 for each rollout, and its weight in the sum."""
+
+    type: Any
+    """What is rewarded."""
+
+    name: Text | None = None
+    """Name in the metrics; null takes the type."""
+
+    weight: float = 1.0
+    """Factor in the sum. Weigh the answer over the format, else the format alone is learned."""
+
+
+class ChannelReward(RewardSettings):
+    """Every Harmony rule is kept."""
+
+    type: Literal["channel"]
+
+
+class AnswerReward(RewardSettings):
+    """The final is right."""
+
+    type: Literal["answer"]
+
+    scorer: Text | None = None
+    """`exact`, `number`, `math`, `choice`, `reasoning_gym`, ...; null takes what fits each row's truth."""
+
+
+class CallsReward(RewardSettings):
+    """Tool calls are valid, right, and succeed."""
+
+    type: Literal["calls"]
+
+    need: Annotated[tuple[Literal["valid", "right", "succeeded"], ...], NotEmpty, Unique, OneOrMany] = (
+        "valid",
+        "right",
+        "succeeded",
+    )
+    """What every call must be: `valid` for a declared tool's schema, `right` by the row's truth (where it has one),
+    `succeeded` when it was run."""
+
+
+class GatedReward(RewardSettings):
+    """A reward for manners."""
+
+    gated: bool = True
+    """Multiplied with the run's rewards of type `answer`, so that manners without a right answer earn nothing. Without
+    such a reward, or for a row without a truth, it is paid as it is."""
+
+
+class LengthReward(GatedReward):
+    """The analysis keeps to the budget of its effort."""
+
+    type: Literal["length"]
+
+    budgets: Annotated[dict[Effort, tuple[CountOrZero, Count]], NotEmpty]
+    """For each effort the fewest and the most tokens of analysis that earn 1; outside, less and less."""
+
+    slope: Positive = 1.0
+    """How fast it falls outside of the budget. With 1 it reaches 0 at no token and at twice the most, with 4 at three
+    quarters of the fewest and five quarters of the most."""
+
+    @field_validator("budgets")
+    @classmethod
+    def _fewest_first(cls, budgets: dict[Effort, tuple[int, int]]) -> dict[Effort, tuple[int, int]]:
+        for effort, (least, most) in budgets.items():
+            if least > most:
+                raise ValueError(f"`budgets.{effort}`: {least} is more than {most}: write the fewest tokens first")
+        return budgets
+
+
+class LanguageReward(GatedReward):
+    """Analysis or final is in a script."""
+
+    type: Literal["language"]
+
+    script: Script
+    """The writing that is wanted. Languages of one script are not told apart."""
+
+    channel: Literal["analysis", "final"] = "final"
+    """The channel that is looked at."""
+
+    share: Share = 0.9
+    """The share of letters in that script which earns 1."""
+
+
+class JsonReward(GatedReward):
+    """The final is JSON, valid for the row's schema."""
+
+    type: Literal["json"]
+
+
+class FunctionReward(RewardSettings):
+    """Your own function."""
+
+    type: Literal["function"]
+
+    function: Annotated[Text, AfterValidator(_check_function)]
+    """`module:function` or `file.py:function`, called with the typed completion and the row's reference in a process of
+    its own; it returns a number from 0 to 1. One that raises or hangs earns 0 and is counted."""
