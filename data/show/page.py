@@ -1,23 +1,18 @@
-"""Explained rows -> one self-contained HTML page, from `page.html`, `page.css` and `page.js` beside this file.
+"""Explained rows -> one self-contained HTML page, from `page.html` and `page.js` beside this file.
 
-The page may run its own script and style only (a content security policy by hash); nothing in it makes a request. All
-texts are data: JSON in which `<`, `>` and `&` are escaped, written by the script as text nodes.
+All texts are data: JSON in which `<`, `>` and `&` are escaped, written by the page's own script as text nodes.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import orjson
 
 from counterpoint.data.harmony.render import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import Vocabulary
+from counterpoint.data.pages.templates import render_page, text_file
 from counterpoint.data.pages.visible import Pieces, cut, visible_line
 from counterpoint.data.rows.row import BadRow
 from counterpoint.data.show.explain import Block, Explained, ExplainedExample, ExplainedSpan
@@ -25,7 +20,6 @@ from counterpoint.data.show.explain import Block, Explained, ExplainedExample, E
 MAX_TOKENS = 1_500_000
 """Tokens that a page holds at most (a text that comes again counts once): it then has about 12 MB."""
 _FOLD = (2_400, 400)
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 class PageBuilder:
@@ -89,7 +83,12 @@ class PageBuilder:
             "rows": self.rows,
             "examples": self.examples,
         }
-        return self_contained("counterpoint.data.show", "page", f"{title} · counterpoint show", data)
+        return render_page(
+            "data/show/page.html",
+            title=f"{title} · counterpoint show",
+            script=text_file("data/show/page.js"),
+            data=as_json(data),
+        )
 
     def _example(self, example: ExplainedExample) -> dict[str, Any]:
         return {
@@ -147,34 +146,9 @@ class PageBuilder:
         return out
 
 
-def self_contained(package: str, name: str, title: str, data: Mapping[str, Any]) -> str:
-    """A page from the files `name.html`, `.css` and `.js` of a package, with `data` as JSON in it.
-
-    The template's places are `{{title}}`, `{{policy}}`, `{{style}}`, `{{data}}` and `{{script}}`.
-    """
-    folder = resources.files(package)
-    template, style, script = (folder.joinpath(f"{name}.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    parts = {
-        "title": html.escape(visible_line(title)),
-        "policy": policy,
-        "style": style,
-        "script": script,
-        "data": as_json(data),
-    }
-    return _PLACE.sub(lambda found: parts[found.group(1)], template)
-
-
 def as_json(data: Mapping[str, Any]) -> str:
     """JSON that may stand in a script element: no `<`, `>`, `&`, and none of JavaScript's own line separators."""
     text = orjson.dumps(data).decode("utf-8")
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"

@@ -17,11 +17,11 @@ from rich.text import Text
 
 from counterpoint.data.harmony import reasons
 from counterpoint.data.harmony.vocabulary import Vocabulary
+from counterpoint.data.pages.colours import TERMINAL
 from counterpoint.data.pages.visible import cut, segments, visible_line
 from counterpoint.data.show.explain import Block, Explained, ExplainedExample, ExplainedSpan
 
-COLOURS = {"analysis": "#2f7de1", "commentary": "#c2660a", "final": "#008f82"}
-_WARNING = "#c2660a"
+_WARNING = TERMINAL["commentary"]
 _OPEN, _CLOSE = "⟦", "⟧"
 _MARGIN = 17
 _CONTEXT_FOLD = (90, 30)
@@ -68,7 +68,7 @@ class TerminalView:
             self.line(f"{_OPEN}trained{_CLOSE}, all else is context; {typed}")
             return
         legend = Text().append("trained: ", style="dim")
-        for channel in COLOURS:
+        for channel in TERMINAL:
             legend.append(channel, style=_trained_style(channel)).append("  ")
         self.line(legend.append(f"all else is context; {typed}", style="dim"))
 
@@ -183,7 +183,7 @@ class TerminalView:
         head.append_text(label if isinstance(label, Text) else Text(label, style="dim"))
         for line in self._lines(text):
             head.append(" " * (_MARGIN - 2 - len(head)))
-            head.append("┃ " if trained else "│ ", style=COLOURS.get(channel, "dim") if trained else "dim")
+            head.append("┃ " if trained else "│ ", style=TERMINAL.get(channel, "dim") if trained else "dim")
             self.line(head.append_text(line))
             head = Text()
 
@@ -203,7 +203,7 @@ class TerminalView:
 
     def _styled(self, span: ExplainedSpan) -> Iterator[tuple[str, str]]:
         style = _trained_style(span.channel) if span.trained else "dim"
-        special = f"{COLOURS.get(span.channel, '')} not bold" if span.trained else "dim"
+        special = f"{TERMINAL.get(span.channel, '')} not bold" if span.trained else "dim"
         limits = _TRAINED_FOLD if span.trained else _CONTEXT_FOLD
         folded = None if self.view.full else cut(self.vocabulary, span.ids, *limits)
         yield from self._texts(span.ids if folded is None else span.ids[: folded[0]], style, special)
@@ -225,10 +225,10 @@ def _bracket(body: Text, old: float, new: float, plain: bool) -> None:
 
 
 def _trained_style(channel: str) -> str:
-    return f"bold {'italic ' if channel == 'analysis' else ''}{COLOURS.get(channel, '')}".strip()
+    return f"bold {'italic ' if channel == 'analysis' else ''}{TERMINAL.get(channel, '')}".strip()
 
 
 def _label_style(block: Block) -> str:
     if block.trained:
-        return f"bold {COLOURS.get(block.channel, '')}".strip()
+        return f"bold {TERMINAL.get(block.channel, '')}".strip()
     return "dim"

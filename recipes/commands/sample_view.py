@@ -8,8 +8,9 @@ from rich.text import Text
 
 from counterpoint.data.harmony.completion import Completion
 from counterpoint.data.harmony.vocabulary import CALL, END, MESSAGE, N_TEXT, RETURN, START, Vocabulary
+from counterpoint.data.pages.colours import TERMINAL
 from counterpoint.data.pages.visible import visible, visible_line
-from counterpoint.data.show.terminal import COLOURS, console_for
+from counterpoint.data.show.terminal import console_for
 
 _ENDS = frozenset({END, CALL, RETURN, START})
 _CHANNELS = ("analysis", "commentary", "final")
@@ -128,10 +129,10 @@ class ChannelPrinter(RawPrinter):
         words = told.replace("<|channel|>", " ").replace("<|constrain|>", " ").split()
         channel = next((word for word in words if word in _CHANNELS), None)
         recipient = next((word.removeprefix("to=") for word in words if word.startswith("to=")), None)
-        self._style = COLOURS.get(channel or "", "") + (" italic" if channel == "analysis" else "")
+        self._style = TERMINAL.get(channel or "", "") + (" italic" if channel == "analysis" else "")
         name = channel or f"no channel ({visible_line(told, 60)})"
         label = f"{name} → {visible_line(recipient, 60)}" if recipient else name
         if self._wrote:
             self.console.print()
         self._wrote = False
-        self.console.print(Text(f"┃ {label}", style=f"bold {COLOURS.get(channel or '', '')}".strip()), highlight=False)
+        self.console.print(Text(f"┃ {label}", style=f"bold {TERMINAL.get(channel or '', '')}".strip()), highlight=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser.chrome import Chrome
-from unit.train.evals.test_report import EVIL, RIGHT, row, two_sides
+from browser.chrome import CONTRAST, Chrome
+from unit.train.evals.test_report_data import EVIL, RIGHT, row, two_sides
 
 from counterpoint.train.evals.publish import write_report
 from counterpoint.train.evals.report_data import Report, Side
@@ -21,7 +21,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits_and_asks_for_nothing(chrome: Chrome, page: Path, width: int, dark: bool) -> None:
     chrome.size(width, 900, dark)
@@ -29,6 +29,7 @@ def test_it_fits_and_asks_for_nothing(chrome: Chrome, page: Path, width: int, da
     assert chrome.requests == [page.as_uri()]
     assert chrome.problems == []
     assert chrome.run("document.documentElement.scrollWidth") <= width
+    assert chrome.run(CONTRAST) == []
     assert chrome.text("h2") == "Verdict"
     ground = chrome.run("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(20, 23, 26)") == dark

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.chrome import Chrome
+from browser.chrome import CONTRAST, Chrome
 
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Notice
 from counterpoint.data.harmony.render import Renderer, RenderSettings
@@ -324,31 +324,6 @@ def test_no_request_leaves_the_page_on_a_server_either(chrome: Chrome, page: Pat
         server.shutdown()
         server.server_close()
     assert _Handler.paths == ["/page.html"]
-
-
-CONTRAST = """(() => {
-  const parse = (c) => c.match(/[\\d.]+/g).map(Number);
-  const over = (a, b) => { const t = a[3] ?? 1; return [0, 1, 2].map(i => a[i] * t + b[i] * (1 - t)); };
-  const ground = (e) => {
-    if (!e) return [255, 255, 255];
-    const c = parse(getComputedStyle(e).backgroundColor);
-    return (c[3] ?? 1) === 1 ? c : over(c, ground(e.parentElement));
-  };
-  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => {
-    const v = c[i] / 255;
-    return sum + w * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  }, 0);
-  const bad = [];
-  for (const e of document.querySelectorAll('body *')) {
-    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
-    if (!own || !e.getClientRects().length || e.closest('.hidden-text, script, style, :disabled')) continue;
-    const back = ground(e);
-    const [a, b] = [light(over(parse(getComputedStyle(e).color), back)), light(back)];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) bad.push([e.className || e.tagName, e.textContent.slice(0, 30), ratio.toFixed(2)]);
-  }
-  return bad;
-})()"""
 
 
 @pytest.mark.parametrize("dark", [False, True])

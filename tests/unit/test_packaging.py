@@ -10,7 +10,9 @@ from tree import LAYERS, MODULES, ROOT, SOURCES, imports, top
 from counterpoint.recipes.cli import COMMANDS
 
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-HEAVY = ("torch", "transformers", "trl", "peft", "numpy", "pydantic", "yaml", "tiktoken", "datasets", "rich", "wandb")
+HEAVY = (
+    "torch", "transformers", "trl", "peft", "numpy", "pydantic", "yaml", "tiktoken", "datasets", "rich", "wandb", "jinja2",
+)  # fmt: skip
 
 
 def test_the_list_of_packages_is_the_tree() -> None:

@@ -1,21 +1,20 @@
 """A figure as marks on a plane, written as SVG for the page, as an SVG file, or as PNG: one drawing, three writers.
 
-Colours are names of the palette in `report.css`. On the page they are CSS variables, so that the figure follows a dark
-screen; elsewhere they are the light palette's values, since few programs read variables. PNG needs Pillow.
+Colours are names of `counterpoint.data.pages.colours`. On the page they are CSS variables, so that the figure follows a
+dark screen; elsewhere they are the light values, since few programs read variables. PNG needs Pillow.
 """
 
 from __future__ import annotations
 
 import html
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import pairwise
 from typing import Any, Literal
 
 from counterpoint.configs.errors import ConfigError
+from counterpoint.data.pages.colours import LIGHT, SERIES
 
 Point = tuple[float, float]
 Anchor = Literal["start", "middle", "end"]
@@ -25,7 +24,7 @@ _OVERSAMPLE = 4
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How marks of a kind look. stroke, fill: names of the palette. width, size in units of the drawing."""
+    """How marks of a kind look. stroke, fill: names of colours. width, size in units of the drawing."""
 
     stroke: str | None = None
     fill: str | None = None
@@ -36,7 +35,9 @@ class Style:
     bold: bool = False
 
 
-_DASHES: dict[str, tuple[float, ...]] = {"s0": (), "s1": (6, 3), "s2": (2, 3), "s3": (8, 3, 2, 3)}
+_DASHES: tuple[tuple[float, ...], ...] = ((), (6, 3), (2, 3), (8, 3, 2, 3))
+_LINES = [(f"s{n}", colour, dash) for n, (colour, dash) in enumerate(zip(SERIES, _DASHES, strict=True))]
+_BASE, _TUNED = "commentary", "analysis"
 STYLES: dict[str, Style] = {
     "grid": Style(stroke="line"),
     "axis": Style(fill="muted", size=11),
@@ -45,14 +46,14 @@ STYLES: dict[str, Style] = {
     "effort": Style(fill="text", size=11),
     "card-line": Style(stroke="muted", dash=(2, 2)),
     "card-band": Style(fill="muted", opacity=0.14),
-    "range-base": Style(stroke="s1", width=2.5, opacity=0.5),
-    "range-tuned": Style(stroke="s0", width=2.5, opacity=0.5),
-    "mark-base": Style(stroke="s1", fill="surface", width=2.5),
-    "mark-tuned": Style(stroke="s0", fill="s0", width=2.5),
-    **{f"line-{name}": Style(stroke=name, width=2, dash=dash) for name, dash in _DASHES.items()},
-    **{f"dot-{name}": Style(fill=name) for name in _DASHES},
-    **{f"band-{name}": Style(fill=name, opacity=0.16) for name in _DASHES},
-    **{f"name-{name}": Style(fill=name, bold=True) for name in _DASHES},
+    "range-base": Style(stroke=_BASE, width=2.5, opacity=0.5),
+    "range-tuned": Style(stroke=_TUNED, width=2.5, opacity=0.5),
+    "mark-base": Style(stroke=_BASE, fill="surface", width=2.5),
+    "mark-tuned": Style(stroke=_TUNED, fill=_TUNED, width=2.5),
+    **{f"line-{name}": Style(stroke=colour, width=2, dash=dash) for name, colour, dash in _LINES},
+    **{f"dot-{name}": Style(fill=colour) for name, colour, _ in _LINES},
+    **{f"band-{name}": Style(fill=colour, opacity=0.16) for name, colour, _ in _LINES},
+    **{f"name-{name}": Style(fill=colour, bold=True) for name, colour, _ in _LINES},
 }
 
 
@@ -97,12 +98,6 @@ class Drawing:
     marks: Sequence[Mark]
 
 
-def palette() -> dict[str, str]:
-    """Colour names of the light page and their values, `#rrggbb`."""
-    style = resources.files("counterpoint.train.evals").joinpath("report.css").read_text(encoding="utf-8")
-    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", style.partition("@media")[0]))
-
-
 def css() -> str:
     """Rules of the page for the kinds of marks."""
     return "\n".join(f"svg .{kind} {{ {_rule(style)} }}" for kind, style in STYLES.items())
@@ -116,8 +111,7 @@ def svg_in_page(drawing: Drawing) -> str:
 
 def svg_file(drawing: Drawing) -> str:
     """A whole SVG document on a white ground, with its looks written on every mark."""
-    colours = palette()
-    marks = "".join(_svg_mark(mark, _attributes(mark, colours)) for mark in drawing.marks)
+    marks = "".join(_svg_mark(mark, _attributes(mark)) for mark in drawing.marks)
     size = f'width="{drawing.width:.0f}" height="{drawing.height:.0f}"'
     ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
     space = 'xmlns="http://www.w3.org/2000/svg"'
@@ -130,13 +124,12 @@ def png_file(drawing: Drawing, scale: float = 2.0) -> bytes:
         from PIL import Image, ImageDraw
     except ImportError:
         raise ConfigError("PNG figures need Pillow: pip install 'counterpoint[eval]', or take the SVG files") from None
-    colours = palette()
     size = (round(drawing.width * scale), round(drawing.height * scale))
     large = scale * _OVERSAMPLE  # Pillow's lines are not smooth: drawn large, then reduced
     image = Image.new("RGB", (round(drawing.width * large), round(drawing.height * large)), "#ffffff")
     pen = ImageDraw.Draw(image, "RGBA")
     for mark in drawing.marks:
-        _paint(pen, mark, STYLES[mark.kind], colours, large)
+        _paint(pen, mark, STYLES[mark.kind], large)
     out = io.BytesIO()
     image.resize(size, Image.Resampling.LANCZOS).save(out, "PNG", optimize=True)
     return out.getvalue()
@@ -157,11 +150,11 @@ def _rule(style: Style) -> str:
     return "; ".join(parts) + ";"
 
 
-def _attributes(mark: Mark, colours: dict[str, str]) -> str:
+def _attributes(mark: Mark) -> str:
     style = STYLES[mark.kind]
-    parts = {"fill": colours[style.fill] if style.fill else "none"}
+    parts = {"fill": LIGHT[style.fill] if style.fill else "none"}
     if style.stroke:
-        parts |= {"stroke": colours[style.stroke], "stroke-width": f"{style.width:g}"}
+        parts |= {"stroke": LIGHT[style.stroke], "stroke-width": f"{style.width:g}"}
     if style.dash:
         parts["stroke-dasharray"] = " ".join(f"{n:g}" for n in style.dash)
     if style.opacity < 1:
@@ -188,8 +181,8 @@ def _frame(drawing: Drawing) -> str:
     return f'viewBox="0 0 {drawing.width:.0f} {drawing.height:.0f}" role="img" aria-label="{label}"'
 
 
-def _paint(pen: Any, mark: Mark, style: Style, colours: dict[str, str], scale: float) -> None:
-    fill, stroke = (_rgba(colours, name, style.opacity) for name in (style.fill, style.stroke))
+def _paint(pen: Any, mark: Mark, style: Style, scale: float) -> None:
+    fill, stroke = (_rgba(name, style.opacity) for name in (style.fill, style.stroke))
     width = max(1, round(style.width * scale))
     if isinstance(mark, Text):
         from PIL import ImageFont
@@ -230,9 +223,9 @@ def dashed(points: Sequence[Point], dash: Sequence[float]) -> list[list[Point]]:
     return [*pieces, piece] if number % 2 == 0 and len(piece) > 1 else pieces
 
 
-def _rgba(colours: dict[str, str], name: str | None, opacity: float) -> tuple[int, int, int, int] | None:
+def _rgba(name: str | None, opacity: float) -> tuple[int, int, int, int] | None:
     if name is None:
         return None
-    value = colours[name]
+    value = LIGHT[name]
     red, green, blue = (int(value[n : n + 2], 16) for n in (1, 3, 5))
     return red, green, blue, round(255 * opacity)

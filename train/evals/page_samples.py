@@ -1,10 +1,10 @@
-"""The last section of the page: samples with their raw tokens, coloured by channel, faults marked where they are."""
+"""The last section of a report: samples with their raw tokens by channel, faults marked where they are."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.data.harmony.checker import read
@@ -12,27 +12,76 @@ from counterpoint.data.harmony.codes import CODES
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.pages.visible import Pieces
 from counterpoint.train.evals.charts import CHANNELS
-from counterpoint.train.evals.page_parts import block, line, section
 from counterpoint.train.evals.report_data import Report, Row, codes_of, is_correct
 
 MAX_EXAMPLES = 16
 MAX_TOKENS = 600
 
 
-def samples_section(report: Report, vocabulary: Vocabulary) -> str:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Text, or one control token by its name (`special`); marked: a fault was found in it."""
+
+    text: str
+    special: bool
+    marked: bool
+
+
+@dataclass(slots=True)
+class Run:
+    """Tokens of one channel, or of none (empty)."""
+
+    channel: str
+    parts: list[Part]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's sample. state: the codes that it breaks. scored: its scorer and outcome, or empty. rest: tokens that
+    are not in `runs`. faults: (code, what it means, detail)."""
+
+    label: str
+    correct: bool
+    state: str
+    scored: str
+    runs: Sequence[Run]
+    rest: int
+    faults: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt and its answers, the base's first where there are two."""
+
+    head: str
+    asked: str
+    expected: str
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """failing: samples of the shown side that break a rule or are not right, of `total`."""
+
+    failing: int
+    total: int
+    shown: Sequence[Sample]
+
+
+def samples_of(report: Report, vocabulary: Vocabulary) -> Samples:
     """Failing samples first, the base's answer to the same prompt beside each, then some that training mended."""
     shown = report.shown
     other = {_key(row): row for row in report.base.rows} if report.base and report.tuned else {}
     failing = [row for row in shown.rows if not is_correct(row) or row["score"] not in (None, 1)]
-    chosen = _chosen(report, failing, other)
     pieces = Pieces(vocabulary)
-    drawn = "".join(_example(row, other.get(_key(row)), shown.label, pieces) for row in chosen)
-    key = " ".join(f'<span class="tag {channel}">{channel}</span>' for channel in CHANNELS)
-    told = (
-        f"{len(failing)} of {len(shown.rows)} samples of the {line(shown.label)} model break a rule or are not right."
-    )
-    told += f" Raw tokens by channel: {key}. A fault is marked where it was found."
-    return section("Samples", f"<p>{told}</p>", drawn)
+    samples = []
+    for row in _chosen(report, failing, other):
+        before = other.get(_key(row))
+        answers = [] if before is None else [_answer("base", before, pieces)]
+        answers.append(_answer(shown.label, row, pieces))
+        head = " · ".join(filter(None, (row["task"], row["id"], f"effort {row['effort']}")))
+        samples.append(Sample(head, row.get("asked") or "", _expected(row), answers))
+    return Samples(len(failing), len(shown.rows), samples)
 
 
 def _chosen(report: Report, failing: list[Row], other: dict[Any, Row]) -> list[Row]:
@@ -56,37 +105,29 @@ def _varied(rows: Sequence[Row]) -> list[Row]:
     return [rows[i] for _, i in sorted(order)]
 
 
-def _example(row: Row, before: Row | None, label: str, pieces: Pieces) -> str:
-    task = f"{line(row['task'])} · " if row["task"] else ""
-    head = f"{task}{line(row['id'])} · effort {line(row['effort'])}"
-    asked = f'<p class="asked">{block(row["asked"])}</p>' if row.get("asked") else ""
-    first = _side("base", before, pieces) if before is not None else ""
-    return f"<article><h3>{head}</h3>{asked}{_expected(row)}{first}{_side(label, row, pieces)}</article>"
-
-
 def _expected(row: Row) -> str:
     expected = row.get("expected") or {}
     if "calls" in expected:
-        calls = "; ".join(f"{c['name']} {json.dumps(c['arguments'], ensure_ascii=False)}" for c in expected["calls"])
-        return f'<p class="expected">expected: {line(calls or "no call")}</p>'
-    return f'<p class="expected">expected: {line(expected["answer"])}</p>' if "answer" in expected else ""
+        calls = (f"{c['name']} {json.dumps(c['arguments'], ensure_ascii=False)}" for c in expected["calls"])
+        return "; ".join(calls) or "no call"
+    return str(expected.get("answer", ""))
 
 
-def _side(label: str, row: Row, pieces: Pieces) -> str:
-    faults = "".join(
-        f"<li><code>{line(v['code'])}</code> {line(CODES.get(v['code'], ''))}: {line(v['detail'])}</li>"
-        for v in row["violations"]
+def _answer(label: str, row: Row, pieces: Pieces) -> Answer:
+    runs = _runs(row, pieces)
+    return Answer(
+        label=label,
+        correct=is_correct(row),
+        state="right on every channel" if is_correct(row) else ", ".join(sorted(codes_of(row))),
+        scored="" if row["outcome"] is None else f"{row['scorer']}: {row['outcome']}",
+        runs=runs,
+        rest=max(0, len(row["ids"]) - MAX_TOKENS),
+        faults=[(v["code"], CODES.get(v["code"], ""), v["detail"]) for v in row["violations"]],
     )
-    state = "right on every channel" if is_correct(row) else ", ".join(sorted(codes_of(row)))
-    scored = "" if row["outcome"] is None else f", {line(row['scorer'])}: {line(row['outcome'])}"
-    kind = "ok" if is_correct(row) else "bad"
-    faults = f'<ul class="faults">{faults}</ul>' if faults else ""
-    who = f'<p class="who"><b>{line(label)}</b> <span class="{kind}">{line(state)}</span>{scored}</p>'
-    return f'<div class="side">{who}<div class="raw">{_tokens(row, pieces)}</div>{faults}</div>'
 
 
-def _tokens(row: Row, pieces: Pieces) -> str:
-    """The raw tokens, runs of one channel in one element, control tokens as chips, tokens with a fault marked."""
+def _runs(row: Row, pieces: Pieces) -> list[Run]:
+    """The raw tokens in runs of one channel; control tokens and tokens with a fault are parts of their own."""
     ids = list(row["ids"])[:MAX_TOKENS]
     channel_of: list[str] = []
     for span in read(ids).spans:
@@ -94,20 +135,16 @@ def _tokens(row: Row, pieces: Pieces) -> str:
         channel_of += [name or ""] * (min(span.body_end + 1, len(ids)) - len(channel_of))
     channel_of += [""] * (len(ids) - len(channel_of))
     faults = {v["position"] for v in row["violations"]}
-    out: list[str] = []
-    opened, at = None, 0
+    runs: list[Run] = []
+    at = 0
     for piece in pieces.of(ids):
         channel = channel_of[at]
         marked = any(at <= position < at + len(piece.ids) for position in faults)
         at += len(piece.ids)
-        if channel != opened:
-            out.append(("</span>" if opened is not None else "") + f'<span class="t {channel}">')
-            opened = channel
-        text = html.escape(piece.text)
-        shown = f'<span class="special">{text}</span>' if piece.special else text
-        out.append(f"<mark>{shown}</mark>" if marked else shown)
-    rest = len(row["ids"]) - len(ids)
-    return "".join(out) + ("</span>" if opened is not None else "") + (f"<i>… {rest} more tokens</i>" if rest else "")
+        if not runs or channel != runs[-1].channel:
+            runs.append(Run(channel, []))
+        runs[-1].parts.append(Part(piece.text, piece.special, marked))
+    return runs
 
 
 def _key(row: Row) -> tuple[Any, ...]:

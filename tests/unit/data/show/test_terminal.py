@@ -87,9 +87,9 @@ def test_colours_tell_channels_and_training_apart() -> None:
     assert "⟦" not in text
     assert "\x1b[1;3;38;2;47;125;225mthink\x1b[0m" in text
     assert "\x1b[1;38;2;194;102;10m{}\x1b[0m" in text
-    assert "\x1b[1;38;2;0;143;130m4\x1b[0m" in text
+    assert "\x1b[1;38;2;10;143;112m4\x1b[0m" in text
     assert "\x1b[2m<|start|>\x1b[0m" in text
-    assert "\x1b[38;2;0;143;130m<|return|>\x1b[0m" in text
+    assert "\x1b[38;2;10;143;112m<|return|>\x1b[0m" in text
     assert "\x1b[2m×0.5\x1b[0m" in text
     for name in ("analysis", "call", "final"):
         assert f"{name}\x1b[0m" in text

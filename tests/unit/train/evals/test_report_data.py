@@ -279,7 +279,7 @@ def test_tasks_of_the_model_card_are_drawn_beside_its_figures() -> None:
     rows = [{**row(RIGHT, effort, id_), "task": "aime_2025"} for effort in ("low", "high") for id_ in "ab"]
     text = page_of(Report("x", Side("tuned", rows), model="openai/gpt-oss-120b"))
     assert "card 120b high 0.925" in text
-    assert "the model card&#x27;s figures" in text
+    assert "the model card's figures" in text
     assert "Task aime_2025" in text
     assert (
         "card" not in page_of(Report("x", Side("tuned", [{**r, "task": "sums"} for r in rows]))).partition("<body>")[2]
