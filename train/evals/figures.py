@@ -51,10 +51,13 @@ class Curve:
 
 
 def lines(series: Sequence[Series], x_name: str, y_name: str, y_range: Point | None = None) -> Drawing:
-    """A line chart; names stand at the ends of the lines. y_range None fits the data from 0."""
-    series = [s for s in series if s.points][:_N_STYLES]
-    xs = [x for s in series for x, _ in s.points]
-    ys = [y for s in series for _, y in s.points]
+    """A line chart; names stand at the ends of the lines. y_range None fits the data from 0.
+
+    A series has the looks of its place, whether or not those before it have points.
+    """
+    shown = [(i, s) for i, s in enumerate(series[:_N_STYLES]) if s.points]
+    xs = [x for _, s in shown for x, _ in s.points]
+    ys = [y for _, s in shown for _, y in s.points]
     low, high = y_range or (0.0, _round_top(max([*ys, 1e-9])))
     first, last = min(xs), max(xs)
 
@@ -64,7 +67,7 @@ def lines(series: Sequence[Series], x_name: str, y_name: str, y_range: Point | N
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
     marks: list[Mark] = list(_axes(low, high, first, last, at))
-    for i, s in enumerate(series):
+    for i, s in shown:
         if len(s.band) > 1:
             edge = [at(x, upper) for x, _, upper in s.band] + [at(x, lower) for x, lower, _ in reversed(s.band)]
             marks.append(Path(f"band-s{i}", edge, closed=True))
@@ -72,10 +75,10 @@ def lines(series: Sequence[Series], x_name: str, y_name: str, y_range: Point | N
         marks.append(Path(f"line-s{i}", drawn))
         if len(drawn) <= 40:
             marks += [Circle(f"dot-s{i}", x, y, 2.6) for x, y in drawn]
-    ends = [(*at(*s.points[-1]), s.name, f"name-s{i}") for i, s in enumerate(series)]
+    ends = [(*at(*s.points[-1]), s.name, f"name-s{i}") for i, s in shown]
     marks += [Text(kind, x + 8, y + 4, name) for x, y, name, kind in _spread(ends, _HEIGHT - _BOTTOM)]
     marks.append(Text("axis", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 2, x_name, "middle"))
-    told = "; ".join(f"{s.name} from {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for s in series)
+    told = "; ".join(f"{s.name} from {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for _, s in shown)
     return Drawing(_WIDTH, _HEIGHT, f"{y_name} by {x_name}: {told}", marks)
 
 

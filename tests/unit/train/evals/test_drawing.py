@@ -106,3 +106,9 @@ def test_bands_are_the_card_s_and_reach_to_what_others_measured() -> None:
 
 def test_a_line_of_one_point_is_drawn() -> None:
     assert lines([Series("one", [(3, 0.5)])], "step", "rate", (0.0, 1.0)).told == "rate by step: one from 0.5 to 0.5"
+
+
+def test_a_series_has_the_colour_of_its_place_whatever_the_others_hold() -> None:
+    drawing = lines([Series("analysis", []), Series("commentary", []), Series("final", [(0, 1.0)])], "step", "loss")
+    named = next(mark for mark in drawing.marks if isinstance(mark, Text) and mark.text == "final")
+    assert STYLES[named.kind].fill == "final"
