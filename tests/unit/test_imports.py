@@ -37,7 +37,7 @@ ARROWS = {
     "train/run": "model checkpoints",
     "train/sampling": "harmony model checkpoints",
     "train/episodes": "user_code harmony sampling",
-    "train/scoring": "user_code rows formats harmony sampling episodes",
+    "train/scoring": "user_code rows formats harmony sampling",
     "train/export": "formats harmony dataset model adapters checkpoints sampling scoring",
     "train/evals": "intervals user_code formats harmony pages dataset model checkpoints run sampling scoring",
     "train/loop": "harmony layout dataset model adapters checkpoints run sampling episodes scoring",
