@@ -33,12 +33,13 @@ from openai_harmony import Conversation as OfficialConversation
 from openai_harmony import RenderConversationConfig, Role
 from workload import official_messages
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.fast_encoder import SWITCH
 from counterpoint.data.harmony.official import official_encoding
-from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.split import SPLIT
 from counterpoint.data.harmony.vocabulary import (
     CALL,

@@ -38,6 +38,9 @@ Format = Literal[
     "completion",
     "rl",
 ]
+TrainOn = Literal["turns", "last_turn", "assistant", "final"]
+MissingThinking = Literal["keep", "final_body", "effort_low"]
+CallStyle = Literal["channel", "role"]
 NO_DATE = "none"
 
 
@@ -110,16 +113,56 @@ class ChannelWeights(Settings):
         return self
 
 
+class OpeningSettings(Settings):
+    """What the system message says where the row does not."""
+
+    effort: Effort = "medium"
+    """Reasoning effort of rows that bring none."""
+
+    date: Annotated[str, AfterValidator(check_date)] = "2025-06-28"
+    """Current date in the system message, as YYYY-MM-DD; fixed, so that training does not depend on the day it runs.
+    `none` leaves the line out, and reads as empty text."""
+
+    identity: Text | None = None
+    """First sentence of the system message; null keeps OpenAI's, which the model was trained with."""
+
+
+class RenderSettings(OpeningSettings):
+    """How conversations are written as tokens and weights: what the renderer takes."""
+
+    effort_buckets: Annotated[tuple[Count, Count], AfterValidator(_check_buckets)] | None = None
+    """Effort by the tokens of the analysis, for rows that bring none: low below the first number, medium below the
+    second, else high. null gives those rows `effort`."""
+
+    missing_thinking: MissingThinking = "keep"
+    """Turns without thinking get no analysis message, and train the model to answer without one: `keep` does so with
+    a warning, `final_body` puts loss on the answer's text only, `effort_low` renders such rows at effort low."""
+
+    train_on: TrainOn = "turns"
+    """`turns` trains every assistant turn in the context it will be sampled from, `last_turn` only the last one,
+    `assistant` all assistant messages in one sequence (earlier analysis included), `final` only the answers."""
+
+    weights: ChannelWeights = ChannelWeights()
+    """Factors on the loss by channel and part."""
+
+    call_style: CallStyle = "channel"
+    """Where a trained call names its recipient: `channel` as gpt-oss samples it, `role` as openai-harmony writes it."""
+
+    @classmethod
+    def of(cls, opening: OpeningSettings) -> RenderSettings:
+        """`opening` itself where it says all of it, else what it says, with the defaults of the rest."""
+        if isinstance(opening, RenderSettings):
+            return opening
+        return cls(**{name: getattr(opening, name) for name in OpeningSettings.model_fields})
+
+
 class ConversionSettings(Settings):
-    """What is done where a source row says too little or too much. The report counts every case."""
+    """What is done where a source row says too little or too much: what the readers of formats take. The report counts
+    every case."""
 
     text_beside_call: Literal["preamble", "analysis"] = "preamble"
     """Text beside tool calls: shown to the user before the call, or thought. Where the row has thinking as well,
     such text is always the preamble."""
-
-    missing_thinking: Literal["keep", "final_body", "effort_low"] = "keep"
-    """Turns without thinking get no analysis message, and train the model to answer without one: `keep` does so with
-    a warning, `final_body` puts loss on the answer's text only, `effort_low` renders such rows at effort low."""
 
     parallel_calls: Literal["pair", "first"] = "pair"
     """Several calls in one message: `pair` writes call, result, call, result; `first` keeps the first of them."""
@@ -157,30 +200,9 @@ class ConversionSettings(Settings):
     """Tool names with characters that OpenAI does not allow: keep them with a warning, or replace the characters by
     underscores in declarations, calls and results alike."""
 
-
-class DataSettings(ConversionSettings):
-    """Which rows are trained, how they are rendered, and how they are laid out in rows of tokens."""
-
-    train: Annotated[tuple[Source, ...], NotEmpty, OneOrMany]
-    """Training data: one or several files, each a path or `{path, format, weight, rows}`."""
-
-    valid: Annotated[tuple[Source, ...], OneOrMany] = ()
-    """Held-out data, of which only the loss is measured; empty for none."""
-
-    effort: Effort = "medium"
-    """Reasoning effort of rows that bring none."""
-
     effort_field: Text | None = None
-    """Field of the row that holds its effort (`reasoning_effort`, `metadata.effort`); rows without it take the next
-    rule."""
-
-    effort_buckets: Annotated[tuple[Count, Count], AfterValidator(_check_buckets)] | None = None
-    """Effort by the tokens of the analysis, for rows that bring none: low below the first number, medium below the
-    second, else high. null gives those rows `effort`."""
-
-    date: Annotated[str, AfterValidator(check_date)] = "2025-06-28"
-    """Current date in the system message, as YYYY-MM-DD; fixed, so that training does not depend on the day it runs.
-    `none` leaves the line out, and reads as empty text."""
+    """Field of the row that holds its effort (`reasoning_effort`, `metadata.effort`); of rows without it,
+    `effort_buckets` or `effort` decides."""
 
     date_field: Text | None = None
     """Field of the row that holds its date; rows without it take `date`."""
@@ -192,18 +214,15 @@ class DataSettings(ConversionSettings):
     builtin_tools: Annotated[tuple[Literal["python", "browser"], ...], Unique, OneOrMany] = ()
     """Tools of gpt-oss's own that every row declares; calls to them go to the analysis channel, not to `functions`."""
 
-    identity: Text | None = None
-    """First sentence of the system message; null keeps OpenAI's, which the model was trained with."""
 
-    train_on: Literal["turns", "last_turn", "assistant", "final"] = "turns"
-    """`turns` trains every assistant turn in the context it will be sampled from, `last_turn` only the last one,
-    `assistant` all assistant messages in one sequence (earlier analysis included), `final` only the answers."""
+class DataSettings(RenderSettings, ConversionSettings):
+    """Which rows are trained, how they are rendered, and how they are laid out in rows of tokens."""
 
-    weights: ChannelWeights = ChannelWeights()
-    """Factors on the loss by channel and part."""
+    train: Annotated[tuple[Source, ...], NotEmpty, OneOrMany]
+    """Training data: one or several files, each a path or `{path, format, weight, rows}`."""
 
-    call_style: Literal["channel", "role"] = "channel"
-    """Where a trained call names its recipient: `channel` as gpt-oss samples it, `role` as openai-harmony writes it."""
+    valid: Annotated[tuple[Source, ...], OneOrMany] = ()
+    """Held-out data, of which only the loss is measured; empty for none."""
 
     max_tokens: Count = 8192
     """Longest conversation, in tokens of its layout."""

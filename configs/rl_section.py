@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from counterpoint.configs.base import (
     BY_TYPE,
@@ -19,26 +19,17 @@ from counterpoint.configs.base import (
     Text,
     Unique,
 )
-from counterpoint.configs.data_section import check_date
+from counterpoint.configs.data_section import OpeningSettings
 from counterpoint.configs.eval_section import ServerSettings, TaskSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
 
 
-class PromptSettings(Settings):
+class PromptSettings(OpeningSettings):
     """The prompts that are sampled, and how they are rendered."""
 
     train: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], NotEmpty, OneOrMany]
     """Where prompts and their truth come from: files, reasoning-gym generators, arithmetic, as tasks of an evaluation.
     Their `samples`, `temperature` and `max_new_tokens` mean nothing here."""
-
-    effort: Effort = "medium"
-    """Reasoning effort of prompts that bring none."""
-
-    date: Annotated[str, AfterValidator(check_date)] = "2025-06-28"
-    """Current date in the system message, as YYYY-MM-DD; `none` leaves the line out."""
-
-    identity: Text | None = None
-    """First sentence of the system message; null keeps OpenAI's."""
 
     max_tokens: Count = 8192
     """Longest prompt in tokens; longer ones are an error."""

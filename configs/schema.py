@@ -22,6 +22,8 @@ from counterpoint.configs.data_section import (
     ChannelWeights,
     ConversionSettings,
     DataSettings,
+    OpeningSettings,
+    RenderSettings,
     SourceSettings,
 )
 from counterpoint.configs.distill_section import DistillSettings
@@ -62,7 +64,9 @@ __all__ = [
     "LaunchSettings",
     "LoraSettings",
     "ModelSettings",
+    "OpeningSettings",
     "PromptSettings",
+    "RenderSettings",
     "RewardSettings",
     "RolloutSettings",
     "RunSettings",

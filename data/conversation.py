@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from counterpoint.configs.base import Effort
 
 Role = Literal["developer", "user", "assistant", "tool"]
 Channel = Literal["analysis", "commentary", "final"]
-Effort = Literal["low", "medium", "high"]
 
 CHANNELS: tuple[Channel, ...] = ("analysis", "commentary", "final")
-EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 CONSTRAIN_JSON = "<|constrain|>json"
 
 

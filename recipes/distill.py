@@ -14,7 +14,7 @@ from typing import Any, cast
 from counterpoint.configs.errors import DataError, RunError
 from counterpoint.configs.schema import DistillRun
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
+from counterpoint.data.dataset.training_rows import source_specs
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
@@ -39,7 +39,7 @@ def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False
 
     overwrite: start anew in the newest folder of this name.
     """
-    renderer = Renderer(load_vocabulary_of(settings.model), render_settings(settings.data))
+    renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
     questions = read_questions(settings, renderer)
     with RunFolder(*choose_run_folder(settings, resume, overwrite)) as folder:
         path = folder.path
@@ -74,7 +74,7 @@ def read_questions(settings: DistillRun, renderer: Renderer) -> list[Question]:
     """The questions of all rows; DataError for a bad row, or where no row has one."""
     questions: list[Question] = []
     others = 0
-    rows = read_conversations(source_specs(settings.data.train), source_options(settings.data))
+    rows = read_conversations(source_specs(settings.data.train), settings.data)
     for number, item in enumerate(rows):
         if not isinstance(item, Conversation):
             raise DataError(getattr(item, "message", "data.train: a preference pair: distill takes conversations"))

@@ -14,7 +14,6 @@ from transformers import set_seed
 from counterpoint.configs.dump import plain
 from counterpoint.configs.schema import DpoRun
 from counterpoint.data.dataset.pairs import PairData, build_pairs, build_rated
-from counterpoint.data.dataset.training_rows import render_settings, source_options
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.steps import BAD_ROWS, add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity
@@ -37,14 +36,14 @@ def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) ->
         session.say(f"run folder  {session.path}")
         pairs = read_pairs(settings, session)
         steps = steps_of(settings, len(pairs.pairs), rows_per_step(settings))
-        prompts = load_prompts(settings.eval.prompts, source_options(settings.data))
+        prompts = load_prompts(settings.eval.prompts, settings.data)
         identity = Identity(plain(settings), pairs.fingerprint, rows_per_step(settings))
         session.began(identity, steps, allow_changes=overwrite)
 
         set_seed(settings.seed)
         loaded = prepare_model(settings, session)
         trainer = make_trainer(settings, session, loaded, pairs, steps, identity, stop)
-        renderer = Renderer(loaded.vocabulary, render_settings(settings.data))
+        renderer = Renderer(loaded.vocabulary, settings.data)
         hook = add_measurements(settings, session, loaded, trainer, renderer, prompts)
         return train_to_end(settings, session, loaded, trainer, hook, steps)
 

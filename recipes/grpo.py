@@ -18,7 +18,6 @@ from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.eval_section import SuiteSettings
 from counterpoint.configs.schema import GrpoRun, PromptSettings, ToolSettings
-from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.steps import add_measurements, prepare_model, train_to_end
 from counterpoint.train.checkpoints.resume import Identity
@@ -50,7 +49,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
     with StopSignal() as stop, open_session(settings, resume, overwrite) as session, ExitStack() as stack:
         session.say(f"run folder  {session.path}")
         toolkit = stack.enter_context(make_toolkit(settings.tools))
-        renderer = Renderer(load_vocabulary_of(settings.model), render_settings(settings.data))
+        renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
         prompts = read_prompts(settings.data, renderer, toolkit)
         items = items_of(prompts, renderer, settings.grpo.efforts)
         rewards = stack.enter_context(Rewards(settings.rewards))

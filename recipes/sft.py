@@ -10,7 +10,7 @@ from transformers import set_seed
 
 from counterpoint.configs.dump import plain
 from counterpoint.configs.schema import SftRun
-from counterpoint.data.dataset.training_rows import TrainingData, build_training_rows, render_settings, source_options
+from counterpoint.data.dataset.training_rows import TrainingData, build_training_rows
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.layout.collate import Collator
 from counterpoint.recipes.steps import BAD_ROWS, add_measurements, prepare_model, train_to_end
@@ -37,7 +37,7 @@ def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) ->
         session.say(f"run folder  {session.path}")
         train, valid = read_data(settings, session)
         steps = total_steps(settings, len(train.rows))
-        prompts = load_prompts(settings.eval.prompts, source_options(settings.data))
+        prompts = load_prompts(settings.eval.prompts, settings.data)
         identity = Identity(plain(settings), train.fingerprint, rows_per_step(settings))
         session.began(identity, steps, allow_changes=overwrite)
 
@@ -46,7 +46,7 @@ def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) ->
         trainer = make_trainer(settings, session, loaded, train, identity, stop)
         if valid is not None:
             trainer.add_callback(HeldOutLoss(trainer, valid.rows, settings.eval.every, settings.eval.at_start))
-        renderer = Renderer(loaded.vocabulary, render_settings(settings.data))
+        renderer = Renderer(loaded.vocabulary, settings.data)
         hook = add_measurements(settings, session, loaded, trainer, renderer, prompts)
         return train_to_end(settings, session, loaded, trainer, hook, steps, train.report.n_bad)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.harmony.render import CHANNEL_NAMES, Example
+from counterpoint.data.harmony.spans import CHANNEL_NAMES, Example
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
 

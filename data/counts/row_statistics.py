@@ -13,7 +13,7 @@ import numpy as np
 
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.counts.characters import CharacterCounts
-from counterpoint.data.harmony.render import CHANNEL_NAMES, Example
+from counterpoint.data.harmony.spans import CHANNEL_NAMES, Example
 from counterpoint.data.harmony.vocabulary import Vocabulary
 
 SAMPLED_WHOLE, SAMPLED_EVERY = 1_000, 16

@@ -23,10 +23,11 @@ from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import pair_lines
-from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs, write_quarantine
+from counterpoint.data.dataset.training_rows import source_specs, write_quarantine
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
-from counterpoint.data.harmony.render import CHANNEL_CODES, CONTEXT, Example, Renderer, Span
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import CHANNEL_CODES, CONTEXT, Example, Span
 from counterpoint.data.harmony.vocabulary import CALL, Vocabulary
 from counterpoint.data.rows.row import BadRow
 
@@ -111,7 +112,7 @@ def build_pairs(
     Raises DataError where the share of bad rows passes `data.bad_rows_limit`, where there is no pair, or with
     `too_long: error` for a long one.
     """
-    renderer = Renderer(vocabulary, render_settings(data))
+    renderer = Renderer(vocabulary, data)
     found: PairData[Pair] = PairData([])
     _read(found, sources, data, lambda item: _pairs_of(item, renderer, dpo, seed), quarantine)
     return found
@@ -128,7 +129,7 @@ def build_rated(
 ) -> PairData[Rated]:
     """All rated completions of the sources: rows with a label, both sides of pairs, right completions and their
     negatives. Errors as of `build_pairs`."""
-    renderer = Renderer(vocabulary, render_settings(data))
+    renderer = Renderer(vocabulary, data)
     found: PairData[Rated] = PairData([], "rated completion")
     _read(found, sources, data, lambda item: _rated_of(item, renderer, dpo, seed), quarantine)
     return found
@@ -144,7 +145,7 @@ def _read(
     """Fills `found` from the sources."""
     report = found.report
     bad: list[BadRow] = []
-    for item in read_conversations(source_specs(sources), source_options(data)):
+    for item in read_conversations(source_specs(sources), data):
         pairs: list[T] = []
         if not isinstance(item, BadRow):
             try:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import DataError, RowError
-from counterpoint.configs.schema import DataSettings, PromptSettings, SourceSettings
+from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import training_lines
-from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import converted_rows, weighted_rows
-from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import Example
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.layout.pack import pack
 from counterpoint.data.layout.tree import TreeRow, tree_of, trees_of
@@ -48,35 +50,13 @@ class TrainingData:
         return training_lines(self.report)
 
 
-def render_settings(data: DataSettings | PromptSettings) -> RenderSettings:
-    """The part of the settings that the renderer takes."""
-    if isinstance(data, PromptSettings):
-        return RenderSettings(effort=data.effort, date=data.date, identity=data.identity)
-    weights = ChannelWeights(**data.weights.model_dump())
-    return RenderSettings(
-        effort=data.effort,
-        effort_buckets=data.effort_buckets,
-        date=data.date,
-        identity=data.identity,
-        call_style=data.call_style,
-        weights=weights,
-        train_on=data.train_on,
-        missing_thinking=data.missing_thinking,
-    )
-
-
-def source_options(data: DataSettings) -> SourceOptions:
-    """The part of the settings that the sources take."""
-    return SourceOptions(**{f.name: getattr(data, f.name) for f in fields(SourceOptions) if hasattr(data, f.name)})
-
-
 def source_specs(sources: Iterable[SourceSettings]) -> list[SourceSpec]:
     return [SourceSpec(**source.model_dump()) for source in sources]
 
 
 def render_sources(
     specs: Sequence[SourceSpec],
-    options: SourceOptions,
+    options: ConversionSettings,
     renderer: Renderer,
     report: RowCounter,
     *,
@@ -138,7 +118,7 @@ def build_training_rows(
     `data.bad_rows_limit`, where nothing is left to train, or with `too_long: error` for a long example.
     """
     report = RowCounter()
-    renderer = Renderer(vocabulary, render_settings(data))
+    renderer = Renderer(vocabulary, data)
     bad: list[BadRow] = []
     rows_of_examples = _rows_of_examples(sources, data, renderer, report, bad.append)
     trees = _trees(rows_of_examples, data, progress)
@@ -167,12 +147,11 @@ def _rows_of_examples(
     sources: Sequence[SourceSettings], data: DataSettings, renderer: Renderer, report: RowCounter, on_bad: OnBad
 ) -> Iterator[list[Example]]:
     """The examples of each row: read where the source is prepared already, rendered where it is not."""
-    options = source_options(data)
     for spec in source_specs(sources):
         if is_prepared(spec.path):
-            yield from prepared_rows(spec, options, renderer, report, data.max_tokens)
+            yield from prepared_rows(spec, data, renderer, report, data.max_tokens)
             continue
-        rendered = render_sources([spec], options, renderer, report, max_tokens=data.max_tokens, on_bad=on_bad)
+        rendered = render_sources([spec], data, renderer, report, max_tokens=data.max_tokens, on_bad=on_bad)
         yield from (item.examples for item in rendered)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_text, describe, text_of
-from counterpoint.data.formats.options import SourceOptions
 
 _ALPACA = frozenset({"instruction", "input", "output", "system", "history"})
 _COLUMNS = frozenset({"developer", "user", "analysis", "final", "reasoning_language"})
 
 
-def convert_alpaca(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_alpaca(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """user = instruction, a line break, input; the answer is output. Raises RowError."""
     draft = Draft(format, options)
     read_common(draft, row, _ALPACA)
@@ -36,7 +36,7 @@ def convert_alpaca(row: Mapping[str, Any], format: str, options: SourceOptions) 
     return draft.finish()
 
 
-def convert_multilingual(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_multilingual(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """The columns as they are; `reasoning_language` is metadata. Raises RowError."""
     draft = Draft(format, options)
     read_common(draft, row, _COLUMNS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.common_fields import read_common, read_weight
@@ -15,13 +16,12 @@ from counterpoint.data.formats.content import content_text, part_text
 from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, one_of, text_of
 from counterpoint.data.formats.openai import DECLARATIONS, is_prompt, read_declarations
-from counterpoint.data.formats.options import SourceOptions
 
 THINKING_BLOCKS = frozenset({"thinking", "redacted_thinking"})
 TOOL_BLOCKS = frozenset({"tool_use", "tool_result"})
 
 
-def convert_anthropic(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_anthropic(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """`system`, `messages`, `tools`, as the API takes them. Raises RowError."""
     draft = Draft(format, options)
     read_declarations(draft, row, "")

@@ -7,15 +7,15 @@ from typing import Any
 
 import orjson
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.formats.fields import describe
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.rows.strict_json import dumps
 
 _FIX = "write a JSON object as a string"
 
 
-def arguments_text(value: Any, field: str, options: SourceOptions, notice: Callable[[str, str, str], None]) -> str:
+def arguments_text(value: Any, field: str, options: ConversionSettings, notice: Callable[[str, str, str], None]) -> str:
     """Text of the arguments: a string that holds a JSON object stays as it is, byte for byte.
 
     Double-encoded and object arguments follow `options`; absent and empty ones become `{}`. Raises RowError.
@@ -38,7 +38,7 @@ def arguments_text(value: Any, field: str, options: SourceOptions, notice: Calla
     raise RowError("arguments_not_object", field, f"holds {describe(decoded)}, not a JSON object", _FIX)
 
 
-def _decode_again(text: str, field: str, options: SourceOptions, notice: Callable[[str, str, str], None]) -> str:
+def _decode_again(text: str, field: str, options: ConversionSettings, notice: Callable[[str, str, str], None]) -> str:
     if options.double_encoded_arguments == "quarantine":
         raise RowError("double_encoded_arguments", field, "encoded as JSON twice", _FIX)
     try:

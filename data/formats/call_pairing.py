@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Message
-from counterpoint.data.formats.options import SourceOptions
 
 AddNotice = Callable[[str, str, str], None]
 _FIX = "give every result the id of its call"
@@ -31,7 +31,7 @@ class Event:
     result: Event | None = None
 
 
-def pair(events: Sequence[Event], options: SourceOptions, notice: AddNotice) -> list[Message]:
+def pair(events: Sequence[Event], options: ConversionSettings, notice: AddNotice) -> list[Message]:
     """Messages in Harmony's order: every call is followed by its result. Raises RowError."""
     messages: list[Message] = []
     turn: list[Event] = []
@@ -46,7 +46,7 @@ def pair(events: Sequence[Event], options: SourceOptions, notice: AddNotice) -> 
     return messages
 
 
-def _pair_turn(turn: list[Event], options: SourceOptions, notice: AddNotice) -> list[Message]:
+def _pair_turn(turn: list[Event], options: ConversionSettings, notice: AddNotice) -> list[Message]:
     if all(event.kind == "other" for event in turn):
         return [event.message for event in turn]
     _Matcher(options, notice).match(turn)
@@ -67,7 +67,7 @@ def _pair_turn(turn: list[Event], options: SourceOptions, notice: AddNotice) -> 
 class _Matcher:
     """Sets `result` of the answered calls of one turn."""
 
-    def __init__(self, options: SourceOptions, notice: AddNotice) -> None:
+    def __init__(self, options: ConversionSettings, notice: AddNotice) -> None:
         self.options = options
         self.notice = notice
         self.open: dict[int, Event] = {}
@@ -154,7 +154,7 @@ def _is_named(call: Event, name: str) -> bool:
     return call.message.recipient in (name, f"functions.{name}")
 
 
-def _without_unanswered(turn: list[Event], options: SourceOptions, notice: AddNotice) -> list[Event]:
+def _without_unanswered(turn: list[Event], options: ConversionSettings, notice: AddNotice) -> list[Event]:
     """Of the calls made at once, the answered ones, then the first unanswered one; the others are left out."""
     out: list[Event] = []
     groups = [list(g) for _, g in groupby((e for e in turn if e.kind != "result"), lambda e: (e.kind, e.group))]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.formats.fields import as_text, describe, one_of, wrong_type
-from counterpoint.data.formats.options import SourceOptions
 
 TEXT_TYPES = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text"})
 _MEDIA = {
@@ -27,7 +27,7 @@ _MEDIA = {
 AddNotice = Callable[[str, str, str], None]
 
 
-def content_text(value: Any, field: str, options: SourceOptions, notice: AddNotice) -> str | None:
+def content_text(value: Any, field: str, options: ConversionSettings, notice: AddNotice) -> str | None:
     """Text of `content`; None where absent. Text parts are joined without a separator. Raises RowError."""
     if value is None or isinstance(value, str):
         return value
@@ -41,7 +41,7 @@ def content_text(value: Any, field: str, options: SourceOptions, notice: AddNoti
     return "".join(texts)
 
 
-def part_text(part: Any, field: str, options: SourceOptions, notice: AddNotice) -> str:
+def part_text(part: Any, field: str, options: ConversionSettings, notice: AddNotice) -> str:
     """Text of one content part; media are refused or written as a placeholder."""
     if isinstance(part, str):
         return part
@@ -62,7 +62,7 @@ def part_text(part: Any, field: str, options: SourceOptions, notice: AddNotice) 
     raise RowError("unknown_part", field, f"a content part of unknown type ({name})", "write text parts only")
 
 
-def media(name: str, field: str, options: SourceOptions, notice: AddNotice) -> str:
+def media(name: str, field: str, options: ConversionSettings, notice: AddNotice) -> str:
     if options.images == "placeholder":
         notice("media_placeholder", field, f"{name} was written as [{name}]")
         return f"[{name}]"

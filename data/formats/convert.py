@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Conversation, Notice, Preference
 from counterpoint.data.formats.alpaca import convert_alpaca, convert_multilingual
@@ -16,7 +17,6 @@ from counterpoint.data.formats.detect import FORMATS, detect
 from counterpoint.data.formats.fields import as_object
 from counterpoint.data.formats.harmony_messages import convert_harmony
 from counterpoint.data.formats.openai import convert_chat
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.preference import (
     convert_completion,
     convert_kto,
@@ -31,7 +31,7 @@ from counterpoint.data.harmony.window import split_turns
 
 Converted = Conversation | Preference
 _MESSAGE_COLUMNS = ("messages", "conversations", "prompt", "chosen", "rejected", "completion")
-Converter = Callable[[Mapping[str, Any], str, SourceOptions], Converted]
+Converter = Callable[[Mapping[str, Any], str, ConversionSettings], Converted]
 
 _CONVERTERS: dict[str, Converter] = {
     "openai": convert_chat,
@@ -52,7 +52,7 @@ _CONVERTERS: dict[str, Converter] = {
 }
 
 
-def convert(value: Any, format: str = "auto", options: SourceOptions | None = None) -> Converted:
+def convert(value: Any, format: str = "auto", options: ConversionSettings | None = None) -> Converted:
     """Reads one row. Raises RowError where it cannot be used, ConfigError where no format has that name."""
     value, notices = _unpacked(value)
     if format == "auto":
@@ -62,7 +62,7 @@ def convert(value: Any, format: str = "auto", options: SourceOptions | None = No
     if isinstance(value, list):
         value = {"items" if format == "responses" else "messages": value}
     try:
-        converted = _CONVERTERS[format](as_object(value, "row"), format, options or SourceOptions())
+        converted = _CONVERTERS[format](as_object(value, "row"), format, options or ConversionSettings())
         return _noticed(converted, notices) if notices else converted
     except RecursionError:
         raise RowError("too_deep", "row", "nested too deep", "flatten the row") from None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import (
     CONSTRAIN_JSON,
@@ -21,7 +22,6 @@ from counterpoint.data.conversation import (
 from counterpoint.data.formats.call_arguments import arguments_text
 from counterpoint.data.formats.call_pairing import Event, pair
 from counterpoint.data.formats.harmony_system import parse_system
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.tool_names import ToolNames
 from counterpoint.data.rows.strict_json import dumps, loads
 
@@ -47,7 +47,7 @@ class Call:
 class Draft:
     """A conversation in the making. Fields in its methods are paths in the source row, for notices and errors."""
 
-    def __init__(self, format: str, options: SourceOptions, builtin_tools: Sequence[str] = ()) -> None:
+    def __init__(self, format: str, options: ConversionSettings, builtin_tools: Sequence[str] = ()) -> None:
         self.format = format
         self.options = options
         self.notices: list[Notice] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CHANNELS, Channel, Conversation, Message
 from counterpoint.data.formats.common_fields import read_common, read_effort, read_weight
@@ -16,21 +17,20 @@ from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_object, describe, text_of
 from counterpoint.data.formats.harmony_raw import convert_raw
 from counterpoint.data.formats.openai import DECLARATIONS, read_declarations
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.tool_names import BUILTIN_TOOLS
 from counterpoint.data.harmony.tool_declarations import read_tools
 
 _MESSAGE = frozenset({"role", "name", "author", "content", "channel", "recipient", "content_type", "weight"})
 
 
-def convert_harmony(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_harmony(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """A row of messages, of raw text (`text`, or `prompt` and `response`), or of ids. Raises RowError."""
     if isinstance(row.get("messages"), list):
         return _convert_messages(row, format, options)
     return convert_raw(row, format, options)
 
 
-def _convert_messages(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def _convert_messages(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     draft = Draft(format, options)
     read_declarations(draft, row, "")
     read_common(draft, row, DECLARATIONS | {"messages"})

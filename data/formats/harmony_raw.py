@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_text, describe, one_of
 from counterpoint.data.formats.harmony_system import parse_system
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.harmony.parse import messages_of
 from counterpoint.data.harmony.vocabulary import CALL, END, MESSAGE, N_VOCAB, RETURN, START, load_vocabulary
 
@@ -32,7 +32,7 @@ def is_harmony_text(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith(("<|start|>", "<|channel|>"))
 
 
-def convert_raw(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_raw(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """A row of `text`, of `prompt` and maybe `response`, or of ids. Raises RowError."""
     draft = Draft(format, options)
     read_common(draft, row, _READ)

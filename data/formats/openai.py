@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, ResponseFormat
 from counterpoint.data.formats.chat import add_messages
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_object, as_text, join, wrong_type
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.harmony.tool_declarations import read_tools
 
 MESSAGE_KEYS = ("messages", "traj", "history", "conversation")
 DECLARATIONS = frozenset({"tools", "functions", "parallel_tool_calls", "response_format"})
 
 
-def convert_chat(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_chat(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """A row with `messages` (or `traj`, `history`, `conversation`) and optional `tools`. Raises RowError."""
     key = next((k for k in MESSAGE_KEYS if holds_messages(row, k)), "messages")
     draft = Draft(format, options)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.formats.chat import add_messages
@@ -17,7 +18,6 @@ from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_object, describe, wrong_type
 from counterpoint.data.formats.hermes import add_tagged_assistant, looks_tagged
 from counterpoint.data.formats.openai import DECLARATIONS, read_declarations
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.tags import has_tags
 
 _TRL = frozenset({"prompt", "chosen", "rejected", "system"})
@@ -25,7 +25,7 @@ _OPENAI = frozenset({"input", "preferred_output", "non_preferred_output"})
 _ANSWER_FIX = "write the answer as a string or as messages"
 
 
-def convert_openai_preference(row: Mapping[str, Any], format: str, options: SourceOptions) -> Preference:
+def convert_openai_preference(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Preference:
     """`{"input": {messages, tools}, "preferred_output", "non_preferred_output"}`. Raises RowError."""
     given = as_object(row.get("input"), "input")
     messages = as_list(given.get("messages"), "input.messages")
@@ -40,7 +40,7 @@ def convert_openai_preference(row: Mapping[str, Any], format: str, options: Sour
     return _pair(begin, messages, "input.messages", row, ("preferred_output", "non_preferred_output"))
 
 
-def convert_preference(row: Mapping[str, Any], format: str, options: SourceOptions) -> Preference:
+def convert_preference(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Preference:
     """`chosen` and `rejected` behind `prompt`, or behind the messages that both begin with. Raises RowError."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     prompt, answers = row.get("prompt"), [chosen, rejected]
@@ -76,7 +76,7 @@ def _pair(
     return _preference(prompt, chosen, rejected, keys[1])
 
 
-def convert_kto(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_kto(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """`prompt` and `completion` (or `messages`), and a `label`, which becomes metadata. Raises RowError."""
     if not isinstance(row.get("label"), bool):
         raise wrong_type(row.get("label"), "label", "true for a wanted answer, false for an unwanted one")
@@ -84,7 +84,7 @@ def convert_kto(row: Mapping[str, Any], format: str, options: SourceOptions) -> 
     return replace(conversation, metadata={**conversation.metadata, "label": row["label"]})
 
 
-def convert_completion(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_completion(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """`prompt` and `completion` (of which the completion is trained), or `messages`. Raises RowError."""
     draft = Draft(format, options)
     read_declarations(draft, row, "")

@@ -7,17 +7,18 @@ from dataclasses import replace
 from itertools import chain, islice, repeat
 from math import floor
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.formats.convert import Converted, convert
-from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.sessions import by_session, is_log_line
 from counterpoint.data.rows.containers import rows_from_line, unread_rows
 from counterpoint.data.rows.row import AnyRow, BadRow, RawRow, UnreadRow, read
 
 
 def read_conversations(
-    sources: SourceSpec | str | Iterable[SourceSpec | str], options: SourceOptions | None = None
+    sources: SourceSpec | str | Iterable[SourceSpec | str], options: ConversionSettings | None = None
 ) -> Iterator[Converted | BadRow]:
     """Every row of one source or of several: a conversation, a preference, or a bad row with its reason.
 
@@ -25,13 +26,15 @@ def read_conversations(
     taken `floor((k+1)w) - floor(kw)` times. Raises DataError where a source does not exist, ConfigError for a weight
     that is not positive.
     """
-    options = options or SourceOptions()
+    options = options or ConversionSettings()
     specs = [sources] if isinstance(sources, SourceSpec | str) else sources
     for row, format, times in weighted_rows(specs):
         yield from converted_rows(row, format, times, options)
 
 
-def conversations_from(spec: SourceSpec, options: SourceOptions, first: int) -> Iterator[Converted | BadRow] | None:
+def conversations_from(
+    spec: SourceSpec, options: ConversionSettings, first: int
+) -> Iterator[Converted | BadRow] | None:
     """Rows of one file from line `first` on, quickly; None where only reading all rows before tells which it is."""
     if spec.weight != 1 or spec.rows is not None:
         return None
@@ -58,7 +61,7 @@ def weighted_rows(specs: Iterable[SourceSpec | str]) -> Iterator[tuple[AnyRow, s
             yield row, spec.format, floor((k + 1) * spec.weight) - floor(k * spec.weight)
 
 
-def converted_rows(row: AnyRow, format: str, times: int, options: SourceOptions) -> Iterator[Converted | BadRow]:
+def converted_rows(row: AnyRow, format: str, times: int, options: ConversionSettings) -> Iterator[Converted | BadRow]:
     """A row's conversation `times` times, or the bad row once."""
     converted = row if isinstance(row, BadRow) else convert_row(row, format, options)
     return repeat(converted, 1 if isinstance(converted, BadRow) else times)
@@ -72,7 +75,7 @@ def source_rows(spec: SourceSpec) -> Iterator[AnyRow]:
     return islice(rows, spec.rows)
 
 
-def convert_row(row: RawRow | UnreadRow, format: str, options: SourceOptions) -> Converted | BadRow:
+def convert_row(row: RawRow | UnreadRow, format: str, options: ConversionSettings) -> Converted | BadRow:
     """The conversation of a row, with its source and the container's notices; or the reason why there is none."""
     found = read(row)
     if isinstance(found, BadRow):

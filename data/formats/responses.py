@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.common_fields import read_common, read_effort, read_weight
@@ -16,7 +17,6 @@ from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, join, one_of, text_of
 from counterpoint.data.formats.hermes import add_tagged_assistant
 from counterpoint.data.formats.openai import DECLARATIONS, read_declarations, read_response_format
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.tags import has_tags
 
 ITEM_TYPES = frozenset(
@@ -56,7 +56,7 @@ _ITEM = frozenset(
 PARAMETERS = "responses_create_params"
 
 
-def convert_responses(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_responses(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """`input` and `output` (or `items`, or NeMo Gym's `responses_create_params` and `response`). Raises RowError."""
     draft = Draft(format, options)
     request, base = row, ""

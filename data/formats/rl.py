@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import text_of
 from counterpoint.data.formats.openai import DECLARATIONS, read_declarations
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.preference import add_prompt
 
 PROMPT_KEYS = ("prompt", "question", "problem", "input", "query")
@@ -41,7 +41,7 @@ def prompt_key(row: Mapping[str, Any]) -> str | None:
     return next((key for key in PROMPT_KEYS if isinstance(row.get(key), (str, list))), None)
 
 
-def convert_rl(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_rl(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """The prompt as a conversation; every other field is metadata, untouched. Raises RowError."""
     key = prompt_key(row)
     if key is None:

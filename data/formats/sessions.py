@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.anthropic import add_block_message
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_object, one_of
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.rows.row import AnyRow, RawRow, UnreadRow, read
 
 KEY = "loglines"
@@ -22,7 +22,7 @@ _KEY_TEXTS = tuple(f'"{key}"'.encode() for key in sorted(_LOG_KEYS))
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
-def convert_session(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_session(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """The main thread of a session; events that are no messages are counted and kept out. Raises RowError."""
     draft = Draft(format, options)
     read_common(draft, row, frozenset({KEY}))

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.common_fields import read_common, read_weight
@@ -19,7 +20,6 @@ from counterpoint.data.formats.hermes import (
     looks_tagged,
 )
 from counterpoint.data.formats.openai import DECLARATIONS, holds_messages, read_declarations
-from counterpoint.data.formats.options import SourceOptions
 
 KEYS = ("conversations", "conversation", "messages")
 SYSTEM = frozenset({"system", "developer"})
@@ -60,7 +60,7 @@ def add_turns(draft: Draft, turns: Any, field: str, tags: bool) -> None:
                 draft.unused(f"conversations[].{key}", f"{where}.{key}", value)
 
 
-def convert_sharegpt(row: Mapping[str, Any], format: str, options: SourceOptions) -> Conversation:
+def convert_sharegpt(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
     """A row with `conversations`, and maybe `system` and `tools`. Raises RowError."""
     key = next((k for k in KEYS if holds_messages(row, k)), KEYS[0])
     draft = Draft(format, options)

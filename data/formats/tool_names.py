@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Message, Tool
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.tool_files import BUILTIN_TOOLS, tools_of_file
 
 _LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -18,7 +18,9 @@ _ILLEGAL_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 class ToolNames:
     """The tool names of one conversation."""
 
-    def __init__(self, options: SourceOptions, notice: Callable[[str, str, str], None], builtin: Sequence[str]) -> None:
+    def __init__(
+        self, options: ConversionSettings, notice: Callable[[str, str, str], None], builtin: Sequence[str]
+    ) -> None:
         self.options = options
         self.notice = notice
         self.builtin = tuple(name for name in builtin if name in BUILTIN_TOOLS)

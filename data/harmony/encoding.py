@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from array import array
 from functools import lru_cache
-from typing import Literal
 
+from counterpoint.configs.data_section import CallStyle
 from counterpoint.data.conversation import Message
 from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, START, Vocabulary
 
-CallStyle = Literal["channel", "role"]
 _CALL, _END = array("i", [CALL]), array("i", [END])
 CONSTRAIN_TEXT = "<|constrain|>"
 

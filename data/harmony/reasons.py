@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.data.conversation import Conversation, Message
-from counterpoint.data.harmony.render import RenderSettings
 
 OPENS = "<|start|>assistant"
 PROMPT = f"prompt: the server writes {OPENS}"

@@ -7,115 +7,31 @@ The prompt of an example is byte-identical to what inference sees before that tu
 from __future__ import annotations
 
 from array import array
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
-from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from counterpoint.data.conversation import Conversation, Effort, Message, Notice
-from counterpoint.data.harmony.encoding import CallStyle, Grammar
+from counterpoint.configs.data_section import OpeningSettings, RenderSettings
+from counterpoint.data.conversation import Conversation, Effort, Message
+from counterpoint.data.harmony.encoding import Grammar
 from counterpoint.data.harmony.prompt import Openings
-from counterpoint.data.harmony.vocabulary import CALL, END, MESSAGE, RETURN, Vocabulary
+from counterpoint.data.harmony.spans import ANY_MESSAGE, CHANNEL_CODES, CONTEXT, Example, Span, SpanArrays, placed
+from counterpoint.data.harmony.vocabulary import CALL, END, RETURN, Vocabulary
 from counterpoint.data.harmony.window import Turn, histories, history, split_turns
 
 RENDERER_VERSION = 1
 """Raised with every change of ids or weights of any conversation: what older versions prepared is made anew."""
 
-CONTEXT, ANALYSIS, COMMENTARY, FINAL = 0, 1, 2, 3
-CHANNEL_NAMES = ("context", "analysis", "commentary", "final")
-CHANNEL_CODES = {name: code for code, name in enumerate(CHANNEL_NAMES)}
-
-_ANY_MESSAGE = -3
-"""`Span.message` of a span that stands in many messages."""
-
-TrainOn = Literal["turns", "last_turn", "assistant", "final"]
-MissingThinking = Literal["keep", "final_body", "effort_low"]
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelWeights:
-    """Loss weights by part of an assistant message; 0 trains none of it.
-
-    analysis, preamble, final: header and body of that kind of message. call_header: from the channel to `<|message|>`
-    of a tool call; call_arguments: its body. terminators: `<|end|>`, `<|call|>`, `<|return|>`, and the
-    `<|start|>assistant` of a message that follows in the same action.
-    """
-
-    analysis: float = 1.0
-    preamble: float = 1.0
-    call_header: float = 1.0
-    call_arguments: float = 1.0
-    final: float = 1.0
-    terminators: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class RenderSettings:
-    """How conversations are written where the row itself does not say.
-
-    effort: of rows without one. effort_buckets: (a, b) takes low below a analysis tokens, medium below b, else high,
-    for rows without an effort and with analysis. date: `YYYY-MM-DD` in every system message, "" for none.
-    call_style: section of a trained call's recipient (`channel` is what gpt-oss samples).
-    train_on: `turns` one example per turn; `last_turn` the last only; `final` every turn, loss on finals only;
-    `assistant` one example a conversation, every assistant message trained in place and no analysis dropped (the
-    `<|end|>` of a final inside it is not trained: at inference it never follows one).
-    missing_thinking: for turns without analysis: `keep` trains them whole, `final_body` leaves out the header of the
-    final so that answering first is not learned, `effort_low` writes effort low into the prompt.
-    """
-
-    effort: Effort = "medium"
-    effort_buckets: tuple[int, int] | None = None
-    date: str = "2025-06-28"
-    identity: str | None = None
-    call_style: CallStyle = "channel"
-    weights: ChannelWeights = field(default_factory=ChannelWeights)
-    train_on: TrainOn = "turns"
-    missing_thinking: MissingThinking = "keep"
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One training example.
-
-    ids (N,) int32; weights (N,) float32, the loss weight of predicting ids[i], 0 = context; channels (N,) uint8, codes
-    of `CHANNEL_NAMES` for the tokens of the target, `CONTEXT` elsewhere. turn counts assistant turns from 0.
-    """
-
-    source: str
-    turn: int
-    ids: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-    channels: npt.NDArray[np.uint8]
-    notices: tuple[Notice, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class Span:
-    """Ids that share their fate. Not to be changed; not frozen, because that makes it three times as slow to make.
-
-    message: index in the conversation, -1 for the opening, -2 for a `<|start|>assistant` of the prompt, -3 for the
-    header, the terminator and a trained `<|start|>assistant`, which all messages of one kind share (`Renderer.spans`
-    tells them apart).
-    part: `system`, `developer`, `context`, `prompt`, or a field of `ChannelWeights`.
-    """
-
-    ids: array[int]
-    weight: float
-    channel: int
-    message: int
-    part: str
-
 
 class Renderer:
-    """Writes conversations with one vocabulary and one set of settings. Not safe to share between threads."""
+    """Writes conversations with one vocabulary and one set of settings. Not safe to share between threads.
 
-    def __init__(self, vocabulary: Vocabulary, settings: RenderSettings | None = None) -> None:
+    settings: section `data` of a run file or a part of it; what it does not say has its default.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, settings: OpeningSettings | None = None) -> None:
         self.vocabulary = vocabulary
-        self.settings = settings or RenderSettings()
+        self.settings = RenderSettings() if settings is None else RenderSettings.of(settings)
         self.grammar = Grammar(vocabulary)
         self.openings = Openings(vocabulary)
         self.form_of = lru_cache(maxsize=4096)(self._form_of)
@@ -162,7 +78,7 @@ class Renderer:
         """The examples of at most `max_tokens` tokens, and how many are longer."""
         examples: list[Example] = []
         too_long = 0
-        arrays = _Arrays()
+        arrays = SpanArrays()
         for turn, spans in self._turn_spans(conversation):
             if not any(span.weight > 0 and span.ids for span in spans):
                 continue
@@ -181,7 +97,7 @@ class Renderer:
         It is what `counterpoint show` explains.
         """
         for turn, spans in self._turn_spans(conversation, turns):
-            yield turn, _placed(spans)
+            yield turn, placed(spans)
 
     def effort_of(self, conversation: Conversation) -> Effort:
         settings = self.settings
@@ -243,16 +159,16 @@ class Renderer:
         end_weight = 0.0 if is_final and end == END else weights.terminators
         code = CHANNEL_CODES[channel or "context"]
         return _Form(
-            Span(header_ids, header_weight * scale, code, _ANY_MESSAGE, header),
+            Span(header_ids, header_weight * scale, code, ANY_MESSAGE, header),
             (getattr(weights, body) * scale, code, body),
-            Span(array("i", [end]), end_weight * scale, code, _ANY_MESSAGE, "terminators"),
+            Span(array("i", [end]), end_weight * scale, code, ANY_MESSAGE, "terminators"),
         )
 
     def _start_of(self, channel: str | None, scale: float) -> Span:
         """The `<|start|>assistant` before a message that follows another one in the same action."""
         weight = self.settings.weights.terminators * scale
         return Span(
-            self.grammar.start_assistant, weight, CHANNEL_CODES[channel or "context"], _ANY_MESSAGE, "terminators"
+            self.grammar.start_assistant, weight, CHANNEL_CODES[channel or "context"], ANY_MESSAGE, "terminators"
         )
 
     def _opening(self, conversation: Conversation, effort: Effort) -> list[Span]:
@@ -347,51 +263,3 @@ class _Form:
     header: Span
     body: tuple[float, int, str]
     end: Span
-
-
-def _placed(spans: Sequence[Span]) -> list[Span]:
-    """`spans` with the message of each: a header is of the body behind it, what follows a body is of that body."""
-    placed = list(spans)
-    for at, span in enumerate(placed):
-        if span.message == _ANY_MESSAGE:
-            is_header = span.ids[-1] == MESSAGE
-            placed[at] = replace(span, message=placed[at + 1 if is_header else at - 1].message)
-    return placed
-
-
-class _Arrays:
-    """Spans of one turn after the other -> arrays. Context that two turns share is laid out once."""
-
-    def __init__(self) -> None:
-        self._spans: list[Span] = []
-        self._ends: list[int] = []
-        self._ids = array("i")
-
-    def of(self, spans: list[Span]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """ids, weights and channels of an example."""
-        shared = 0
-        for old, new in zip(self._spans, spans, strict=False):
-            if old is not new:
-                break
-            shared += 1
-        ids, ends = self._ids, self._ends
-        del ids[ends[shared - 1] if shared else 0 :], ends[shared:]
-        new = spans[shared:]
-        parts = [span.ids for span in new]
-        starts = [*accumulate(map(len, parts), initial=len(ids))]
-        ids.frombytes(b"".join(parts))
-        ends += starts[1:]
-        self._spans = spans
-        weights_N = np.zeros(len(ids), dtype=np.float32)
-        channels_N = np.zeros(len(ids), dtype=np.uint8)
-        begun, weight, channel = 0, 0.0, CONTEXT
-        for start, span in zip(starts, new, strict=False):
-            if span.weight != weight or span.channel != channel:
-                if channel:
-                    weights_N[begun:start] = weight
-                    channels_N[begun:start] = channel
-                begun, weight, channel = start, span.weight, span.channel
-        if channel:
-            weights_N[begun:] = weight
-            channels_N[begun:] = channel
-        return np.array(ids, dtype=np.int32), weights_N, channels_N

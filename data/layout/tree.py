@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.data.harmony.render import Example
+from counterpoint.data.harmony.spans import Example
 
 Int32 = npt.NDArray[np.int32]
 

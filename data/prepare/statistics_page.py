@@ -8,7 +8,7 @@ from typing import Any
 
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.row_statistics import SAMPLED_EVERY, SAMPLED_WHOLE
-from counterpoint.data.harmony.render import CHANNEL_NAMES
+from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.pages.templates import render_page
 from counterpoint.data.prepared.cache import Fingerprint
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.formats.convert import Converted, trainable
-from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import convert_row, source_rows
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -33,7 +34,7 @@ def as_json(counter: RowCounter) -> dict[str, Any]:
 
 def validate(
     sources: Iterable[SourceSpec | str],
-    options: SourceOptions | None = None,
+    options: ConversionSettings | None = None,
     *,
     use: Use = "any",
     on_bad: Callable[[BadRow], None] | None = None,
@@ -44,7 +45,7 @@ def validate(
     use: what the rows are for: `sft` refuses rows without a trained answer, `dpo` all but pairs, `rl` pairs. on_bad is
     called with each bad row, on_row after each row. Raises DataError where a source does not exist.
     """
-    options = options or SourceOptions()
+    options = options or ConversionSettings()
     result = RowCounter()
     writes = _Writes()
     for source in sources:

@@ -22,13 +22,15 @@ from typing import Any
 
 import orjson
 
+from counterpoint.configs.data_section import ConversionSettings, RenderSettings
 from counterpoint.configs.errors import DataError, RunError
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.row_statistics import RowStatistics
 from counterpoint.data.dataset.training_rows import render_rows
-from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import converted_rows, weighted_rows
-from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer, RenderSettings
+from counterpoint.data.harmony.render import RENDERER_VERSION, Renderer
+from counterpoint.data.harmony.spans import Example
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, full_fingerprint, load_vocabulary
 from counterpoint.data.layout.tree import size_of_tree
 from counterpoint.data.prepare.statistics_page import statistics_page
@@ -49,7 +51,7 @@ _BATCH_TOKENS = 2_000_000
 class Job:
     """How rows become examples. kept_ids: of a restricted vocabulary (the embedded tiny model's), else None."""
 
-    options: SourceOptions = field(default_factory=SourceOptions)
+    options: ConversionSettings = field(default_factory=ConversionSettings)
     render: RenderSettings = field(default_factory=RenderSettings)
     max_tokens: int | None = None
     kept_ids: tuple[int, ...] | None = None

@@ -14,13 +14,13 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from counterpoint.configs.data_section import ConversionSettings, RenderSettings
 from counterpoint.configs.errors import DataError
-from counterpoint.data.formats.options import SourceOptions, SourceSpec
-from counterpoint.data.harmony.render import RenderSettings
+from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.rows.containers import HUB, find, is_saved_dataset
 
 MANIFEST = "report.json"
@@ -78,11 +78,12 @@ class Manifest:
             return None
 
 
-def settings_of(render: RenderSettings, options: SourceOptions) -> dict[str, Any]:
-    """Settings of the renderer and the sources by dotted name, `data.weights.final` and so on."""
-    flat = {f"data.{f.name}": getattr(render, f.name) for f in fields(render) if f.name != "weights"}
-    flat |= {f"data.weights.{f.name}": getattr(render.weights, f.name) for f in fields(render.weights)}
-    return flat | {f"data.{f.name}": getattr(options, f.name) for f in fields(options)}
+def settings_of(render: RenderSettings, options: ConversionSettings) -> dict[str, Any]:
+    """Settings of the renderer and the readers by dotted name, `data.weights.final` and so on."""
+    flat = {name: getattr(render, name) for name in RenderSettings.model_fields if name != "weights"}
+    flat |= {f"weights.{name}": weight for name, weight in render.weights}
+    flat |= {name: getattr(options, name) for name in ConversionSettings.model_fields}
+    return {f"data.{name}": value for name, value in flat.items()}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

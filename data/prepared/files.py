@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Notice
-from counterpoint.data.harmony.render import CHANNEL_CODES, CHANNEL_NAMES, Example
+from counterpoint.data.harmony.spans import CHANNEL_CODES, CHANNEL_NAMES, Example
 
 SCHEMA = pa.schema(
     [

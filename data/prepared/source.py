@@ -7,10 +7,12 @@ from itertools import islice
 from math import floor
 from pathlib import Path
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import DataError
 from counterpoint.data.counts.counter import RowCounter
-from counterpoint.data.formats.options import SourceOptions, SourceSpec
-from counterpoint.data.harmony.render import RENDERER_VERSION, Example, Renderer
+from counterpoint.data.formats.options import SourceSpec
+from counterpoint.data.harmony.render import RENDERER_VERSION, Renderer
+from counterpoint.data.harmony.spans import Example
 from counterpoint.data.prepared import cache
 from counterpoint.data.prepared.cache import MANIFEST, Manifest
 from counterpoint.data.prepared.files import examples_of, read_batches
@@ -34,7 +36,7 @@ def read_prepared(path: str | Path) -> Iterator[Example]:
 
 
 def prepared_rows(
-    spec: SourceSpec, options: SourceOptions, renderer: Renderer, report: RowCounter, max_tokens: int
+    spec: SourceSpec, options: ConversionSettings, renderer: Renderer, report: RowCounter, max_tokens: int
 ) -> Iterator[list[Example]]:
     """The examples of each source row. What became of the rows when they were prepared is added to the report.
 
@@ -71,7 +73,7 @@ def _by_row(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield row
 
 
-def _check(path: str, manifest: Manifest, options: SourceOptions, renderer: Renderer, max_tokens: int) -> None:
+def _check(path: str, manifest: Manifest, options: ConversionSettings, renderer: Renderer, max_tokens: int) -> None:
     made_from = manifest.fingerprint
     wanted = cache.settings_of(renderer.settings, options)
     known = {name: made_from.settings[name] for name in wanted if name in made_from.settings}

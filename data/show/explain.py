@@ -14,7 +14,8 @@ from itertools import groupby
 from counterpoint.data.conversation import Conversation, Effort, Message, Notice, Preference
 from counterpoint.data.harmony import reasons
 from counterpoint.data.harmony.reasons import OPENS, Named
-from counterpoint.data.harmony.render import CHANNEL_NAMES, CONTEXT, Renderer, Span
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import CHANNEL_NAMES, CONTEXT, Span
 from counterpoint.data.harmony.vocabulary import START
 from counterpoint.data.harmony.window import Turn, history, split_turns
 
@@ -157,7 +158,7 @@ def explain(
 def _sides(pair: Preference, renderer: Renderer, why: str, max_tokens: int | None) -> list[ExplainedExample]:
     """Both sides of a pair; what they share is context."""
     sides = []
-    last_turn = Renderer(renderer.vocabulary, replace(renderer.settings, train_on="last_turn"))
+    last_turn = Renderer(renderer.vocabulary, renderer.settings.model_copy(update={"train_on": "last_turn"}))
     last_turn.openings = renderer.openings
     shared = tuple(replace(m, weight=0.0) if m.role == "assistant" else m for m in pair.prompt.messages)
     for side, messages in (("chosen", pair.chosen), ("rejected", pair.rejected)):

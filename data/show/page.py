@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from counterpoint.data.harmony.render import CHANNEL_NAMES
+from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.pages.templates import render_page, text_file
 from counterpoint.data.pages.visible import Pieces, cut, visible_line

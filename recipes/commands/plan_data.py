@@ -87,7 +87,6 @@ def _pairs(run: DpoRun) -> Work:
 
 
 def _rollouts(run: GrpoRun) -> Work:
-    from counterpoint.data.dataset.training_rows import render_settings
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.recipes.grpo import read_prompts
     from counterpoint.train.loop.grpo_items import items_of
@@ -96,7 +95,7 @@ def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.train.plan.memory import Batch
     from counterpoint.train.run.world import rows_per_step
 
-    renderer = Renderer(load_vocabulary_of(run.model), render_settings(run.data))
+    renderer = Renderer(load_vocabulary_of(run.model), run.data)
     prompts = read_prompts(run.data, renderer)
     items = items_of(prompts, renderer, run.grpo.efforts)
     rollouts = rows_per_step(cast(Any, run), _processes(run))

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.counts.lines import quarantine_line, training_lines
-    from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
+    from counterpoint.data.dataset.training_rows import source_specs
     from counterpoint.data.prepare.writer import Job, prepare
     from counterpoint.data.prepared.location import Place
 
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = data.model_fields_set
     limit = args.max_tokens or (data.max_tokens if "max_tokens" in chosen else CONTEXT_LENGTH)
     job = Job(
-        source_options(data),
-        render_settings(data),
+        options=data,
+        render=data,
         max_tokens=limit,
         kept_ids=_kept_ids(args.config),
         output="jsonl" if out.suffix == ".jsonl" else "arrow",

@@ -52,9 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from counterpoint.configs.model_section import ModelSettings
-    from counterpoint.data.dataset.training_rows import render_settings
     from counterpoint.data.harmony.completion import parse_completion
-    from counterpoint.data.harmony.render import Renderer, RenderSettings
+    from counterpoint.data.harmony.render import Renderer
     from counterpoint.recipes.commands.sample_view import ChannelPrinter, RawPrinter, Silent
     from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
     from counterpoint.train.model.load import device_of
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.no_adapter:
         found = replace(found, adapter=None)
     loaded = open_checkpoint(found, device_of(args.device))
-    settings = render_settings(found.run.data) if found.run is not None else RenderSettings()
+    settings = found.run.data if found.run is not None else None
     prompt = Renderer(loaded.vocabulary, settings).prompt(conversation, args.effort)
     printer = Silent() if args.json else (RawPrinter if args.raw else ChannelPrinter)(loaded.vocabulary, args.plain)
     started = time.perf_counter()

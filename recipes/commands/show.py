@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from counterpoint.data.dataset.training_rows import render_settings, source_options, source_specs
+    from counterpoint.data.dataset.training_rows import source_specs
     from counterpoint.data.formats.read import conversations_from, read_conversations
     from counterpoint.data.show.first_look import EVERY_ROW, chosen, first_look
 
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     wanted = args.rows or EVERY_ROW
-    specs, options = source_specs(data.train), source_options(data)
-    items: Iterator[Item] = read_conversations(specs, options)
+    specs = source_specs(data.train)
+    items: Iterator[Item] = read_conversations(specs, data)
     look = first_look(items, wanted)
     facts = _facts(data, look)
     names = [Path(spec.path).name for spec in specs]
@@ -66,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.data.harmony.vocabulary import load_vocabulary
 
-    renderer = Renderer(load_vocabulary(), render_settings(data))
+    renderer = Renderer(load_vocabulary(), data)
     one_file = len(specs) == 1 and Path(specs[0].path).is_file()
     if one_file and not look.rows and not look.complete:
-        items = conversations_from(specs[0], options, wanted.first) or items
+        items = conversations_from(specs[0], data, wanted.first) or items
     picked = chosen(look.rows, items, wanted, one_file)
     rows = _explained(picked, renderer, data, args)
     shown = _write_page(args, title, facts, rows, renderer) if args.html else _print_rows(args, rows, renderer, look)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.counts.lines import quarantine_line, validation_lines
-    from counterpoint.data.dataset.training_rows import source_options, source_specs
+    from counterpoint.data.dataset.training_rows import source_specs
     from counterpoint.data.prepare.validate import as_json, validate
 
     data = data_settings(args)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             if quarantine is not None:
                 quarantine.write(json.dumps(row.quarantined(), ensure_ascii=False) + "\n")
 
-        found = validate(specs, source_options(data), use=args.use, on_bad=on_bad, on_row=progress)
+        found = validate(specs, data, use=args.use, on_bad=on_bad, on_row=progress)
     if progress is not None:
         progress.clear()
     seconds = time.monotonic() - start

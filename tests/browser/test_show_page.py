@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from browser.chrome import CONTRAST, Chrome
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Notice
-from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.rows.row import BadRow
 from counterpoint.data.show.explain import explain

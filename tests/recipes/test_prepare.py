@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.data.formats.read import read_conversations
-from counterpoint.data.harmony.render import CHANNEL_NAMES, Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.recipes.cli import main
 

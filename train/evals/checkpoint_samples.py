@@ -9,8 +9,7 @@ from typing import Any
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.schema import EvaluateRun
-from counterpoint.data.dataset.training_rows import render_settings
-from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.checkpoints.find import Found, open_checkpoint
 from counterpoint.train.evals.journal import Row
@@ -72,7 +71,7 @@ class Planned:
 def planned(settings: EvaluateRun, found: Found, folder: Path) -> Planned:
     """The plan of one model. ConfigError and DataError for what is wrong with a task."""
     vocabulary = load_vocabulary_of(found.base)
-    rendering = render_settings(found.run.data) if found.run is not None else RenderSettings()
+    rendering = found.run.data if found.run is not None else None
     tasks = build_tasks(settings.eval)
     return Planned(
         settings, found, folder, vocabulary, tasks, plan(tasks, Renderer(vocabulary, rendering), settings.seed)

@@ -24,9 +24,8 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.conversation import Effort
-from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.data.harmony.completion import Completion, parse_completion
-from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.inspect_batches import Batches, Request
 from counterpoint.train.evals.inspect_messages import METADATA, conversation_of, effort_of, output_of
@@ -64,7 +63,7 @@ class CounterpointAPI(ModelAPI):
             raise TypeError(f"-M {next(iter(model_args))}: take effort, batch, device")
         self.effort: Effort = effort
         self.batch = batch
-        self.vocabulary, settings = load_vocabulary(), RenderSettings()
+        self.vocabulary, settings = load_vocabulary(), None
         if engine is None and base_url is not None:
             from counterpoint.train.sampling.server import ServerEngine
 
@@ -76,7 +75,7 @@ class CounterpointAPI(ModelAPI):
             found = find_checkpoint(model_name)
             loaded = open_checkpoint(found, device_of(device))
             self.vocabulary = loaded.vocabulary
-            settings = render_settings(found.run.data) if found.run is not None else settings
+            settings = found.run.data if found.run is not None else settings
             engine = Sampler(loaded, batch_rows=batch)
         self.renderer = Renderer(self.vocabulary, settings)
         self.batches = Batches(engine, batch)

@@ -21,11 +21,11 @@ import torch
 from peft import PeftModel
 from transformers.utils.hub import cached_file
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.dataset.training_rows import render_settings
-from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.checkpoints.find import Found, find_checkpoint, open_checkpoint
 from counterpoint.train.checkpoints.save import MARKER, write_folder
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE, save_weights
@@ -178,7 +178,7 @@ def _load_again(found: Found, folder: Path, target: Target) -> LoadedModel:
 
 
 def _manifest(found: Found, target: Target, loaded: LoadedModel, result: gate.Gate) -> Mapping[str, Any]:
-    settings = render_settings(found.run.data) if found.run is not None else RenderSettings()
+    settings = found.run.data if found.run is not None else RenderSettings()
     system = Renderer(loaded.vocabulary, settings).prompt(Conversation(()))[:-2]
     return {
         "made_by": f"counterpoint {version('counterpoint')}",

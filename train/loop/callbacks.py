@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from counterpoint.data.harmony.render import CHANNEL_NAMES
+from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.adapters.attach import check_attached_after_step, check_attached_before_step, lora_parts
 from counterpoint.train.loop.meter import Meter

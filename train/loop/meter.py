@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from counterpoint.data.harmony.render import CHANNEL_NAMES
+from counterpoint.data.harmony.spans import CHANNEL_NAMES
 
 N_CHANNELS = len(CHANNEL_NAMES)
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.data.conversation import EFFORTS, Conversation
 from counterpoint.data.formats.read import read_conversations
-from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import SPECIAL_NAMES, byte_ids, load_vocabulary
 from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import LoadedModel, finish_model, load_model

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
@@ -43,7 +44,7 @@ class EvalPrompt:
     follow_ups: tuple[FollowUp, ...] = ()
 
 
-def load_prompts(path: str | SourceSpec | None, options: SourceOptions | None = None) -> list[EvalPrompt]:
+def load_prompts(path: str | SourceSpec | None, options: ConversionSettings | None = None) -> list[EvalPrompt]:
     """Prompts of a file (`example:NAME` of the package; None takes the built-in probes), in its order.
 
     A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GptOssConfig, GptOssForCausalLM, TrainerCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
 
-from counterpoint.data.harmony.render import Example
+from counterpoint.data.harmony.spans import Example
 from counterpoint.data.layout.collate import Collator
 from counterpoint.data.layout.tree import TreeRow, forest_of, tree_of
 from counterpoint.train.checkpoints import save

@@ -1,31 +1,74 @@
-"""The run file's section `data` and the dataclasses that data code takes say the same things."""
+"""The run file's section `data` is what the renderer and the readers of formats take."""
 
-from dataclasses import fields
 from typing import get_args
 
-from counterpoint.configs.base import Effort
-from counterpoint.configs.data_section import Format
-from counterpoint.configs.schema import DataSettings
-from counterpoint.data import conversation
-from counterpoint.data.dataset.training_rows import render_settings, source_options
+from counterpoint.configs.data_section import ConversionSettings, Format, RenderSettings
+from counterpoint.configs.schema import DataSettings, PromptSettings
 from counterpoint.data.formats.convert import _CONVERTERS
 from counterpoint.data.formats.detect import FORMATS
-from counterpoint.data.formats.options import SourceOptions
-from counterpoint.data.harmony.render import RenderSettings
-
-DATA = DataSettings.model_validate({"train": "a.jsonl"})
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.prepared.cache import Fingerprint, plain, settings_of
 
 
 def test_every_format_can_be_named_in_a_run_file() -> None:
     assert get_args(Format) == ("auto", *FORMATS)
     assert set(FORMATS) == set(_CONVERTERS)
-    assert get_args(Effort) == conversation.EFFORTS
 
 
-def test_every_option_of_a_source_is_a_setting() -> None:
-    assert {field.name for field in fields(SourceOptions)} <= set(DataSettings.model_fields)
+def test_the_section_is_what_renderer_and_readers_take() -> None:
+    data = DataSettings.model_validate({"train": "a.jsonl", "effort": "low", "weights": {"final": 2}, "tools": "t"})
+    assert RenderSettings.of(data) is data
+    assert Renderer(load_vocabulary(), data).settings is data
+    assert {*RenderSettings.model_fields, *ConversionSettings.model_fields} < set(DataSettings.model_fields)
 
 
-def test_defaults_agree() -> None:
-    assert source_options(DATA) == SourceOptions()
-    assert render_settings(DATA) == RenderSettings()
+def test_prompts_say_the_opening_and_leave_the_rest_at_its_defaults() -> None:
+    prompts = PromptSettings.model_validate(
+        {"train": {"type": "arithmetic"}, "effort": "low", "date": "none", "identity": "I."}
+    )
+    assert RenderSettings.of(prompts) == RenderSettings(effort="low", date="", identity="I.")
+
+
+def test_what_a_manifest_records_of_the_settings() -> None:
+    """Names and values as version 1 wrote them: folders that it prepared are taken as they are."""
+    data = DataSettings.model_validate({"train": "a.jsonl", "weights": {"final": 2}, "builtin_tools": "python"})
+    assert plain(settings_of(data, data)) == {
+        "data.builtin_tools": ["python"],
+        "data.call_style": "channel",
+        "data.calls_without_result": "first",
+        "data.date": "2025-06-28",
+        "data.date_field": None,
+        "data.double_encoded_arguments": "decode",
+        "data.effort": "medium",
+        "data.effort_buckets": None,
+        "data.effort_field": None,
+        "data.harmony_markup": "text",
+        "data.harmony_system": "parse",
+        "data.identity": None,
+        "data.images": "quarantine",
+        "data.late_system": "developer",
+        "data.missing_thinking": "keep",
+        "data.object_arguments": "text",
+        "data.parallel_calls": "pair",
+        "data.text_beside_call": "preamble",
+        "data.tool_names": "keep",
+        "data.tools": None,
+        "data.train_on": "turns",
+        "data.unanswered": "keep",
+        "data.unmatched_results": "order",
+        "data.weights.analysis": 1.0,
+        "data.weights.call_arguments": 1.0,
+        "data.weights.call_header": 1.0,
+        "data.weights.final": 2.0,
+        "data.weights.preamble": 1.0,
+        "data.weights.terminators": 1.0,
+    }
+    settings = {
+        **settings_of(data, data),
+        "data.max_tokens": 64,
+        "output": "arrow",
+        "sources": [["a", "auto", 1.0, None]],
+    }
+    made_from = Fingerprint(settings, {"a": "0"}, "vocabulary", 1)
+    assert made_from.digest == "d817c80ef517312a1649dcba39f11bc5ae2b150d41c4e946f3a356b7f4d760cf"

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.counts.counter import kind_of
 from counterpoint.data.formats.convert import convert, trainable
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.formats.tool_files import read_tool_names, tools_of_file
 from counterpoint.data.harmony.window import split_turns
 
@@ -48,7 +48,7 @@ def say(text, **fields):
 
 def read(*messages, tools=(TOOL,), row=None, tools_file=None, **options) -> Conversation:
     value = {"messages": [USER, *messages], **({"tools": list(tools)} if tools else {}), **(row or {})}
-    conversation = convert(value, "auto", SourceOptions(tools=tools_file, **options))
+    conversation = convert(value, "auto", ConversionSettings(tools=tools_file, **options))
     assert isinstance(conversation, Conversation)
     return conversation
 
@@ -290,7 +290,7 @@ def test_a_harmony_system_block_is_taken_apart():
     assert conversation.builtin_tools == ("python",)
     assert conversation.instructions is None
     assert kinds(conversation) == ["harmony_system"]
-    kept = convert(value, "auto", SourceOptions(harmony_system="text"))
+    kept = convert(value, "auto", ConversionSettings(harmony_system="text"))
     assert isinstance(kept, Conversation)
     assert kept.instructions == HARMONY_SYSTEM
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Tool
 from counterpoint.data.formats.convert import convert
-from counterpoint.data.formats.options import SourceOptions
 
 WEATHER = {
     "type": "function",
@@ -32,7 +32,7 @@ def row(*messages, tools=(WEATHER,), **fields):
 
 
 def read(value, **options) -> Conversation:
-    conversation = convert(value, "auto", SourceOptions(**options))
+    conversation = convert(value, "auto", ConversionSettings(**options))
     assert isinstance(conversation, Conversation)
     return conversation
 
@@ -43,7 +43,7 @@ def kinds(conversation):
 
 def fault(value, **options) -> RowError:
     with pytest.raises(RowError) as caught:
-        convert(value, "auto", SourceOptions(**options))
+        convert(value, "auto", ConversionSettings(**options))
     return caught.value
 
 

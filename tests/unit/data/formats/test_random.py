@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CHANNELS, Conversation, Preference
 from counterpoint.data.counts.counter import kind_of
 from counterpoint.data.formats.convert import convert
 from counterpoint.data.formats.detect import FORMATS, detect
-from counterpoint.data.formats.options import SourceOptions
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 
@@ -118,8 +118,8 @@ def mutated(draw):
 
 
 OPTIONS = [
-    SourceOptions(),
-    SourceOptions(
+    ConversionSettings(),
+    ConversionSettings(
         text_beside_call="analysis",
         parallel_calls="first",
         calls_without_result="quarantine",

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from strategies import official_training_ids
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.official import official_encoding
-from counterpoint.data.harmony.render import CHANNEL_NAMES, Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import Vocabulary, _ranks_bytes, load_vocabulary
 from counterpoint.data.harmony.window import history, split_turns
 

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import texts
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Tool
 from counterpoint.data.harmony.encoding import CallStyle, Grammar
 from counterpoint.data.harmony.parse import messages_of
-from counterpoint.data.harmony.render import Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, byte_ids, load_vocabulary
 
 names = st.sampled_from(["functions.f", "functions.get_weather", "python", "browser.search", "functions.a.b"])

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from strategies import conversations, official_prompt_ids, official_training_ids
 
+from counterpoint.configs.data_section import ChannelWeights, RenderSettings
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Tool
-from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import Example
 from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, load_vocabulary
 from counterpoint.data.harmony.window import Turn, history, split_turns
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from strategies import conversations
 
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.harmony.render import Example, Renderer
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import Example
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.layout.collate import Collator
 from counterpoint.data.layout.pack import pack

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from counterpoint.data.formats.options import SourceOptions, SourceSpec
+from counterpoint.configs.data_section import ConversionSettings
+from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -39,7 +40,7 @@ def test_weights_and_limits_of_sources(tmp_path):
     file = write(tmp_path / "a.jsonl", *[chat("a", str(n)) for n in range(10)])
     assert validate([SourceSpec(file, weight=3.0)]).rows == 10
     assert validate([SourceSpec(file, rows=4)]).rows == 4
-    assert validate([file, file], SourceOptions()).rows == 20
+    assert validate([file, file], ConversionSettings()).rows == 20
 
 
 @pytest.mark.slow

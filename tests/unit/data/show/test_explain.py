@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import conversations
 
+from counterpoint.configs.data_section import ChannelWeights, RenderSettings
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Notice, Preference, Tool
-from counterpoint.data.harmony.render import CHANNEL_CODES, ChannelWeights, Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import CHANNEL_CODES
 from counterpoint.data.harmony.vocabulary import START, load_vocabulary
 from counterpoint.data.show.explain import Explained, ExplainedExample, explain, ids_of
 
@@ -310,11 +312,18 @@ def test_chosen_turns_only() -> None:
     assert (row.turns, [example.turn for example in row.examples]) == (2, [1])
 
 
+channel_weights = (
+    st.fixed_dictionaries({part: st.sampled_from([0.0, 0.5, 1.0, 3.0]) for part in ChannelWeights.model_fields})
+    .filter(lambda weights: any(weights.values()))
+    .map(lambda weights: ChannelWeights(**weights))
+)
+
+
 @given(
     conversations(),
     st.sampled_from(["turns", "last_turn", "assistant", "final"]),
     st.sampled_from(["keep", "final_body", "effort_low"]),
-    st.builds(ChannelWeights, *[st.sampled_from([0.0, 0.5, 1.0])] * 6),
+    channel_weights,
 )
 @settings(max_examples=60)
 def test_ids_weights_and_channels_are_those_of_training(

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 from counterpoint.data.conversation import Conversation, Message, Notice
-from counterpoint.data.harmony.render import CHANNEL_NAMES, Renderer
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.rows.row import BadRow
 from counterpoint.data.show.explain import explain, ids_of

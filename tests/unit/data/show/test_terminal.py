@@ -8,8 +8,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from counterpoint.configs.data_section import ChannelWeights, RenderSettings
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Notice, Preference
-from counterpoint.data.harmony.render import ChannelWeights, Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.show.explain import explain
 from counterpoint.data.show.terminal import MAX_TURNS, TerminalView, View, console_for

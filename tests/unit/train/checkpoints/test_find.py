@@ -12,7 +12,6 @@ import torch
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun, TrainingRun
-from counterpoint.data.dataset.training_rows import render_settings
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
 from counterpoint.train.checkpoints.save import checkpoint_name, write_folder
@@ -93,7 +92,7 @@ def test_a_run_that_learns_from_pairs_or_rewards_is_known_by_its_settings(
 ) -> None:
     found = find_checkpoint(str(put_checkpoint(run_folder(tmp_path, run), adapter, 5)))
     assert (found.base, found.run) == (run.model, run)
-    rendering = render_settings(run.data)
+    rendering = run.data
     assert (rendering.identity, rendering.date, rendering.effort) == ("I.", run.data.date, run.data.effort)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from counterpoint.configs.data_section import ChannelWeights, RenderSettings
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Tool
-from counterpoint.data.harmony.render import ChannelWeights, Example, Renderer, RenderSettings
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.spans import Example
 from counterpoint.data.layout.collate import Collator
 from counterpoint.data.layout.pack import pack
 from counterpoint.data.layout.tree import TreeRow, tree_of

@@ -1,0 +1,102 @@
+"""What the renderer makes: spans of ids that share their weight and its reason, and examples as arrays of them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from counterpoint.data.conversation import Notice
+from counterpoint.data.harmony.vocabulary import MESSAGE
+
+CONTEXT, ANALYSIS, COMMENTARY, FINAL = 0, 1, 2, 3
+CHANNEL_NAMES = ("context", "analysis", "commentary", "final")
+CHANNEL_CODES = {name: code for code, name in enumerate(CHANNEL_NAMES)}
+
+ANY_MESSAGE = -3
+"""`Span.message` of a span that stands in many messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training example.
+
+    ids (N,) int32; weights (N,) float32, the loss weight of predicting ids[i], 0 = context; channels (N,) uint8, codes
+    of `CHANNEL_NAMES` for the tokens of the target, `CONTEXT` elsewhere. turn counts assistant turns from 0.
+    """
+
+    source: str
+    turn: int
+    ids: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    channels: npt.NDArray[np.uint8]
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """Ids that share their fate. Not to be changed; not frozen, because that makes it three times as slow to make.
+
+    message: index in the conversation, -1 for the opening, -2 for a `<|start|>assistant` of the prompt, -3 for the
+    header, the terminator and a trained `<|start|>assistant`, which all messages of one kind share (`Renderer.spans`
+    tells them apart).
+    part: `system`, `developer`, `context`, `prompt`, or a field of `ChannelWeights`.
+    """
+
+    ids: array[int]
+    weight: float
+    channel: int
+    message: int
+    part: str
+
+
+def placed(spans: Sequence[Span]) -> list[Span]:
+    """`spans` with the message of each: a header is of the body behind it, what follows a body is of that body."""
+    out = list(spans)
+    for at, span in enumerate(out):
+        if span.message == ANY_MESSAGE:
+            is_header = span.ids[-1] == MESSAGE
+            out[at] = replace(span, message=out[at + 1 if is_header else at - 1].message)
+    return out
+
+
+class SpanArrays:
+    """Spans of one turn after the other -> arrays. Context that two turns share is laid out once."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._ends: list[int] = []
+        self._ids = array("i")
+
+    def of(self, spans: list[Span]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """ids, weights and channels of an example."""
+        shared = 0
+        for old, new in zip(self._spans, spans, strict=False):
+            if old is not new:
+                break
+            shared += 1
+        ids, ends = self._ids, self._ends
+        del ids[ends[shared - 1] if shared else 0 :], ends[shared:]
+        new = spans[shared:]
+        parts = [span.ids for span in new]
+        starts = [*accumulate(map(len, parts), initial=len(ids))]
+        ids.frombytes(b"".join(parts))
+        ends += starts[1:]
+        self._spans = spans
+        weights_N = np.zeros(len(ids), dtype=np.float32)
+        channels_N = np.zeros(len(ids), dtype=np.uint8)
+        begun, weight, channel = 0, 0.0, CONTEXT
+        for start, span in zip(starts, new, strict=False):
+            if span.weight != weight or span.channel != channel:
+                if channel:
+                    weights_N[begun:start] = weight
+                    channels_N[begun:start] = channel
+                begun, weight, channel = start, span.weight, span.channel
+        if channel:
+            weights_N[begun:] = weight
+            channels_N[begun:] = channel
+        return np.array(ids, dtype=np.int32), weights_N, channels_N
