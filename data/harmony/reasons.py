@@ -1,108 +1,119 @@
-"""Why a token is masked, weighs other than 1, or is not there at all: a sentence each, in the words of the settings."""
+"""Why a token is masked, weighs other than 1, or is not there at all: a sentence each, in the words of the settings.
+
+The renderer makes each weight from its factors (`weighed`) and keeps them with it, as `Span.why`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
 
-from counterpoint.configs.data_section import RenderSettings
-from counterpoint.data.conversation import Conversation, Message
+from counterpoint.data.conversation import Message, Role
 
 OPENS = "<|start|>assistant"
-PROMPT = f"prompt: the server writes {OPENS}"
-TOOL_RESULT = "tool result: environment, never trained"
 EARLIER_RESULT = "context: tool result of an earlier turn"
 UNFINISHED = "not trained: no final or call ends this turn"
 UNFINISHED_CONTEXT = f"context, {UNFINISHED}"
 SHARED = "context: both sides of the pair share it"
 _NAMED = 6
 
+FROM_ROW = "the row"
+FORCED = "--effort"
+NO_THINKING = "no thinking, data.missing_thinking = effort_low"
+EFFORT_SETTING, DATE_SETTING, IDENTITY_SETTING = "data.effort", "data.date", "data.identity"
+
 Named = tuple[tuple[int, str], ...]
 """Messages by index, each with what it is (`what`)."""
 
 
-def effort(conversation: Conversation, settings: RenderSettings, forced: bool = False) -> str:
-    """Where the reasoning effort comes from."""
-    if forced:
-        return "--effort"
-    if conversation.effort is not None:
-        return "the row"
-    thinks = any(m.role == "assistant" and m.channel == "analysis" for m in conversation.messages)
-    if not thinks and settings.missing_thinking == "effort_low":
-        return "no thinking, data.missing_thinking = effort_low"
-    if thinks and settings.effort_buckets is not None:
-        low, medium = settings.effort_buckets
-        return f"length of the analysis, data.effort_buckets = [{low}, {medium}]"
-    return "data.effort"
+class Factor(NamedTuple):
+    """What a loss weight is multiplied with, and why."""
+
+    value: float
+    text: str
 
 
-def opening(conversation: Conversation, settings: RenderSettings, part: str, effort_reason: str) -> str:
-    """Of the system message, the developer message, and `<|start|>assistant`."""
-    if part == "system" and conversation.opening_ids is not None:
-        return "context: the row's own opening, ids kept"
-    if part == "system":
-        date = "the row" if conversation.date is not None else "data.date"
-        text = f"context: system message; effort from {effort_reason}, date from {date}"
-        if conversation.identity is not None:
-            return f"{text}, identity from the row"
-        return text if settings.identity is None else f"{text}, identity from data.identity"
-    if part == "developer":
-        holds = [] if conversation.instructions is None else ["instructions"]
-        for word, items in (("tool", conversation.tools), ("response format", conversation.response_formats)):
-            if items:
-                holds.append(f"{len(items)} {word}{'s' * (len(items) > 1)}")
-        return f"context: developer message with {', '.join(holds)}"
-    return PROMPT
+Why = tuple[Factor, ...]
+"""The factors of a weight that are not 1, in order: their product is the weight, that of () is 1."""
+
+PROMPT: Why = (Factor(0.0, f"prompt: the server writes {OPENS}"),)
+OWN_OPENING: Why = (Factor(0.0, "context: the row's own opening, ids kept"),)
+TOOL_RESULT: Why = (Factor(0.0, "tool result: environment, never trained"),)
+CONTEXT: dict[Role, Why] = {
+    "user": (Factor(0.0, "context: user message"),),
+    "developer": (Factor(0.0, "context: developer message in its place"),),
+    "assistant": (Factor(0.0, "context: earlier turn"),),
+    "tool": TOOL_RESULT,
+}
+FINALS_ONLY = Factor(0.0, "data.train_on = final")
+END_INSIDE = Factor(0.0, "<|end|> behind a final is never sampled")
+BARE_HEADER = Factor(0.0, "header of an answer without thinking, data.missing_thinking = final_body")
 
 
-def given(message: Message) -> str:
-    """Of a user's message, or a developer's in its place."""
-    return "context: user message" if message.role == "user" else "context: developer message in its place"
+def weighed(*factors: Factor) -> tuple[float, Why]:
+    """The weight that the factors make, and why it is other than 1."""
+    why = tuple(factor for factor in factors if factor.value != 1)
+    return prod((factor.value for factor in why), start=1.0), why
 
 
-def earlier_turn(number: int, settings: RenderSettings, trained: bool) -> str:
-    """Of an assistant message of a turn that was before."""
-    if settings.train_on == "last_turn":
-        return f"context: earlier turn {number + 1}; data.train_on = last_turn"
-    if not trained:
-        return f"context: earlier turn {number + 1}, not trained"
-    return f"context: earlier turn {number + 1}, trained in an example of its own"
+def of_row(weight: float) -> Factor:
+    return Factor(weight, f"weight {_number(weight)} of the whole row")
 
 
-def target(
-    conversation: Conversation,
-    message: Message,
-    part: str,
-    weight: float,
-    settings: RenderSettings,
-    opens: bool = False,
-) -> str:
+@lru_cache(maxsize=256)
+def of_message(weight: float) -> Factor:
+    return Factor(weight, f"weight {_number(weight)} in the row")
+
+
+def of_part(part: str, weight: float) -> Factor:
+    """part: a field of `ChannelWeights`."""
+    return Factor(weight, f"data.weights.{part} = {_number(weight)}")
+
+
+def by_length(low: int, medium: int) -> str:
+    """Of an effort by `data.effort_buckets`."""
+    return f"length of the analysis, data.effort_buckets = [{low}, {medium}]"
+
+
+@lru_cache(maxsize=256)
+def system(effort_from: str, date_from: str, identity_from: str | None) -> Why:
+    """Of the system message, with where its parts come from; None for OpenAI's own identity."""
+    text = f"context: system message; effort from {effort_from}, date from {date_from}"
+    return (Factor(0.0, text if identity_from is None else f"{text}, identity from {identity_from}"),)
+
+
+@lru_cache(maxsize=256)
+def developer(instructions: bool, tools: int, response_formats: int) -> Why:
+    """Of the developer message, with what it holds."""
+    holds = ["instructions"] if instructions else []
+    for word, count in (("tool", tools), ("response format", response_formats)):
+        if count:
+            holds.append(f"{count} {word}{'s' * (count > 1)}")
+    return (Factor(0.0, f"context: developer message with {', '.join(holds)}"),)
+
+
+def earlier_turn(number: int, last_only: bool, trained: bool) -> str:
+    """Of an assistant message of a turn that was before. last_only: no turn but the last is trained."""
+    text = f"{CONTEXT['assistant'][0].text} {number + 1}"
+    if last_only:
+        return f"{text}; data.train_on = last_turn"
+    return f"{text}, trained in an example of its own" if trained else f"{text}, not trained"
+
+
+def target(weight: float, why: Why, opens: bool = False, sampled: bool = False) -> str:
     """Of a part of the trained turn; "" where it is trained with weight 1 and written by the renderer.
 
-    opens: the part is the `<|start|>assistant` of the next message, which shares the fate of `message`.
+    opens: the part is the `<|start|>assistant` of the next message, which shares the fate of the one before. sampled:
+    the row has the message as ids.
     """
-    setting = getattr(settings.weights, part)
-    factors = []
-    if conversation.weight != 1:
-        factors.append((conversation.weight, f"weight {_number(conversation.weight)} of the whole row"))
-    if message.weight != 1:
-        factors.append((message.weight, f"weight {_number(message.weight)} in the row"))
-    if settings.train_on == "final" and not message.is_final:
-        factors.append((0.0, "data.train_on = final"))
-    if setting != 1:
-        factors.append((setting, f"data.weights.{part} = {_number(setting)}"))
+    words = " × ".join(factor.text for factor in why)
     if weight > 0:
-        raw = "kept as sampled: ids of the row" if message.raw_ids is not None else ""
-        words = " × ".join(text for _, text in factors)
-        changed = f"weight {_number(weight)}: {words}" if weight != 1 and len(factors) > 1 else words
-        reason = "; ".join(text for text in (changed, raw) if text)
+        changed = f"weight {_number(weight)}: {words}" if weight != 1 and len(why) > 1 else words
+        reason = "; ".join(text for text in (changed, "kept as sampled: ids of the row" if sampled else "") if text)
         return f"{OPENS}: {reason}" if opens and reason else reason
-    zero = next((text for factor, text in factors if factor == 0), None)
-    if zero is None:
-        zero = (
-            "<|end|> behind a final is never sampled"
-            if part == "terminators"
-            else "header of an answer without thinking, data.missing_thinking = final_body"
-        )
+    zero = next((factor.text for factor in why if factor.value == 0), words)
     return f"{OPENS} not trained: {zero}" if opens else f"not trained: {zero}"
 
 
@@ -120,14 +131,6 @@ def behind(messages: Named, in_turn: bool) -> str:
     """Of other messages behind the last call or final of a turn."""
     where = "behind the last call or final of the turn" if in_turn else "no assistant turn follows"
     return f"left out, {where}: {_listed(messages)}"
-
-
-def has_loss(conversation: Conversation, message: Message, settings: RenderSettings) -> bool:
-    """Whether an assistant message has a part that is trained."""
-    parts = {"analysis": ["analysis"], "commentary": ["preamble"], "final": ["final"]}.get(message.channel or "", [])
-    parts = ["call_header", "call_arguments"] if message.is_call else parts
-    scale = conversation.weight * message.weight * (settings.train_on != "final" or message.is_final)
-    return scale > 0 and any(getattr(settings.weights, part) for part in (*parts, "terminators"))
 
 
 def left_out(n_trained: int, n_tokens: int, max_tokens: int | None) -> str:

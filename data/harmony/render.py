@@ -7,20 +7,26 @@ The prompt of an example is byte-identical to what inference sees before that tu
 from __future__ import annotations
 
 from array import array
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from counterpoint.configs.data_section import OpeningSettings, RenderSettings
 from counterpoint.data.conversation import Conversation, Effort, Message
+from counterpoint.data.harmony import reasons
 from counterpoint.data.harmony.encoding import Grammar
 from counterpoint.data.harmony.prompt import Openings
+from counterpoint.data.harmony.reasons import Why, weighed
 from counterpoint.data.harmony.spans import ANY_MESSAGE, CHANNEL_CODES, CONTEXT, Example, Span, SpanArrays, placed
 from counterpoint.data.harmony.vocabulary import CALL, END, RETURN, Vocabulary
 from counterpoint.data.harmony.window import Turn, histories, history, split_turns
 
 RENDERER_VERSION = 1
 """Raised with every change of ids or weights of any conversation: what older versions prepared is made anew."""
+
+
+ChosenEffort = tuple[Effort, str]
+"""A reasoning effort, and where it comes from in the words of `reasons`."""
 
 
 class Renderer:
@@ -32,6 +38,7 @@ class Renderer:
     def __init__(self, vocabulary: Vocabulary, settings: OpeningSettings | None = None) -> None:
         self.vocabulary = vocabulary
         self.settings = RenderSettings() if settings is None else RenderSettings.of(settings)
+        self.part_factors = {part: reasons.of_part(part, weight) for part, weight in self.settings.weights}
         self.grammar = Grammar(vocabulary)
         self.openings = Openings(vocabulary)
         self.form_of = lru_cache(maxsize=4096)(self._form_of)
@@ -42,11 +49,12 @@ class Renderer:
 
         `effort` overrides the row's and the settings'.
         """
-        return [i for span in self.prompt_spans(conversation, effort) for i in span.ids]
+        chosen = None if effort is None else (effort, reasons.FORCED)
+        return [i for span in self.prompt_spans(conversation, chosen) for i in span.ids]
 
-    def prompt_spans(self, conversation: Conversation, effort: Effort | None = None) -> list[Span]:
+    def prompt_spans(self, conversation: Conversation, effort: ChosenEffort | None = None) -> list[Span]:
         """The prompt in spans, all of them context."""
-        spans = self._opening(conversation, effort or self.effort_of(conversation))
+        spans = self._opening(conversation, effort or self.chosen_effort(conversation))
         written = _Written(self, conversation)
         spans.extend(map(written.context, history(conversation.messages, len(conversation.messages))))
         return [*spans, written.prompt]
@@ -80,7 +88,7 @@ class Renderer:
         too_long = 0
         arrays = SpanArrays()
         for turn, spans in self._turn_spans(conversation):
-            if not any(span.weight > 0 and span.ids for span in spans):
+            if not _has_loss(spans):
                 continue
             if max_tokens is not None and sum(len(span.ids) for span in spans) > max_tokens:
                 too_long += 1
@@ -90,37 +98,49 @@ class Renderer:
         return examples, too_long
 
     def spans(
-        self, conversation: Conversation, turns: Container[int] | None = None
+        self, conversation: Conversation, turns: Container[int] | None = None, effort: ChosenEffort | None = None
     ) -> Iterator[tuple[Turn, list[Span]]]:
         """The spans of every turn (or of those with the numbers `turns`), untrained turns too, each with its message.
 
-        It is what `counterpoint show` explains.
+        It is what `counterpoint show` explains. `effort` overrides the row's and the settings'.
         """
-        for turn, spans in self._turn_spans(conversation, turns):
+        for turn, spans in self._turn_spans(conversation, turns, effort):
             yield turn, placed(spans)
 
+    def trained_turns(self, conversation: Conversation) -> set[int]:
+        """Numbers of the turns that have loss where each is the target of an example."""
+        written = _Written(self, conversation)
+        return {turn.number for turn in split_turns(conversation.messages) if _has_loss(written.target(turn))}
+
     def effort_of(self, conversation: Conversation) -> Effort:
+        return self.chosen_effort(conversation)[0]
+
+    def chosen_effort(self, conversation: Conversation) -> ChosenEffort:
         settings = self.settings
         if conversation.effort is not None:
-            return conversation.effort
+            return conversation.effort, reasons.FROM_ROW
         thoughts = [m.content for m in conversation.messages if m.role == "assistant" and m.channel == "analysis"]
         if not thoughts and settings.missing_thinking == "effort_low":
-            return "low"
+            return "low", reasons.NO_THINKING
         if thoughts and settings.effort_buckets is not None:
             longest = max(len(self.vocabulary.encode(text)) for text in thoughts)
             low, medium = settings.effort_buckets
-            return "low" if longest < low else "medium" if longest < medium else "high"
-        return settings.effort
+            effort = "low" if longest < low else "medium" if longest < medium else "high"
+            return effort, reasons.by_length(low, medium)
+        return settings.effort, reasons.EFFORT_SETTING
 
     def _turn_spans(
-        self, conversation: Conversation, only: Container[int] | None = None
+        self,
+        conversation: Conversation,
+        only: Container[int] | None = None,
+        effort: ChosenEffort | None = None,
     ) -> Iterator[tuple[Turn, list[Span]]]:
         """Spans of each turn to train. Messages are encoded once: later turns hold the same Span objects."""
         settings, messages = self.settings, conversation.messages
         turns = split_turns(messages)
         every = only is None and settings.train_on != "last_turn"
         written = _Written(self, conversation, ahead=turns[-1].trained_stop if every and turns else 0)
-        opening = self._opening(conversation, self.effort_of(conversation))
+        opening = self._opening(conversation, effort or self.chosen_effort(conversation))
         if settings.train_on == "assistant":
             yield from self._whole(opening, turns, written)
             return
@@ -148,39 +168,47 @@ class Renderer:
         content_type: str | None,
         bare: bool,
         final_end: int,
-        scale: float,
+        why: Why,
     ) -> _Form:
-        """bare: a final that no analysis precedes keeps its header untrained. final_end: the terminator of a final."""
-        weights, is_call, is_final = self.settings.weights, recipient is not None, channel == "final"
+        """bare: a final that no analysis precedes keeps its header untrained. final_end: the terminator of a final.
+        why: the factors of the message, to which those of its parts come."""
+        parts, is_call, is_final = self.part_factors, recipient is not None, channel == "final"
         header, body = _FIELDS["call" if is_call else channel or "final"]
         header_ids = self.grammar.header_after_role(channel, recipient, content_type, self.settings.call_style)
-        header_weight = 0.0 if bare and is_final else getattr(weights, header)
+        unlearned = (reasons.BARE_HEADER,) if bare and is_final else ()
         end = CALL if is_call else final_end if is_final else END
-        end_weight = 0.0 if is_final and end == END else weights.terminators
+        inside = (reasons.END_INSIDE,) if is_final and end == END else ()
         code = CHANNEL_CODES[channel or "context"]
         return _Form(
-            Span(header_ids, header_weight * scale, code, ANY_MESSAGE, header),
-            (getattr(weights, body) * scale, code, body),
-            Span(array("i", [end]), end_weight * scale, code, ANY_MESSAGE, "terminators"),
+            Span(header_ids, *weighed(*why, parts[header], *unlearned), code, ANY_MESSAGE, header),
+            (*weighed(*why, parts[body]), code, body),
+            Span(array("i", [end]), *weighed(*why, parts["terminators"], *inside), code, ANY_MESSAGE, "terminators"),
         )
 
-    def _start_of(self, channel: str | None, scale: float) -> Span:
+    def _start_of(self, channel: str | None, why: Why) -> Span:
         """The `<|start|>assistant` before a message that follows another one in the same action."""
-        weight = self.settings.weights.terminators * scale
-        return Span(
-            self.grammar.start_assistant, weight, CHANNEL_CODES[channel or "context"], ANY_MESSAGE, "terminators"
-        )
+        code, part = CHANNEL_CODES[channel or "context"], "terminators"
+        return Span(self.grammar.start_assistant, *weighed(*why, self.part_factors[part]), code, ANY_MESSAGE, part)
 
-    def _opening(self, conversation: Conversation, effort: Effort) -> list[Span]:
+    def _opening(self, conversation: Conversation, effort: ChosenEffort) -> list[Span]:
         if conversation.opening_ids is not None:
-            return [Span(array("i", conversation.opening_ids), 0.0, CONTEXT, -1, "system")]
-        settings = self.settings
-        date = settings.date if conversation.date is None else conversation.date
-        identity = settings.identity if conversation.identity is None else conversation.identity
-        tools = conversation.tools
-        system = self.openings.system(effort, date, identity, conversation.builtin_tools, bool(tools))
-        developer = self.openings.developer(conversation.instructions, tools, conversation.response_formats)
-        return [Span(system, 0.0, CONTEXT, -1, "system"), Span(developer, 0.0, CONTEXT, -1, "developer")]
+            return [Span(array("i", conversation.opening_ids), 0.0, reasons.OWN_OPENING, CONTEXT, -1, "system")]
+        settings, (level, effort_from) = self.settings, effort
+        date, date_from = settings.date, reasons.DATE_SETTING
+        if conversation.date is not None:
+            date, date_from = conversation.date, reasons.FROM_ROW
+        identity, identity_from = settings.identity, settings.identity and reasons.IDENTITY_SETTING
+        if conversation.identity is not None:
+            identity, identity_from = conversation.identity, reasons.FROM_ROW
+        instructions, tools, formats = conversation.instructions, conversation.tools, conversation.response_formats
+        system = self.openings.system(level, date, identity, conversation.builtin_tools, bool(tools))
+        developer = self.openings.developer(instructions, tools, formats)
+        system_why = reasons.system(effort_from, date_from, identity_from)
+        developer_why = reasons.developer(instructions is not None, len(tools), len(formats))
+        return [
+            Span(system, 0.0, system_why, CONTEXT, -1, "system"),
+            Span(developer, 0.0, developer_why, CONTEXT, -1, "developer"),
+        ]
 
 
 class _Written:
@@ -190,7 +218,8 @@ class _Written:
         """ahead: texts before this message are encoded in one call, because nearly all of them are needed."""
         self.renderer = renderer
         self.messages = conversation.messages
-        self.scale = conversation.weight
+        self.why = () if conversation.weight == 1 else (reasons.of_row(conversation.weight),)
+        self.finals_only = renderer.settings.train_on == "final"
         contents = {
             index: message.content
             for index, message in enumerate(self.messages[:ahead])
@@ -199,7 +228,7 @@ class _Written:
         encoded = renderer.vocabulary.encode_arrays([*contents.values()])
         self._bodies = dict(zip(contents, encoded, strict=True))
         self._contexts: dict[int, Span] = {}
-        self.prompt = Span(renderer.grammar.start_assistant, 0.0, CONTEXT, -2, "prompt")
+        self.prompt = Span(renderer.grammar.start_assistant, 0.0, reasons.PROMPT, CONTEXT, -2, "prompt")
 
     def body(self, index: int) -> array[int]:
         ids = self._bodies.get(index)
@@ -216,7 +245,7 @@ class _Written:
                 ids = self.renderer.grammar.context(message, self.body(index))
             else:
                 ids = self.renderer.context(message)
-            span = self._contexts[index] = Span(ids, 0.0, CONTEXT, index, "context")
+            span = self._contexts[index] = Span(ids, 0.0, reasons.CONTEXT[message.role], CONTEXT, index, "context")
         return span
 
     def target(self, turn: Turn, final_end: int = RETURN) -> list[Span]:
@@ -228,28 +257,29 @@ class _Written:
         spans = [self.prompt]
         for index in range(turn.start, stop):
             message = messages[index]
-            scale, calls = 0.0, True
+            why, calls = (), True
             if message.role == "tool":
                 spans.append(self.context(index))
             else:
-                scale, calls = self._scale_of(message), message.recipient is not None
-                spans += self._trained(message, index, scale, bare, final_end)
+                why, calls = self._why_of(message), message.recipient is not None
+                spans += self._trained(message, index, why, bare, final_end)
             if index + 1 == stop or messages[index + 1].role != "assistant":
                 continue
-            spans.append(self.prompt if calls else self.renderer.start_of(messages[index + 1].channel, scale))
+            spans.append(self.prompt if calls else self.renderer.start_of(messages[index + 1].channel, why))
         return spans
 
-    def _trained(self, message: Message, index: int, scale: float, bare: bool, final_end: int) -> tuple[Span, ...]:
+    def _trained(self, message: Message, index: int, why: Why, bare: bool, final_end: int) -> tuple[Span, ...]:
         """The tokens of one assistant message after `<|start|>assistant`."""
-        form = self.renderer.form_of(message.channel, message.recipient, message.content_type, bare, final_end, scale)
-        weight, channel, part = form.body
+        form = self.renderer.form_of(message.channel, message.recipient, message.content_type, bare, final_end, why)
+        weight, body_why, channel, part = form.body
         if message.raw_ids is not None:
-            return (Span(array("i", message.raw_ids), weight, channel, index, part),)
-        return form.header, Span(self.body(index), weight, channel, index, part), form.end
+            return (Span(array("i", message.raw_ids), weight, body_why, channel, index, part),)
+        return form.header, Span(self.body(index), weight, body_why, channel, index, part), form.end
 
-    def _scale_of(self, message: Message) -> float:
-        trained = self.renderer.settings.train_on != "final" or message.is_final
-        return message.weight * self.scale if trained else 0.0
+    def _why_of(self, message: Message) -> Why:
+        """The factors that all parts of a message share."""
+        why = self.why if message.weight == 1 else (*self.why, reasons.of_message(message.weight))
+        return (*why, reasons.FINALS_ONLY) if self.finals_only and not message.is_final else why
 
 
 _FIELDS = {"call": ("call_header", "call_arguments"), "analysis": ("analysis", "analysis"),
@@ -258,8 +288,12 @@ _FIELDS = {"call": ("call_header", "call_arguments"), "analysis": ("analysis", "
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What trained messages of one kind share. body: weight, channel and part of the span of the content."""
+    """What trained messages of one kind share. body: weight, why, channel and part of the span of the content."""
 
     header: Span
-    body: tuple[float, int, str]
+    body: tuple[float, Why, int, str]
     end: Span
+
+
+def _has_loss(spans: Iterable[Span]) -> bool:
+    return any(span.weight > 0 and span.ids for span in spans)

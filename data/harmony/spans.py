@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from counterpoint.data.conversation import Notice
+from counterpoint.data.harmony.reasons import Why
 from counterpoint.data.harmony.vocabulary import MESSAGE
 
 CONTEXT, ANALYSIS, COMMENTARY, FINAL = 0, 1, 2, 3
@@ -41,6 +42,7 @@ class Example:
 class Span:
     """Ids that share their fate. Not to be changed; not frozen, because that makes it three times as slow to make.
 
+    weight: the product of the factors in `why`, which holds none that is 1.
     message: index in the conversation, -1 for the opening, -2 for a `<|start|>assistant` of the prompt, -3 for the
     header, the terminator and a trained `<|start|>assistant`, which all messages of one kind share (`Renderer.spans`
     tells them apart).
@@ -49,6 +51,7 @@ class Span:
 
     ids: array[int]
     weight: float
+    why: Why
     channel: int
     message: int
     part: str

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 
 from counterpoint.data.conversation import Conversation, Effort, Message, Notice, Preference
 from counterpoint.data.harmony import reasons
 from counterpoint.data.harmony.reasons import OPENS, Named
-from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.render import ChosenEffort, Renderer
 from counterpoint.data.harmony.spans import CHANNEL_NAMES, CONTEXT, Span
 from counterpoint.data.harmony.vocabulary import START
 from counterpoint.data.harmony.window import Turn, history, split_turns
@@ -134,59 +135,64 @@ def explain(
     where None; `Explained.turns` counts them all. Raises RowError where the row cannot be rendered.
     """
     conversation = item.prompt if isinstance(item, Preference) else item
-    why = reasons.effort(conversation, renderer.settings, forced=effort is not None)
-    if effort is not None:
-        conversation = replace(conversation, effort=effort)
+    chosen = renderer.chosen_effort(conversation) if effort is None else (effort, reasons.FORCED)
     if isinstance(item, Preference):
-        kind, examples = "preference", _sides(replace(item, prompt=conversation), renderer, why, max_tokens)
+        kind, examples = "preference", _sides(item, renderer, chosen, max_tokens)
     elif split_turns(conversation.messages):
-        kind, examples = "conversation", _Explainer(conversation, renderer, why, max_tokens).examples(turns)
+        kind, examples = "conversation", _Explainer(conversation, renderer, chosen, max_tokens).examples(turns)
     else:
-        kind, examples = "prompt", [_Explainer(conversation, renderer, why, max_tokens).prompt()]
+        kind, examples = "prompt", [_Explainer(conversation, renderer, chosen, max_tokens).prompt()]
     return Explained(
         conversation.source,
         conversation.format,
         kind,
-        renderer.effort_of(conversation),
-        why,
+        *chosen,
         len(split_turns(conversation.messages)),
         conversation.notices,
         tuple(examples),
     )
 
 
-def _sides(pair: Preference, renderer: Renderer, why: str, max_tokens: int | None) -> list[ExplainedExample]:
+def _sides(
+    pair: Preference, renderer: Renderer, effort: ChosenEffort, max_tokens: int | None
+) -> list[ExplainedExample]:
     """Both sides of a pair; what they share is context."""
     sides = []
     last_turn = Renderer(renderer.vocabulary, renderer.settings.model_copy(update={"train_on": "last_turn"}))
     last_turn.openings = renderer.openings
     shared = tuple(replace(m, weight=0.0) if m.role == "assistant" else m for m in pair.prompt.messages)
     for side, messages in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        whole = replace(pair.prompt, messages=(*shared, *messages), effort=renderer.effort_of(pair.prompt))
-        explainer = _Explainer(whole, last_turn, why, max_tokens, shared=len(shared))
+        whole = replace(pair.prompt, messages=(*shared, *messages))
+        explainer = _Explainer(whole, last_turn, effort, max_tokens, shared=len(shared))
         sides.extend(replace(example, side=side) for example in explainer.examples())
     return sides
 
 
 class _Explainer:
     def __init__(
-        self, conversation: Conversation, renderer: Renderer, why: str, max_tokens: int | None, shared: int = 0
+        self,
+        conversation: Conversation,
+        renderer: Renderer,
+        effort: ChosenEffort,
+        max_tokens: int | None,
+        shared: int = 0,
     ) -> None:
         self.conversation = conversation
         self.messages = conversation.messages
         self.renderer = renderer
-        self.settings = renderer.settings
+        self.train_on = renderer.settings.train_on
         self.turns = split_turns(conversation.messages)
         self.turn_of = {i: turn for turn in self.turns for i in range(turn.start, turn.trained_stop)}
-        self.effort_reason = why
+        self.effort = effort
         self.max_tokens = max_tokens
         self.shared = shared
 
     def examples(self, turns: Container[int] | None = None) -> list[ExplainedExample]:
-        return [self._example(turn, spans) for turn, spans in self.renderer.spans(self.conversation, turns)]
+        spans_of_turns = self.renderer.spans(self.conversation, turns, self.effort)
+        return [self._example(turn, spans) for turn, spans in spans_of_turns]
 
     def prompt(self) -> ExplainedExample:
-        spans = self.renderer.prompt_spans(self.conversation)
+        spans = self.renderer.prompt_spans(self.conversation, self.effort)
         blocks = self._blocks(spans, None)
         dropped = set(range(len(self.messages))) - set(history(self.messages, len(self.messages)))
         return ExplainedExample(
@@ -194,7 +200,7 @@ class _Explainer:
         )
 
     def _example(self, turn: Turn, spans: Sequence[Span]) -> ExplainedExample:
-        whole = self.settings.train_on == "assistant"
+        whole = self.train_on == "assistant"
         seen = set(range(turn.start)) if whole else set(history(self.messages, turn.start))
         blocks = self._with_gaps(self._blocks(spans, None if whole else turn), set(range(turn.start)) - seen)
         blocks.extend(self._after(turn))
@@ -233,37 +239,32 @@ class _Explainer:
         return Block(label_of(message), span.message, message.channel or "context", name, spans)
 
     def _span(self, span: Span, position: int, turn: Turn | None) -> ExplainedSpan:
+        kind, reason = span.part, span.why[0].text if span.why else ""
         if span.channel != CONTEXT:
-            message, opens = self.messages[span.message], span.ids[0] == START
-            reason = reasons.target(self.conversation, message, span.part, span.weight, self.settings, opens)
+            sampled = self.messages[span.message].raw_ids is not None
+            reason = reasons.target(span.weight, span.why, span.ids[0] == START, sampled)
             if span.message < self.shared:
                 reason = reasons.SHARED
-            kind = span.part
         elif span.part == "context":
-            kind = self.messages[span.message].role
-            reason = self._context_reason(span.message, turn)
-        else:
-            kind = span.part
-            reason = reasons.opening(self.conversation, self.settings, kind, self.effort_reason)
+            kind, reason = self.messages[span.message].role, self._context_reason(span, turn)
         return ExplainedSpan(span.ids, span.weight, CHANNEL_NAMES[span.channel], position, kind, reason)
 
-    def _context_reason(self, index: int, turn: Turn | None) -> str:
-        message = self.messages[index]
-        own = self.turn_of.get(index)
-        if message.role == "tool":
-            inside = own is not None and (turn is None or own.number == turn.number)
-            return reasons.TOOL_RESULT if inside else reasons.EARLIER_RESULT
-        if message.role != "assistant":
-            return reasons.given(message)
+    def _context_reason(self, span: Span, turn: Turn | None) -> str:
+        """`Span.why`, which later turns share, with what the place in this example adds to it."""
+        role, own = self.messages[span.message].role, self.turn_of.get(span.message)
+        if role == "tool" and (own is None or (turn is not None and own.number != turn.number)):
+            return reasons.EARLIER_RESULT
+        if role != "assistant":
+            return span.why[0].text
         if own is None:
             return reasons.UNFINISHED_CONTEXT
-        if index < self.shared:
+        if span.message < self.shared:
             return reasons.SHARED
-        return reasons.earlier_turn(own.number, self.settings, self._has_loss(own))
+        return reasons.earlier_turn(own.number, self.train_on == "last_turn", own.number in self._trained_turns)
 
-    def _has_loss(self, turn: Turn) -> bool:
-        messages = (self.messages[i] for i in range(turn.start, turn.trained_stop))
-        return any(reasons.has_loss(self.conversation, m, self.settings) for m in messages if m.role == "assistant")
+    @cached_property
+    def _trained_turns(self) -> set[int]:
+        return self.renderer.trained_turns(self.conversation)
 
     def _with_gaps(self, blocks: list[Block], dropped: set[int]) -> list[Block]:
         """The blocks, with one block more wherever dropped messages stood."""

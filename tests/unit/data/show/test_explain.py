@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import cycle
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,9 @@ from strategies import conversations
 from counterpoint.configs.data_section import ChannelWeights, RenderSettings
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Notice, Preference, Tool
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.harmony.spans import CHANNEL_CODES
+from counterpoint.data.harmony.spans import CHANNEL_CODES, CONTEXT
 from counterpoint.data.harmony.vocabulary import START, load_vocabulary
+from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.show.explain import Explained, ExplainedExample, explain, ids_of
 
 PROMPT = "prompt: the server writes <|start|>assistant"
@@ -347,3 +351,40 @@ def test_ids_weights_and_channels_are_those_of_training(
             assert block.spans or block.note
             assert not block.spans or block.spans[0].ids[0] == START
             assert all((span.weight == 1) or span.reason for span in block.spans)
+
+
+@given(
+    conversations(),
+    st.sampled_from(["turns", "last_turn", "assistant", "final"]),
+    st.sampled_from(["keep", "final_body", "effort_low"]),
+    channel_weights,
+    st.sampled_from([0.0, 0.25, 1.0, 2.0]),
+    st.lists(st.sampled_from([0.0, 0.3, 1.0, 1.7]), min_size=1, max_size=4),
+)
+@settings(max_examples=100)
+def test_a_weight_other_than_1_is_the_product_of_the_factors_that_it_names(
+    conversation: Conversation,
+    train_on: Any,
+    missing: Any,
+    weights: ChannelWeights,
+    row: float,
+    of_messages: list[float],
+) -> None:
+    weighted = zip(conversation.messages, cycle(of_messages), strict=False)
+    messages = tuple(replace(m, weight=weight if m.role == "assistant" else 1.0) for m, weight in weighted)
+    conversation = replace(conversation, messages=messages, weight=row)
+    writer = renderer(train_on=train_on, missing_thinking=missing, weights=weights)
+    turns = split_turns(messages)
+    answers = writer.completion_spans(conversation, turns[-1].start) if turns else []
+    prompt = writer.prompt_spans(conversation)
+    for span in (*prompt, *answers, *(span for _, spans in writer.spans(conversation) for span in spans)):
+        assert span.weight == prod((factor.value for factor in span.why), start=1.0)
+        assert span.why or span.weight == 1
+        assert all(factor.value != 1 and factor.text for factor in span.why)
+    assert all(span.weight == 0 for span in prompt)
+    for _, spans in writer.spans(conversation):
+        for span in spans:
+            if span.channel == CONTEXT:
+                continue
+            message = messages[span.message]
+            assert span.weight in (0.0, row * message.weight * getattr(weights, span.part))
