@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from benchmark_modules import benchmark_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
@@ -27,6 +28,7 @@ from counterpoint.train.model.attention_plan import AttentionPlan
 from counterpoint.train.model.masks import tree_allowed, tree_masks
 
 WINDOW = 4
+KERNELS = benchmark_module("gpu_emulation")
 
 
 @st.composite
@@ -131,48 +133,6 @@ def test_blocks_and_sequences_hold_exactly_the_visible_pairs(rows, window):
     assert torch.equal(found, allowed)
 
 
-def flash_sequences(query, key, starts, scale, causal, window_size_left=None, window_size_right=None):
-    """(rows of queries, rows of keys, logits (H, Q, K)) of each sequence, as FlashAttention 2 sees them: causal from the
-    bottom right, `window_size_left` keys before a query's own."""
-    assert causal
-    groups = query.shape[1] // key.shape[1]
-    for (q0, k0), (q1, k1) in itertools.pairwise(zip(*(start.tolist() for start in starts), strict=True)):
-        distance = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0) - torch.arange(k1 - k0)
-        seen = distance >= 0
-        if window_size_left is not None:
-            assert window_size_right == 0
-            seen &= distance <= window_size_left
-        logits = torch.einsum("qhd,khd->hqk", query[q0:q1], key[k0:k1].repeat_interleave(groups, 1)) * scale
-        yield slice(q0, q1), slice(k0, k1), logits.masked_fill(~seen, -torch.inf)
-
-
-def flash_forward(q, k, v, q_starts, k_starts, q_max, k_max, dropout, causal, debug, *, scale, **window):
-    """The arguments and results of `aten._flash_attention_forward`, by plain sums."""
-    assert not dropout
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[1], len(q))
-    for rows, keys, logits in flash_sequences(q, k, (q_starts, k_starts), scale, causal, **window):
-        lse[:, rows] = logits.logsumexp(-1)
-        values = v[keys].repeat_interleave(q.shape[1] // k.shape[1], 1)
-        out[rows] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), values)
-    return out, lse, torch.zeros(2), torch.zeros(1), torch.zeros(0)
-
-
-def flash_backward(dy, q, k, v, out, lse, q_starts, k_starts, q_max, k_max, dropout, causal, state, unused, *, scale,
-                   **window):  # fmt: skip
-    """The same of `aten._flash_attention_backward`, from the output and log-sum-exp that it is given."""
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    groups = q.shape[1] // k.shape[1]
-    delta = (dy * out).sum(-1).T
-    for rows, keys, logits in flash_sequences(q, k, (q_starts, k_starts), scale, causal, **window):
-        share = torch.exp(logits - lse[:, rows, None])
-        d_share = torch.einsum("qhd,khd->hqk", dy[rows], v[keys].repeat_interleave(groups, 1))
-        d_logits = share * (d_share - delta[:, rows, None]) * scale
-        dq[rows] = torch.einsum("hqk,khd->qhd", d_logits, k[keys].repeat_interleave(groups, 1))
-        dk[keys] = torch.einsum("hqk,qhd->khd", d_logits, q[rows]).unflatten(1, (-1, groups)).sum(2)
-        dv[keys] = torch.einsum("hqk,qhd->khd", share, dy[rows]).unflatten(1, (-1, groups)).sum(2)
-    return dq, dk, dv
-
-
 @pytest.mark.parametrize("window", [None, WINDOW, 100])
 @settings(max_examples=25, deadline=None)
 @given(st.lists(forests(), min_size=1, max_size=2))
@@ -181,7 +141,7 @@ def test_the_cuda_form_equals_eager_around_a_kernel_as_flash_is_described(window
     parts = inputs(*end.shape)
     mask = torch.zeros(end.shape[0], 1, *[end.shape[1]] * 2, dtype=torch.float64)
     mask.masked_fill_(~tree_allowed(position, end, window)[:, None], -1e300)
-    kernels = {"_flash_attention_forward": flash_forward, "_flash_attention_backward": flash_backward}
+    kernels = {f"_flash_attention_{way}": getattr(KERNELS, f"flash_{way}") for way in ("forward", "backward")}
     with patch.multiple(torch.ops.aten, **kernels):
         out = _CudaAttention.apply(*parts, AttentionPlan(position, end, window), 0.3)
         ours = results(out, parts)
