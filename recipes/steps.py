@@ -14,7 +14,7 @@ from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
-from counterpoint.train.loop.base_trainer import WholeRun
+from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.callbacks import RunLog
 from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
@@ -49,7 +49,7 @@ def add_measurements(
     settings: TrainingRun,
     session: Session,
     loaded: LoadedModel,
-    trainer: WholeRun,
+    trainer: BaseTrainer,
     renderer: Renderer,
     prompts: Sequence[EvalPrompt],
 ) -> ChannelEval | None:
@@ -83,7 +83,7 @@ def train_to_end(
     settings: TrainingRun,
     session: Session,
     loaded: LoadedModel,
-    trainer: WholeRun,
+    trainer: BaseTrainer,
     hook: ChannelEval | None,
     steps: int,
     n_bad: int = 0,
@@ -104,7 +104,7 @@ def train_to_end(
     return 0
 
 
-def ended_early(session: Session, trainer: WholeRun, hook: ChannelEval | None) -> int:
+def ended_early(session: Session, trainer: BaseTrainer, hook: ChannelEval | None) -> int:
     """A signal, or a threshold of the evaluation (RunError), ended training before its last step."""
     step = trainer.state.global_step
     session.ended("stopped", step=step)

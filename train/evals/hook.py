@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from peft import PeftModel
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.eval_section import EvalSettings, SamplingSettings
@@ -102,10 +102,10 @@ class _OutOfStepError(RunError):
 class ChannelEval(TrainerCallback):
     """The hook as a callback, for the process that samples, and where the model is sharded for all of them.
 
-    loaded: the live model, a PEFT model or a plain one. folder: gets `step-000050-tuned.jsonl` with every sample and
-    `metrics.jsonl`; None for a process that only takes part in sampling. log: scalars `eval/...` and a table of
-    samples. say, warn: a line each. `points` holds what was measured, `stopped` the reason where `stop_below` ended
-    the run.
+    It is a `StepCallback` (train/loop/base_trainer.py). loaded: the live model, a PEFT model or a plain one. folder:
+    gets `step-000050-tuned.jsonl` with every sample and `metrics.jsonl`; None for a process that only takes part in
+    sampling. log: scalars `eval/...` and a table of samples. say, warn: a line each. `points` holds what was measured,
+    `stopped` the reason where `stop_below` ended the run.
     """
 
     def __init__(
@@ -125,21 +125,6 @@ class ChannelEval(TrainerCallback):
         self.folder, self.log, self.say, self.warn, self.seed = folder, log, say, warn, seed
         self.points: list[EvalPoint] = []
         self.stopped: str | None = None
-        self._measured_step = -1
-
-    @property
-    def before(self) -> EvalPoint | None:
-        """The first measurement of the run: of the base where it was measured."""
-        return self.points[0] if self.points else None
-
-    @property
-    def after(self) -> EvalPoint | None:
-        """The newest measurement of the trained model."""
-        return next((point for point in reversed(self.points) if point.who == "tuned"), None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing but what was measured, which `metrics.jsonl` holds as well."""
-        return {}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self.settings.at_start or state.global_step > 0:
@@ -151,7 +136,7 @@ class ChannelEval(TrainerCallback):
         if not adapted or not self.settings.base:
             self.measure(0, "tuned", control)
 
-    def after_step(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+    def after_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """Called by the trainer once a step is logged and saved, so that a kill in here costs nothing."""
         last = state.global_step >= state.max_steps > 0
         due = self.settings.every is not None and state.global_step % self.settings.every == 0

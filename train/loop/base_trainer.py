@@ -7,12 +7,12 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from counterpoint.configs.errors import RunError
 from counterpoint.train.checkpoints import save
@@ -29,11 +29,30 @@ TRAINER_STATE = "trainer_state.json"
 _Base = Trainer if TYPE_CHECKING else object
 
 
-class WholeRun(_Base):
-    """Mixed in before a trainer of TRL; `take_over` is called once that one is made.
+@runtime_checkable
+class StepCallback(Protocol):
+    """A callback that works on a step which is logged and saved, such as an evaluation; a kill in it costs no step."""
 
-    Callbacks with `state_dict` and `load_state_dict` keep their state in checkpoints; those with `after_step` are
-    called with it once a step is logged and saved.
+    def after_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Called by every process that has the callback. What it asks of `control` is done in all of them."""
+        ...
+
+
+@runtime_checkable
+class StatefulCallback(Protocol):
+    """A callback whose state is kept in checkpoints, under the name of its class."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values that JSON takes. Called by every process, the main one's are kept."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class BaseTrainer(_Base):
+    """Mixed in before a trainer of TRL, whose constructor then calls `set_up_loop`.
+
+    Of its callbacks, a `StepCallback` and a `StatefulCallback` are served beside the events of transformers.
     """
 
     loop: LoopSettings
@@ -45,7 +64,7 @@ class WholeRun(_Base):
     saved_step: int | None = None
     evaluated_step: int = 0
 
-    def take_over(
+    def set_up_loop(
         self, loop: LoopSettings, identity: Identity, extras: Callable[[Path], None] | None, stop: StopSignal | None
     ) -> None:
         """identity: what a checkpoint must share with a run that goes on from it. extras: writes further files into a
@@ -118,11 +137,11 @@ class WholeRun(_Base):
             self.evaluate_step()
 
     def evaluate_step(self) -> None:
-        """Call `after_step` of every callback that has it, and do what they ask for."""
+        """Call every `StepCallback`, and do what they ask for. Reached by every process: they agree at its end."""
         step = self.evaluated_step = self.state.global_step
         for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "after_step"):
-                cast(Any, callback).after_step(self.args, self.state, self.control)
+            if isinstance(callback, StepCallback):
+                callback.after_step(self.args, self.state, self.control)
         self._agree_on_control()
         if self.control.should_save and self.saved_step != step:
             self._save_checkpoint(cast(Any, self.model_wrapped), None)
@@ -149,15 +168,13 @@ class WholeRun(_Base):
 
     def loop_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop, as JSON. Called by every process."""
-        return {
-            "callbacks": {type(callback).__name__: callback.state_dict() for callback in self._stateful_callbacks()}
-        }
+        return {"callbacks": {name: callback.state_dict() for name, callback in self._stateful_callbacks().items()}}
 
     def restore_loop(self, state: dict[str, Any]) -> None:
         """Takes up what `loop_state` gave."""
-        for callback in self._stateful_callbacks():
-            if type(callback).__name__ in state["callbacks"]:
-                callback.load_state_dict(state["callbacks"][type(callback).__name__])
+        for name, callback in self._stateful_callbacks().items():
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
 
     def last_checkpoint(self) -> str | None:
         whole = [f for f in save.checkpoints_in(self.loop.checkpoints) if (f / save.MARKER).exists()]
@@ -237,15 +254,17 @@ class WholeRun(_Base):
             self.saved_step = self.state.global_step
         return progress
 
-    def _stateful_callbacks(self) -> list[Any]:
-        return [callback for callback in self.callback_handler.callbacks if hasattr(callback, "load_state_dict")]
+    def _stateful_callbacks(self) -> dict[str, StatefulCallback]:
+        """By the name of the class."""
+        found = (callback for callback in self.callback_handler.callbacks if isinstance(callback, StatefulCallback))
+        return {type(callback).__name__: callback for callback in found}
 
 
 class _StepEvents(TrainerCallback):
     """Ends the run after a step in which SIGTERM or Ctrl-C came, with a checkpoint. A resumed run first evaluates the
     step that it begins at: what broke it off may have kept it from doing so."""
 
-    def __init__(self, trainer: WholeRun) -> None:
+    def __init__(self, trainer: BaseTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.layout.tree import TreeRow
@@ -101,7 +101,10 @@ class AttachmentProof(TrainerCallback):
 
 
 class HeldOutLoss(TrainerCallback):
-    """The loss of rows that are not trained, whole and by channel, as `valid_loss...` in the metrics."""
+    """The loss of rows that are not trained, whole and by channel, as `valid_loss...` in the metrics.
+
+    A `StepCallback` (base_trainer.py), for every process.
+    """
 
     def __init__(
         self, trainer: CounterpointTrainer, rows: Sequence[TreeRow], every: int | None, at_start: bool
@@ -112,7 +115,7 @@ class HeldOutLoss(TrainerCallback):
         if self.at_start and state.global_step == 0:
             self._measure()
 
-    def after_step(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+    def after_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         last = state.global_step >= state.max_steps
         if last or (self.every and state.global_step % self.every == 0):
             self._measure()

@@ -18,7 +18,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.base_trainer import WholeRun
+from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.grpo_rollouts import SCORES, Rollouts
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.shared_prompts import share_prompts
@@ -34,7 +34,7 @@ WORTH_SHARING = 0.8
 """With `auto`, prompts are shared where tree rows hold at most this share of the plain layout's tokens."""
 
 
-class RewardTrainer(WholeRun, GRPOTrainer):
+class RewardTrainer(BaseTrainer, GRPOTrainer):
     """Trains `loaded.model` on the rewards of its own rollouts.
 
     shared: whether the prompt of a group is computed once for all its completions (loop/shared_prompts.py). teacher:
@@ -77,7 +77,7 @@ class RewardTrainer(WholeRun, GRPOTrainer):
             loaded.model.delete_adapter("ref")
         self.taught = True
         restore_stops(loaded)
-        self.take_over(loop, identity, extras, stop)
+        self.set_up_loop(loop, identity, extras, stop)
         if isinstance(rollouts.engine, FollowingEngine):
             # From here on TRL asks for `sync_weights` before each step's rollouts, and corrects by their logprobs.
             self.use_vllm, self.vllm_generation, self._last_loaded_step = True, _Sync(self, rollouts.engine), -1

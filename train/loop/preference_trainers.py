@@ -21,7 +21,7 @@ from trl.trainer.kto_trainer import KTOTrainer
 
 from counterpoint.data.dataset.pairs import Pair, Rated
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.base_trainer import WholeRun
+from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel
@@ -30,7 +30,7 @@ from counterpoint.train.run.signals import StopSignal
 ROW = "row"
 
 
-class _OnOurRows(WholeRun):
+class _OnOurRows(BaseTrainer):
     """What both trainers share. Their reference is the model as it comes in: the base under a fresh adapter, or a copy
     where all weights are trained."""
 
@@ -63,7 +63,7 @@ class _OnOurRows(WholeRun):
             loaded.model.delete_adapter("ref")
         self.processing_class = None
         restore_stops(loaded)
-        self.take_over(loop, identity, extras, stop)
+        self.set_up_loop(loop, identity, extras, stop)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Our rows are tokens already; TRL would render them again and write an end behind `<|call|>`."""

@@ -20,7 +20,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from counterpoint.configs.errors import RunError
 from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.base_trainer import WholeRun
+from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.loss import weighted_nll
 from counterpoint.train.loop.loss_guard import MicroBatch, SpikeWatch, named, not_finite_error
 from counterpoint.train.loop.meter import Meter, StepClock
@@ -32,10 +32,10 @@ from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.run.signals import StopSignal
 
 
-class CounterpointTrainer(WholeRun, SFTTrainer):
+class CounterpointTrainer(BaseTrainer, SFTTrainer):
     """Trains `model` (a gpt-oss model, or PEFT's wrap of one) on tree rows.
 
-    collate: rows to a batch (data/layout/collate.py). warn: where warnings go. The rest as of `WholeRun.take_over`.
+    collate: rows to a batch (data/layout/collate.py). warn: where warnings go. The rest: `BaseTrainer.set_up_loop`.
     """
 
     loss_is_scaled_for_ga = True
@@ -70,7 +70,7 @@ class CounterpointTrainer(WholeRun, SFTTrainer):
         )
         # From here on transformers would save the stand-in, and write its tokens into the model's config.
         self.processing_class = None
-        self.take_over(loop, identity, extras, stop)
+        self.set_up_loop(loop, identity, extras, stop)
         self.meter = Meter(self.args.device)
         self.router_loss = RouterLoss(self.base) if loop.router_aux_loss_coef else None
         self.autocast = any(p.dtype == torch.bfloat16 for p in self.base.parameters())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 from counterpoint.configs.errors import RunError
 from counterpoint.data.layout.collate import Collator
+from counterpoint.train.evals.hook import ChannelEval
+from counterpoint.train.loop.base_trainer import StatefulCallback, StepCallback
 from counterpoint.train.loop.callbacks import AttachmentProof, HeldOutLoss, RunLog, held_out_loss
 from counterpoint.train.run.folder import RunFolder
 from counterpoint.train.run.progress import Progress
@@ -52,6 +55,15 @@ def test_every_log_line_goes_to_folder_tracker_and_terminal(tiny_run: ModuleType
     written = (tmp_path / "log.txt").read_text()
     assert "checkpoint of step 3" in written
     assert "checkpoint of step 6" in written
+
+
+def test_what_works_after_a_step_is_a_step_callback() -> None:
+    """The base trainer asks by protocol: a renamed `after_step` would leave an evaluation out in silence."""
+    for kind in (HeldOutLoss, ChannelEval):
+        assert issubclass(kind, StepCallback)
+        assert not issubclass(kind, StatefulCallback)
+        assert inspect.signature(kind.after_step).parameters == inspect.signature(StepCallback.after_step).parameters
+    assert not issubclass(AttachmentProof, StepCallback)
 
 
 def test_frozen_adapters_are_refused_before_the_first_step(tiny_run: ModuleType, tmp_path: Path) -> None:
