@@ -1,16 +1,22 @@
-"""What the recipes that train do alike: the model, the measurements, training to its end, the result and the report."""
+"""What the recipes that train do alike, in the order in which they do it: `prepare`, and, once a recipe has made its
+trainer, `train_to_end` with the measurements, the result and the report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import set_seed
+
+from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.attach import attach_lora, attachment_table
 from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.adapters.routing import ExpertReport
+from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
@@ -19,9 +25,41 @@ from counterpoint.train.loop.callbacks import RunLog
 from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
 from counterpoint.train.run.session import Session
+from counterpoint.train.run.world import rows_per_step
 from counterpoint.train.scoring.prompts import EvalPrompt
 
 BAD_ROWS = "bad_rows.jsonl"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose data is read and whose model is loaded.
+
+    steps: optimizer steps; prompts: those of the evaluation; identity: what its checkpoints share with it.
+    """
+
+    loaded: LoadedModel
+    identity: Identity
+    steps: int
+    prompts: Sequence[EvalPrompt]
+
+
+def prepare(
+    settings: TrainingRun, session: Session, fingerprint: str, steps: int, prompts: Sequence[EvalPrompt]
+) -> Prepared:
+    """Compares the run with the checkpoint that it goes on from (RunError), then loads the model and says what trains.
+
+    fingerprint: of the training data. Tracking begins here.
+    """
+    identity = Identity(plain(settings), fingerprint, rows_per_step(settings))
+    session.began(identity, steps)
+    set_seed(settings.seed)
+    loaded = load_trainable(settings)
+    table = attachment_table(loaded.model)
+    session.say(f"model {loaded.source}\n{table.text()}")
+    session.begins_tracking(settings)
+    session.tracker.scalars(0, table.as_dict())
+    return Prepared(loaded, identity, steps, prompts)
 
 
 def load_trainable(settings: TrainingRun) -> LoadedModel:
@@ -35,61 +73,15 @@ def load_trainable(settings: TrainingRun) -> LoadedModel:
     return loaded
 
 
-def prepare_model(settings: TrainingRun, session: Session) -> LoadedModel:
-    """`load_trainable`, and what trains said and tracked. Tracking begins here."""
-    loaded = load_trainable(settings)
-    table = attachment_table(loaded.model)
-    session.say(f"model {loaded.source}\n{table.text()}")
-    session.begins_tracking(settings)
-    session.tracker.scalars(0, table.as_dict())
-    return loaded
-
-
-def add_measurements(
-    settings: TrainingRun,
-    session: Session,
-    loaded: LoadedModel,
-    trainer: BaseTrainer,
-    renderer: Renderer,
-    prompts: Sequence[EvalPrompt],
-) -> ChannelEval | None:
-    """Metrics, experts, and the evaluation by sampling (None where this process does not write it)."""
-    trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
-    if session.folder is None:
-        if trainer.is_fsdp_enabled:  # every process has a part of the weights that are sampled from
-            # This session's `warn` is silent: what was measured is told by the process that writes it down.
-            hook = ChannelEval(
-                loaded, renderer, prompts, settings.eval, None, say=session.say, warn=session.warn, seed=settings.seed
-            )
-            trainer.add_callback(hook)
-        return None
-    trainer.add_callback(RunLog(session.folder, session.tracker, session.progress))
-    hook = ChannelEval(
-        loaded,
-        renderer,
-        prompts,
-        settings.eval,
-        session.path / "eval",
-        log=session.tracker,
-        say=session.say,
-        warn=session.warn,
-        seed=settings.seed,
-    )
-    trainer.add_callback(hook)
-    return hook
-
-
 def train_to_end(
-    settings: TrainingRun,
-    session: Session,
-    loaded: LoadedModel,
-    trainer: BaseTrainer,
-    hook: ChannelEval | None,
-    steps: int,
-    n_bad: int = 0,
+    settings: TrainingRun, session: Session, prepared: Prepared, trainer: BaseTrainer, n_bad: int = 0
 ) -> int:
-    """Train, save the result, write the report. The exit code: 143 or 130 where a signal ended it before `steps`."""
-    checkpoint = session.checkpoint
+    """Train, save the result, write the report. The exit code: 143 or 130 where a signal ended it before its last step.
+
+    n_bad: training rows that could not be used. RunError where a threshold of the evaluation ended the run.
+    """
+    hook = add_measurements(settings, session, prepared, trainer)
+    steps, checkpoint = prepared.steps, session.checkpoint
     going_on = f", going on from step {checkpoint.step}" if checkpoint else ""
     session.say(f"{steps} step{'' if steps == 1 else 's'}{going_on}")
     session.begins_training()
@@ -100,8 +92,35 @@ def train_to_end(
     trainer.save_final(result)
     session.ended("finished", step=steps)
     if session.folder is not None:
-        report(session, loaded, result, n_bad)
+        report(session, prepared.loaded, result, n_bad)
     return 0
+
+
+def add_measurements(
+    settings: TrainingRun, session: Session, prepared: Prepared, trainer: BaseTrainer
+) -> ChannelEval | None:
+    """Metrics, experts, and the evaluation by sampling (None where this process takes no part in it)."""
+    trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
+    writes = session.folder is not None
+    if session.folder is not None:
+        trainer.add_callback(RunLog(session.folder, session.tracker, session.progress))
+    elif not trainer.is_fsdp_enabled:
+        return None
+    # Of a sharded model every process has a part of the weights that are sampled from, so all of them have the hook;
+    # what was measured is told and written by one, since the others' sessions are silent and their folder is None.
+    hook = ChannelEval(
+        prepared.loaded,
+        Renderer(prepared.loaded.vocabulary, settings.data),
+        prepared.prompts,
+        settings.eval,
+        session.path / "eval" if writes else None,
+        log=session.tracker,
+        say=session.say,
+        warn=session.warn,
+        seed=settings.seed,
+    )
+    trainer.add_callback(hook)
+    return hook
 
 
 def ended_early(session: Session, trainer: BaseTrainer, hook: ChannelEval | None) -> int:
@@ -115,7 +134,7 @@ def ended_early(session: Session, trainer: BaseTrainer, hook: ChannelEval | None
     return trainer.stop.exit_code or 143
 
 
-def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int = 0) -> None:
+def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int) -> None:
     """Write the page; say where everything is, what to type next, and how well the channels are kept."""
     if n_bad:
         session.warn(f"{n_bad} bad rows were set aside: see {session.path / BAD_ROWS}")

@@ -88,7 +88,7 @@ def _pairs(run: DpoRun) -> Work:
 
 def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.data.harmony.render import Renderer
-    from counterpoint.recipes.grpo import read_prompts
+    from counterpoint.recipes.grpo_prompts import read_prompts
     from counterpoint.train.loop.grpo_items import items_of
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of

@@ -32,6 +32,7 @@ from counterpoint.train.checkpoints.save import checkpoints_in, clean_partial, r
 from counterpoint.train.model.load import device_of
 from counterpoint.train.run.folder import RunFolder, choose_run_folder
 from counterpoint.train.run.progress import Progress
+from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.run.tracking import NoTracker, Tracker, start_tracker
 from counterpoint.train.run.versions import versions
 from counterpoint.train.run.world import rows_per_step, world_size
@@ -43,11 +44,14 @@ T = TypeVar("T")
 class Session:
     """What a recipe holds while it runs. Processes other than the main one have no `folder` and say nothing.
 
-    checkpoint: where the run resumes from, None for a fresh one. trains: everything was found good.
+    checkpoint: where the run resumes from, None for a fresh one. stop: the signal that ends it. allow_changes: it may
+    resume although settings changed. trains: everything was found good.
     """
 
     path: Path
     checkpoint: Checkpoint | None
+    stop: StopSignal
+    allow_changes: bool = False
     folder: RunFolder | None = None
     tracker: Tracker = field(default_factory=NoTracker)
     progress: Progress = field(default_factory=Progress)
@@ -62,10 +66,10 @@ class Session:
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
 
-    def began(self, identity: Identity, steps: int, allow_changes: bool) -> None:
+    def began(self, identity: Identity, steps: int) -> None:
         """Compare with the checkpoint (RunError where the run is another one), and note what the run is."""
         if self.checkpoint is not None:
-            for change in check_same_run(self.checkpoint, identity, allow_changes):
+            for change in check_same_run(self.checkpoint, identity, self.allow_changes):
                 self.warn(f"resumes with another setting: {change}")
         if self.folder is not None:
             step = self.checkpoint.step if self.checkpoint else 0
@@ -90,14 +94,17 @@ class Session:
 
 @contextmanager
 def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bool = False) -> Iterator[Session]:
-    """The run's folder, locked and described; its tracker; on the way out its end, whatever it was.
+    """Signals caught, the run's folder locked, described and said; on the way out the run's end, whatever it was.
 
     resume: None for a new run, `newest` for the newest of this name, or a run folder or checkpoint. overwrite: start
     anew in the newest folder of this name; with `resume`, resume although settings changed. RunError in plain words for
     a full disk and for too little memory. Of a run that a mistake keeps from training nothing stays, and what it would
     have overwritten does.
     """
+    if settings.train.threads is not None:
+        torch.set_num_threads(settings.train.threads)
     with ExitStack() as stack:
+        stop = stack.enter_context(StopSignal())
         stack.enter_context(plain_errors(settings))
         own: list[RunFolder] = []
 
@@ -105,12 +112,13 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
             own.append(stack.enter_context(RunFolder(*choose_run_folder(settings, resume, overwrite))))
             return own[0].path, _prepare(settings, own[0], resume, overwrite)
 
-        session = Session(*agreed(begin, settings))
+        session = Session(*agreed(begin, settings), stop=stop, allow_changes=overwrite)
         stack.callback(lambda: session.tracker.close())
         if own:
             session.folder = own[0]
             session.folder.take_library_logs()
         try:
+            session.say(f"run folder  {session.path}")
             yield session
         except BaseException as error:
             _note_failure(session, error)

@@ -1,0 +1,72 @@
+"""What `recipe: grpo` reads: the prompts of its tasks with their truth, checked against the rewards and the step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+from counterpoint.configs.errors import ConfigError, DataError
+from counterpoint.configs.eval_section import SuiteSettings
+from counterpoint.configs.schema import GrpoRun, PromptSettings
+from counterpoint.data.harmony.render import Renderer
+from counterpoint.train.episodes.toolkit import Toolkit
+from counterpoint.train.evals.tasks import build_tasks
+from counterpoint.train.loop.grpo_items import Item, items_of
+from counterpoint.train.run.session import Session
+from counterpoint.train.scoring.prompts import EvalPrompt
+from counterpoint.train.scoring.rewards import Rewards
+
+
+def read_items(
+    settings: GrpoRun, session: Session, renderer: Renderer, toolkit: Toolkit, rewards: Rewards, groups: int
+) -> list[Item]:
+    """Each turn of each prompt at its efforts. groups: sampled in one step; ConfigError for fewer items than that."""
+    prompts = read_prompts(settings.data, renderer, toolkit)
+    items = items_of(prompts, renderer, settings.grpo.efforts)
+    check_rewards(rewards, items, session)
+    session.say(f"{len(prompts)} prompts, {groups} groups of {settings.grpo.group} a step")
+    if len(items) < groups:
+        raise ConfigError(
+            f"data.train: {len(items)} turns at their efforts are fewer than the {groups} groups of a step: lower "
+            "train.batch_rows or train.accumulation, or give more prompts"
+        )
+    return items
+
+
+def read_prompts(data: PromptSettings, renderer: Renderer, toolkit: Toolkit | None = None) -> list[EvalPrompt]:
+    """The prompts of all tasks with their truth, the tools declared. DataError for one that is too long."""
+    prompts: list[EvalPrompt] = []
+    for task in build_tasks(SuiteSettings(tasks=data.train)):
+        for prompt in task.prompts:
+            if toolkit is not None and not toolkit.empty and prompt.conversation.opening_ids is None:
+                prompt = replace(prompt, conversation=toolkit.declared(prompt.conversation))
+            said_later = sum(len(renderer.vocabulary.encode(later.text)) for later in prompt.follow_ups)
+            length = len(renderer.prompt(prompt.conversation)) + said_later
+            if length > data.max_tokens:
+                raise DataError(
+                    f"{prompt.id}: {length} tokens, more than data.max_tokens ({data.max_tokens}): raise it"
+                )
+            prompts.append(prompt)
+    return prompts
+
+
+def check_rewards(rewards: Rewards, items: list[Item], session: Session) -> None:
+    """ConfigError for a reward that can judge nothing; a line for one that some turns have no truth for."""
+    turns = {(item.prompt.id, item.turn): item.unanswered() for item in items}
+    for name, missing in rewards.unjudged(list(turns.values())).items():
+        if missing == len(turns):
+            raise ConfigError(f"reward {name}: no row has a truth for it: give the rows one, or take another `scorer`")
+        if missing:
+            session.warn(f"reward {name}: {missing} of {len(turns)} turns have no truth for it and earn nothing there")
+
+
+def fingerprint(items: list[Item], renderer: Renderer) -> str:
+    """Hash of every prompt's ids and truth in order, to find changed data."""
+    digest = hashlib.sha256()
+    for item in items:
+        truth = json.dumps(asdict(item.prompt.reference), sort_keys=True, default=str)
+        digest.update(repr((renderer.prompt(item.prompt.conversation, item.effort), truth)).encode())
+        if item.turn:
+            digest.update(repr(item.prompt.follow_ups[item.turn - 1]).encode())
+    return digest.hexdigest()
