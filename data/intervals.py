@@ -9,7 +9,7 @@ Shapes: N = answers, one a sample; answers to the same item share a cluster.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -69,20 +69,6 @@ def mean_estimate(
     value = float(np.mean(np.asarray(values_N, dtype=np.float64)))
     half = student_t_quantile(0.5 + confidence / 2, n_clusters - 1) * error if n_clusters > 1 else math.nan
     return Estimate(value, error, value - half, value + half, len(values_N), n_clusters)
-
-
-def paired_difference(
-    a: Mapping[Hashable, Sequence[float]], b: Mapping[Hashable, Sequence[float]], confidence: float = 0.95
-) -> Estimate:
-    """Mean of b - a over the items that both have, each item's samples averaged first; clustered by item.
-
-    Items of one side only are left out: compare the keys to count them. Raises ValueError without a common item.
-    """
-    items = [item for item in a if item in b and len(a[item]) and len(b[item])]
-    if not items:
-        raise ValueError("the two sides share no item: compare results on the same items")
-    differences = [float(np.mean(b[item])) - float(np.mean(a[item])) for item in items]
-    return mean_estimate(differences, None, confidence)
 
 
 def minimal_detectable_difference(

@@ -27,7 +27,6 @@ MANIFEST = "report.json"
 KIND = "counterpoint prepared rows"
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,8 +305,3 @@ def label_of(message: Message) -> str:
     if message.is_call:
         return "call"
     return {"analysis": "analysis", "commentary": "preamble"}.get(message.channel or "", "final")
-
-
-def ids_of(example: ExplainedExample) -> list[int]:
-    """All ids of an example in order."""
-    return [i for block in example.blocks for span in block.spans for i in span.ids]

@@ -124,16 +124,6 @@ class PythonSandbox:
         return output if len(output) <= limit else f"{output[:limit]}\n[{len(output) - limit} more characters cut]"
 
 
-def sandbox_problem() -> str | None:
-    """Why there can be no sandbox on this machine; None when there can."""
-    if shutil.which("bwrap") is None:
-        return "bubblewrap (`bwrap`) is not installed"
-    # A first start reads the interpreter from disk, which can take seconds.
-    with PythonSandbox(SandboxLimits(seconds=30)) as sandbox:
-        ran = sandbox.run("1 + 1")
-    return None if ran.output.strip() == "2" else f"bubblewrap cannot make its namespaces here ({ran.output[:80]})"
-
-
 def _command(limits: SandboxLimits) -> list[str]:
     bwrap = shutil.which("bwrap")
     if bwrap is None:

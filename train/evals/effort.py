@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.data.intervals import Estimate, mean_estimate, wilson
-from counterpoint.train.evals.channels import Summary
 from counterpoint.train.evals.results import Row
 
 Use = Literal["interactive", "agentic", "offline"]
@@ -64,18 +63,6 @@ class Advice:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def points_of_summary(summary: Summary) -> list[Point]:
-    """Points of the hook's summary: share of right samples with Wilson's interval; tokens of analysis and final."""
-    out: list[Point] = []
-    for effort, rate in summary.right_by_effort.items():
-        if rate.share is not None:
-            told = rate.as_dict()
-            thought = summary.analysis_tokens[effort]
-            tokens = thought + summary.final_tokens[effort]
-            out.append(Point(effort, rate.share, told["low"], told["high"], tokens, None, thought))
-    return out
 
 
 def points_of_rows(rows: Iterable[Row]) -> list[Point]:

@@ -5,7 +5,6 @@ Weights are read from safetensors only and no code of a checkpoint is ever run.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -258,14 +257,3 @@ def _load_error(name: str, error: Exception) -> ModelError:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a checkpoint. ModelError where it is not one."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({_first_line(error)}): copy it again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: not a JSON object: copy it again")
-    return value

@@ -16,7 +16,6 @@ from counterpoint.data.intervals import (
     mean_at_k,
     mean_estimate,
     minimal_detectable_difference,
-    paired_difference,
     pass_at_k,
     student_t_quantile,
     wilson,
@@ -110,27 +109,6 @@ def test_one_cluster_has_a_mean_and_no_interval() -> None:
         mean_estimate([])
     with pytest.raises(ValueError, match="2 values and 1 clusters"):
         mean_estimate([1.0, 2.0], ["a"])
-
-
-def test_a_paired_difference_is_the_paired_t_test() -> None:
-    rng = np.random.default_rng(1)
-    a = {f"q{i}": [float(v) for v in rng.integers(0, 2, 3)] for i in range(25)}
-    b = {item: [float(v) for v in rng.integers(0, 2, 4)] for item in a}
-    found = paired_difference(a, b)
-    x, y = [np.mean(v) for v in a.values()], [np.mean(b[item]) for item in a]
-    test = stats.ttest_rel(y, x)
-    interval = test.confidence_interval(0.95)
-    assert found.value == pytest.approx(np.mean(y) - np.mean(x))
-    assert found.value / found.standard_error == pytest.approx(test.statistic)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
-    assert found.n_clusters == 25
-
-
-def test_items_of_one_side_only_are_left_out() -> None:
-    found = paired_difference({"a": [0.0], "b": [1.0], "x": [1.0]}, {"a": [1.0], "b": [1.0], "y": [0.0], "x": []})
-    assert (found.value, found.n) == (0.5, 2)
-    with pytest.raises(ValueError, match="no item"):
-        paired_difference({"a": [1.0]}, {"b": [1.0]})
 
 
 @given(st.integers(1, 12), st.data())

@@ -17,7 +17,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import CHANNEL_CODES, CONTEXT
 from counterpoint.data.harmony.vocabulary import START, load_vocabulary
 from counterpoint.data.harmony.window import split_turns
-from counterpoint.data.show.explain import Explained, ExplainedExample, explain, ids_of
+from counterpoint.data.show.explain import Explained, ExplainedExample, explain
 
 PROMPT = "prompt: the server writes <|start|>assistant"
 CALL = Message("assistant", "{}", "commentary", "functions.f", content_type=CONSTRAIN_JSON)
@@ -47,6 +47,10 @@ def told(messages: tuple[Message, ...], *, fields: dict[str, Any] | None = None,
 def table(example: ExplainedExample) -> list[tuple[str, int, list[str]]]:
     """Label, message number (from 1) and reasons of every block behind the opening."""
     return [(b.label, b.message + 1, b.reasons) for b in example.blocks if b.label not in ("system", "developer")]
+
+
+def ids_of(example: ExplainedExample) -> list[int]:
+    return [i for block in example.blocks for span in block.spans for i in span.ids]
 
 
 def test_a_tool_turn_and_the_one_behind_it() -> None:

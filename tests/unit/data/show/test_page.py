@@ -12,7 +12,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.rows.row import BadRow
-from counterpoint.data.show.explain import explain, ids_of
+from counterpoint.data.show.explain import explain
 from counterpoint.data.show.page import PageBuilder, as_json
 
 TURN = (
@@ -80,7 +80,7 @@ def test_every_token_is_in_the_page_with_its_fate() -> None:
                 ids += flat
                 fates.append((weight, data["channels"][channel], part, data["reasons"][reason], len(flat)))
         spans = [span for block in example.blocks for span in block.spans]
-        assert ids == ids_of(example)
+        assert ids == [i for span in spans for i in span.ids]
         assert fates == [(s.weight, s.channel, s.kind, s.reason, len(s.ids)) for s in spans]
         assert shown["tokens"] == len(ids)
         assert shown["trained"] == dict(example.trained)
