@@ -56,7 +56,8 @@ def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False
                 batch = left[start : start + settings.distill.batch]
                 for found in sample_batch(settings, batch, renderer, sampler, scorers):
                     done[int(found["number"])] = found
-                    append(path / (ROWS if "row" in found else REFUSED), found)
+                    with (path / (ROWS if "row" in found else REFUSED)).open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(found, ensure_ascii=False) + "\n")
                 print(acceptance(done), flush=True)
         folder.state(state="finished", acceptance=acceptance(done))
         result = write_result(path)
@@ -137,11 +138,6 @@ def sample_batch(
         if done.completion is not None:
             line["row"] = row_of(done, distill.keep_answer)
         yield line
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def acceptance(done: dict[int, dict[str, Any]]) -> str:

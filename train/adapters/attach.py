@@ -107,6 +107,7 @@ def load_lora(model: PreTrainedModel, folder: str | Path, trainable: bool = Fals
     try:
         config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
         config.inference_mode = not trainable
+        # Experimental in PEFT, and not in a saved configuration: each loaded one is given the layers anew.
         config._register_custom_module(cast(Any, CUSTOM_MODULES))
         with _quiet_peft():
             return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=trainable)
@@ -258,7 +259,7 @@ def _whole_number(value: float) -> int:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The full value of a tensor that may be sharded."""
+    """The full value of a tensor that may be sharded. Collective where it is: every process has to call it."""
     gather = getattr(tensor, "full_tensor", None)
     return (tensor if gather is None else gather()).detach()
 

@@ -35,6 +35,7 @@ def write_together(
     ]
     for stage in stages:
         error = _error_of(stage)
+        # Collective: reached by every process after each stage, whatever came of it.
         errors = [text for text in gather_object([str(error) if error else None]) if text]
         if not errors:
             continue

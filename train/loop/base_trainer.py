@@ -80,12 +80,13 @@ class BaseTrainer(_Base):
         if self.is_fsdp_enabled:
             lay_bare(self.base)
         else:
-            # Every process has read the same file; DDP would write the first one's copy over the others'.
+            # Every process has read the same file; DDP would write the first one's copy over the others'. It has no
+            # public way to leave a parameter out.
             ignored = packed_names(self.base)
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.base, ignored)
 
     def _send_telemetry(self) -> None:
-        """TRL reports each run to its makers; nothing leaves this machine from here."""
+        """TRL's constructor reports each run to its makers by this; nothing leaves this machine from here."""
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: transformers' estimate walks over all parameters in every micro-batch."""
@@ -108,7 +109,8 @@ class BaseTrainer(_Base):
         return self.accelerator.num_processes == 1
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
-        """The gradient's norm before clipping; the last place before the optimizer step, so a broken step ends here."""
+        """The gradient's norm before clipping. transformers asks for it once a step, in every process, and last before
+        the optimizer; so a broken step ends here."""
         norm = float(torch.as_tensor(super()._get_grad_norm(model, grad_norm)))
         self.check_step(model, norm)
         return norm
@@ -116,6 +118,7 @@ class BaseTrainer(_Base):
     def check_step(self, model: torch.nn.Module, norm: float) -> None:
         """Called by every process before the weights change. RunError where the gradient is not finite."""
         if not self._is_alone:
+            # Collective: every process takes every step, so all of them come here.
             stops = torch.tensor(float(self.stop.received is not None), device=self.args.device)
             self.stop_agreed = self.stop_agreed or float(cast(torch.Tensor, self.accelerator.reduce(stops, "sum"))) > 0
         if not math.isfinite(norm):
@@ -131,7 +134,10 @@ class BaseTrainer(_Base):
         self.control.should_log = still_to_log
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Log and save as transformers does, and only then evaluate: a kill during a long evaluation costs no step."""
+        """Log and save as transformers does, and only then evaluate: a kill during a long evaluation costs no step.
+
+        transformers calls it behind every step and once more behind an epoch.
+        """
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self.state.global_step != self.evaluated_step and not self.stopped:
             self.evaluate_step()
@@ -153,6 +159,7 @@ class BaseTrainer(_Base):
         control = self.control
         told = [control.should_training_stop, control.should_save, self.stop.received is not None]
         flags = torch.tensor(told, dtype=torch.float32, device=self.args.device)
+        # Collective: behind `stopped`, which is agreed on, so that all processes evaluate a step or none does.
         stop, save_now, signalled = (cast(torch.Tensor, self.accelerator.reduce(flags, "sum")) > 0).tolist()
         self.stop_agreed = self.stop_agreed or signalled
         control.should_training_stop, control.should_save = stop or signalled, save_now or signalled
@@ -181,7 +188,10 @@ class BaseTrainer(_Base):
         return str(whole[-1]) if whole else None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A checkpoint of this step that is whole or not there; older ones go only when it stands."""
+        """A checkpoint of this step that is whole or not there; older ones go only when it stands.
+
+        In place of transformers' own and of TRL's, which writes a model card as well. Run by every process.
+        """
         step = self.state.global_step
         if self.saved_step == step:
             return
@@ -193,7 +203,10 @@ class BaseTrainer(_Base):
             save.rotate(self.loop.checkpoints, self.loop.keep)
 
     def _fill_checkpoint(self, folder: Path) -> None:
-        """Everything a run needs to go on bit for bit. Run by every process."""
+        """Everything a run needs to go on bit for bit. Run by every process.
+
+        The three `_save_...` write the files that transformers reads when it goes on; under FSDP2 they are collective.
+        """
         self.save_model(str(folder), _internal_call=True)
         if is_sharded(self.base) and isinstance(self.base, PeftModel):
             self._save(str(folder), self._gathered())  # beside the shards, for `evaluate` and `export`
@@ -224,6 +237,7 @@ class BaseTrainer(_Base):
         return gathered_weights(self.base, keep=self.args.should_save) if is_sharded(self.base) else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights as `_save` wrote them; of a sharded model transformers reads its parts, once the model is wrapped."""
         sharded = (Path(resume_from_checkpoint) / "optimizer_0").is_dir()
         if sharded != self.is_fsdp_enabled:
             wrote, now = ("fsdp2", "ddp or one process") if sharded else ("ddp or in one process", "fsdp2")

@@ -132,11 +132,12 @@ def held_out_loss(trainer: CounterpointTrainer, rows: Sequence[TreeRow]) -> dict
     model.eval()
     for numbers, counts in _share(len(rows), trainer.args.per_device_eval_batch_size, accelerator):
         batch = RowCollator(rows, trainer.collate)([{ROW: number} for number in numbers])
-        inputs = trainer._prepare_inputs(batch)
+        inputs = trainer._prepare_inputs(batch)  # transformers' way to the device
         with trainer.compute_loss_context_manager():
             _, nll_T = trainer.nll(model, inputs, 1.0)
         meter.add_targets(nll_T, inputs["target_weights"] * counts, inputs["target_channels"])
     model.train(was_training)
+    # Collective: `HeldOutLoss` is a callback of every process, and due at the same steps.
     loss_C, weight_C = cast(torch.Tensor, accelerator.reduce(meter.sums_2C, "sum")).tolist()
     channels = {
         f"valid_loss_{name}": loss / weight

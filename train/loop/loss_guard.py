@@ -16,7 +16,9 @@ from counterpoint.configs.errors import RunError
 SpikePolicy = Literal["warn", "skip", "stop"]
 HISTORY = 50
 LEAST_HISTORY = 10
+"""Losses that a median is taken of, and the fewest: chosen, not measured; `train.spike_factor` is what a run sets."""
 NAMED_ROWS = 20
+"""Rows named in one line; a step of many rows would fill the screen."""
 
 
 @dataclass

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -22,12 +21,11 @@ from trl.trainer.kto_trainer import KTOTrainer
 from counterpoint.data.dataset.pairs import Pair, Rated
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.base_trainer import BaseTrainer
+from counterpoint.train.loop.row_dataset import ROW, row_numbers
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.run.signals import StopSignal
-
-ROW = "row"
 
 
 class _OnOurRows(BaseTrainer):
@@ -54,7 +52,7 @@ class _OnOurRows(BaseTrainer):
             ref_model=None if adapted else copy.deepcopy(loaded.model).requires_grad_(False),
             args=args,
             data_collator=collator,
-            train_dataset=Dataset.from_dict({ROW: list(range(len(rows)))}),
+            train_dataset=row_numbers(rows),
             processing_class=RowTokenizer(loaded),
             callbacks=callbacks,
         )
@@ -70,6 +68,7 @@ class _OnOurRows(BaseTrainer):
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
+        """transformers keeps these columns of a data set; TRL's own are those of rows that it would tokenise."""
         self._signature_columns = [ROW]
 
 

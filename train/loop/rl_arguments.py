@@ -1,4 +1,4 @@
-"""What TRL calls the settings of `dpo` and `grpo`; beside `arguments.py`, the only place that knows."""
+"""What TRL calls the settings of `dpo` and `grpo`; beside `training_arguments.py`, the only place that knows."""
 
 from __future__ import annotations
 

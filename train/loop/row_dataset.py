@@ -1,4 +1,4 @@
-"""Tree rows as TRL's trainer takes them: a data set of row numbers, turned into rows when a batch is collated."""
+"""Rows as TRL's trainers take them: a data set of row numbers, turned into rows when a batch is collated."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from counterpoint.data.layout.tree import TreeRow
 ROW = "row"
 
 
-def row_numbers(rows: Sequence[TreeRow]) -> Dataset:
-    """The data set that the trainer shuffles and splits: one number a row (SFTTrainer takes only this class)."""
+def row_numbers(rows: Sequence[Any]) -> Dataset:
+    """The data set that a trainer shuffles and splits: one number a row (TRL takes only this class)."""
     return Dataset.from_dict({ROW: list(range(len(rows)))})
 
 

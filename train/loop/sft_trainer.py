@@ -123,6 +123,7 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         # transformers puts the normalised output of the last layer here: what the head is fed with.
         hidden_BSH = outputs.hidden_states[-1]
         hidden_TH = hidden_BSH.flatten(0, 1).index_select(0, inputs["target_index"])
+        # Collective under FSDP2, as the forward pass itself: all processes run equally many batches.
         weight_VH = self.base.get_output_embeddings().weight
         weight_VH = weight_VH.full_tensor() if hasattr(weight_VH, "full_tensor") else weight_VH
         return weighted_nll(
@@ -130,10 +131,12 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        """Sum of weights over the whole step: all micro-batches of all processes."""
+        """Sum of weights over the whole step: all micro-batches of all processes. transformers asks for it before each
+        step, and gives it to `compute_loss` as `num_items_in_batch`."""
         total = torch.tensor(0.0, dtype=torch.float64)
         for batch in batch_samples:
             total += batch["target_weights"].sum(dtype=torch.float64).cpu()
+        # Collective: every process takes every step.
         total = self.accelerator.gather(total.to(device).reshape(1)).sum()  # pyright: ignore[reportAttributeAccessIssue]
         return total.float() if device.type == "cuda" else total
 
@@ -158,6 +161,7 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         stop = 1.0 if self.stop.received is not None else 0.0
         local = torch.tensor([*map(float, self._step_tokens), stop], dtype=torch.float64, device=self.args.device)
         local = torch.cat([self._step_loss.to(local).reshape(1), local])
+        # Collective: every process takes every step.
         loss, trained, total, stops = self.accelerator.reduce(local, "sum").tolist()  # pyright: ignore
         self.stop_agreed = self.stop_agreed or stops > 0
         self._check_loss(model, loss, norm)
@@ -165,6 +169,8 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         self._forget_step()
 
     def _check_loss(self, model: nn.Module, loss: float, norm: float) -> None:
+        """loss and norm are of all processes, and so is the history of `spikes`: all take the same branch, which they
+        must, since `_from_all` waits for all."""
         step = self.state.global_step + 1
         if not (torch.isfinite(torch.tensor([loss, norm])).all()):
             guilty = self._from_all([s for batch in self._step_batches for s in batch.rows_not_finite()])
@@ -196,15 +202,15 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """transformers' numbers with the loss replaced by the meter's: whole-step losses, and loss by channel."""
         if "loss" in logs:
+            # Collective: transformers logs the loss in every process, after the same steps.
             sums_2C = self.accelerator.reduce(self.meter.sums_2C, "sum")
             logs.update(self.meter.read(sums_2C))  # pyright: ignore[reportArgumentType]
-        self._metrics["train"].clear()
-        self._metrics["eval"].clear()
         super().log(logs, start_time)
 
     # ---- checkpoints
 
     def loop_state(self) -> dict[str, Any]:
+        # Collective: every process fills a checkpoint.
         sums_2C = self.accelerator.reduce(self.meter.sums_2C, "sum")
         meter = self.meter.state(sums_2C)  # pyright: ignore[reportArgumentType]
         return {**super().loop_state(), "meter": meter, "spikes": self.spikes.state()}

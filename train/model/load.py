@@ -161,7 +161,7 @@ def _map(folder: Path, config: GptOssConfig) -> VocabularyMap:
 
 
 def _random(config: GptOssConfig, dtype: torch.dtype) -> GptOssForCausalLM:
-    config._attn_implementation = "eager"
+    config._attn_implementation = "eager"  # where the constructor reads it; `use_implementations` chooses later on
     return cast(Any, GptOssForCausalLM(config)).to(dtype)
 
 

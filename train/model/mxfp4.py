@@ -40,6 +40,7 @@ class Mxfp4Tensor(torch.Tensor):
             shapes = f"{tuple(blocks_EOI.shape)} and {tuple(scales_EOI.shape)}"
             raise ModelError(f"MXFP4 blocks and scales do not fit each other: {shapes}: is the checkpoint whole?")
         shape = (experts, 2 * half, outputs)
+        # torch's way to a tensor without storage of its own, private by name only.
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=blocks_EOI.device)
 
     def __init__(self, blocks_EOI: torch.Tensor, scales_EOI: torch.Tensor, dtype: torch.dtype) -> None:
@@ -157,9 +158,9 @@ def lay_bare(model: torch.nn.Module) -> None:
     It would unpack X itself. X is then put together again whenever it is read, of what the two are at that moment.
     """
     for module in list(model.modules()):
-        own = {name: p for name, p in module._parameters.items() if isinstance(p, Mxfp4Tensor)}
+        own = {name: p for name, p in module.named_parameters(recurse=False) if isinstance(p, Mxfp4Tensor)}
         for name, packed in own.items():
-            del module._parameters[name]
+            delattr(module, name)
             for part in ("blocks", "scales"):
                 parameter = torch.nn.Parameter(getattr(packed, part), requires_grad=False)
                 module.register_parameter(f"{name}_{part}", parameter)

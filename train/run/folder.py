@@ -107,16 +107,13 @@ class RunFolder:
         if self.lock.stale is not None:
             self.log(f"took over the lock of {self.lock.stale}, which is dead")
 
-    def empty(self) -> None:
-        """Remove what an earlier run left in the folder, for one that starts anew."""
-        self._remove()
-
     def forget_aside(self) -> None:
         """Remove the old run that was moved away: the new run trains."""
         if (self.path / ASIDE).is_dir():
             shutil.rmtree(self.path / ASIDE)
 
-    def _remove(self, keep: Collection[str] = ()) -> None:
+    def empty(self, keep: Collection[str] = ()) -> None:
+        """Remove what an earlier run left in the folder, but for these names, for one that starts anew."""
         for entry in list(self.path.iterdir()):
             if entry.name in keep:
                 continue
@@ -129,7 +126,7 @@ class RunFolder:
         """Move what an earlier run left into a folder of its own, until the new one trains (`forget_aside`)."""
         aside = self.path / ASIDE
         if aside.is_dir():  # of a try that was killed: what it left is nothing, what was moved away is the run
-            self._remove(keep={ASIDE})
+            self.empty(keep={ASIDE})
         elif entries := [entry for entry in self.path.iterdir() if entry != self.lock.path]:
             aside.mkdir()
             for entry in entries:
@@ -141,7 +138,7 @@ class RunFolder:
         stay."""
         aside = self.path / ASIDE
         if aside.is_dir():
-            self._remove(keep={ASIDE, *(e.name for e in self.path.iterdir() if e.is_file() and e.name not in _OWN)})
+            self.empty(keep={ASIDE, *(e.name for e in self.path.iterdir() if e.is_file() and e.name not in _OWN)})
             for entry in list(aside.iterdir()):
                 if not (self.path / entry.name).exists():
                     entry.rename(self.path / entry.name)

@@ -138,6 +138,7 @@ def agreed(decide: Callable[[], T], settings: TrainingRun) -> T:
             shared[0] = decide()
         except CounterpointError as error:
             shared[1] = str(error)
+    # Collective: a failed decision is sent too, so that no process waits here for one that has gone.
     broadcast_object_list(shared)
     if shared[1] is not None:
         raise RunError(shared[1])

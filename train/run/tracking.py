@@ -20,7 +20,9 @@ from counterpoint.configs.train_section import TrackingSettings
 
 Cell = str | int | float | bool | None
 WAITING_CALLS = 10_000
+"""More than a run logs while wandb starts; beyond them it does not keep up, and is given up."""
 CLOSE_SECONDS = {"offline": 20.0, "online": 120.0}
+"""What wandb gets to finish: a network that is gone must not hold the end of a run for longer."""
 
 
 class Tracker(Protocol):

@@ -27,6 +27,7 @@ from counterpoint.train.sampling.decode import Decoder
 
 FinishReason = Literal["stop", "length"]
 DEFAULT_BATCH_TOKENS = 65_536
+"""Tokens in the cache at a time: chosen, not measured; samples do not depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class Sampler:
         def choose(scores_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
             chosen_B = (scores_BV if noise is None else noise.on(scores_BV, samples)).argmax(-1)
             if sharded:
+                # Collective: all processes sample the same prompts, and one choice keeps them in step to the end.
                 torch.distributed.broadcast(chosen_B, src=0)
             return chosen_B
 

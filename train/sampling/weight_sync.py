@@ -67,7 +67,7 @@ class FollowingEngine:
             return
         target = self.folder / f"adapter-{version}"
         write_adapter(target)
-        wait()
+        wait()  # collective, here and below: read when all have written it, removed when all have read it
         self.engine.load_adapter(target.absolute(), version, lead)
         wait()
         for old in self.folder.glob("adapter-*") if lead else ():
