@@ -6,16 +6,13 @@ starts a new one. Arguments and results travel by pickle, between this program a
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
-from counterpoint.configs.errors import ConfigError
+from counterpoint.data.user_code.loader import resolve
 
 Failure = Literal["raised", "hung", "not_a_number"]
 
@@ -61,6 +58,8 @@ class Worker:
         except (EOFError, OSError) as error:
             self.close()
             return Answer(None, "raised", f"its process died ({type(error).__name__})")
+        except Exception as error:  # unpickling: a class of the user's file is known in the child only
+            return Answer(None, "raised", f"its value cannot be read ({type(error).__name__})")
         return Answer(None, "raised", value) if kind == "raised" else Answer(value)
 
     def close(self) -> None:
@@ -106,33 +105,6 @@ def as_score(value: Any) -> Guarded:
     if isinstance(value, (int, float)) and math.isfinite(value):
         return Guarded(min(1.0, max(0.0, float(value))))
     return Guarded(None, "not_a_number", f"returned {value!r}"[:200])
-
-
-def resolve(function: str) -> Callable[..., Any]:
-    """The function named `module:function` or `path/file.py:function`. ConfigError where there is none."""
-    place, _, name = function.rpartition(":")
-    fix = "write module:function or path/file.py:function"
-    if not place or not name:
-        raise ConfigError(f"function `{function}`: {fix}")
-    try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            if spec is None or spec.loader is None:
-                raise ConfigError(f"function `{function}`: cannot read {place}: {fix}")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        return getattr(module, name)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"function `{function}`: {type(error).__name__}: {error}: {fix}") from None
-
-
-def exists(function: str) -> bool:
-    """True, or ConfigError where `resolve` finds no such function: asked in the child, nothing of it is called."""
-    return callable(resolve(function))
 
 
 def _serve(pipe: Any) -> None:

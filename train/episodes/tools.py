@@ -12,7 +12,8 @@ from typing import Any, Protocol, cast
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.completion import ToolCall
-from counterpoint.data.user_code.worker import Worker, resolve
+from counterpoint.data.user_code.loader import resolve
+from counterpoint.data.user_code.worker import Worker
 from counterpoint.train.episodes.sandbox import PythonSandbox, SandboxLimits
 from counterpoint.train.sampling.rollout import Fault, ToolResult
 

@@ -26,7 +26,8 @@ import jsonschema
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import Completion, ToolCall
-from counterpoint.data.user_code.worker import Guard, Guarded, exists
+from counterpoint.data.user_code.loader import exists
+from counterpoint.data.user_code.worker import Guard, Guarded
 
 
 class MissingTruthError(ConfigError):
