@@ -14,7 +14,6 @@ from typing import Any, cast
 from counterpoint.configs.errors import DataError, RunError
 from counterpoint.configs.schema import DistillRun
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.dataset.training_rows import source_specs
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
@@ -75,7 +74,7 @@ def read_questions(settings: DistillRun, renderer: Renderer) -> list[Question]:
     """The questions of all rows; DataError for a bad row, or where no row has one."""
     questions: list[Question] = []
     others = 0
-    rows = read_conversations(source_specs(settings.data.train), settings.data)
+    rows = read_conversations(settings.data.train, settings.data)
     for number, item in enumerate(rows):
         if not isinstance(item, Conversation):
             raise DataError(getattr(item, "message", "data.train: a preference pair: distill takes conversations"))

@@ -23,7 +23,7 @@ from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import pair_lines
-from counterpoint.data.dataset.training_rows import source_specs, write_quarantine
+from counterpoint.data.dataset.training_rows import write_quarantine
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import Renderer
@@ -145,7 +145,7 @@ def _read(
     """Fills `found` from the sources."""
     report = found.report
     bad: list[BadRow] = []
-    for item in read_conversations(source_specs(sources), data):
+    for item in read_conversations(sources, data):
         pairs: list[T] = []
         if not isinstance(item, BadRow):
             try:

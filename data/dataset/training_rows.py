@@ -15,7 +15,6 @@ from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import training_lines
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import Example
@@ -50,12 +49,8 @@ class TrainingData:
         return training_lines(self.report)
 
 
-def source_specs(sources: Iterable[SourceSettings]) -> list[SourceSpec]:
-    return [SourceSpec(**source.model_dump()) for source in sources]
-
-
 def render_sources(
-    specs: Sequence[SourceSpec],
+    specs: Sequence[SourceSettings],
     options: ConversionSettings,
     renderer: Renderer,
     report: RowCounter,
@@ -147,7 +142,7 @@ def _rows_of_examples(
     sources: Sequence[SourceSettings], data: DataSettings, renderer: Renderer, report: RowCounter, on_bad: OnBad
 ) -> Iterator[list[Example]]:
     """The examples of each row: read where the source is prepared already, rendered where it is not."""
-    for spec in source_specs(sources):
+    for spec in sources:
         if is_prepared(spec.path):
             yield from prepared_rows(spec, data, renderer, report, data.max_tokens)
             continue

@@ -7,33 +7,31 @@ from dataclasses import replace
 from itertools import chain, islice, repeat
 from math import floor
 
-from counterpoint.configs.data_section import ConversionSettings
-from counterpoint.configs.errors import ConfigError, RowError
+from counterpoint.configs.data_section import ConversionSettings, SourceSettings
+from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.formats.convert import Converted, convert
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.sessions import by_session, is_log_line
 from counterpoint.data.rows.containers import rows_from_line, unread_rows
 from counterpoint.data.rows.row import AnyRow, BadRow, RawRow, UnreadRow, read
 
 
 def read_conversations(
-    sources: SourceSpec | str | Iterable[SourceSpec | str], options: ConversionSettings | None = None
+    sources: SourceSettings | str | Iterable[SourceSettings | str], options: ConversionSettings | None = None
 ) -> Iterator[Converted | BadRow]:
     """Every row of one source or of several: a conversation, a preference, or a bad row with its reason.
 
     A row comes as often as the weight of its source says, bad rows once: row k (from 0) of a source with weight w is
-    taken `floor((k+1)w) - floor(kw)` times. Raises DataError where a source does not exist, ConfigError for a weight
-    that is not positive.
+    taken `floor((k+1)w) - floor(kw)` times. Raises DataError where a source does not exist.
     """
     options = options or ConversionSettings()
-    specs = [sources] if isinstance(sources, SourceSpec | str) else sources
+    specs = [sources] if isinstance(sources, SourceSettings | str) else sources
     for row, format, times in weighted_rows(specs):
         yield from converted_rows(row, format, times, options)
 
 
 def conversations_from(
-    spec: SourceSpec, options: ConversionSettings, first: int
+    spec: SourceSettings, options: ConversionSettings, first: int
 ) -> Iterator[Converted | BadRow] | None:
     """Rows of one file from line `first` on, quickly; None where only reading all rows before tells which it is."""
     if spec.weight != 1 or spec.rows is not None:
@@ -50,13 +48,11 @@ def conversations_from(
     return chain.from_iterable(converted_rows(row, spec.format, 1, options) for row in whole)
 
 
-def weighted_rows(specs: Iterable[SourceSpec | str]) -> Iterator[tuple[AnyRow, str, int]]:
+def weighted_rows(specs: Iterable[SourceSettings | str]) -> Iterator[tuple[AnyRow, str, int]]:
     """Rows as the files hold them, with the format of their source and how often each is taken."""
     for spec in specs:
         if isinstance(spec, str):
-            spec = SourceSpec(spec)
-        if not spec.weight > 0:
-            raise ConfigError(f"data: weight {spec.weight} of {spec.path}: write a number above 0")
+            spec = SourceSettings(path=spec)
         for k, row in enumerate(source_rows(spec)):
             yield row, spec.format, floor((k + 1) * spec.weight) - floor(k * spec.weight)
 
@@ -67,7 +63,7 @@ def converted_rows(row: AnyRow, format: str, times: int, options: ConversionSett
     return repeat(converted, 1 if isinstance(converted, BadRow) else times)
 
 
-def source_rows(spec: SourceSpec) -> Iterator[AnyRow]:
+def source_rows(spec: SourceSettings) -> Iterator[AnyRow]:
     """The rows of one source, each once; events of a session log as one row. Raises DataError."""
     rows = unread_rows(spec.path)
     if spec.format in ("auto", "claude_code"):

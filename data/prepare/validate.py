@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from counterpoint.configs.data_section import ConversionSettings
+from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.formats.convert import Converted, trainable
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import convert_row, source_rows
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -33,7 +32,7 @@ def as_json(counter: RowCounter) -> dict[str, Any]:
 
 
 def validate(
-    sources: Iterable[SourceSpec | str],
+    sources: Iterable[SourceSettings | str],
     options: ConversionSettings | None = None,
     *,
     use: Use = "any",
@@ -49,7 +48,7 @@ def validate(
     result = RowCounter()
     writes = _Writes()
     for source in sources:
-        spec = SourceSpec(source) if isinstance(source, str) else source
+        spec = SourceSettings(path=source) if isinstance(source, str) else source
         for row in source_rows(spec):
             outcome = row if isinstance(row, BadRow) else convert_row(row, spec.format, options)
             if not isinstance(row, BadRow) and not isinstance(outcome, BadRow):

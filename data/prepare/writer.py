@@ -22,12 +22,11 @@ from typing import Any
 
 import orjson
 
-from counterpoint.configs.data_section import ConversionSettings, RenderSettings
+from counterpoint.configs.data_section import ConversionSettings, RenderSettings, SourceSettings
 from counterpoint.configs.errors import DataError, RunError
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.row_statistics import RowStatistics
 from counterpoint.data.dataset.training_rows import render_rows
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.render import RENDERER_VERSION, Renderer
 from counterpoint.data.harmony.spans import Example
@@ -65,7 +64,7 @@ class Job:
         """Of the vocabulary. A full one is not loaded: that is the workers' part."""
         return full_fingerprint() if self.kept_ids is None else self.vocabulary().fingerprint
 
-    def settings(self, specs: Sequence[SourceSpec]) -> dict[str, Any]:
+    def settings(self, specs: Sequence[SourceSettings]) -> dict[str, Any]:
         """Everything that decides the result beside data and vocabulary, by dotted name."""
         sources = [[spec.path, spec.format, spec.weight, spec.rows] for spec in specs]
         rest = {"data.max_tokens": self.max_tokens, "output": self.output, "sources": sources}
@@ -96,7 +95,7 @@ OnChunk = Callable[[RowCounter, int], None]
 
 
 def prepare(
-    specs: Sequence[SourceSpec],
+    specs: Sequence[SourceSettings],
     out: Path,
     job: Job,
     *,
@@ -140,7 +139,7 @@ def prepare(
 
 
 def _write(
-    specs: Sequence[SourceSpec],
+    specs: Sequence[SourceSettings],
     work: Path,
     job: Job,
     fingerprint: cache.Fingerprint,
@@ -266,7 +265,7 @@ def _work(rows: list[Numbered]) -> Chunk:
     return _worker(rows)
 
 
-def _check(report: RowCounter, specs: Sequence[SourceSpec], bad_rows_limit: float | None) -> None:
+def _check(report: RowCounter, specs: Sequence[SourceSettings], bad_rows_limit: float | None) -> None:
     if bad_rows_limit is not None:
         report.check_bad_rows(bad_rows_limit, _names(specs))
     if not report.examples:
@@ -276,5 +275,5 @@ def _check(report: RowCounter, specs: Sequence[SourceSpec], bad_rows_limit: floa
         raise DataError(f"{_names(specs)}: no row gives a training example{why}: look at it with `counterpoint show`")
 
 
-def _names(specs: Sequence[SourceSpec]) -> str:
+def _names(specs: Sequence[SourceSettings]) -> str:
     return ", ".join(spec.path for spec in specs)

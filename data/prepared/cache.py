@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from counterpoint.configs.data_section import ConversionSettings, RenderSettings
+from counterpoint.configs.data_section import ConversionSettings, RenderSettings, SourceSettings
 from counterpoint.configs.errors import DataError
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.rows.containers import HUB, find, is_saved_dataset
 
 MANIFEST = "report.json"
@@ -102,19 +101,19 @@ def damaged_file(folder: Path, files: Mapping[str, str]) -> str | None:
     return None
 
 
-def data_hashes(specs: Sequence[SourceSpec]) -> dict[str, str | None]:
+def data_hashes(specs: Sequence[SourceSettings]) -> dict[str, str | None]:
     """SHA-256 of every file that the sources read, None for the hub. Raises DataError where one does not exist."""
     hashes: dict[str, str | None] = {spec.path: None for spec in specs if spec.path.startswith(HUB)}
     return hashes | {name: sha256_of(file) for name, file in data_files(specs).items()}
 
 
-def data_stamps(specs: Sequence[SourceSpec]) -> dict[str, tuple[int, int]]:
+def data_stamps(specs: Sequence[SourceSettings]) -> dict[str, tuple[int, int]]:
     """Size and time of change of every file that the sources read."""
     stats = {name: file.stat() for name, file in data_files(specs).items()}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def data_files(specs: Sequence[SourceSpec]) -> dict[str, Path]:
+def data_files(specs: Sequence[SourceSettings]) -> dict[str, Path]:
     """Every file that the sources read, by the name of its source or its path; without data sets of the hub."""
     files: dict[str, Path] = {}
     for spec in specs:

@@ -7,10 +7,9 @@ from itertools import islice
 from math import floor
 from pathlib import Path
 
-from counterpoint.configs.data_section import ConversionSettings
+from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.configs.errors import DataError
 from counterpoint.data.counts.counter import RowCounter
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.harmony.render import RENDERER_VERSION, Renderer
 from counterpoint.data.harmony.spans import Example
 from counterpoint.data.prepared import cache
@@ -36,7 +35,7 @@ def read_prepared(path: str | Path) -> Iterator[Example]:
 
 
 def prepared_rows(
-    spec: SourceSpec, options: ConversionSettings, renderer: Renderer, report: RowCounter, max_tokens: int
+    spec: SourceSettings, options: ConversionSettings, renderer: Renderer, report: RowCounter, max_tokens: int
 ) -> Iterator[list[Example]]:
     """The examples of each source row. What became of the rows when they were prepared is added to the report.
 

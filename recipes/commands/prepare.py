@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -22,8 +23,8 @@ from counterpoint.recipes.commands.argument_types import count
 from counterpoint.recipes.commands.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
+    from counterpoint.configs.data_section import SourceSettings
     from counterpoint.data.counts.counter import RowCounter
-    from counterpoint.data.formats.options import SourceSpec
 
 CONTEXT_LENGTH = 131_072
 _FILE_SUFFIXES = (".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".html", ".gz", ".yaml")
@@ -47,12 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.counts.lines import quarantine_line, training_lines
-    from counterpoint.data.dataset.training_rows import source_specs
     from counterpoint.data.prepare.writer import Job, prepare
     from counterpoint.data.prepared.location import Place
 
     data = data_settings(args)
-    specs = source_specs(data.train)
+    specs = data.train
     out = Path(args.out)
     quarantine = Path(args.quarantine) if args.quarantine else None
     _check_paths(specs, out, quarantine)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_paths(specs: list[SourceSpec], out: Path, quarantine: Path | None) -> None:
+def _check_paths(specs: Sequence[SourceSettings], out: Path, quarantine: Path | None) -> None:
     if out.suffix.lower() in _FILE_SUFFIXES and not out.is_dir():
         raise ConfigError(f"--out {out}: write a name that ends in .jsonl, or the name of a folder")
     for path, option in ((out, "--out"), (quarantine, "--quarantine")):
@@ -135,7 +135,7 @@ def _kept_ids(config: str | None) -> tuple[int, ...] | None:
     return None if kept is None else tuple(kept.tolist())
 
 
-def _bytes_of(specs: list[SourceSpec]) -> int:
+def _bytes_of(specs: Sequence[SourceSettings]) -> int:
     from counterpoint.data.prepared.cache import data_files
 
     return sum(file.stat().st_size for file in data_files(specs).values())

@@ -47,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from counterpoint.data.dataset.training_rows import source_specs
     from counterpoint.data.formats.read import conversations_from, read_conversations
     from counterpoint.data.show.first_look import EVERY_ROW, chosen, first_look
 
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     wanted = args.rows or EVERY_ROW
-    specs = source_specs(data.train)
+    specs = data.train
     items: Iterator[Item] = read_conversations(specs, data)
     look = first_look(items, wanted)
     facts = _facts(data, look)

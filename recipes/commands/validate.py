@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -18,8 +19,8 @@ from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.recipes.commands.data_arguments import add_data_arguments, data_settings
 
 if TYPE_CHECKING:
+    from counterpoint.configs.data_section import SourceSettings
     from counterpoint.data.counts.counter import RowCounter
-    from counterpoint.data.formats.options import SourceSpec
     from counterpoint.data.rows.row import BadRow
 
 _SECONDS_BETWEEN_PROGRESS = 0.2
@@ -36,11 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from counterpoint.data.counts.lines import quarantine_line, validation_lines
-    from counterpoint.data.dataset.training_rows import source_specs
     from counterpoint.data.prepare.validate import as_json, validate
 
     data = data_settings(args)
-    specs = source_specs(data.train)
+    specs = data.train
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     start = time.monotonic()
@@ -89,7 +89,7 @@ class _Progress:
         self._out.flush()
 
 
-def _quarantine(path: str, specs: list[SourceSpec]) -> TextIO:
+def _quarantine(path: str, specs: Sequence[SourceSettings]) -> TextIO:
     place = Path(path)
     if any(Path(spec.path).exists() and place.exists() and place.samefile(spec.path) for spec in specs):
         raise ConfigError(f"--quarantine {path}: is one of the files to validate: name another file")
@@ -99,7 +99,7 @@ def _quarantine(path: str, specs: list[SourceSpec]) -> TextIO:
         raise DataError(f"--quarantine {path}: cannot be written ({error.strerror}): name another file") from None
 
 
-def _tell_passed_over(specs: list[SourceSpec]) -> None:
+def _tell_passed_over(specs: Sequence[SourceSettings]) -> None:
     from counterpoint.data.rows.containers import is_saved_dataset, list_files
 
     for spec in specs:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
+from counterpoint.configs.data_section import SourceSettings
 from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.eval_section import (
     ArithmeticTask,
@@ -20,7 +21,6 @@ from counterpoint.configs.eval_section import (
     TaskSettings,
 )
 from counterpoint.data.conversation import Effort
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.tool_files import read_tool_names
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -111,7 +111,7 @@ def _items(task: TaskSettings, guard: Guard) -> tuple[list[EvalPrompt], list[str
     if isinstance(task, ReasoningGymTask):
         return gym_items(task.generator, size, task.seed, task.options, guard)
     assert isinstance(task, FileTask | ProbesTask)
-    prompts = load_prompts(SourceSpec(task.path or BUILT_IN, task.format, rows=task.size))
+    prompts = load_prompts(SourceSettings(path=task.path or BUILT_IN, format=task.format, rows=task.size))
     prompts = [replace(prompt, id=_file_id(prompt)) for prompt in prompts]
     return as_probes(prompts) if isinstance(task, ProbesTask) else prompts, []
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from counterpoint.configs.data_section import ConversionSettings
+from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
@@ -44,7 +43,7 @@ class EvalPrompt:
     follow_ups: tuple[FollowUp, ...] = ()
 
 
-def load_prompts(path: str | SourceSpec | None, options: ConversionSettings | None = None) -> list[EvalPrompt]:
+def load_prompts(path: str | SourceSettings | None, options: ConversionSettings | None = None) -> list[EvalPrompt]:
     """Prompts of a file (`example:NAME` of the package; None takes the built-in probes), in its order.
 
     A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or
@@ -53,7 +52,7 @@ def load_prompts(path: str | SourceSpec | None, options: ConversionSettings | No
     what the user says after each final: texts, or objects of `content` and a truth. DataError for an unusable row, or
     none at all.
     """
-    spec = path if isinstance(path, SourceSpec) else SourceSpec(path or BUILT_IN)
+    spec = path if isinstance(path, SourceSettings) else SourceSettings(path=path or BUILT_IN)
     if path is None:
         return as_probes(load_prompts(spec, options))
     prompts: list[EvalPrompt] = []

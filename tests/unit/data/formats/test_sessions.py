@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.data.formats.options import SourceSpec
+from counterpoint.configs.data_section import SourceSettings
 from counterpoint.data.formats.read import weighted_rows
 from counterpoint.data.formats.sessions import KEY, by_session, is_log_line
 from counterpoint.data.rows.row import RawRow, UnreadRow, read
@@ -63,7 +63,7 @@ def test_events_of_one_session_are_one_row_and_a_plain_row_ends_it() -> None:
 def test_rows_travel_as_bytes_and_are_read_where_they_arrive(tmp_path, text) -> None:
     file = tmp_path / "a.json"
     file.write_text(text)
-    sent = [row for row, _, _ in weighted_rows([SourceSpec(str(file))])]
+    sent = [row for row, _, _ in weighted_rows([SourceSettings(path=str(file))])]
     assert [type(row) for row in sent] == [UnreadRow] * 3
     arrived = [read(row) for row in pickle.loads(pickle.dumps(sent))]
     assert arrived == [read(row) for row in sent]

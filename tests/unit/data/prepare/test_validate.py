@@ -5,8 +5,7 @@ from collections import Counter
 
 import pytest
 
-from counterpoint.configs.data_section import ConversionSettings
-from counterpoint.data.formats.options import SourceSpec
+from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -38,8 +37,8 @@ def test_counts_are_of_rows(tmp_path):
 
 def test_weights_and_limits_of_sources(tmp_path):
     file = write(tmp_path / "a.jsonl", *[chat("a", str(n)) for n in range(10)])
-    assert validate([SourceSpec(file, weight=3.0)]).rows == 10
-    assert validate([SourceSpec(file, rows=4)]).rows == 4
+    assert validate([SourceSettings(path=file, weight=3.0)]).rows == 10
+    assert validate([SourceSettings(path=file, rows=4)]).rows == 4
     assert validate([file, file], ConversionSettings()).rows == 20
 
 

@@ -11,7 +11,6 @@ import pytest
 from counterpoint.configs.errors import DataError
 from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.dataset.training_rows import TrainingData, build_training_rows
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, byte_ids, load_vocabulary
@@ -41,7 +40,7 @@ def source(tmp_path: Path) -> Path:
 def made(source: Path, data: DataSettings | None = None, max_tokens: int | None = None) -> Path:
     data = data or settings(source)
     out = source.with_name("prepared")
-    prepare([SourceSpec(str(source))], out, Job(options=data, render=data, max_tokens=max_tokens))
+    prepare([SourceSettings(path=str(source))], out, Job(options=data, render=data, max_tokens=max_tokens))
     return out
 
 

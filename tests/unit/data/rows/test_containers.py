@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from counterpoint.configs.data_section import SourceSettings
 from counterpoint.configs.errors import DataError
-from counterpoint.data.formats.options import SourceSpec
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.rows.containers import list_files, read_rows
 from counterpoint.data.rows.row import BadRow, RawRow
@@ -228,7 +228,10 @@ def test_weights_of_sources_are_exact(tmp_path):
     file = write(tmp_path / "a.jsonl", "".join(LINE.replace("Hi", f"Hi {n}") + "\n" for n in range(10)))
 
     def taken(weight):
-        return [int(c.source.rpartition(":")[2]) for c in read_conversations([SourceSpec(str(file), weight=weight)])]
+        return [
+            int(c.source.rpartition(":")[2])
+            for c in read_conversations([SourceSettings(path=str(file), weight=weight)])
+        ]
 
     assert taken(1.0) == list(range(1, 11))
     assert taken(0.5) == [2, 4, 6, 8, 10]
