@@ -1,4 +1,4 @@
-"""Alpaca (`instruction`, `input`, `output`, `system`, `history`) and the columns of Multilingual-Thinking."""
+"""Alpaca: `instruction`, `input`, `output`, `system`, `history`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_text, describe, text_of
 
 _ALPACA = frozenset({"instruction", "input", "output", "system", "history"})
-_COLUMNS = frozenset({"developer", "user", "analysis", "final", "reasoning_language"})
 
 
-def convert_alpaca(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
+def looks_like(row: Mapping[str, Any]) -> bool:
+    return "instruction" in row and "output" in row
+
+
+def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     """user = instruction, a line break, input; the answer is output. Raises RowError."""
-    draft = Draft(format, options)
+    draft = Draft("alpaca", options)
     read_common(draft, row, _ALPACA)
     if system := text_of(row, "system", ""):
         draft.system(system, "system")
@@ -33,19 +36,4 @@ def convert_alpaca(row: Mapping[str, Any], format: str, options: ConversionSetti
     extra = text_of(row, "input", "")
     draft.user(f"{instruction}\n{extra}" if extra else instruction, "instruction")
     draft.assistant("output", text=as_text(row.get("output"), "output"), text_field="output")
-    return draft.finish()
-
-
-def convert_multilingual(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
-    """The columns as they are; `reasoning_language` is metadata. Raises RowError."""
-    draft = Draft(format, options)
-    read_common(draft, row, _COLUMNS)
-    if developer := text_of(row, "developer", ""):
-        draft.system(developer, "developer")
-    draft.user(as_text(row.get("user"), "user"), "user")
-    analysis = text_of(row, "analysis", "")
-    draft.assistant("final", thinking=analysis, text=as_text(row.get("final"), "final"), text_field="final")
-    if (language := text_of(row, "reasoning_language", "")) is not None:
-        draft.metadata["reasoning_language"] = language
-        draft.notice("reasoning_language", "reasoning_language", "kept as metadata; say it in developer to teach it")
     return draft.finish()

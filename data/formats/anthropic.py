@@ -11,19 +11,30 @@ from typing import Any, Literal
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.chat import chat_messages, is_prompt
 from counterpoint.data.formats.common_fields import read_common, read_weight
 from counterpoint.data.formats.content import content_text, part_text
+from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, one_of, text_of
-from counterpoint.data.formats.openai import DECLARATIONS, is_prompt, read_declarations
 
 THINKING_BLOCKS = frozenset({"thinking", "redacted_thinking"})
 TOOL_BLOCKS = frozenset({"tool_use", "tool_result"})
 
 
-def convert_anthropic(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
+def looks_like(row: Mapping[str, Any]) -> bool:
+    """A chat with blocks, a `system` beside the messages, or tools with `input_schema`."""
+    messages, tools = chat_messages(row), row.get("tools")
+    if messages is None:
+        return False
+    if isinstance(row.get("system"), (str, list)) or any(_has_blocks(message) for message in messages):
+        return True
+    return isinstance(tools, list) and any(isinstance(tool, dict) and "input_schema" in tool for tool in tools)
+
+
+def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     """`system`, `messages`, `tools`, as the API takes them. Raises RowError."""
-    draft = Draft(format, options)
+    draft = Draft("anthropic", options)
     read_declarations(draft, row, "")
     read_common(draft, row, DECLARATIONS | {"system", "messages"}, quiet=is_prompt(row.get("messages")))
     system = content_text(row.get("system"), "system", options, draft.notice)
@@ -137,6 +148,9 @@ class _Group:
         )
 
 
-def is_block(part: Any) -> bool:
-    """Whether a content part is one that only Anthropic's API has."""
-    return isinstance(part, dict) and one_of(part.get("type"), THINKING_BLOCKS | TOOL_BLOCKS)
+def _has_blocks(message: Any) -> bool:
+    """Whether a message has content parts that only Anthropic's API has."""
+    content = message.get("content") if isinstance(message, dict) else None
+    return isinstance(content, list) and any(
+        isinstance(part, dict) and one_of(part.get("type"), THINKING_BLOCKS | TOOL_BLOCKS) for part in content
+    )

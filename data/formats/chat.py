@@ -1,7 +1,6 @@
 """Chat messages with roles: OpenAI's, and what Hugging Face data sets and servers made of them.
 
-One reader serves both: `openai` is the subset that OpenAI's fine-tuning takes, `messages` adds thinking beside content
-(`thinking` of gpt-oss, `reasoning_content` of DeepSeek, Qwen and vLLM, `reasoning` of OpenRouter).
+One reader serves the formats `openai`, `messages` and `hermes`, which differ in what their messages hold.
 """
 
 from __future__ import annotations
@@ -10,12 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.formats.common_fields import read_weight
+from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.common_fields import read_common, read_weight
 from counterpoint.data.formats.content import content_text, media
+from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, join, text_of
-from counterpoint.data.formats.hermes import add_responses, add_tagged_assistant, add_tagged_system
+from counterpoint.data.formats.tagged_messages import add_responses, add_tagged_assistant, add_tagged_system
 
+MESSAGE_KEYS = ("messages", "traj", "history", "conversation")
 THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
 _ROLES = "system, developer, user, assistant, tool or function"
 _CALL = frozenset({"id", "type", "index", "function", "custom", "name", "arguments", "parameters"})
@@ -34,6 +36,41 @@ _READ = frozenset(
         *THINKING_KEYS,
     }
 )
+
+
+def chat_messages(row: Mapping[str, Any]) -> list[Any] | None:
+    """The messages of a row, to tell which chat format it has; None where it is no chat."""
+    messages = row.get("messages")
+    if isinstance(messages, list):
+        return messages
+    for key in (*MESSAGE_KEYS, "conversations"):
+        if key in row and holds_messages(row, key):
+            return row[key]
+    return None
+
+
+def holds_messages(row: Mapping[str, Any], key: str) -> bool:
+    """Whether a field is a list of messages; `history` and the like may be lists of other things."""
+    value = row.get(key)
+    return isinstance(value, list) and (key == "messages" or (bool(value) and isinstance(value[0], dict)))
+
+
+def read_chat(row: Mapping[str, Any], draft: Draft, tags: bool = False) -> Conversation:
+    """A row with `messages` (or `traj`, `history`, `conversation`) and optional `tools`. tags: texts hold Hermes tags.
+
+    Raises RowError.
+    """
+    key = next((k for k in MESSAGE_KEYS if holds_messages(row, k)), "messages")
+    read_declarations(draft, row, "")
+    read_common(draft, row, DECLARATIONS | {key}, quiet=is_prompt(row.get(key)))
+    add_messages(draft, row.get(key), key, tags=tags)
+    return draft.finish()
+
+
+def is_prompt(messages: Any) -> bool:
+    """Whether messages end in a user's: reinforcement rows, whose other fields are references for the grader."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") == "user"
 
 
 def add_messages(draft: Draft, messages: Any, field: str, tags: bool = False) -> None:

@@ -2,67 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from counterpoint.configs.data_section import ConversionSettings
-from counterpoint.configs.errors import ConfigError, RowError
+from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Notice, Preference
-from counterpoint.data.formats.alpaca import convert_alpaca, convert_multilingual
-from counterpoint.data.formats.anthropic import convert_anthropic
-from counterpoint.data.formats.detect import FORMATS, detect
 from counterpoint.data.formats.fields import as_object
-from counterpoint.data.formats.harmony_messages import convert_harmony
-from counterpoint.data.formats.openai import convert_chat
-from counterpoint.data.formats.preference import (
-    convert_completion,
-    convert_kto,
-    convert_openai_preference,
-    convert_preference,
-)
-from counterpoint.data.formats.responses import convert_responses
-from counterpoint.data.formats.rl import convert_rl
-from counterpoint.data.formats.sessions import convert_session
-from counterpoint.data.formats.sharegpt import convert_sharegpt
+from counterpoint.data.formats.registry import AUTO, Converted, detect, format_named
+from counterpoint.data.formats.user_format import call_format
 from counterpoint.data.harmony.window import split_turns
+from counterpoint.data.user_code.loader import is_function
 
-Converted = Conversation | Preference
 _MESSAGE_COLUMNS = ("messages", "conversations", "prompt", "chosen", "rejected", "completion")
-Converter = Callable[[Mapping[str, Any], str, ConversionSettings], Converted]
-
-_CONVERTERS: dict[str, Converter] = {
-    "openai": convert_chat,
-    "messages": convert_chat,
-    "hermes": convert_chat,
-    "sharegpt": convert_sharegpt,
-    "anthropic": convert_anthropic,
-    "claude_code": convert_session,
-    "responses": convert_responses,
-    "harmony": convert_harmony,
-    "alpaca": convert_alpaca,
-    "multilingual_thinking": convert_multilingual,
-    "openai_preference": convert_openai_preference,
-    "preference": convert_preference,
-    "kto": convert_kto,
-    "completion": convert_completion,
-    "rl": convert_rl,
-}
 
 
-def convert(value: Any, format: str = "auto", options: ConversionSettings | None = None) -> Converted:
-    """Reads one row. Raises RowError where it cannot be used, ConfigError where no format has that name."""
+def convert(value: Any, format: str = AUTO, options: ConversionSettings | None = None) -> Converted:
+    """Reads one row. format: of the table of formats, `auto`, or a user's own as `file.py:function`.
+
+    Raises RowError where the row cannot be used, ConfigError where no format has that name.
+    """
+    if is_function(format):
+        value, format = call_format(format, value), AUTO
+        if isinstance(value, Conversation | Preference):
+            return value
     value, notices = _unpacked(value)
-    if format == "auto":
-        format = detect(value)
-    if format not in _CONVERTERS:
-        raise ConfigError(f"data: unknown format `{format}`: write auto, {', '.join(FORMATS)}")
-    if isinstance(value, list):
-        value = {"items" if format == "responses" else "messages": value}
     try:
-        converted = _CONVERTERS[format](as_object(value, "row"), format, options or ConversionSettings())
+        named = format_named(detect(value) if format == AUTO else format)
+        row = as_object({"messages": value} if isinstance(value, list) else value, "row")
+        converted = named.read(row, options or ConversionSettings())
         return _noticed(converted, notices) if notices else converted
     except RecursionError:
         raise RowError("too_deep", "row", "nested too deep", "flatten the row") from None

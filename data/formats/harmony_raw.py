@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.formats.common_fields import read_common
@@ -28,13 +27,25 @@ _READ = frozenset({*ID_KEYS, *TEXT_KEYS, *RESPONSE_KEYS, "prompt", "finish_reaso
 _ASKS = "<|start|>assistant"
 
 
-def is_harmony_text(value: Any) -> bool:
+def looks_raw(row: Mapping[str, Any]) -> bool:
+    """Whether a row that is no chat holds raw text or ids."""
+    if any(_are_ids(row.get(key)) for key in ID_KEYS):
+        return True
+    if any(_is_raw_text(row.get(key)) for key in (*TEXT_KEYS, "prompt")):
+        return True
+    return any(_is_raw_text(row.get(key)) for key in RESPONSE_KEYS) and not isinstance(row.get("prompt"), list)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], int) and not isinstance(value[0], bool)
+
+
+def _is_raw_text(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith(("<|start|>", "<|channel|>"))
 
 
-def convert_raw(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
+def read_raw(row: Mapping[str, Any], draft: Draft) -> Conversation:
     """A row of `text`, of `prompt` and maybe `response`, or of ids. Raises RowError."""
-    draft = Draft(format, options)
     read_common(draft, row, _READ)
     for key in ID_KEYS:
         if row.get(key) is not None:

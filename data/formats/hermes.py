@@ -1,72 +1,21 @@
-"""Hermes and Qwen texts on their way into a conversation: their tags become thinking, calls, results, tools."""
+"""Hermes and Qwen: chat messages with thinking, calls and results as tags in their texts, tools in the system text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from counterpoint.data.formats.draft import Call, Draft
-from counterpoint.data.formats.tags import has_tags, split_assistant, split_responses, split_tools
-from counterpoint.data.harmony.tool_declarations import read_tools
+from counterpoint.configs.data_section import ConversionSettings
+from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.chat import chat_messages, read_chat
+from counterpoint.data.formats.draft import Draft
+from counterpoint.data.formats.tagged_messages import looks_tagged
 
 
-def add_tagged_system(draft: Draft, text: str, field: str, name: str | None = None) -> None:
-    """Tools are declared, the rest are instructions. Raises RowError."""
-    rest, tools = split_tools(text, field, draft.notice)
-    if tools:
-        read = read_tools(tools, f"{field}<tools>")
-        draft.notices.extend(read.notices)
-        draft.declare(read.tools, read.builtin_tools, f"{field}<tools>")
-    if rest or not tools:
-        draft.system(rest, field, name)
+def looks_like(row: Mapping[str, Any]) -> bool:
+    return looks_tagged(chat_messages(row))
 
 
-def add_tagged_assistant(
-    draft: Draft,
-    text: str,
-    field: str,
-    *,
-    thinking: str | None = None,
-    calls: Sequence[Call] = (),
-    weight: float = 1.0,
-    name: str | None = None,
-) -> None:
-    """Thinking and calls are taken out of the text, and follow those given beside it. Raises RowError."""
-    split = split_assistant(text, field, draft.notice)
-    both = (*split.calls, *calls)
-    thinking = "\n\n".join(part for part in (thinking, split.thinking) if part) or None
-    empty = not split.text.strip() and (both or thinking)
-    draft.assistant(
-        field,
-        thinking=thinking,
-        text=None if empty else split.text,
-        calls=both,
-        weight=weight,
-        name=name,
-        text_field=field,
-    )
-
-
-def add_responses(draft: Draft, text: str, field: str) -> bool:
-    """Adds the results that a user's or tool's text holds; False where it holds none. Raises RowError."""
-    responses = split_responses(text, field, draft.notice)
-    for response in responses or ():
-        draft.result(response.text, field, response.id, response.name)
-    return responses is not None
-
-
-def looks_tagged(messages: Any) -> bool:
-    """Whether any text of a chat (`role`/`content` or `from`/`value`) holds such tags."""
-    for message in messages if isinstance(messages, list) else ():
-        if not isinstance(message, dict):
-            continue
-        role, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if not isinstance(text, str):
-            continue
-        if role in ("assistant", "gpt") and has_tags(text):
-            return True
-        if role == "system" and "<tools>" in text and "</tools>" in text:
-            return True
-        if role in ("tool", "user", "human") and text.lstrip().startswith("<tool_response>"):
-            return True
-    return False
+def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
+    """A row of format `openai` whose texts hold tags. Raises RowError."""
+    return read_chat(row, Draft("hermes", options), tags=True)

@@ -1,4 +1,4 @@
-"""OpenAI's fine-tuning rows: chat, preference, and reinforcement (prompts). HF message rows take the same way.
+"""OpenAI's fine-tuning rows: chat, and reinforcement (prompts).
 
 Source: https://platform.openai.com/docs/guides/fine-tuning and the format's API reference.
 """
@@ -9,71 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from counterpoint.configs.data_section import ConversionSettings
-from counterpoint.configs.errors import RowError
-from counterpoint.data.conversation import Conversation, ResponseFormat
-from counterpoint.data.formats.chat import add_messages
-from counterpoint.data.formats.common_fields import read_common
+from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.chat import chat_messages, read_chat
 from counterpoint.data.formats.draft import Draft
-from counterpoint.data.formats.fields import as_object, as_text, join, wrong_type
-from counterpoint.data.harmony.tool_declarations import read_tools
-
-MESSAGE_KEYS = ("messages", "traj", "history", "conversation")
-DECLARATIONS = frozenset({"tools", "functions", "parallel_tool_calls", "response_format"})
 
 
-def convert_chat(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
-    """A row with `messages` (or `traj`, `history`, `conversation`) and optional `tools`. Raises RowError."""
-    key = next((k for k in MESSAGE_KEYS if holds_messages(row, k)), "messages")
-    draft = Draft(format, options)
-    read_declarations(draft, row, "")
-    read_common(draft, row, DECLARATIONS | {key}, quiet=is_prompt(row.get(key)))
-    add_messages(draft, row.get(key), key, tags=format == "hermes")
-    return draft.finish()
+def looks_like(row: Mapping[str, Any]) -> bool:
+    """Any chat that has the sign of no other format."""
+    return chat_messages(row) is not None
 
 
-def holds_messages(row: Mapping[str, Any], key: str) -> bool:
-    """Whether a field is a list of messages; `history` and the like may be lists of other things."""
-    value = row.get(key)
-    return isinstance(value, list) and (key == "messages" or (bool(value) and isinstance(value[0], dict)))
-
-
-def is_prompt(messages: Any) -> bool:
-    """Whether messages end in a user's: reinforcement rows, whose other fields are references for the grader."""
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    return isinstance(last, dict) and last.get("role") == "user"
-
-
-def read_declarations(draft: Draft, row: Mapping[str, Any], field: str) -> None:
-    """Tools, legacy functions, `parallel_tool_calls` and `response_format` of a row or of a row's `input`."""
-    for key in ("tools", "functions"):
-        if row.get(key) is not None:
-            read = read_tools(row[key], join(field, key))
-            draft.notices.extend(read.notices)
-            draft.declare(read.tools, read.builtin_tools, join(field, key))
-    parallel = row.get("parallel_tool_calls")
-    if parallel is not None and not isinstance(parallel, bool):
-        raise wrong_type(parallel, join(field, "parallel_tool_calls"), "true or false")
-    draft.parallel_calls_allowed = parallel is not False
-    if row.get("response_format") is not None:
-        draft.response_formats = read_response_format(draft, row["response_format"], join(field, "response_format"))
-
-
-def read_response_format(draft: Draft, value: Any, field: str) -> tuple[ResponseFormat, ...]:
-    """`{"type":"json_schema","json_schema":{name, schema, description}}`, or the Responses API's flat `text.format`."""
-    value = as_object(value, field)
-    kind = value.get("type")
-    if kind in (None, "text"):
-        return ()
-    if kind == "json_object":
-        draft.notice("response_format", field, "json_object has no schema: not rendered")
-        return ()
-    if kind != "json_schema":
-        raise RowError(
-            "response_format", f"{field}.type", "is not text, json_object or json_schema", "write json_schema"
-        )
-    if isinstance(value.get("json_schema"), dict):
-        value, field = value["json_schema"], f"{field}.json_schema"
-    schema = as_object(value.get("schema"), f"{field}.schema")
-    name = as_text(value.get("name") or "response", f"{field}.name")
-    description = as_text(value.get("description") or "", f"{field}.description")
-    return (ResponseFormat(name, schema, description),)
+def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
+    """`messages`, and `tools`, `functions`, `parallel_tool_calls`, `response_format`. Raises RowError."""
+    return read_chat(row, Draft("openai", options))

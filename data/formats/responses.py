@@ -11,12 +11,15 @@ from typing import Any, Literal
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.chat import chat_messages
 from counterpoint.data.formats.common_fields import read_common, read_effort, read_weight
 from counterpoint.data.formats.content import content_text
+from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations, read_response_format
 from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, join, one_of, text_of
-from counterpoint.data.formats.hermes import add_tagged_assistant
-from counterpoint.data.formats.openai import DECLARATIONS, read_declarations, read_response_format
+from counterpoint.data.formats.harmony import names_channel
+from counterpoint.data.formats.sharegpt import is_turn
+from counterpoint.data.formats.tagged_messages import add_tagged_assistant
 from counterpoint.data.formats.tags import has_tags
 
 ITEM_TYPES = frozenset(
@@ -56,9 +59,33 @@ _ITEM = frozenset(
 PARAMETERS = "responses_create_params"
 
 
-def convert_responses(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
+def looks_like(row: Mapping[str, Any]) -> bool:
+    if isinstance(row.get(PARAMETERS), dict) or isinstance(row.get("output"), list):
+        return True
+    for key in ("items", "input"):
+        if isinstance(row.get(key), list) and any(_is_item(item) for item in row[key]):
+            return True
+    messages = chat_messages(row) or ()
+    return any(_is_item(message) for message in messages) and not any(_is_chat(message) for message in messages)
+
+
+def _is_item(item: Any) -> bool:
+    """Whether an object is an item that no chat message looks like."""
+    if not isinstance(item, dict) or "type" not in item:
+        return False
+    return one_of(item["type"], ITEM_TYPES) and ("role" in item) == (item["type"] == "message")
+
+
+def _is_chat(message: Any) -> bool:
+    """Whether a message has the sign of another format, which may have a `type` as well."""
+    return is_turn(message) or names_channel(message) or (isinstance(message, dict) and "tool_calls" in message)
+
+
+def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     """`input` and `output` (or `items`, or NeMo Gym's `responses_create_params` and `response`). Raises RowError."""
-    draft = Draft(format, options)
+    draft = Draft("responses", options)
+    if row.keys() == {"messages"}:  # as a list of items that is the whole row arrives
+        row = {"items": row["messages"]}
     request, base = row, ""
     if row.get(PARAMETERS) is not None:
         request, base = as_object(row[PARAMETERS], PARAMETERS), PARAMETERS

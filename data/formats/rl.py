@@ -12,11 +12,11 @@ from typing import Any
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.answers import add_prompt
 from counterpoint.data.formats.common_fields import read_common
+from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import text_of
-from counterpoint.data.formats.openai import DECLARATIONS, read_declarations
-from counterpoint.data.formats.preference import add_prompt
 
 PROMPT_KEYS = ("prompt", "question", "problem", "input", "query")
 REFERENCE_KEYS = (
@@ -41,13 +41,19 @@ def prompt_key(row: Mapping[str, Any]) -> str | None:
     return next((key for key in PROMPT_KEYS if isinstance(row.get(key), (str, list))), None)
 
 
-def convert_rl(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
+def looks_like(row: Mapping[str, Any]) -> bool:
+    if prompt_key(row) is None:
+        return False
+    return "prompt" in row or any(row.get(key) is not None for key in REFERENCE_KEYS)
+
+
+def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     """The prompt as a conversation; every other field is metadata, untouched. Raises RowError."""
     key = prompt_key(row)
     if key is None:
         fix = f"write one of {', '.join(PROMPT_KEYS)}"
         raise RowError("no_prompt", "prompt", "missing, or neither a string nor messages", fix)
-    draft = Draft(format, options)
+    draft = Draft("rl", options)
     read_declarations(draft, row, "")
     read_common(draft, row, DECLARATIONS | {key, "system"}, quiet=True)
     if (system := text_of(row, "system", "")) is not None:

@@ -10,16 +10,17 @@ import orjson
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.chat import chat_messages, holds_messages
 from counterpoint.data.formats.common_fields import read_common, read_weight
+from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, text_of
-from counterpoint.data.formats.hermes import (
+from counterpoint.data.formats.tagged_messages import (
     add_responses,
     add_tagged_assistant,
     add_tagged_system,
     looks_tagged,
 )
-from counterpoint.data.formats.openai import DECLARATIONS, holds_messages, read_declarations
 
 KEYS = ("conversations", "conversation", "messages")
 SYSTEM = frozenset({"system", "developer"})
@@ -29,6 +30,14 @@ CALL = frozenset({"function_call", "tool_call"})
 RESULT = frozenset({"observation", "tool", "function_response", "tool_response", "function"})
 _ROLES = "system, human, gpt, function_call or observation"
 _READ = frozenset({"from", "value", "weight", "name"})
+
+
+def looks_like(row: Mapping[str, Any]) -> bool:
+    return any(is_turn(message) for message in chat_messages(row) or ())
+
+
+def is_turn(message: Any) -> bool:
+    return isinstance(message, dict) and "from" in message and "value" in message and "role" not in message
 
 
 def add_turns(draft: Draft, turns: Any, field: str, tags: bool) -> None:
@@ -60,10 +69,10 @@ def add_turns(draft: Draft, turns: Any, field: str, tags: bool) -> None:
                 draft.unused(f"conversations[].{key}", f"{where}.{key}", value)
 
 
-def convert_sharegpt(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
+def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     """A row with `conversations`, and maybe `system` and `tools`. Raises RowError."""
     key = next((k for k in KEYS if holds_messages(row, k)), KEYS[0])
-    draft = Draft(format, options)
+    draft = Draft("sharegpt", options)
     read_declarations(draft, row, "")
     if (system := text_of(row, "system", "")) is not None:
         draft.system(system, "system")

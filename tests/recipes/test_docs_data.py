@@ -8,8 +8,8 @@ from pathlib import Path
 
 from counterpoint.configs.schema import DataSettings
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.formats.detect import FORMATS
 from counterpoint.data.formats.read import read_conversations
+from counterpoint.data.formats.registry import FORMATS
 from counterpoint.recipes.cli import main
 
 DOC = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ import pytest
 
 from counterpoint.data.conversation import Conversation, Message, Preference
 from counterpoint.data.formats.convert import convert
-from counterpoint.data.formats.detect import FORMATS, detect
 from counterpoint.data.formats.read import read_conversations
+from counterpoint.data.formats.registry import FORMATS, detect
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 

@@ -14,7 +14,7 @@ from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CHANNELS, Conversation, Preference
 from counterpoint.data.counts.counter import kind_of
 from counterpoint.data.formats.convert import convert
-from counterpoint.data.formats.detect import FORMATS, detect
+from counterpoint.data.formats.registry import FORMATS, detect
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 

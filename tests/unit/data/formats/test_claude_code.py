@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.configs.data_section import SourceSettings
+from counterpoint.data.formats.claude_code import KEY, by_session, is_log_line
 from counterpoint.data.formats.read import weighted_rows
-from counterpoint.data.formats.sessions import KEY, by_session, is_log_line
 from counterpoint.data.rows.row import RawRow, UnreadRow, read
 
 MESSAGE = {"role": "user", "content": "hi"}

@@ -11,27 +11,37 @@ from typing import Any, cast
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CHANNELS, Channel, Conversation, Message
+from counterpoint.data.formats.chat import chat_messages
 from counterpoint.data.formats.common_fields import read_common, read_effort, read_weight
 from counterpoint.data.formats.content import content_text
+from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_object, describe, text_of
-from counterpoint.data.formats.harmony_raw import convert_raw
-from counterpoint.data.formats.openai import DECLARATIONS, read_declarations
+from counterpoint.data.formats.harmony_raw import looks_raw, read_raw
 from counterpoint.data.formats.tool_names import BUILTIN_TOOLS
 from counterpoint.data.harmony.tool_declarations import read_tools
 
 _MESSAGE = frozenset({"role", "name", "author", "content", "channel", "recipient", "content_type", "weight"})
 
 
-def convert_harmony(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
+def looks_like(row: Mapping[str, Any]) -> bool:
+    """A chat with channels or recipients, raw text, or ids."""
+    messages = chat_messages(row)
+    return any(names_channel(message) for message in messages) if messages is not None else looks_raw(row)
+
+
+def names_channel(message: Any) -> bool:
+    """Whether a message has what only Harmony's have: a channel or a recipient."""
+    return isinstance(message, dict) and (message.get("channel") is not None or message.get("recipient") is not None)
+
+
+def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     """A row of messages, of raw text (`text`, or `prompt` and `response`), or of ids. Raises RowError."""
-    if isinstance(row.get("messages"), list):
-        return _convert_messages(row, format, options)
-    return convert_raw(row, format, options)
+    draft = Draft("harmony", options)
+    return _read_messages(row, draft) if isinstance(row.get("messages"), list) else read_raw(row, draft)
 
 
-def _convert_messages(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
-    draft = Draft(format, options)
+def _read_messages(row: Mapping[str, Any], draft: Draft) -> Conversation:
     read_declarations(draft, row, "")
     read_common(draft, row, DECLARATIONS | {"messages"})
     messages: list[Message] = []
@@ -42,7 +52,7 @@ def _convert_messages(row: Mapping[str, Any], format: str, options: ConversionSe
         role = item.get("role") or (author.get("role") if isinstance(author, dict) else None)
         if role in ("system", "developer") and _official(draft, item, field, first=not messages):
             continue
-        text = content_text(item.get("content"), f"{field}.content", options, draft.notice)
+        text = content_text(item.get("content"), f"{field}.content", draft.options, draft.notice)
         if text is None:
             raise RowError("no_content", f"{field}.content", "missing or null", "write a string")
         if role in ("system", "developer") and not messages:

@@ -13,7 +13,8 @@ from counterpoint.data.formats.anthropic import add_block_message
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_object, one_of
-from counterpoint.data.rows.row import AnyRow, RawRow, UnreadRow, read
+from counterpoint.data.rows.row import AnyRow, RawRow, UnreadRow
+from counterpoint.data.rows.row import read as read_row
 
 KEY = "loglines"
 _SPOKEN = frozenset({"user", "assistant"})
@@ -22,9 +23,13 @@ _KEY_TEXTS = tuple(f'"{key}"'.encode() for key in sorted(_LOG_KEYS))
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
-def convert_session(row: Mapping[str, Any], format: str, options: ConversionSettings) -> Conversation:
+def looks_like(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get(KEY), list)
+
+
+def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     """The main thread of a session; events that are no messages are counted and kept out. Raises RowError."""
-    draft = Draft(format, options)
+    draft = Draft("claude_code", options)
     read_common(draft, row, frozenset({KEY}))
     draft.notice("log_fields", KEY, "of every event only the message was read")
     for i, line in enumerate(as_list(row.get(KEY), KEY)):
@@ -74,7 +79,7 @@ def _event(row: AnyRow) -> RawRow | None:
     """The row, read, where it is one event of a session log. Bytes tell of most rows that they are none."""
     if isinstance(row, UnreadRow) and not _may_be_event(row.raw):
         return None
-    found = read(row)
+    found = read_row(row)
     return found if isinstance(found, RawRow) and is_log_line(found.value) else None
 
 

@@ -1,0 +1,102 @@
+"""The input formats, a line each. Format `NAME` is the module `counterpoint.data.formats.NAME`, which has the functions
+`looks_like` and `read` of the protocol below; detection, conversion, and the names in messages all come from the table.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from counterpoint.configs.data_section import ConversionSettings
+from counterpoint.configs.errors import ConfigError, RowError
+from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.formats.fields import describe
+from counterpoint.data.user_code.loader import is_function, resolve
+
+AUTO = "auto"
+# From the surest sign to the weakest: a row has the first format that it looks like.
+FORMATS = (
+    "openai_preference",
+    "preference",
+    "kto",
+    "claude_code",
+    "responses",
+    "sharegpt",
+    "harmony",
+    "anthropic",
+    "hermes",
+    "messages",
+    "openai",
+    "alpaca",
+    "multilingual_thinking",
+    "completion",
+    "rl",
+)
+CHOICES = f"{', '.join((AUTO, *sorted(FORMATS)))}, or your own as file.py:function"
+Converted = Conversation | Preference
+
+
+class Format(Protocol):
+    """What the module of a format has. A row that is a list arrives as `{"messages": list}`."""
+
+    def looks_like(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row has the signs of the format. Never raises, whatever the row holds."""
+        ...
+
+    def read(self, row: Mapping[str, Any], options: ConversionSettings) -> Converted:
+        """The row in Harmony's terms. Raises RowError."""
+        ...
+
+
+@cache
+def format_named(name: str) -> Format:
+    """A built-in format. Raises ConfigError."""
+    if name not in FORMATS:
+        raise ConfigError(f"unknown format `{name}`: {_choose(name)}")
+    return cast(Format, import_module(f"counterpoint.data.formats.{name}"))
+
+
+def detect(value: Any) -> str:
+    """Name of the format of a row. Raises RowError where none fits."""
+    row = {"messages": value} if isinstance(value, list) else value
+    if not isinstance(row, dict):
+        raise RowError("unknown_format", "row", f"is {describe(value)}", "write one JSON object a line")
+    for name, format in _table():
+        if format.looks_like(row):
+            return name
+    raise _unknown(row)
+
+
+@cache
+def _table() -> tuple[tuple[str, Format], ...]:
+    return tuple((name, format_named(name)) for name in FORMATS)
+
+
+def check_name(name: str) -> None:
+    """ConfigError with the names where a setting names no format; the function of a user's own is not looked up."""
+    if name != AUTO and name not in FORMATS and not is_function(name):
+        raise ConfigError(_choose(name))
+
+
+def check_format(name: str) -> None:
+    """`check_name`, and of a user's format that its function is there."""
+    check_name(name)
+    if is_function(name):
+        resolve(name)
+
+
+def _choose(name: str) -> str:
+    close = difflib.get_close_matches(name, (AUTO, *FORMATS), n=1)
+    return f"it must be one of {CHOICES}" + (f"; did you mean `{close[0]}`?" if close else "")
+
+
+def _unknown(row: Mapping[str, Any]) -> RowError:
+    if "inputSchema" in row or "input_schema" in row or isinstance(row.get("tools"), list):
+        fix = "name the file as data.tools, or write them in a row's tools"
+        return RowError("tools_only", "row", "tool declarations without a conversation", fix)
+    keys = ", ".join(list(map(str, row))[:8])[:200]
+    what = f"no format has these fields ({keys})" if keys else "is an empty object"
+    return RowError("unknown_format", "row", what, "name the format with --format, or write messages")
