@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date as calendar_date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo, model_validator
 
 from counterpoint.configs.base import (
     Count,
@@ -20,24 +20,6 @@ from counterpoint.configs.base import (
     Unique,
 )
 
-Format = Literal[
-    "auto",
-    "openai",
-    "messages",
-    "hermes",
-    "sharegpt",
-    "anthropic",
-    "claude_code",
-    "responses",
-    "harmony",
-    "alpaca",
-    "multilingual_thinking",
-    "openai_preference",
-    "preference",
-    "kto",
-    "completion",
-    "rl",
-]
 TrainOn = Literal["turns", "last_turn", "assistant", "final"]
 MissingThinking = Literal["keep", "final_body", "effort_low"]
 CallStyle = Literal["channel", "role"]
@@ -65,6 +47,16 @@ def _source_of_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _check_format(value: str, info: ValidationInfo) -> str:
+    """The formats belong to the data code: who loads a run gives the check, see `load_run`."""
+    if info.context is not None:
+        info.context["check_format"](value)
+    return value
+
+
+Format = Annotated[Text, AfterValidator(_check_format)]
+
+
 class SourceSettings(Settings):
     """One data file."""
 
@@ -72,8 +64,8 @@ class SourceSettings(Settings):
     """A file, seen from the current folder, or `example:NAME` for one that the package brings."""
 
     format: Format = "auto"
-    """Format of the rows; `auto` detects it row by row. `openai` is OpenAI chat fine-tuning, `messages` Hugging Face's
-    with `thinking`, `reasoning_content` or `reasoning`."""
+    """Format of the rows; `auto` detects it row by row. A name that docs/data.md describes (`openai`, `messages`,
+    `sharegpt`, ...), or your own function as `file.py:function` or `module:function`."""
 
     weight: Positive = 1.0
     """How often its rows are seen in an epoch: 2 takes each twice, 0.5 a half of them, drawn by the seed."""

@@ -121,7 +121,7 @@ class ProbesTask(TaskSettings):
     """Another file of probes, or `example:NAME`."""
 
     format: Format = "auto"
-    """Format of the file's rows."""
+    """Format of the file's rows, as of `data.train`."""
 
 
 class FileTask(TaskSettings):
@@ -133,7 +133,7 @@ class FileTask(TaskSettings):
     """A data file, or `example:NAME`."""
 
     format: Format = "auto"
-    """Format of the file's rows."""
+    """Format of the file's rows, as of `data.train`."""
 
 
 class GeneratedTask(TaskSettings):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,18 @@ from counterpoint.configs.schema import RECIPES, Run
 from counterpoint.configs.yaml_file import COMMAND_LINE, Document, Key, read_file, read_text
 
 
-def load_run(source: str | Path | None, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Run:
+def load_run(
+    source: str | Path | None,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+    check_format: Callable[[str], None] | None = None,
+) -> Run:
     """Settings of a run.
 
     source: a file, or the name of a built-in run file (`quickstart`); None for a run that `values` describe alone.
     overrides: `section.key=value`, values in YAML. values: settings that a command takes from its own arguments, laid
-    over the file's. `name` comes back filled with the file's where the run does not set it.
+    over the file's. check_format: raises ConfigError for the name of a format that cannot be used; None takes any text.
+    `name` comes back filled with the file's where the run does not set it.
     """
     if source is None:
         document, where, name = Document({}), COMMAND_LINE, None
@@ -37,7 +43,7 @@ def load_run(source: str | Path | None, overrides: Iterable[str] = (), values: M
         document = _merged(document, Document(dict(values), _places(values, ())))
     for override in overrides:
         document = _overridden(document, override)
-    return check_run(document, where, name=name)
+    return check_run(document, where, name=name, check_format=check_format)
 
 
 def _places(value: Any, path: Key) -> dict[Key, str]:
@@ -48,7 +54,9 @@ def _places(value: Any, path: Key) -> dict[Key, str]:
     return places
 
 
-def check_run(document: Document, where: str, name: str | None = None) -> Run:
+def check_run(
+    document: Document, where: str, name: str | None = None, check_format: Callable[[str], None] | None = None
+) -> Run:
     """Settings of a document that has everything in it; `where` names it in messages."""
     run = _recipe_of(document, where)
     value = dict(document.value)
@@ -57,7 +65,7 @@ def check_run(document: Document, where: str, name: str | None = None) -> Run:
     if value.get("name") is None and name is not None:
         value["name"] = "".join(filter(str.isprintable, name)).lstrip(".").replace("\\", "_") or "run"
     try:
-        return run.model_validate(value)
+        return run.model_validate(value, context=check_format and {"check_format": check_format})
     except ValidationError as error:
         raise ConfigError(explain(error, Document(value, document.places), run, where)) from None
 

@@ -11,11 +11,12 @@ from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Notice, Preference
 from counterpoint.data.formats.fields import as_object
-from counterpoint.data.formats.registry import AUTO, Converted, detect, format_named
+from counterpoint.data.formats.registry import AUTO, detect, format_named
 from counterpoint.data.formats.user_format import call_format
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.user_code.loader import is_function
 
+Converted = Conversation | Preference
 _MESSAGE_COLUMNS = ("messages", "conversations", "prompt", "chosen", "rejected", "completion")
 
 

@@ -11,8 +11,7 @@ from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.formats.claude_code import by_session, is_log_line
-from counterpoint.data.formats.convert import convert
-from counterpoint.data.formats.registry import Converted
+from counterpoint.data.formats.convert import Converted, convert
 from counterpoint.data.rows.containers import rows_from_line, unread_rows
 from counterpoint.data.rows.row import AnyRow, BadRow, RawRow, UnreadRow, read
 

@@ -8,13 +8,15 @@ import difflib
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import ConfigError, RowError
-from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.formats.fields import describe
 from counterpoint.data.user_code.loader import is_function, resolve
+
+if TYPE_CHECKING:  # the command line imports this file for the names, without pydantic
+    from counterpoint.configs.data_section import ConversionSettings
+    from counterpoint.data.conversation import Conversation, Preference
 
 AUTO = "auto"
 # From the surest sign to the weakest: a row has the first format that it looks like.
@@ -36,7 +38,6 @@ FORMATS = (
     "rl",
 )
 CHOICES = f"{', '.join((AUTO, *sorted(FORMATS)))}, or your own as file.py:function"
-Converted = Conversation | Preference
 
 
 class Format(Protocol):
@@ -46,7 +47,7 @@ class Format(Protocol):
         """Whether a row has the signs of the format. Never raises, whatever the row holds."""
         ...
 
-    def read(self, row: Mapping[str, Any], options: ConversionSettings) -> Converted:
+    def read(self, row: Mapping[str, Any], options: ConversionSettings) -> Conversation | Preference:
         """The row in Harmony's terms. Raises RowError."""
         ...
 

@@ -9,9 +9,8 @@ from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
-from counterpoint.data.formats.convert import trainable
+from counterpoint.data.formats.convert import Converted, trainable
 from counterpoint.data.formats.read import convert_row, source_rows
-from counterpoint.data.formats.registry import Converted
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.rows.row import BadRow

@@ -21,6 +21,7 @@ from typing import Any
 from counterpoint.configs.data_section import ConversionSettings, RenderSettings, SourceSettings
 from counterpoint.configs.errors import DataError
 from counterpoint.data.rows.containers import HUB, find, is_saved_dataset
+from counterpoint.data.user_code.loader import file_of, is_function
 
 MANIFEST = "report.json"
 KIND = "counterpoint prepared rows"
@@ -114,8 +115,9 @@ def data_stamps(specs: Sequence[SourceSettings]) -> dict[str, tuple[int, int]]:
 
 
 def data_files(specs: Sequence[SourceSettings]) -> dict[str, Path]:
-    """Every file that the sources read, by the name of its source or its path; without data sets of the hub."""
-    files: dict[str, Path] = {}
+    """Every file that the sources read, by the name of its source or its path, those of users' formats too; without
+    data sets of the hub."""
+    files = {spec.format: file_of(spec.format) for spec in specs if is_function(spec.format)}
     for spec in specs:
         if spec.path.startswith(HUB):
             continue

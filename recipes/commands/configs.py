@@ -69,6 +69,7 @@ def _validate(args: argparse.Namespace) -> int:
     """Checks every file, and reports each bad one; 2 where there was one."""
     from counterpoint.configs.dump import to_yaml
     from counterpoint.configs.load import load_run
+    from counterpoint.data.formats.registry import check_name
 
     settings = [text for text in args.files if re.match(r"[\w.-]+=", text) and not Path(text).exists()]
     files = [text for text in args.files if text not in settings]
@@ -77,7 +78,7 @@ def _validate(args: argparse.Namespace) -> int:
     bad = 0
     for file in files:
         try:
-            settings_of_run = load_run(file, settings)
+            settings_of_run = load_run(file, settings, check_format=check_name)
         except ConfigError as error:
             bad += 1
             print(error, file=sys.stderr)

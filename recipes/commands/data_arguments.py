@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.configs.errors import ConfigError
+from counterpoint.data.formats.registry import CHOICES, check_format
 
 if TYPE_CHECKING:
     from counterpoint.configs.schema import DataSettings
@@ -22,7 +23,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="data files, folders, or example:NAME; and settings as data.key=value (data.train_on=final)",
     )
-    parser.add_argument("--format", metavar="F", help="format of the rows; without it each row's is detected")
+    parser.add_argument("--format", metavar="F", help=f"format of the rows: {CHOICES} (auto)")
     parser.add_argument(
         "--config",
         metavar="RUN.yaml",
@@ -41,10 +42,14 @@ def data_settings(args: argparse.Namespace) -> DataSettings:
     values: dict[str, Any] = {} if args.config else {"recipe": "sft"}
     if files:
         values["data"] = {"train": [{"path": path, "format": args.format or "auto"} for path in files]}
-    data = getattr(load_run(args.config, settings, values), "data", None)
+    data = getattr(load_run(args.config, settings, values, check_format), "data", None)
     if data is None:
         raise ConfigError(f"{args.config}: its recipe has no section `data`: name a run file of recipe sft")
     if args.format and not files:
+        try:
+            check_format(args.format)
+        except ConfigError as error:
+            raise ConfigError(f"--format {args.format}: {error}") from None
         sources = tuple(source.model_copy(update={"format": args.format}) for source in data.train)
         return data.model_copy(update={"train": sources})
     return data

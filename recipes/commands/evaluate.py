@@ -46,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.configs.errors import ConfigError
     from counterpoint.configs.load import load_run
     from counterpoint.configs.schema import EvaluateRun
+    from counterpoint.data.formats.registry import check_format
 
     given = [args.checkpoint, *args.settings] if args.checkpoint and "=" in args.checkpoint else args.settings
-    settings = load_run(args.config, given)
+    settings = load_run(args.config, given, check_format=check_format)
     if not isinstance(settings, EvaluateRun):
         raise ConfigError(
             f"{args.config}: its recipe is {settings.recipe}: `evaluate` takes one with `recipe: evaluate`"

@@ -46,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     from counterpoint.configs.load import load_run
     from counterpoint.configs.schema import TrainingRun
+    from counterpoint.data.formats.registry import check_name
 
-    settings: Any = load_run(args.config, args.settings)
+    settings: Any = load_run(args.config, args.settings, check_format=check_name)
     if not isinstance(settings, TrainingRun):
         raise ConfigError(f"{args.config}: `recipe: {settings.recipe}` trains nothing, so there is nothing to plan")
 

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     resume: None, `newest` (the newest run folder of this name), or a run folder.
     """
     from counterpoint.configs.load import load_run
+    from counterpoint.data.formats.registry import check_format
 
     config, settings_given, resume = args.config, list(args.settings), args.resume
     if resume not in (None, NEWEST) and _is_setting(resume):
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "counterpoint train: the following arguments are required: CONFIG (`counterpoint train --help`)"
         )
-    settings: Any = load_run(config, settings_given)
+    settings: Any = load_run(config, settings_given, check_format=check_format)
     if settings.recipe not in _RECIPES:
         raise ConfigError(f"{config}: `recipe: {settings.recipe}` trains nothing: use one of {', '.join(_RECIPES)}")
     if settings.recipe != "distill":

@@ -315,10 +315,20 @@ class TestName:
         run = load_run(None, ["data.max_tokens=9"], values)
         assert isinstance(run, SftRun)
         assert (run.name, run.data.max_tokens, run.data.train[0].format) == (None, 9, "openai")
-        with pytest.raises(
-            ConfigError, match=r"^command line: `data.train.0.format` is `opnai`: .*did you mean `openai`"
-        ):
-            load_run(None, [], {"recipe": "sft", "data": {"train": [{"path": "a", "format": "opnai"}]}})
+
+    def test_who_loads_a_run_says_which_formats_there_are(self, write) -> None:
+        def check(name: str) -> None:
+            if name not in ("auto", "openai"):
+                raise ConfigError("it must be one of auto, openai")
+
+        file = write(HEAD + "eval:\n  warn_below: 0.5\n")
+        assert isinstance(load_run(file, ["data.valid=b.jsonl"], check_format=check), SftRun)
+        for override in ("data.valid=[b.jsonl, {path: a, format: x}]", "data.train={path: a, format: x}"):
+            with pytest.raises(
+                ConfigError, match=r"^command line: `data\..*\.format` is `x`: it must be one of auto, op"
+            ):
+                load_run(file, [override], check_format=check)
+        assert isinstance(load_run(file, ["data.train={path: a, format: x}"]), SftRun)
 
     def test_built_in_names(self, write) -> None:
         for name in ("quickstart", "quickstart.yaml", "configs/quickstart.yaml"):

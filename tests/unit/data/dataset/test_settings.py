@@ -1,17 +1,10 @@
 """The run file's section `data` is what the renderer and the readers of formats take."""
 
-from typing import get_args
-
-from counterpoint.configs.data_section import ConversionSettings, Format, RenderSettings
+from counterpoint.configs.data_section import ConversionSettings, RenderSettings
 from counterpoint.configs.schema import DataSettings, PromptSettings
-from counterpoint.data.formats.registry import FORMATS
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.prepared.cache import Fingerprint, plain, settings_of
-
-
-def test_every_format_can_be_named_in_a_run_file() -> None:
-    assert set(get_args(Format)) == {"auto", *FORMATS}
 
 
 def test_the_section_is_what_renderer_and_readers_take() -> None:

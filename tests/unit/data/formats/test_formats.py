@@ -1,4 +1,6 @@
-"""Every source format becomes exactly these conversations (fixtures/golden.json, read line by line by a person)."""
+"""Every format's rows (fixtures/NAME.jsonl) are told apart and read; what fixtures/golden.json holds, a person has read
+line by line, and the rows become exactly that.
+"""
 
 import json
 from dataclasses import replace
@@ -6,15 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Conversation, Message, Preference
+from counterpoint.data.formats.claude_code import by_session
 from counterpoint.data.formats.convert import convert
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.formats.registry import FORMATS, detect
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.rows.row import RawRow
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOLDEN = json.loads((FIXTURES / "golden.json").read_text(encoding="utf-8"))
+
+
+def rows_of(file: Path) -> list[RawRow]:
+    lines = file.read_bytes().splitlines()
+    return [RawRow(f"{file.name}:{n}", line, json.loads(line)) for n, line in enumerate(lines, 1)]
 
 
 def told(message: Message) -> str:
@@ -53,19 +63,24 @@ def test_a_format_becomes_exactly_these_conversations(format):
     assert [whole(c) for c in read_conversations([str(FIXTURES / f"{format}.jsonl")])] == GOLDEN[format]
 
 
-def test_every_format_has_a_fixture():
-    assert set(GOLDEN) == set(FORMATS)
+def test_every_format_has_a_fixture_and_every_fixture_a_format():
+    assert sorted(file.stem for file in FIXTURES.glob("*.jsonl")) == sorted(FORMATS)
 
 
-@pytest.mark.parametrize("format", sorted(set(GOLDEN) - {"claude_code"}))
-def test_naming_the_format_gives_what_detecting_it_gives(format):
-    for line in (FIXTURES / f"{format}.jsonl").read_text(encoding="utf-8").splitlines():
-        value = json.loads(line)
-        detected = detect(value)
-        assert whole(convert(value, detected)) == whole(convert(value, "auto"))
-        if detected != format:
-            assert format == "hermes", "tags inside ShareGPT turns are read as ShareGPT"
-            assert detected == "sharegpt"
+@pytest.mark.parametrize("format", FORMATS)
+def test_rows_of_a_format_are_detected_as_it_and_read_alike_where_it_is_named(format):
+    values = [row.value for row in by_session(rows_of(FIXTURES / f"{format}.jsonl")) if isinstance(row, RawRow)]
+    assert values
+    for value in values:
+        assert detect(value) == format
+        converted = convert(value, format)
+        assert converted == convert(value)
+        assert (converted.prompt if isinstance(converted, Preference) else converted).format == format
+
+
+def test_a_name_that_is_no_format_is_told_with_the_names():
+    with pytest.raises(ConfigError, match=r"^unknown format `sharegtp`: .* sharegpt, or your own .*mean `sharegpt`\?$"):
+        convert({"messages": []}, "sharegtp")
 
 
 def test_one_conversation_in_openai_sharegpt_anthropic_responses_and_messages_is_the_same():
