@@ -17,7 +17,7 @@ EVERYWHERE = {"configs", "data/conversation"}
 
 ARROWS = {
     "configs": "",
-    "data/conversation": "",
+    "data/conversation": "configs",
     "data/intervals": "",
     "data/user_code": "",
     "data/examples": "",
@@ -38,8 +38,8 @@ ARROWS = {
     "train/sampling": "harmony model checkpoints",
     "train/episodes": "user_code harmony sampling",
     "train/scoring": "user_code rows formats harmony sampling",
-    "train/export": "formats harmony dataset model adapters checkpoints sampling scoring",
-    "train/evals": "intervals user_code formats harmony pages dataset model checkpoints run sampling scoring",
+    "train/export": "formats harmony model adapters checkpoints sampling scoring",
+    "train/evals": "intervals user_code formats harmony pages model checkpoints run sampling scoring",
     "train/loop": "harmony layout dataset model adapters checkpoints run sampling episodes scoring",
     "train/parity": "model adapters loop",
     "train/plan": "model adapters loop",
