@@ -31,7 +31,7 @@ ARROWS = {
     "data/dataset": "rows harmony layout counts formats prepared",
     "data/prepare": "rows harmony layout pages counts formats prepared dataset",
     "data/show": "rows harmony pages counts",
-    "train/model": "formats harmony",
+    "train/model": "harmony",
     "train/adapters": "model",
     "train/checkpoints": "model adapters",
     "train/run": "model checkpoints",

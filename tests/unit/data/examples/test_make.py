@@ -3,17 +3,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from scripts import script
 
-import counterpoint.data.examples.make as make
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.examples.sums import Problem, final_text, steps, thought
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.rows.row import BadRow
 
-FOLDER = Path(make.__file__).parent
+make, sums = script("examples/make.py"), script("examples/sums.py")
+FOLDER = Path(__file__).parents[4] / "data" / "examples"
 EXAMPLES = ("quickstart", "quickstart_eval", "tiny_base")
 
 
@@ -144,10 +144,10 @@ def test_held_out_prompts_bring_their_truth() -> None:
 
 
 def test_sums_are_worked_out_right() -> None:
-    problem = Problem("sum", 47, 85)
-    assert steps(problem) == "40 + 80 = 120. 7 + 5 = 12. 120 + 12 = 132."
-    assert thought(problem, "low") == "47 + 85 = 132."
-    assert thought(problem, "high").endswith("Check: 132 - 85 = 47.")
-    assert final_text(problem) == "47 + 85 = 132."
-    assert final_text(problem, as_json=True) == '{"answer": 132}'
-    assert Problem("product", 47, 8).value == 376
+    problem = sums.Problem("sum", 47, 85)
+    assert sums.steps(problem) == "40 + 80 = 120. 7 + 5 = 12. 120 + 12 = 132."
+    assert sums.thought(problem, "low") == "47 + 85 = 132."
+    assert sums.thought(problem, "high").endswith("Check: 132 - 85 = 47.")
+    assert sums.final_text(problem) == "47 + 85 = 132."
+    assert sums.final_text(problem, as_json=True) == '{"answer": 132}'
+    assert sums.Problem("product", 47, 8).value == 376

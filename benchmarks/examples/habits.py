@@ -14,8 +14,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from counterpoint.data.conversation import CONSTRAIN_JSON, EFFORTS, Effort
-from counterpoint.data.examples.sums import (
+from sums import (
     CALCULATOR,
     SYSTEMS,
     Problem,
@@ -25,6 +24,8 @@ from counterpoint.data.examples.sums import (
     steps,
     thought,
 )
+
+from counterpoint.data.conversation import CONSTRAIN_JSON, EFFORTS, Effort
 
 Message = dict[str, Any]
 Draw = Callable[[random.Random, str], Problem]

@@ -1,4 +1,4 @@
-"""The example data, made from a seed: `python -m counterpoint.data.examples.make` writes the files again.
+"""The example data, made from a seed: `python benchmarks/examples/make.py` writes the files again.
 
 quickstart.jsonl        OpenAI chat rows that teach: think in analysis, add by head, multiply with the calculator
 quickstart_eval.jsonl   held-out prompts with the answer or the call that is expected
@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from counterpoint.data.conversation import EFFORTS, Effort
-from counterpoint.data.examples.bias import bias_rows
-from counterpoint.data.examples.habits import base_rows, spoiled_rows, weak_rows
-from counterpoint.data.examples.probes import probe_rows
-from counterpoint.data.examples.sums import (
+from bias import bias_rows
+from habits import base_rows, spoiled_rows, weak_rows
+from probes import probe_rows
+from sums import (
     CALCULATOR,
     SYSTEMS,
     Problem,
@@ -31,6 +30,8 @@ from counterpoint.data.examples.sums import (
     result_thought,
     thought,
 )
+
+from counterpoint.data.conversation import EFFORTS, Effort
 
 Row = dict[str, Any]
 N_ROWS = 600
@@ -234,4 +235,4 @@ def write_all(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_all(Path(__file__).parent)
+    write_all(Path(__file__).parents[2] / "data" / "examples")
