@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: threads of several processes on the same cores wait for each other in busy loops.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from forks import Forks
 from hypothesis import settings
 
 # A busy machine must not fail a property.
@@ -36,7 +39,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gone:
         config.hook.pytest_deselected(items=list(gone))
         items[:] = [item for item in items if item not in gone]
-    items.sort(key=lambda item: (item.get_closest_marker("timeout") is None, item.get_closest_marker("slow") is None))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    # Trainers collect garbage at every end; what the imports made is not looked through each time.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Processes that need not import anything (tests/forks.py)."""
+    made = Forks(tmp_path_factory.mktemp("forks"))
+    yield made
+    made.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,12 +1,10 @@
-"""A small training run for tests: random gpt-oss, made-up tree rows. Also a script, for runs that are to be killed."""
+"""A small training run for tests: random gpt-oss, made-up tree rows. Also a job for tests/forks.py: runs that are killed, or several processes."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -259,25 +257,9 @@ def run(folder: Path, options: dict[str, Any]) -> int:
     return 143 if trainer.stopped and world_size() > 1 else stop.exit_code
 
 
-def serve() -> None:
-    """Runs a job for each line of standard input, in a forked process, since importing takes longer than training."""
-    print("ready", flush=True)
-    for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                with (Path(job["folder"]) / "log.txt").open("a") as log:
-                    os.dup2(log.fileno(), 1)
-                    os.dup2(log.fileno(), 2)
-                code = run(Path(job["folder"]), job["options"])
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+def forked(folder: str, options: dict[str, Any]) -> int:
+    """`run` as a job of tests/forks.py."""
+    return run(Path(folder), options)
 
 
 def sharded_command(arguments: list[str]) -> int:
@@ -287,11 +269,3 @@ def sharded_command(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     shard_on_cpu()
     return main(arguments)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--sharded"]:
-        sys.exit(sharded_command(sys.argv[2:]))
-    if len(sys.argv) > 1:
-        sys.exit(run(Path(sys.argv[1]), json.loads(sys.argv[2])))
-    serve()

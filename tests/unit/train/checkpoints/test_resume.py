@@ -6,51 +6,45 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from forks import TINY_RUN, Forks
 from transformers import TrainerCallback
 
 from counterpoint.train.checkpoints.resume import newest_complete
 from counterpoint.train.run.signals import StopSignal
 
-SCRIPT = Path(__file__).parents[1] / "tiny_run.py"
 # 24 rows, 4 a step: 6 steps an epoch. Saves fall inside and at the end of epochs, and inside windows of the log.
 OPTIONS = {"steps": 14, "every": 3, "log_every": 2}
 
 
 class Jobs:
-    """Runs jobs of tiny_run.py in forked processes; `whole` is a run without a fault, made once."""
+    """Runs of tiny_run.py in forked processes; `whole` is a run without a fault, made once."""
 
-    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
-        self.process, self.folder = process, folder
+    def __init__(self, forks: Forks, folder: Path) -> None:
+        self.forks, self.folder = forks, folder
         self.whole: dict[str, dict[str, Any]] = {}
 
     def run(self, folder: Path, **options: Any) -> int:
         folder.mkdir(parents=True, exist_ok=True)
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"folder": str(folder), "options": options}) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        self.last = self.forks.start(f"{TINY_RUN}:forked", str(folder), options, folder=folder)
+        return self.last.wait()
 
     def unbroken(self, **options: Any) -> dict[str, Any]:
         key = json.dumps(options, sort_keys=True)
         if key not in self.whole:
             folder = self.folder / str(len(self.whole))
-            assert self.run(folder, **options) == 0, (folder / "log.txt").read_text()
+            assert self.run(folder, **options) == 0, self.last.told()
             self.whole[key] = json.loads((folder / "result.json").read_text())
         return self.whole[key]
 
     def assert_goes_on(self, folder: Path, **options: Any) -> int:
         """Resumes the run in `folder`; what it logs and its last weights are those of an unbroken one. Its start."""
-        assert self.run(folder, resume=True, **options) == 0, (folder / "log.txt").read_text()
+        assert self.run(folder, resume=True, **options) == 0, self.last.told()
         resumed = json.loads((folder / "result.json").read_text())
         whole = self.unbroken(**options)
         assert resumed["weights"] == whole["weights"]
@@ -59,19 +53,8 @@ class Jobs:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield Jobs(process, tmp_path_factory.mktemp("whole"))
-        assert process.stdin is not None
-        process.stdin.close()
+def jobs(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    return Jobs(forks, tmp_path_factory.mktemp("whole"))
 
 
 # A save makes 11 calls of fsync (7 files, their folder, its parent, the marker, the folder), one of rename and replace.
@@ -105,7 +88,6 @@ def test_kill_in_a_step(jobs: Jobs, tmp_path: Path, step: int) -> None:
     assert jobs.assert_goes_on(tmp_path, **OPTIONS) == step // 3 * 3
 
 
-@pytest.mark.slow
 def test_kill_at_twenty_random_steps_of_one_run(jobs: Jobs, tmp_path: Path) -> None:
     draw = random.Random(0)
     options = {**OPTIONS, "steps": 40, "every": 1, "keep": 2}
