@@ -199,8 +199,8 @@ def _attention_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
         return 2 * batch.rows * shape.heads * batch.width**2 * plan.itemsize
     if plan.device == "cuda":
         return n * plan.itemsize * (5 * query + 4 * key)
-    # Flat copies, gradients, and one call's blocks with keys and values repeated for every head.
-    return n * plan.wide * (10 * query + 4 * key)
+    # Flat copies and one call's blocks with keys and values repeated for every head; gradients add up in float32.
+    return n * (plan.wide * (9 * query + 2 * key) + 4 * (query + 2 * key))
 
 
 def _last_norm(shape: Shape, batch: Batch, plan: Plan) -> int:
@@ -219,9 +219,8 @@ def _loss(shape: Shape, batch: Batch, plan: Plan) -> int:
     chunk = max(1, min(batch.targets, LOGIT_BYTES[plan.device] // (rows * 4)))
     products = 3 * chunk * hidden * 4
     if a < 4:
-        products += (
-            2 * min(rows, WIDENED_ROWS) * hidden * 4 if plan.device == "cpu" and plan.wide == 4 else chunk * rows * a
-        )
+        # A CPU widens the head even where it multiplies bfloat16.
+        products += 2 * min(rows, WIDENED_ROWS) * hidden * 4 if plan.device == "cpu" else chunk * rows * a
     trained_head = rows * hidden * 4 if shape.full else 0
     return 2 * targets + chunk * rows * 4 + products + trained_head
 
