@@ -48,15 +48,22 @@ class Forks:
         self._process.stdin.close()
         self._process.wait()
 
-    def start(self, function: str, *arguments: Any, folder: Path, **environment: str) -> Fork:
-        """One process that calls `function` from `folder`."""
+    def start(self, function: str, *arguments: Any, folder: Path, **environment: str | None) -> Fork:
+        """One process that calls `function` from `folder`; a variable that is None is not set in it."""
         self._count += 1
         out, err = (self._folder / f"{name}{self._count}" for name in ("out", "err"))
-        job = {"function": function, "arguments": arguments, "folder": str(folder), "out": str(out), "err": str(err)}
+        whole: dict[str, str | None] = {**os.environ, **ONE_THREAD, **environment}
+        known = {name: value for name, value in whole.items() if value is not None}
+        job = {
+            "function": function,
+            "arguments": arguments,
+            "folder": str(folder),
+            "out": str(out),
+            "err": str(err),
+            "environment": known,
+        }
         assert self._process.stdin is not None
-        self._process.stdin.write(
-            json.dumps({**job, "environment": {**os.environ, **ONE_THREAD, **environment}}).encode() + b"\n"
-        )
+        self._process.stdin.write(json.dumps(job).encode() + b"\n")
         self._process.stdin.flush()
         while not (line := self._line()).startswith("started "):
             self._note(line)
@@ -75,7 +82,9 @@ class Forks:
             for rank in range(processes)
         ]
 
-    def command(self, *arguments: str | Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *arguments: str | Path, folder: Path, **environment: str | None
+    ) -> subprocess.CompletedProcess[str]:
         """`counterpoint ARGUMENTS`, from `folder`."""
         fork = self.start(CLI, [str(argument) for argument in arguments], folder=folder, **environment)
         return subprocess.CompletedProcess(arguments, fork.wait(), fork.out.read_text(), fork.err.read_text())

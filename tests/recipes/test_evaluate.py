@@ -7,13 +7,14 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import CLI, Forks
 
 from counterpoint.configs.model_section import LoraSettings
 from counterpoint.train.adapters.attach import attach_lora
@@ -42,12 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-COMMAND = [sys.executable, "-m", "counterpoint.recipes.cli", "evaluate"]
+Evaluate = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def evaluate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+@pytest.fixture
+def evaluate(forks: Forks, folder: Path) -> Evaluate:
+    """`counterpoint evaluate ARGUMENTS`, from `folder`."""
+    return lambda *arguments: forks.command("evaluate", *arguments, folder=folder)
 
 
 def samples_in(folder: Path) -> list[bytes]:
@@ -56,16 +58,14 @@ def samples_in(folder: Path) -> list[bytes]:
     return [line for path in files for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def killed_after(folder: Path, out: str, samples: int, *arguments: str) -> int:
+def killed_after(forks: Forks, folder: Path, out: str, samples: int, *arguments: str) -> int:
     """SIGKILL once so many samples are on disk, and a moment that nobody chose; samples kept."""
-    process = subprocess.Popen(
-        [*COMMAND, *arguments, "--out", out], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = forks.start(CLI, ["evaluate", *arguments, "--out", out], folder=folder)
     while len(samples_in(folder / out)) < samples:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
     time.sleep(random.random() * 0.1)
-    process.send_signal(signal.SIGKILL)
+    process.send(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     return len(samples_in(folder / out))
 
@@ -79,13 +79,13 @@ MANY = ["adapter", "eval.prompts=many.jsonl", "eval.samples=2", "eval.max_new_to
 
 
 @pytest.mark.slow
-def test_killed_three_times_it_ends_with_the_same_samples(folder: Path) -> None:
-    assert evaluate(folder, *MANY, "--out", "whole").returncode == 0
-    kept = killed_after(folder, "killed", 1, *MANY)
-    kept = killed_after(folder, "killed", kept + random.randint(1, 60), *MANY, "--processes", "2")
-    kept = killed_after(folder, "killed", kept + random.randint(1, 60), *MANY)
+def test_killed_three_times_it_ends_with_the_same_samples(forks: Forks, evaluate: Evaluate, folder: Path) -> None:
+    assert evaluate(*MANY, "--out", "whole").returncode == 0
+    kept = killed_after(forks, folder, "killed", 1, *MANY)
+    kept = killed_after(forks, folder, "killed", kept + random.randint(1, 60), *MANY, "--processes", "2")
+    kept = killed_after(forks, folder, "killed", kept + random.randint(1, 60), *MANY)
     assert 0 < kept < 240
-    last = evaluate(folder, *MANY, "--processes", "2", "--out", "killed")
+    last = evaluate(*MANY, "--processes", "2", "--out", "killed")
     assert last.returncode == 0, last.stderr
     for side in ("tuned", "base"):
         rows = [without_times(folder / out / side / "samples.jsonl") for out in ("whole", "killed")]
@@ -96,10 +96,9 @@ def test_killed_three_times_it_ends_with_the_same_samples(folder: Path) -> None:
     assert verdicts[0] == verdicts[1]
 
 
-@pytest.mark.slow
-def test_it_compares_with_the_base_writes_a_report_and_goes_on_where_it_was(folder: Path) -> None:
+def test_it_compares_with_the_base_writes_a_report_and_goes_on_where_it_was(evaluate: Evaluate, folder: Path) -> None:
     arguments = ["adapter", "eval.prompts=prompts.jsonl", *SETTINGS, "--out", "out"]
-    first = evaluate(folder, *arguments)
+    first = evaluate(*arguments)
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines()[-1] == "channel-correct: 0.00 (base 0.00)"
     report = json.loads((folder / "out/report.json").read_text())
@@ -108,19 +107,19 @@ def test_it_compares_with_the_base_writes_a_report_and_goes_on_where_it_was(fold
     assert "default-src 'none'" in page
     samples = {path: path.read_bytes() for path in (folder / "out").rglob("*.jsonl")}
     assert samples
-    again = evaluate(folder, *arguments)
+    again = evaluate(*arguments)
     assert again.returncode == 0
     assert {path: path.read_bytes() for path in samples} == samples
-    other = evaluate(folder, *arguments, "seed=1")
+    other = evaluate(*arguments, "seed=1")
     assert other.returncode == 1
     assert "holds an evaluation with" in other.stderr
     assert len(other.stderr.strip().splitlines()) == 1
 
 
-def test_mistakes_are_one_line(folder: Path) -> None:
-    nothing = evaluate(folder, "prompts.jsonl")
+def test_mistakes_are_one_line(evaluate: Evaluate) -> None:
+    nothing = evaluate("prompts.jsonl")
     assert (nothing.returncode, len(nothing.stderr.strip().splitlines())) == (1, 1)
     assert "a file, not a folder" in nothing.stderr
-    recipe = evaluate(folder, "adapter", "--config", "quickstart")
+    recipe = evaluate("adapter", "--config", "quickstart")
     assert recipe.returncode == 2
     assert "`evaluate` takes one with `recipe: evaluate`" in recipe.stderr

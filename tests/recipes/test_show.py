@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 
 COMMAND = [str(Path(sys.executable).with_name("counterpoint")), "show"]
 ANSWER = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
@@ -29,15 +31,18 @@ EVIL = "\x1b[31m\x1b]0;owned\x07 \u202egnp.exe\u202c </pre><script>alert(1)</scr
 HOSTILE = {"messages": [{"role": "user", "content": EVIL}, {"role": "assistant", "content": EVIL}]}
 
 
-def show(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    names = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "COLUMNS")
-    clean = {name: value for name, value in os.environ.items() if name not in names}
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, env={**clean, "TERM": "xterm", **environment}
-    )
-    out, err = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
-    assert "Traceback" not in err, err
-    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+Show = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def show(forks: Forks) -> Show:
+    def run(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = dict.fromkeys(("NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS"))
+        done = forks.command("show", *arguments, folder=cwd, **{**clean, "TERM": "xterm", **environment})
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
 
 
 def write(folder: Path, *rows: Any, name: str = "train.jsonl") -> str:
@@ -57,7 +62,7 @@ def rows_in_colour(text: str) -> list[str]:
     return [line for line in plain.splitlines() if line.startswith(("━━ ", "✗ "))]
 
 
-def test_a_file(tmp_path: Path) -> None:
+def test_a_file(show: Show, tmp_path: Path) -> None:
     done = show(write(tmp_path, ANSWER, TALK, {"oops": 1}, "no json"), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     head = done.stdout.splitlines()[:5]
@@ -74,7 +79,7 @@ def test_a_file(tmp_path: Path) -> None:
     assert "rows shown" not in done.stdout
 
 
-def test_rows_and_turns_are_chosen(tmp_path: Path) -> None:
+def test_rows_and_turns_are_chosen(show: Show, tmp_path: Path) -> None:
     name = write(tmp_path, ANSWER, TALK, *[ANSWER] * 8)
     assert len(rows_in(show(name, cwd=tmp_path).stdout)) == 5
     assert show(name, cwd=tmp_path).stdout.splitlines()[-1].startswith("5 of 10 rows shown; ")
@@ -88,8 +93,7 @@ def test_rows_and_turns_are_chosen(tmp_path: Path) -> None:
     assert "│ <|start|>user<|message|>one<|end|>" in third
 
 
-@pytest.mark.slow
-def test_settings_of_the_data(tmp_path: Path) -> None:
+def test_settings_of_the_data(show: Show, tmp_path: Path) -> None:
     name = write(tmp_path, TALK)
     final = show(name, "data.train_on=final", "data.weights.final=2", cwd=tmp_path).stdout
     assert "not trained: data.train_on = final" in final
@@ -102,8 +106,7 @@ def test_settings_of_the_data(tmp_path: Path) -> None:
     assert "Reasoning: high" in show(name, "--effort", "high", cwd=tmp_path).stdout
 
 
-@pytest.mark.slow
-def test_colour_only_where_it_is_wanted(tmp_path: Path) -> None:
+def test_colour_only_where_it_is_wanted(show: Show, tmp_path: Path) -> None:
     name = write(tmp_path, ANSWER)
     assert "\x1b[1;38;2;" in show(name, cwd=tmp_path, FORCE_COLOR="1", COLORTERM="truecolor").stdout
     for environment in ({}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}):
@@ -114,7 +117,7 @@ def test_colour_only_where_it_is_wanted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1", "COLORTERM": "truecolor"}])
-def test_hostile_rows_do_not_reach_the_terminal(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_hostile_rows_do_not_reach_the_terminal(show: Show, tmp_path: Path, environment: dict[str, str]) -> None:
     name = write(tmp_path, HOSTILE, {"messages": EVIL}, {EVIL: 1}, '"' + "\x1b[31m")
     text = show(name, cwd=tmp_path, **environment).stdout
     assert [plain.startswith("✗ ") for plain in rows_in_colour(text)] == [False, True, True, True]
@@ -125,8 +128,7 @@ def test_hostile_rows_do_not_reach_the_terminal(tmp_path: Path, environment: dic
     assert "\\<|start|>" in text
 
 
-@pytest.mark.slow
-def test_a_row_of_2_mb(tmp_path: Path) -> None:
+def test_a_row_of_2_mb(show: Show, tmp_path: Path) -> None:
     long = {"messages": [{"role": "user", "content": "ab " * 700_000}, {"role": "assistant", "content": "a"}]}
     name = write(tmp_path, long)
     folded = show(name, cwd=tmp_path).stdout
@@ -139,9 +141,10 @@ def test_a_row_of_2_mb(tmp_path: Path) -> None:
 
 
 def test_output_that_is_not_unicode(tmp_path: Path) -> None:
-    done = show(write(tmp_path, HOSTILE), cwd=tmp_path, PYTHONIOENCODING="ascii")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*COMMAND, write(tmp_path, HOSTILE)], cwd=tmp_path, capture_output=True, env=environment)
     assert done.returncode == 0
-    assert "\\u27e6<|channel|>final" in done.stdout
+    assert b"\\u27e6<|channel|>final" in done.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         process.stderr.close()
 
 
-def test_a_page_is_written(tmp_path: Path) -> None:
+def test_a_page_is_written(show: Show, tmp_path: Path) -> None:
     name = write(tmp_path, TALK, ANSWER, {"oops": 1})
     done = show(name, "--html", "page.html", cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "wrote page.html: 5 examples of 3 rows"
@@ -192,7 +195,7 @@ def test_a_page_is_written(tmp_path: Path) -> None:
         (["train.jsonl", "--format", "opnai"], 2, "command line: `data.train.0.format` is `opnai`: it must be one of"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+def test_mistakes_are_one_line(show: Show, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     write(tmp_path, ANSWER)
     done = show(*arguments, cwd=tmp_path)
     assert done.returncode == code
@@ -200,7 +203,7 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], code: int, 
     assert done.stderr.count("\n") == 1
 
 
-def test_a_row_deep_in_a_large_file_is_found_without_reading_the_others_as_json(tmp_path: Path) -> None:
+def test_a_row_deep_in_a_large_file_is_found_without_reading_the_others_as_json(show: Show, tmp_path: Path) -> None:
     file = write(tmp_path, *[ANSWER] * 1500, *["{ no JSON"] * 100, *[TALK, ANSWER])
     for row, found in ((1601, ["train.jsonl:1601"]), (1602, ["train.jsonl:1602"]), (1600, ["✗train.jsonl:1600"])):
         done = show(file, "--row", str(row), cwd=tmp_path)
@@ -214,7 +217,7 @@ def test_a_row_deep_in_a_large_file_is_found_without_reading_the_others_as_json(
     assert "no such row" in gone.stderr
 
 
-def test_a_line_of_a_session_log_shows_the_session_only_by_its_first_line(tmp_path: Path) -> None:
+def test_a_line_of_a_session_log_shows_the_session_only_by_its_first_line(show: Show, tmp_path: Path) -> None:
     def event(session: int, role: str) -> dict[str, Any]:
         return {"type": role, "sessionId": f"s{session}", "message": {"role": role, "content": f"{role} {session}"}}
 

@@ -8,12 +8,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import CLI, Forks
 from safetensors.torch import load_file
 
 from counterpoint.configs.load import load_run
@@ -21,7 +21,6 @@ from counterpoint.recipes.cli import main
 from counterpoint.train.checkpoints.resume import newest_complete
 from counterpoint.train.loop.sft_trainer import CounterpointTrainer
 
-COMMAND = [str(Path(sys.executable).with_name("counterpoint")), "train"]
 RUN_FILE = """
 recipe: sft
 model: {name: tiny, init: random}
@@ -72,14 +71,6 @@ class Train:
     def metrics(self, run: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """The command in a process of its own."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [*COMMAND, "my.yaml", *arguments],
-            cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
 
 
 @pytest.fixture
@@ -353,32 +344,26 @@ def test_no_secret_of_the_environment_is_written(train: Train, monkeypatch: pyte
             assert b"a1b2c3d4" not in content, path
 
 
-@pytest.mark.slow
-def test_the_second_process_on_a_folder_is_refused_and_kill_leaves_it_free(train: Train) -> None:
-    with train.start("train.steps=100000", "train.checkpoint_every=3", "eval.every=null") as first:
-        deadline = time.monotonic() + 300
-        while not (train.folder / "runs").is_dir() or newest_complete(train.runs[0])[0] is None:
-            assert time.monotonic() < deadline
-            assert first.poll() is None, first.communicate()
-            time.sleep(0.2)
-        _, err = train("train.steps=100000", "--resume", code=1)
-        assert f"another run is using it (pid {first.pid} on " in err
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
+def test_the_second_process_on_a_folder_is_refused_and_kill_leaves_it_free(train: Train, forks: Forks) -> None:
+    command = ["train", "my.yaml", "train.steps=100000", "train.checkpoint_every=3", "eval.every=null"]
+    first = forks.start(CLI, command, folder=train.folder)
+    while not (train.folder / "runs").is_dir() or not train.runs or newest_complete(train.runs[0])[0] is None:
+        assert first.poll() is None, first.told()
+        time.sleep(0.05)
+    _, err = train("train.steps=100000", "--resume", code=1)
+    assert f"another run is using it (pid {first.pid} on " in err
+    first.send(signal.SIGKILL)
+    first.wait()
     (run,) = train.runs
     whole, _ = newest_complete(run)
     assert whole is not None
-    with train.start("train.steps=100000", "train.checkpoint_every=3", "eval.every=null", "--resume") as again:
-        assert again.stdout is not None
-        while not again.stdout.readline().startswith(f"step {whole.step + 1}/"):
-            assert again.poll() is None
-        again.send_signal(signal.SIGTERM)
-        out, err = again.communicate(timeout=300)
-    assert again.returncode == 143, out + err
-    assert "with a checkpoint; go on with" in out
-    assert err == ""
-    log = (run / "log.txt").read_text()
-    assert f"took over the lock of pid {first.pid} on " in log
+    again = forks.start(CLI, [*command, "--resume"], folder=train.folder)
+    again.until(f"\nstep {whole.step + 1}/")
+    again.send(signal.SIGTERM)
+    assert again.wait() == 143, again.told()
+    assert "with a checkpoint; go on with" in again.out.read_text()
+    assert again.err.read_text() == ""
+    assert f"took over the lock of pid {first.pid} on " in (run / "log.txt").read_text()
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import CLI, Forks, wait_for
 from safetensors.torch import load_file
 
 SETTINGS = (
@@ -22,15 +20,11 @@ REWARDS = '[{type: function, function: "reward.py:odd"}]'
 SHORT = ("rollout.completion_tokens=10", "rollout.action_tokens=10", f"rewards={REWARDS}")
 
 
-def run(config: str, folder: Path, rows: int, processes: int, *settings: str) -> Path:
+def run(forks: Forks, config: str, folder: Path, rows: int, processes: int, *settings: str) -> Path:
     """Trains by the real command; the run folder."""
-    command = [sys.executable, "-m", "counterpoint.recipes.cli", "train", config, *SETTINGS, *settings]
-    done = subprocess.run(
-        [*command, f"train.batch_rows={rows}", f"launch.processes={processes}", f"output={folder.name}"],
-        cwd=folder.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["train", config, *SETTINGS, *settings, f"train.batch_rows={rows}", f"launch.processes={processes}"]
+    group = forks.group(CLI, [*command, f"output={folder.name}"], folder=folder.parent, processes=processes)
+    assert wait_for(group) == [0] * processes, "".join(fork.told() for fork in group)
     return next(path.parent for path in folder.glob("*/metrics.jsonl"))
 
 
@@ -39,7 +33,6 @@ def steps(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "loss" in line]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "rows", "settings", "keys"),
     [
@@ -52,11 +45,11 @@ def steps(run: Path) -> list[dict[str, Any]]:
     ids=["dpo", "kto", "grpo"],
 )
 def test_two_processes_learn_as_one(
-    tmp_path: Path, config: str, rows: int, settings: tuple[str, ...], keys: tuple[str, ...]
+    forks: Forks, tmp_path: Path, config: str, rows: int, settings: tuple[str, ...], keys: tuple[str, ...]
 ) -> None:
     (tmp_path / "reward.py").write_text(REWARD)
-    one = run(config, tmp_path / "one", rows, 1, *settings)
-    two = run(config, tmp_path / "two", rows // 2, 2, *settings)
+    one = run(forks, config, tmp_path / "one", rows, 1, *settings)
+    two = run(forks, config, tmp_path / "two", rows // 2, 2, *settings)
     assert len(steps(one)) == len(steps(two)) == 3
     for ours, theirs in zip(steps(two), steps(one), strict=True):
         assert ours["grad_norm"] > 0

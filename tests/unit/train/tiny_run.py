@@ -1,10 +1,14 @@
-"""A small training run for tests: random gpt-oss, made-up tree rows. Also a job for tests/forks.py: runs that are killed, or several processes."""
+"""A small training run for tests: random gpt-oss, made-up tree rows.
+
+Also a job for tests/forks.py, for runs that are killed or take
+several processes, and a script, where the environment must stand before anything is imported."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +273,7 @@ def sharded_command(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     shard_on_cpu()
     return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1]), json.loads(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""An evaluation of a random tiny model, as a script that can be killed: `plan_run.py FOLDER [fault]`.
+"""An evaluation of a random tiny model, that can be killed.
 
 fault: `half:N` writes half of the N-th group's lines and dies; `unsynced:N` dies between writing and syncing.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,9 @@ def die_at(fault: str) -> None:
     journal.os.write = broken  # pyright: ignore[reportAttributeAccessIssue]
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        die_at(sys.argv[2])
-    evaluate(Path(sys.argv[1]))
+def forked(folder: str, fault: str | None = None) -> int:
+    """`evaluate` as a job of tests/forks.py."""
+    if fault is not None:
+        die_at(fault)
+    evaluate(Path(folder))
+    return 0

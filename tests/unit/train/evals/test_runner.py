@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks, load
 
 from counterpoint.configs.errors import DataError, RunError
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -23,14 +21,10 @@ from counterpoint.train.evals.sampling_plan import groups, plan
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.scoring.scorers import Scorers
 
-SCRIPT = Path(__file__).with_name("plan_run.py")
+SCRIPT = str(Path(__file__).with_name("sampling_plan_run.py"))
 N_DRAWS = 6 * 2 * 2 + 4 * 2
 
-spec = importlib.util.spec_from_file_location("plan_run", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-plan_run: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(plan_run)
+plan_run: Any = load(SCRIPT)
 
 
 class BrokenError(Exception):
@@ -160,23 +154,17 @@ def test_shards_of_another_count_are_taken_over(draws: list[Any], tmp_path: Path
     assert engine.calls == 3, "one group of four was there"
 
 
-def killed_by_itself(folder: Path, fault: str) -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), str(folder), fault], timeout=300, check=False)
-    assert done.returncode == -signal.SIGKILL
-
-
-@pytest.mark.slow
-def test_kill_9_three_times_then_the_same_as_unbroken(tmp_path: Path) -> None:
+def test_kill_9_three_times_then_the_same_as_unbroken(forks: Forks, tmp_path: Path) -> None:
     whole = plan_run.evaluate(tmp_path / "whole")
     folder = tmp_path / "killed"
-    killed_by_itself(folder, "half:1")
-    killed_by_itself(folder, "unsynced:2")
+    for fault in ("half:1", "unsynced:2"):
+        assert forks.start(f"{SCRIPT}:forked", str(folder), fault, folder=tmp_path).wait() == -signal.SIGKILL
     before = len(saved_rows(folder))
     assert 8 <= before < N_DRAWS
-    process = subprocess.Popen([sys.executable, str(SCRIPT), str(folder)])
+    process = forks.start(f"{SCRIPT}:forked", str(folder), folder=tmp_path)
     while process.poll() is None and len(saved_rows(folder)) == before:
         time.sleep(0.002)
-    process.kill()
+    process.send(signal.SIGKILL)
     process.wait()
     assert before < len(saved_rows(folder))
     rows = plan_run.evaluate(folder)
