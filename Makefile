@@ -1,4 +1,4 @@
-# `make quickstart` trains the embedded model, `make test` runs every test; both begin on a bare machine with Python 3.11.
+# `make quickstart` trains the embedded model, `make test` tests; both begin on a bare machine with Python 3.11.
 
 SHELL := bash
 # The first Python that is new enough; `make PYTHON=...` chooses another.
@@ -9,11 +9,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -qq --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help quickstart test lint format types package-check schemas constraints clean
+.PHONY: help quickstart test test-slow lint format types package-check schemas constraints clean
 
 help:
 	@echo 'make quickstart     install into .venv, then train and evaluate the embedded model'
-	@echo 'make test           all tests; quick ones only: make test PYTEST="-m \"not slow\""'
+	@echo 'make test           the tests, within ten minutes on two cores; some of them: make test PYTEST=tests/unit/configs'
+	@echo 'make test-slow      the rest of them, minutes more'
 	@echo 'make lint types     ruff and basedpyright; make format rewrites'
 	@echo 'make package-check  build the wheel and run it from a foreign folder'
 	@echo 'make schemas        write configs/schemas after a change of settings'
@@ -23,8 +24,12 @@ quickstart: $(VENV)/.installed
 	@$(BIN)/counterpoint train configs/quickstart.yaml $(SETTINGS)
 
 # One process a core; each test in one thread, see tests/conftest.py.
+# In PYTEST a `-m` of its own takes the place of this one.
 test: $(VENV)/.installed-dev
-	@$(BIN)/pytest --numprocesses auto --dist worksteal $(PYTEST)
+	@$(BIN)/pytest --numprocesses auto --dist worksteal -m 'not slow' $(PYTEST)
+
+test-slow: $(VENV)/.installed-dev
+	@$(BIN)/pytest --numprocesses auto --dist worksteal -m slow $(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -87,7 +87,7 @@ class Chrome:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=300)
         os.close(self._write)
         os.close(self._read)
         shutil.rmtree(self._profile, ignore_errors=True)
@@ -106,7 +106,7 @@ class Chrome:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive(60)
+            answer = self._receive(300)
             assert answer is not None, f"Chromium does not answer to {method}"
             if answer.get("id") == self._number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
@@ -142,7 +142,7 @@ class Chrome:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 30) -> None:
+    def wait(self, expression: str, seconds: float = 300) -> None:
         until = time.monotonic() + seconds
         while not self.run(f"Boolean({expression})"):
             assert time.monotonic() < until, f"never true: {expression}"

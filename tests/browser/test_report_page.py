@@ -11,8 +11,6 @@ from unit.train.evals.test_report_data import EVIL, RIGHT, row, two_sides
 from counterpoint.train.evals.publish import write_report
 from counterpoint.train.evals.report_data import Report, Side
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,8 +19,6 @@ from counterpoint.data.rows.row import BadRow
 from counterpoint.data.show.explain import explain
 from counterpoint.data.show.page import PageBuilder
 
-pytestmark = pytest.mark.slow
-
 EVIL = (
     "</script><script>window.owned = 1; alert(1)</script></pre></div>"
     "<img src='http://127.0.0.1:9/x' onerror='owned = 2'><svg onload='owned = 3'><a href='javascript:owned = 4'>"

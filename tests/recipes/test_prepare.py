@@ -299,7 +299,7 @@ def big(path: Path, megabytes: int) -> Path:
 
 @pytest.mark.parametrize(
     ("stop", "workers"),
-    [(signal.SIGKILL, 1), pytest.param(signal.SIGKILL, 2, marks=pytest.mark.slow), (signal.SIGTERM, 1)],
+    [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGTERM, 1)],
 )
 def test_killed_in_the_middle_nothing_half_bears_the_name(
     tmp_path: Path, prepare: Prepare, stop: signal.Signals, workers: int
@@ -312,13 +312,13 @@ def test_killed_in_the_middle_nothing_half_bears_the_name(
     children = children_of(running.pid)
     assert len(children) >= (workers if workers > 1 else 0)
     running.send_signal(stop)
-    assert running.wait(60) == (143 if stop == signal.SIGTERM else -stop)
+    assert running.wait(300) == (143 if stop == signal.SIGTERM else -stop)
     assert not (tmp_path / "x").exists()
     assert bool(list(tmp_path.glob(".x.*"))) == (stop == signal.SIGKILL)
     write(tmp_path / "a.jsonl", ROWS)
     prepare("a.jsonl", "--out", "x")
     assert list(tmp_path.glob(".x.*")) == []
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while any(child.exists() for child in children) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(child.exists() for child in children)
@@ -333,7 +333,6 @@ def children_of(parent: int) -> list[Path]:
     return children
 
 
-@pytest.mark.slow
 def test_a_dead_worker_is_one_clear_line(tmp_path: Path) -> None:
     big(tmp_path / "a.jsonl", 20)
     running = subprocess.Popen(
@@ -344,7 +343,7 @@ def test_a_dead_worker_is_one_clear_line(tmp_path: Path) -> None:
         time.sleep(0.05)
     victim = next(p for p in children_of(running.pid) if b"spawn_main" in (p / "cmdline").read_bytes())
     os.kill(int(victim.name), signal.SIGKILL)
-    _, told = running.communicate(timeout=60)
+    _, told = running.communicate(timeout=300)
     assert running.returncode == 1
     assert told.splitlines()[-1].startswith("a worker process died")
     assert "Traceback" not in told

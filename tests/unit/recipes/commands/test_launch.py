@@ -64,7 +64,6 @@ def test_a_process_knows_that_it_was_launched() -> None:
     assert not is_launched({"RANK": "0"})
 
 
-@pytest.mark.slow
 def test_each_process_runs_the_command_as_one_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(
         "import os, sys\n"

@@ -15,7 +15,7 @@ from counterpoint.train.episodes.sandbox import PythonSandbox, SandboxLimits
 def session() -> Iterator[PythonSandbox]:
     with PythonSandbox(SandboxLimits(seconds=30)) as first:  # a first start reads the interpreter from disk
         assert first.run("1 + 1").output == "2\n"
-    with PythonSandbox(SandboxLimits(seconds=6, output_chars=2000)) as made:
+    with PythonSandbox(SandboxLimits(seconds=15, output_chars=2000)) as made:
         made.run("import os, socket, time")
         yield made
 
@@ -45,7 +45,7 @@ def test_errors_are_output(session: PythonSandbox) -> None:
     ],
 )
 def test_nothing_is_reached(code: str, error: str) -> None:
-    with PythonSandbox(SandboxLimits(seconds=10)) as fresh:
+    with PythonSandbox(SandboxLimits(seconds=30)) as fresh:
         ran = fresh.run("import os, socket\n" + code)
         assert ran.failed in ("raised", "died")
         assert error in ran.output
@@ -61,14 +61,14 @@ def test_the_environment_is_empty_and_the_host_unseen(session: PythonSandbox, mo
 
 
 def test_hanging_ends_the_session_and_a_new_one_begins() -> None:
-    with PythonSandbox(SandboxLimits(seconds=2)) as fresh:
+    with PythonSandbox(SandboxLimits(seconds=10)) as fresh:
         fresh.run("x = 1")
         assert fresh.run("while True: pass").failed == "hung"
         assert fresh.run("x").output.endswith("NameError: name 'x' is not defined\n")
 
 
 def test_a_fork_bomb_is_stopped() -> None:
-    with PythonSandbox(SandboxLimits(seconds=10)) as fresh:
+    with PythonSandbox(SandboxLimits(seconds=30)) as fresh:
         ran = fresh.run("import os, time\nfor _ in range(500):\n    if os.fork() == 0:\n        time.sleep(60)")
         assert ran.failed is not None
         assert fresh.run("1 + 1").output == "2\n"

@@ -68,7 +68,6 @@ def test_wrong_arithmetic_is_told(options: dict[str, Any], told: str) -> None:
         tasks_of({"type": "arithmetic", "options": options})
 
 
-@pytest.mark.slow
 def test_reasoning_gym_s_right_answers_are_right() -> None:
     names = ["chain_sum", "gsm_symbolic", "simple_equations", "spell_backward", "number_sequence"]
     settings = [{"type": "reasoning_gym", "generator": name, "size": 4, "seed": 3} for name in names]

@@ -46,7 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     yield tmp_path / "home"
-    until = time.monotonic() + 20  # a tracker's thread may outlive its tracker by a moment
+    until = time.monotonic() + 300  # a tracker's thread may outlive its tracker by a moment
     while (left := [name for name in os.environ if name.startswith("WANDB_")]) and time.monotonic() < until:
         time.sleep(0.05)
     assert not left
@@ -171,7 +171,6 @@ tracker.close()
 """
 
 
-@pytest.mark.slow
 def test_real_wandb_offline(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quiet, all files in the run folder, no secret of settings or environment in any of them."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-" + "a" * 40)
@@ -214,7 +213,7 @@ def services():
 
 tracker = start_tracker(TrackingSettings(), Path(sys.argv[1]), {}, lambda text: print(text, flush=True))
 tracker.scalars(1, {"loss": 1.0})
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 300
 while not services() and time.monotonic() < deadline:
     time.sleep(0.1)
 time.sleep(1.0)
@@ -228,7 +227,6 @@ print("the run is over")
 """
 
 
-@pytest.mark.slow
 def test_the_wandb_service_is_killed_in_the_middle(tmp_path: Path, home: Path) -> None:
     """The run warns once, goes on, and ends without a traceback."""
     result = subprocess.run(

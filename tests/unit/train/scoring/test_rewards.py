@@ -247,7 +247,7 @@ def test_a_user_s_function_gets_the_typed_result_and_may_fail(tmp_path: Path) ->
     )
     names = ("good", "raises", "nan", "hangs")
     settings = [FunctionReward(type="function", name=name, function=f"{path}:{name}", weight=2.0) for name in names]
-    with Rewards(settings, seconds=5.0) as rewards:
+    with Rewards(settings, seconds=15.0) as rewards:
         values = rewards.score(outcome(RIGHT))
         assert values == [0.5, 0.0, 0.0, 0.0]
         assert rewards.total(values) == 1.0
