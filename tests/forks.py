@@ -138,7 +138,7 @@ class Fork:
         """Wait until `text` is in its output."""
         while text not in self.out.read_text():
             assert self.poll() is None, self.told()
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def told(self) -> str:
         return self.out.read_text() + self.err.read_text()
@@ -151,7 +151,7 @@ def wait_for(forks: list[Fork]) -> list[int]:
             for fork in forks:
                 fork.send(signal.SIGTERM)
             break
-        time.sleep(0.01)
+        time.sleep(0.05)
     return [fork.wait() for fork in forks]
 
 
