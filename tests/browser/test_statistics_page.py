@@ -10,8 +10,6 @@ from browser.chrome import CONTRAST, Chrome
 
 from counterpoint.recipes.cli import main
 
-pytestmark = pytest.mark.slow
-
 EVIL = "</style><script>window.owned = 1</script><img src=http://127.0.0.1:9/x onerror=owned=2>\u202e"
 
 
