@@ -66,6 +66,7 @@ class Rollouts:
         outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
         scores = [self.rewards.score(outcome) for outcome in outcomes]
         found = zip(items, episodes, outcomes, scores, strict=True)
+        # Collective: TRL asks every process for as many rollouts of a step.
         rows = self.gather([{"step": step, **self._row(*each)} for each in found])
         failures = self.gather([{**self.rewards.failures}])
         self.measured = self._measures(rows, failures)

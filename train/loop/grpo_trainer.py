@@ -93,6 +93,7 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
         advantages = batch["advantages"]
         counted = (advantages if advantages.dim() == 2 else advantages[:, None]) * batch["completion_mask"]
         counted = counted * batch.get("importance_sampling_ratio", 1)  # 0 where the engines differ too much
+        # Collective, as are those of `_rated` and `_share_capped`: TRL has every process score a step's rollouts.
         self.taught = bool(self.accelerator.reduce(counted.any().float(), "sum"))
         return batch
 
@@ -132,6 +133,7 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
         return capped / max(1, all_of_them)
 
     def _set_signature_columns_if_needed(self) -> None:
+        """transformers keeps these columns of a data set: the numbers that `rollout_func` is given."""
         self._signature_columns = ["prompt"]
 
     def _get_per_token_logps_and_entropies(

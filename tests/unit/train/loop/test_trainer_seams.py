@@ -245,4 +245,5 @@ def name_of(seam: str) -> str:
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC
+    """Not `__name__`, and not `_name_`, which enum documents."""
+    return name.startswith("_") and not name.startswith("__") and not name.endswith("_") and name not in PUBLIC
