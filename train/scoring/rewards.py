@@ -18,18 +18,9 @@ from functools import singledispatch
 
 import jsonschema
 
+from counterpoint.configs import reward_section as kinds
 from counterpoint.configs.errors import ConfigError
-from counterpoint.configs.reward_section import (
-    AnswerReward,
-    CallsReward,
-    ChannelReward,
-    FunctionReward,
-    GatedReward,
-    JsonReward,
-    LanguageReward,
-    LengthReward,
-    RewardSettings,
-)
+from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion
@@ -73,7 +64,7 @@ class Rewards:
         missing: dict[str, int] = {}
         checked: set[str] = set()
         for name, setting in zip(self.names, self.settings, strict=True):
-            if not isinstance(setting, AnswerReward | FunctionReward):
+            if not isinstance(setting, kinds.AnswerReward | kinds.FunctionReward):
                 continue
             asked = [_scorer(setting, outcome) for outcome in outcomes]
             for scorer in {scorer for scorer in asked if scorer is not None} - checked:
@@ -82,7 +73,7 @@ class Rewards:
                 except ConfigError as error:
                     raise ConfigError(f"reward {name}: {error}") from None
                 checked.add(scorer)
-            if isinstance(setting, AnswerReward):
+            if isinstance(setting, kinds.AnswerReward):
                 missing[name] = sum(self._is_missing(s, o) for s, o in zip(asked, outcomes, strict=True))
         return missing
 
@@ -93,13 +84,15 @@ class Rewards:
         """One number a reward, in their order, before weights."""
         values = [self._value(name, setting, outcome) for name, setting in zip(self.names, self.settings, strict=True)]
         found = list(zip(values, self.settings, strict=True))
-        right = math.prod(v for v, s in found if isinstance(s, AnswerReward) and v is not None)
-        return [0.0 if v is None else v * right if isinstance(s, GatedReward) and s.gated else v for v, s in found]
+        right = math.prod(v for v, s in found if isinstance(s, kinds.AnswerReward) and v is not None)
+        return [
+            0.0 if v is None else v * right if isinstance(s, kinds.GatedReward) and s.gated else v for v, s in found
+        ]
 
     def solved(self, outcome: Outcome, values: Sequence[float]) -> bool:
         """Right by every `answer` and `calls` reward, with a final, through calls that all ran without a fault."""
         found = zip(values, self.settings, strict=True)
-        judged = [value for value, setting in found if isinstance(setting, AnswerReward | CallsReward)]
+        judged = [value for value, setting in found if isinstance(setting, kinds.AnswerReward | kinds.CallsReward)]
         ran = bool(outcome.called) and not any(called.result.fault for called in outcome.called)
         return ran and answer_of(outcome.completion) is not None and all(value == 1 for value in judged)
 
@@ -135,19 +128,19 @@ def judge(setting: RewardSettings, outcome: Outcome, scorers: Scorers) -> float 
 
 
 @judge.register
-def _channel(setting: ChannelReward, outcome: Outcome, scorers: Scorers) -> float:
+def _channel(setting: kinds.ChannelReward, outcome: Outcome, scorers: Scorers) -> float:
     """Every rule of the checker is kept, in all actions."""
     return float(outcome.completion.ok and outcome.completion.stop in ("return", "call"))
 
 
 @judge.register
-def _compared(setting: AnswerReward | FunctionReward, outcome: Outcome, scorers: Scorers) -> Score | None:
+def _compared(setting: kinds.AnswerReward | kinds.FunctionReward, outcome: Outcome, scorers: Scorers) -> Score | None:
     scorer = _scorer(setting, outcome)
     return None if scorer is None else _score(scorer, outcome, scorers)
 
 
 @judge.register
-def _calls(setting: CallsReward, outcome: Outcome, scorers: Scorers) -> float:
+def _calls(setting: kinds.CallsReward, outcome: Outcome, scorers: Scorers) -> float:
     calls = outcome.completion.calls
     expected = outcome.reference.calls
     if not calls:
@@ -162,7 +155,7 @@ def _calls(setting: CallsReward, outcome: Outcome, scorers: Scorers) -> float:
 
 
 @judge.register
-def _length(setting: LengthReward, outcome: Outcome, scorers: Scorers) -> float:
+def _length(setting: kinds.LengthReward, outcome: Outcome, scorers: Scorers) -> float:
     """1 where the analysis has the tokens of its effort's budget; less by `slope` times the distance to it, as a share
     of the budget's nearer end."""
     if not outcome.completion.ok or outcome.effort not in setting.budgets:
@@ -177,7 +170,7 @@ def _length(setting: LengthReward, outcome: Outcome, scorers: Scorers) -> float:
 
 
 @judge.register
-def _language(setting: LanguageReward, outcome: Outcome, scorers: Scorers) -> float:
+def _language(setting: kinds.LanguageReward, outcome: Outcome, scorers: Scorers) -> float:
     """Share of letters in the script, up to the share that is asked for. No letters, or no answer: 0."""
     completion = outcome.completion
     final = answer_of(without_echo(completion, outcome.reference.prompt))
@@ -188,7 +181,7 @@ def _language(setting: LanguageReward, outcome: Outcome, scorers: Scorers) -> fl
 
 
 @judge.register
-def _json(setting: JsonReward, outcome: Outcome, scorers: Scorers) -> float:
+def _json(setting: kinds.JsonReward, outcome: Outcome, scorers: Scorers) -> float:
     """The final is JSON, valid for the row's schema; where the row has none, an object or a list that is not empty."""
     final = answer_of(outcome.completion)
     if final is None:
@@ -203,9 +196,9 @@ def _json(setting: JsonReward, outcome: Outcome, scorers: Scorers) -> float:
     return float(jsonschema.Draft202012Validator(dict(schema)).is_valid(value))
 
 
-def _scorer(setting: AnswerReward | FunctionReward, outcome: Outcome) -> str | None:
+def _scorer(setting: kinds.AnswerReward | kinds.FunctionReward, outcome: Outcome) -> str | None:
     """The comparison of an `answer` or `function` reward; None where the row says nothing of one."""
-    if isinstance(setting, FunctionReward):
+    if isinstance(setting, kinds.FunctionReward):
         return setting.function
     return setting.scorer or outcome.scorer or default_scorer(outcome.reference)
 

@@ -5,9 +5,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from counterpoint.configs import builtin
+from counterpoint.configs.base import kinds_of
 from counterpoint.configs.dump import differences, plain, to_yaml
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.load import load_run
+from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.configs.schema import SftRun
 
 NO_WEIGHT = "analysis: 0, preamble: 0, call_header: 0, call_arguments: 0, final: 0, terminators: 0"
@@ -210,13 +212,10 @@ WRONG_DATA = [
 ]
 
 
-KINDS = "channel, answer, calls, length, language, json, function"
+KINDS = ", ".join(kind.model_fields["type"].annotation.__args__[0] for kind in kinds_of(RewardSettings))  # pyright: ignore
 WRONG_KINDS = [
     ("{type: channel, share: 0.3}", "share` belongs to type `language`, not to `channel`, which takes name, weight"),
-    (
-        "{type: answer, gated: false}",
-        "gated` belongs to type `length` and `language` and `json`, not to `answer`, which takes name, weight, scorer",
-    ),
+    ("{type: answer, slope: 2}", "slope` belongs to type `length`, not to `answer`, which takes name, weight, scorer"),
     (
         "{type: language, script: latin, shrae: 1}",
         "unknown key `rewards.0.shrae`: type `language` takes name, weight, gated, script, channel, share; "
