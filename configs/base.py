@@ -32,7 +32,7 @@ class Settings(BaseModel):
 
 
 class _OneOrMany:
-    """A list in which a single entry may stand without brackets, and null is the empty list."""
+    """A list in which a single entry may be written without brackets, and null is the empty list."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(_as_list, handler(source))
@@ -51,7 +51,7 @@ def _as_list(value: Any) -> Any:
 
 
 class _ByType:
-    """A section of one class a kind: the class annotated stands for all that are derived from it and have a `type`."""
+    """A section with one class per kind: the annotated class means all classes derived from it that have a `type`."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return handler.generate_schema(Annotated[Union[kinds_of(source)], Field(discriminator="type")])  # noqa: UP007
@@ -68,16 +68,16 @@ def kinds_of(section: type[Settings]) -> tuple[type[Settings], ...]:
 def _unique(values: Sequence[Any]) -> Sequence[Any]:
     for n, value in enumerate(values):
         if value in values[:n]:
-            raise ValueError(f"`{value}` stands there twice: write it once")
+            raise ValueError(f"`{value}` is listed twice: write it once")
     return values
 
 
 BY_TYPE = _ByType()
 """Written on a class of settings: the classes derived from it are its kinds, each named by its literal `type`. A new
-kind is a class, and stands in no list."""
+kind needs only its class; there is no list to extend."""
 
 OneOrMany = _OneOrMany()
-"""Written last of a list's annotations: a single entry may stand without brackets, and null is the empty list."""
+"""The last of a list's annotations: a single entry may be written without brackets, and null is the empty list."""
 
 Unique = AfterValidator(_unique)
 """A list without repeated entries."""

@@ -1,4 +1,4 @@
-"""The run files that the package brings, found from any folder."""
+"""The run files included in the package, found from any folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def find(name: str) -> Path | None:
 
 
 def description(path: Path) -> str:
-    """What a run file says of itself: its first comment line."""
+    """The description of a run file: its first comment line."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             return line.lstrip("# ").rstrip()

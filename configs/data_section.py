@@ -48,7 +48,7 @@ def _source_of_path(value: Any) -> Any:
 
 
 def _check_format(value: str, info: ValidationInfo) -> str:
-    """The formats belong to the data code: who loads a run gives the check, see `load_run`."""
+    """The formats belong to the data code: the caller that loads a run passes the check, see `load_run`."""
     if info.context is not None:
         info.context["check_format"](value)
     return value
@@ -61,24 +61,24 @@ class SourceSettings(Settings):
     """One data file."""
 
     path: Text
-    """A file, seen from the current folder, or `example:NAME` for one that the package brings."""
+    """A file, relative to the current folder, or `example:NAME` for one included in the package."""
 
     format: Format = "auto"
     """Format of the rows; `auto` detects it row by row. A name that docs/data.md describes (`openai`, `messages`,
     `sharegpt`, ...), or your own function as `file.py:function` or `module:function`."""
 
     weight: Positive = 1.0
-    """How often its rows are seen in an epoch: 2 takes each twice, 0.5 a half of them, drawn by the seed."""
+    """How often its rows are seen in an epoch: 2 takes each twice, 0.5 half of them, drawn by the seed."""
 
     rows: Count | None = None
-    """Only the first so many rows of the file; null takes all."""
+    """Number of rows to read from the start of the file; null reads all."""
 
 
 Source = Annotated[SourceSettings, BeforeValidator(_source_of_path, json_schema_input_type=str | SourceSettings)]
 
 
 class ChannelWeights(Settings):
-    """Factors on the loss, by what a trained token is part of. 0 leaves such tokens as context."""
+    """Loss weights, by what a trained token is part of. 0 leaves such tokens as context."""
 
     analysis: NotNegative = 1.0
     """The chain of thought, header and text."""
@@ -106,24 +106,24 @@ class ChannelWeights(Settings):
 
 
 class OpeningSettings(Settings):
-    """What the system message says where the row does not."""
+    """Contents of the system message for rows that do not set them."""
 
     effort: Effort = "medium"
-    """Reasoning effort of rows that bring none."""
+    """Reasoning effort of rows that have none."""
 
     date: Annotated[str, AfterValidator(check_date)] = "2025-06-28"
     """Current date in the system message, as YYYY-MM-DD; fixed, so that training does not depend on the day it runs.
-    `none` leaves the line out, and reads as empty text."""
+    `none` leaves the line out, and is read as empty text."""
 
     identity: Text | None = None
     """First sentence of the system message; null keeps OpenAI's, which the model was trained with."""
 
 
 class RenderSettings(OpeningSettings):
-    """How conversations are written as tokens and weights: what the renderer takes."""
+    """How conversations are rendered as tokens and weights: the renderer's settings."""
 
     effort_buckets: Annotated[tuple[Count, Count], AfterValidator(_check_buckets)] | None = None
-    """Effort by the tokens of the analysis, for rows that bring none: low below the first number, medium below the
+    """Effort by the tokens of the analysis, for rows that have none: low below the first number, medium below the
     second, else high. null gives those rows `effort`."""
 
     missing_thinking: MissingThinking = "keep"
@@ -135,66 +135,66 @@ class RenderSettings(OpeningSettings):
     `assistant` all assistant messages in one sequence (earlier analysis included), `final` only the answers."""
 
     weights: ChannelWeights = ChannelWeights()
-    """Factors on the loss by channel and part."""
+    """Loss weights by channel and part."""
 
     call_style: CallStyle = "channel"
     """Where a trained call names its recipient: `channel` as gpt-oss samples it, `role` as openai-harmony writes it."""
 
     @classmethod
     def of(cls, opening: OpeningSettings) -> RenderSettings:
-        """`opening` itself where it says all of it, else what it says, with the defaults of the rest."""
+        """`opening` itself where it sets every field, else its fields with defaults for the rest."""
         if isinstance(opening, RenderSettings):
             return opening
         return cls(**{name: getattr(opening, name) for name in OpeningSettings.model_fields})
 
 
 class ConversionSettings(Settings):
-    """What is done where a source row says too little or too much: what the readers of formats take. The report counts
-    every case."""
+    """What is done where a source row is ambiguous: the settings of the format readers. The report counts every
+    case."""
 
     text_beside_call: Literal["preamble", "analysis"] = "preamble"
-    """Text beside tool calls: shown to the user before the call, or thought. Where the row has thinking as well,
-    such text is always the preamble."""
+    """Text in a message with tool calls: shown to the user before the call, or taken as thinking. Where the row has
+    thinking as well, such text is always the preamble."""
 
     parallel_calls: Literal["pair", "first"] = "pair"
     """Several calls in one message: `pair` writes call, result, call, result; `first` keeps the first of them."""
 
     calls_without_result: Literal["first", "quarantine"] = "first"
-    """Several calls in one message of which some have no result: keep the first of those, or set the row aside."""
+    """Several calls in one message of which some have no result: keep the first of those, or quarantine the row."""
 
     unmatched_results: Literal["order", "quarantine"] = "order"
-    """Tool results whose id matches no call of the turn: pair them by their order, or set the row aside. What the
-    order leaves ambiguous is always set aside."""
+    """Tool results whose id matches no call of the turn: pair them by their order, or quarantine the row. Rows that
+    remain ambiguous are always quarantined."""
 
     double_encoded_arguments: Literal["decode", "quarantine"] = "decode"
-    """Arguments that are a JSON string holding a JSON object: decode once more, or set the row aside."""
+    """Arguments that are a JSON string holding a JSON object: decode once more, or quarantine the row."""
 
     object_arguments: Literal["text", "quarantine"] = "text"
-    """Arguments that are given as an object and not as a string: write them as compact JSON, or set the row aside."""
+    """Arguments given as an object instead of a string: write them as compact JSON, or quarantine the row."""
 
     late_system: Literal["developer", "quarantine"] = "developer"
-    """A system message after the first user message: a developer message in its place, or set the row aside."""
+    """A system message after the first user message: a developer message in its place, or quarantine the row."""
 
     harmony_system: Literal["parse", "text"] = "parse"
     """A system message that already is a Harmony system block: take effort and date out of it, or keep it as text."""
 
     images: Literal["quarantine", "placeholder"] = "quarantine"
-    """Images and audio, which gpt-oss cannot take: set the row aside, or write a placeholder in their place."""
+    """Images and audio, which gpt-oss cannot take: quarantine the row, or write a placeholder in their place."""
 
     unanswered: Literal["keep", "trim", "quarantine"] = "keep"
     """Rows that end in a user message or a tool's result: train the assistant turns before it with the end left in the
-    row, cut the end off, or set the row aside. Rows without any assistant turn train nothing."""
+    row, cut the end off, or quarantine the row. Rows without any assistant turn train nothing."""
 
     harmony_markup: Literal["text", "quarantine"] = "text"
-    """Control tokens typed inside content (`<|start|>`): plain text with a warning, or set the row aside."""
+    """Control tokens typed inside content (`<|start|>`): plain text with a warning, or quarantine the row."""
 
     tool_names: Literal["keep", "rename"] = "keep"
-    """Tool names with characters that OpenAI does not allow: keep them with a warning, or replace the characters by
+    """Tool names with characters that OpenAI does not allow: keep them with a warning, or replace the characters with
     underscores in declarations, calls and results alike."""
 
     effort_field: Text | None = None
-    """Field of the row that holds its effort (`reasoning_effort`, `metadata.effort`); of rows without it,
-    `effort_buckets` or `effort` decides."""
+    """Field of the row that holds its effort (`reasoning_effort`, `metadata.effort`); rows without it take
+    `effort_buckets` or `effort`."""
 
     date_field: Text | None = None
     """Field of the row that holds its date; rows without it take `date`."""
@@ -204,7 +204,8 @@ class ConversionSettings(Settings):
     (`{"tools": [...]}`), or a folder of such files."""
 
     builtin_tools: Annotated[tuple[Literal["python", "browser"], ...], Unique, OneOrMany] = ()
-    """Tools of gpt-oss's own that every row declares; calls to them go to the analysis channel, not to `functions`."""
+    """Built-in tools of gpt-oss that every row declares; calls to them go to the analysis channel, not to
+    `functions`."""
 
 
 class DataSettings(RenderSettings, ConversionSettings):
@@ -223,7 +224,7 @@ class DataSettings(RenderSettings, ConversionSettings):
     """Longer conversations: left out and counted, or the run stops before it starts."""
 
     pack_tokens: Count | None = None
-    """Tokens of a row into which several conversations are packed without seeing each other; null gives each
+    """Tokens per row when several conversations are packed into one, without attending to each other; null gives each
     conversation a row of its own."""
 
     tree: bool = True
@@ -233,7 +234,7 @@ class DataSettings(RenderSettings, ConversionSettings):
     """Draw a new order of rows for every epoch from the seed."""
 
     bad_rows_limit: Share = 0.05
-    """Share of rows that may be set aside before the run stops."""
+    """Share of rows that may be quarantined before the run stops."""
 
     @model_validator(mode="after")
     def _checks(self) -> DataSettings:

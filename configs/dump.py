@@ -1,4 +1,4 @@
-"""A run's settings as text: for the run folder, and to tell two runs apart."""
+"""A run's settings as text: for the run folder, and to compare two runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def plain(run: RunSettings) -> dict[str, Any]:
 
 
 def to_yaml(run: RunSettings) -> str:
-    """A run file with every setting; `load_run` makes an equal run of it."""
+    """A run file with every setting; `load_run` loads an equal run from it."""
     return yaml.safe_dump(plain(run), sort_keys=False, allow_unicode=True, width=120)
 
 
 def differences(old: RunSettings, new: RunSettings) -> list[str]:
-    """What changed, one line a setting: "`lora.rank` was `16` and is `8`"."""
+    """What changed, one line per setting: "`lora.rank` was `16` and is `8`"."""
     return _differences(plain(old), plain(new), "")
 
 

@@ -2,7 +2,7 @@
 
     CounterpointError            one message for a person: what is wrong, where, what to do
     ├── ConfigError              a run file or a command-line setting (exit code 2)
-    ├── DataError                a data file as a whole: missing, empty, too many bad rows (exit code 1)
+    ├── DataError                an entire data file: missing, empty, too many bad rows (exit code 1)
     │   ├── NoDataError          it is not there
     │   └── RowError             one row; names the field, what is wrong, and the fix
     ├── ModelError               a checkpoint, an adapter, or a vocabulary
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 
 class CounterpointError(ValueError):
-    """A user's mistake, told in one line."""
+    """A user's mistake, reported in one line."""
 
     exit_code = 1
 
@@ -53,4 +53,4 @@ class ModelError(CounterpointError):
 
 
 class RunError(CounterpointError):
-    """A run cannot start or go on."""
+    """A run cannot start or continue."""

@@ -27,8 +27,8 @@ class SamplingSettings(Settings):
     """Fixed prompts, sampled token in and token out at each effort, and checked on ids."""
 
     prompts: Text | None = None
-    """File of conversations that end where the model should answer, or `example:NAME`; null takes the prompts that the
-    package brings."""
+    """File of conversations that end where the model should answer, or `example:NAME`; null takes the prompts included
+    in the package."""
 
     efforts: Annotated[tuple[Effort, ...], NotEmpty, Unique, OneOrMany] = ("low", "medium", "high")
     """Efforts at which every prompt is sampled."""
@@ -37,7 +37,7 @@ class SamplingSettings(Settings):
     """Samples of each prompt at each effort."""
 
     max_new_tokens: Count = 512
-    """A sample that does not stop within so many tokens counts as truncated."""
+    """Maximum tokens per sample; a sample that does not stop within them counts as truncated."""
 
     temperature: NotNegative = 1.0
     """Temperature of sampling; 0 is greedy."""
@@ -65,7 +65,7 @@ class EvalSettings(SamplingSettings):
     """A channel-correct rate below this stops the run (never at the start); null never stops it."""
 
     warn_below: Share | None = None
-    """A channel-correct rate below this is warned of; null never warns."""
+    """A channel-correct rate below this logs a warning; null never warns."""
 
     @model_validator(mode="after")
     def _checks(self) -> EvalSettings:
@@ -78,7 +78,8 @@ class EvalSettings(SamplingSettings):
 
 
 class TaskSettings(Settings):
-    """One task of a suite: items with their truth, and how they are sampled. What is null comes from `eval`."""
+    """One task of a suite: items with their truth, and how they are sampled. Settings that are null come from
+    `eval`."""
 
     type: Any
     """Where the items come from."""
@@ -87,17 +88,17 @@ class TaskSettings(Settings):
     """Name in reports; null takes the generator's, the file's, or the type's."""
 
     size: Count | None = None
-    """Items: of a generator so many (null makes 100), of a file the first so many (null takes all)."""
+    """Number of items: a generator makes that many (null makes 100), a file gives its first ones (null takes all)."""
 
     scorer: Text | None = None
     """`exact`, `number`, `math`, `choice`, `calls`, `schema`, `instructions`, `reasoning_gym`, or your own function as
     `module:function` or `file.py:function`; null takes the one that fits the truth of each row."""
 
     instructions: Text | None = None
-    """Developer message of items that bring none."""
+    """Developer message of items that have none."""
 
     tools: Annotated[tuple[Text, ...], Unique, OneOrMany] = ()
-    """Tools offered to items that bring none: `python`, `browser`, or a JSON file with OpenAI's list of tools."""
+    """Tools offered to items that have none: `python`, `browser`, or a JSON file with OpenAI's list of tools."""
 
     efforts: Annotated[tuple[Effort, ...], NotEmpty, Unique] | None = None
     """Efforts at which every item is sampled; null takes `eval.efforts`."""
@@ -113,7 +114,7 @@ class TaskSettings(Settings):
 
 
 class ProbesTask(TaskSettings):
-    """The conversations that the package brings, or a file of probes."""
+    """The conversations included in the package, or a file of probes."""
 
     type: Literal["probes"]
 
@@ -143,7 +144,7 @@ class GeneratedTask(TaskSettings):
     """Options of the generator, as `{digits: 2}`."""
 
     seed: CountOrZero = 0
-    """Seed of the items, apart from the run's seed, so that other samples are drawn for the same items."""
+    """Seed of the items, separate from the run's seed, so that other samples can be drawn for the same items."""
 
 
 class ArithmeticTask(GeneratedTask):
@@ -169,29 +170,29 @@ class ServerSettings(Settings):
     """Address, up to `/v1`."""
 
     model: Text | None = None
-    """Name that the server gives the model; null takes the first that it lists."""
+    """Name that the server gives the model; null takes the first one listed."""
 
     parallel: Count = 16
-    """Requests under way at a time."""
+    """Concurrent requests."""
 
     timeout: Positive = 600.0
-    """Seconds that one request may take."""
+    """Timeout of one request in seconds."""
 
     retries: CountOrZero = 3
-    """How often a request is made again when the connection fails; an answer that came is never asked for again."""
+    """Retries of a request when the connection fails; a request that got a response is never repeated."""
 
 
 class VllmSettings(Settings):
     """vLLM in this process (extra `vllm`)."""
 
     tensor_parallel: Count = 1
-    """GPUs that share the model."""
+    """GPUs over which the model is split."""
 
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of each GPU's memory that it takes."""
+    """Share of each GPU's memory that vLLM may use."""
 
     max_model_len: Count | None = None
-    """Longest prompt and completion together; null takes the model's."""
+    """Maximum tokens of prompt and completion together; null takes the model's limit."""
 
 
 class SuiteSettings(SamplingSettings):
@@ -210,7 +211,7 @@ class SuiteSettings(SamplingSettings):
     """Of `engine: vllm`."""
 
     scorer_seconds: Positive = 10.0
-    """Time for one call of a scorer that runs foreign code; one that takes longer counts as failed."""
+    """Timeout in seconds of one call of a scorer that runs user code; a call that takes longer counts as failed."""
 
     @model_validator(mode="after")
     def _suite(self) -> SuiteSettings:

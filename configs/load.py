@@ -1,6 +1,6 @@
 """A run file, the files that it extends, and the command line's settings -> one checked, frozen run.
 
-Everything that is wrong is a ConfigError of one line, raised before anything is loaded.
+Every mistake is a ConfigError of one line, raised before anything is loaded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def load_run(
     source: a file, or the name of a built-in run file (`quickstart`); None for a run that `values` describe alone.
     overrides: `section.key=value`, values in YAML. values: settings that a command takes from its own arguments, laid
     over the file's. check_format: raises ConfigError for the name of a format that cannot be used; None takes any text.
-    `name` comes back filled with the file's where the run does not set it.
+    `name` is set to the file's name where the run does not set it.
     """
     if source is None:
         document, where, name = Document({}), COMMAND_LINE, None
@@ -57,7 +57,7 @@ def _places(value: Any, path: Key) -> dict[Key, str]:
 def check_run(
     document: Document, where: str, name: str | None = None, check_format: Callable[[str], None] | None = None
 ) -> Run:
-    """Settings of a document that has everything in it; `where` names it in messages."""
+    """Settings of a complete document; `where` names it in messages."""
     run = _recipe_of(document, where)
     value = dict(document.value)
     _open_sections(value, run)
@@ -128,7 +128,7 @@ def _overridden(document: Document, override: str) -> Document:
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise ConfigError(f"{COMMAND_LINE}: {shown(override)}: write `section.key=value`, for example `lora.rank=8`")
     if key == "extends":
-        raise ConfigError(f"{COMMAND_LINE}: `extends` stands in run files only: write one that extends it")
+        raise ConfigError(f"{COMMAND_LINE}: `extends` is allowed in run files only: write one that extends it")
     try:
         given = read_text(text, COMMAND_LINE)
     except ConfigError:

@@ -28,7 +28,7 @@ class ModelSettings(Settings):
     """Number format of the weights; `auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
 
     base: Literal["bf16", "mxfp4"] = "bf16"
-    """How frozen expert weights lie in memory; `mxfp4` keeps an original checkpoint's blocks (LoRA only)."""
+    """How frozen expert weights are stored in memory; `mxfp4` keeps an original checkpoint's blocks (LoRA only)."""
 
     attention: Implementation = "lean"
     """Attention with sinks: `lean` is fused and exact, `reference` is transformers' eager attention."""

@@ -22,18 +22,18 @@ class DpoSettings(Settings):
     """Pairs and their loss (TRL's DPOTrainer), or completions rated one by one and theirs (TRL's KTOTrainer)."""
 
     beta: Positive = 0.1
-    """How far the model may move from what it was before training; larger keeps it nearer."""
+    """Strength of the penalty for moving away from the model before training; larger keeps it closer."""
 
     losses: Annotated[tuple[DpoLoss, ...], NotEmpty, Unique, OneOrMany] = ("sigmoid", "sft")
-    """Losses that are added up. `sigmoid` alone lowers the probability of the wanted answers as well; `sft` keeps it
-    up. `kto` and `apo_zero_unpaired` stand alone: they need no pairs but rated completions, which are rows with a
-    `label`, both sides of a pair, and right completions with their `negatives`."""
+    """Losses that are summed. `sigmoid` alone lowers the probability of the wanted answers as well; `sft` keeps it up.
+    `kto` and `apo_zero_unpaired` are not combined with others: they need rated completions instead of pairs, which are
+    rows with a `label`, both sides of a pair, and right completions with their `negatives`."""
 
     loss_weights: tuple[NotNegative, ...] | None = None
-    """A factor for each of `losses`; null takes 1 for each."""
+    """A weight for each of `losses`; null takes 1 for each."""
 
     loss_on: Literal["turn", "final", "analysis", "calls", "fault"] = "turn"
-    """What of both sides is compared: the whole turn, or one channel of it; the rest is context. `fault`: of
+    """The part of both sides that is compared: the whole turn, or one channel of it; the rest is context. `fault`: of
     `negatives` the tokens that make the difference, so that nothing else of the completion is pushed."""
 
     negatives: Annotated[tuple[NegativeKind, ...], Unique, OneOrMany] = ()
@@ -41,17 +41,17 @@ class DpoSettings(Settings):
     pair for each action. Empty takes pairs only."""
 
     negatives_each: Count = 1
-    """Pairs made of one action, each with another fault, drawn from the seed."""
+    """Pairs made from one action, each with a different fault, drawn from the seed."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of pairs that are taken to be the wrong way round."""
+    """Assumed share of pairs whose preference is wrong (label noise)."""
 
     wanted_weight: Positive = 1.0
-    """Of `kto` and `apo_zero_unpaired`: factor of the loss of wanted completions. Where there are fewer of one kind,
+    """For `kto` and `apo_zero_unpaired`: loss weight of wanted completions. Where there are fewer of one kind,
     weigh it up: wanted rows times their weight over unwanted rows times theirs is best from 1 to 1.33."""
 
     unwanted_weight: Positive = 1.0
-    """Of `kto` and `apo_zero_unpaired`: factor of the loss of unwanted completions."""
+    """For `kto` and `apo_zero_unpaired`: loss weight of unwanted completions."""
 
     @property
     def rated(self) -> bool:
@@ -68,7 +68,7 @@ class DpoSettings(Settings):
             raise ValueError("`loss_on: fault` compares built faults: give `negatives`, or use `loss_on: turn`")
         rated = [loss for loss in self.losses if loss in RATED_LOSSES]
         if rated and len(self.losses) > 1:
-            raise ValueError(f"`{rated[0]}` takes rated completions and the others take pairs: let it stand alone")
+            raise ValueError(f"`{rated[0]}` takes rated completions and the others take pairs: list it alone")
         if rated and (self.label_smoothing or self.loss_weights is not None):
             raise ValueError(f"`label_smoothing` and `loss_weights` belong to pairs, and `{rated[0]}` takes none")
         if not rated and (self.wanted_weight, self.unwanted_weight) != (1.0, 1.0):

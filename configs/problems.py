@@ -1,4 +1,4 @@
-"""pydantic's complaints about a run, told in one line: where, which setting, what was found, what is allowed."""
+"""pydantic's errors about a run, reported in one line: where, which setting, what was found, what is allowed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST = 60
 
 
 class _Spot(NamedTuple):
-    """Where a complaint belongs, and what the JSON schema says there. kind: what `type` chose, of kinds."""
+    """Where an error belongs, and what the JSON schema has there. kind: what `type` chose, of kinds."""
 
     path: Key
     node: dict[str, Any]
@@ -28,7 +28,7 @@ class _Spot(NamedTuple):
 def explain(error: ValidationError, document: Document, run: type[RunSettings], where: str) -> str:
     """One line on the first problem, unknown keys before all others, and how many more there are."""
     ranked = sorted(filter(_is_told_once, error.errors()), key=lambda problem: problem["type"] != "extra_forbidden")
-    # A value that fits no part of a union is complained about once for each.
+    # A value that fits no part of a union gives one error for each.
     problems = {(spot := _spot_of(problem, run)).path: (spot, problem) for problem in reversed(ranked)}
     spot, first = next(reversed(problems.values()))
     if first["type"] == "extra_forbidden":
@@ -41,7 +41,7 @@ def explain(error: ValidationError, document: Document, run: type[RunSettings], 
 
 
 def _is_told_once(problem: Any) -> bool:
-    """Not so for a list that pydantic finds too short only after it dropped the entries that it complains about."""
+    """Not so for a list that pydantic finds too short only after it dropped the invalid entries."""
     return problem["type"] != "too_short" or len(problem["input"]) == problem["ctx"]["actual_length"]
 
 

@@ -2,8 +2,8 @@
 
 Known shapes: Hugging Face tokens (`hf_...`), OpenAI-like keys (`sk-...`), Weights & Biases keys (40 hexadecimal digits,
 or `wandb_v1_...`), GitHub tokens, AWS key ids, JSON web tokens, bearer and basic authorization, user info and secret
-parameters in URLs, and whatever stands under a key that is called a secret (`api_key`, `password`, `HF_TOKEN`).
-A commit is 40 hexadecimal digits as well: it stays where its key or the word before it says that it is one.
+parameters in URLs, and any value under a key that names a secret (`api_key`, `password`, `HF_TOKEN`). A commit is 40
+hexadecimal digits as well: it is kept where its key or the word before it marks it as a commit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COMMIT_BEFORE = re.compile(
 _AUTHORIZATION = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
 _URL_USER = re.compile(r"(?<=://)[^\s/\"'<>]+(?=@)")
 _URL_SECRET = re.compile(r"(?<=[?&])((?:token|key|sig|signature|code)=)[^\s&#\"'<>]+", re.IGNORECASE)
-# `token` alone is a word of this trade (pad_token, tokens: 512).
+# `token` alone is an ordinary word here (pad_token, tokens: 512).
 _SECRET = (
     r"(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|secret|password|passwd|passphrase"
     r"|(?:hf|hub|hugging_?face|github|gh|api|access|auth|refresh|session|secret|bearer)[_-]?token)"
@@ -56,7 +56,7 @@ def redact(value: Any) -> Any:
 
 
 def looks_secret(text: str, key: str = "") -> bool:
-    """Whether `text`, standing under `key`, holds something that `redact` would hide."""
+    """Whether `text` under `key` holds something that `redact` would hide."""
     return _redact(text, key) != text
 
 

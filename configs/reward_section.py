@@ -1,4 +1,4 @@
-"""Settings of the rewards of `recipe: grpo`: one class a kind. Its function stands in `train/scoring/rewards.py`."""
+"""Settings of the rewards of `recipe: grpo`: one class per kind. Its function is in `train/scoring/rewards.py`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RewardSettings(Settings):
     """Name in the metrics; null takes the type."""
 
     weight: float = 1.0
-    """Factor in the sum. Weigh the answer over the format, else the format alone is learned."""
+    """Weight in the sum. Weigh the answer above the format, else only the format is learned."""
 
 
 class ChannelReward(RewardSettings):
@@ -73,11 +73,11 @@ class CallsReward(RewardSettings):
 
 
 class GatedReward(RewardSettings):
-    """A reward for manners."""
+    """A reward for format or style."""
 
     gated: bool = True
-    """Multiplied with the run's rewards of type `answer`, so that manners without a right answer earn nothing. Without
-    such a reward, or for a row without a truth, it is paid as it is."""
+    """Multiplied with the run's rewards of type `answer`, so that format without a correct answer earns nothing.
+    Without such a reward, or for a row without a reference, it is used as it is."""
 
 
 class LengthReward(GatedReward):
@@ -86,11 +86,11 @@ class LengthReward(GatedReward):
     type: Literal["length"]
 
     budgets: Annotated[dict[Effort, tuple[CountOrZero, Count]], NotEmpty]
-    """For each effort the fewest and the most tokens of analysis that earn 1; outside, less and less."""
+    """For each effort the minimum and maximum tokens of analysis that earn 1; outside, the reward falls."""
 
     slope: Positive = 1.0
-    """How fast it falls outside of the budget. With 1 it reaches 0 at no token and at twice the most, with 4 at three
-    quarters of the fewest and five quarters of the most."""
+    """How fast the reward falls outside of the budget. With 1 it reaches 0 at no tokens and at twice the maximum, with
+    4 at three quarters of the minimum and five quarters of the maximum."""
 
     @field_validator("budgets")
     @classmethod
@@ -107,10 +107,10 @@ class LanguageReward(GatedReward):
     type: Literal["language"]
 
     script: Script
-    """The writing that is wanted. Languages of one script are not told apart."""
+    """The wanted script. Languages that share a script are not distinguished."""
 
     channel: Literal["analysis", "final"] = "final"
-    """The channel that is looked at."""
+    """The channel that is checked."""
 
     share: Share = 0.9
     """The share of letters in that script which earns 1."""

@@ -29,7 +29,7 @@ class PromptSettings(OpeningSettings):
 
     train: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], NotEmpty, OneOrMany]
     """Where prompts and their truth come from: files, reasoning-gym generators, arithmetic, as tasks of an evaluation.
-    Their `samples`, `temperature` and `max_new_tokens` mean nothing here."""
+    Their `samples`, `temperature` and `max_new_tokens` are ignored here."""
 
     max_tokens: Count = 8192
     """Longest prompt in tokens; longer ones are an error."""
@@ -51,7 +51,7 @@ class RolloutSettings(Settings):
     """Longest rollout: all actions and tool results together."""
 
     calls: CountOrZero = 8
-    """Tool calls that are run in one rollout; one more ends it."""
+    """Maximum tool calls in one rollout; one more ends it."""
 
     batch: Count = 64
     """Rollouts sampled at a time."""
@@ -61,13 +61,13 @@ class RolloutSettings(Settings):
     asks a vLLM server, and both are given the new weights before every step's rollouts."""
 
     weights: Literal["adapter", "merged"] = "adapter"
-    """What vLLM is given: the adapter, or (`vllm` only) the whole model with the adapter merged into a copy."""
+    """What is sent to vLLM: the adapter, or (`vllm` only) the full model with the adapter merged into a copy."""
 
     vllm: VllmSettings = VllmSettings(gpu_memory=0.3)
     """Of `engine: vllm`."""
 
     server: ServerSettings = ServerSettings()
-    """Of `engine: server`; it must see the run folder under the same path."""
+    """For `engine: server`, which must see the run folder under the same path."""
 
     correction: Literal["sequence_mask", "sequence_truncate", "token_mask", "token_truncate", "off"] = "sequence_mask"
     """Importance correction where the engine's probabilities differ from the trainer's: a ratio for each sequence or
@@ -91,17 +91,17 @@ class ToolSettings(Settings):
     """The built-in `python` tool of gpt-oss, in a sandbox (bubblewrap); refused where there is none."""
 
     seconds: Positive = 10.0
-    """Time for one call; one that takes longer gives the model an error."""
+    """Timeout of one call in seconds; a call that takes longer returns an error to the model."""
 
 
 class TeacherSettings(Settings):
-    """A model that says of every sampled token how likely it would have been (on-policy distillation)."""
+    """A teacher model that scores every sampled token with its log-probability (on-policy distillation)."""
 
     model: ModelSettings
-    """The teacher: a checkpoint of any size with gpt-oss's vocabulary. It lies in memory beside the model."""
+    """The teacher: a checkpoint of any size with gpt-oss's vocabulary. It is in memory in addition to the model."""
 
     weight: Positive = 1.0
-    """Factor of the teacher's log-probability less the model's own, which is added to the advantage of each token."""
+    """Weight of the teacher's log-probability minus the model's own, which is added to the advantage of each token."""
 
 
 TAUGHT_LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo")
@@ -121,7 +121,7 @@ class GrpoSettings(Settings):
     """How the loss is formed and normalised."""
 
     beta: NotNegative = 0.0
-    """Factor of the divergence from the model as it was before training; 0 needs no such model."""
+    """Weight of the KL divergence from the model before training; 0 needs no reference model."""
 
     epsilon: Positive = 0.2
     """Lower clip of the probability ratio."""

@@ -123,7 +123,7 @@ class RunSettings(Settings):
     """Seed of everything that is drawn: weights, order of rows, samples."""
 
     output: Text = "runs"
-    """Folder in which the run makes its own folder, seen from the current one."""
+    """Folder in which the run makes its own folder, relative to the current one."""
 
     name: Annotated[Text, AfterValidator(_check_name)] | None = None
     """First part of the run folder's name; null takes the run file's."""
@@ -256,7 +256,7 @@ class GrpoRun(RunSettings):
         return self
 
     def _check_engine(self) -> None:
-        """What vLLM cannot serve is told here, before anything loads."""
+        """What vLLM cannot serve is reported here, before anything loads."""
         engine, lora = self.rollout.engine, self.lora
         where = f"`rollout.engine: {engine}`"
         if self.model.name == EMBEDDED_MODEL:
@@ -328,7 +328,7 @@ class _UntitledSchema(GenerateJsonSchema):
 def json_schema(recipe: str) -> dict[str, Any]:
     """JSON schema of a recipe's run files, for editors; `extends` included. KeyError for an unknown recipe."""
     schema = RECIPES[recipe].model_json_schema(schema_generator=_UntitledSchema)
-    extends = "A run file beside this one, or a built-in name, whose settings this one changes."
+    extends = "A run file next to this one, or a built-in name, whose settings this one changes."
     properties = schema["properties"]
     schema["properties"] = {
         "extends": {"type": "string", "description": extends},

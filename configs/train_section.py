@@ -24,7 +24,7 @@ class TrainSettings(Settings):
     """Steps, optimizer, checkpoints, and what happens when the loss goes wrong."""
 
     epochs: Positive = 1.0
-    """Passes over the data; parts of one are allowed. Not used where `steps` is given."""
+    """Passes over the data; fractions are allowed. Not used where `steps` is given."""
 
     steps: Count | None = None
     """Optimizer steps; null trains `epochs`."""
@@ -61,14 +61,14 @@ class TrainSettings(Settings):
     more operations), `experts` the widest only, which are half of them (a fifth more; LoRA on lean experts)."""
 
     router_aux_loss_coef: NotNegative = 0.0
-    """Factor of the router's load-balancing loss. The released configuration says 0.9, which swamps the loss."""
+    """Weight of the router's load-balancing loss. The released configuration has 0.9, which swamps the loss."""
 
     on_loss_spike: Literal["warn", "skip", "stop"] = "warn"
     """What follows a loss far above its recent mean: a warning, a step without update, or the end of the run. A loss
     or gradient that is not finite always stops the run before the step."""
 
     spike_factor: Annotated[float, Field(gt=1)] = 4.0
-    """A loss above so many times its recent mean is a spike."""
+    """A loss above this multiple of its recent mean is a spike."""
 
     checkpoint_every: Count | None = None
     """Steps between checkpoints; null writes only the last one, and one on SIGTERM."""
@@ -83,14 +83,14 @@ class TrainSettings(Settings):
     """`auto` takes CUDA where there is one."""
 
     threads: Count | None = None
-    """CPU threads of torch; null leaves its own choice."""
+    """CPU threads of torch; null keeps torch's default."""
 
 
 class TrackingSettings(Settings):
-    """Weights & Biases. Keys never stand in a run file: `wandb login` or WANDB_API_KEY."""
+    """Weights & Biases. Keys never belong in a run file: `wandb login` or WANDB_API_KEY."""
 
     wandb: Literal["offline", "online", "off"] = "offline"
-    """`offline` writes into the run folder, to be synced by hand; a run goes on when wandb fails."""
+    """`offline` writes into the run folder, to be synced by hand; a run continues when wandb fails."""
 
     project: Text = "counterpoint"
     """Project that the run belongs to."""

@@ -86,7 +86,7 @@ WRONG = [
         "eval:\n  efforts: []",
         "run.yaml:5: `eval.efforts` is an empty list: it must be one of low, medium, high; or a list",
     ),
-    ("eval:\n  efforts: [low, low]", "run.yaml:5: `eval.efforts` is a list of 2: `low` stands there twice"),
+    ("eval:\n  efforts: [low, low]", "run.yaml:5: `eval.efforts` is a list of 2: `low` is listed twice"),
     (
         "eval:\n  efforts: [lwo]",
         "run.yaml:5: `eval.efforts.0` is `lwo`: it must be one of low, medium, high; did you mean",
@@ -386,7 +386,7 @@ class TestOverrides:
             ("lora..rank=3", "command line: `lora..rank=3`: write `section.key=value`"),
             ("lora.rank=[", "command line: the value of `lora.rank` is not valid YAML: put it in quotes"),
             ("lora.rank=!!int 3", "command line: the value of `lora.rank` is not valid YAML: put it in quotes"),
-            ("extends=x", "command line: `extends` stands in run files only"),
+            ("extends=x", "command line: `extends` is allowed in run files only"),
             ("recipe=evaluate", "run.yaml:2: unknown key `data`"),
             ("tracking.project=sk-abcdefgh12345678", "command line: `tracking.project` looks like a secret"),
         ],

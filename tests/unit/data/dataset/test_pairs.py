@@ -183,7 +183,7 @@ def test_rows_that_cannot_be_rated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"losses": ["kto", "sft"]}, "let it stand alone"),
+        ({"losses": ["kto", "sft"]}, "list it alone"),
         ({"losses": "kto", "label_smoothing": 0.1}, "belong to pairs"),
         ({"wanted_weight": 2.0}, "belong to `kto`"),
     ],
