@@ -1,8 +1,8 @@
 """The one shape between source rows and Harmony tokens.
 
-A `Conversation` is Harmony's own view of a dialogue: channels, recipients and tool names are explicit, and nothing
-of the source format is left. `counterpoint.data.sources` makes them, and
-`counterpoint.data.harmony.render` writes them as tokens.
+A `Conversation` is Harmony's own view of a dialogue: channels, recipients and tool names are explicit, and nothing of
+the source format is left. `counterpoint.data.formats` makes them, and `counterpoint.data.harmony.render` writes them as
+tokens.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Conversation:
     tools: function tools, declared in the opening developer message; builtin_tools: of `python`, `browser`.
     effort, date, identity: None takes the run's setting. date is `YYYY-MM-DD`; "" leaves the line out.
     opening_ids: ids of the system and developer messages that open the conversation, verbatim where given (format
-        `harmony`); what the fields above say is then for reports only.
+        `harmony`); the fields above are then for reports only.
     weight: factor on the loss of every message (a row's weight).
     source: "file:line". metadata: reference fields of the row (`answer`, ...), untouched.
     """

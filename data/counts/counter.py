@@ -1,4 +1,4 @@
-"""What became of every source row: the counts of training, `prepare`, `validate`, `show` and prepared folders."""
+"""The outcome of every source row: the counts of training, `prepare`, `validate`, `show` and prepared folders."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class RowCounter:
         if self.n_bad > limit * self.rows:
             raise DataError(
                 f"{where}: {self.n_bad} of {self.rows} rows are bad, more than data.bad_rows_limit ({limit:.0%}) "
-                f"allows: {'; '.join(self.bad_messages[:3])}: run `counterpoint validate` and mend or remove them"
+                f"allows: {'; '.join(self.bad_messages[:3])}: run `counterpoint validate` and fix or remove them"
             )
 
     def check_too_long(self, max_tokens: int, where: str, noun: str = "example") -> None:
@@ -133,7 +133,7 @@ class RowCounter:
 
 
 def kind_of(row: Conversation | Preference) -> str:
-    """`preference`, `prompt` (nothing that an assistant said, or a question for RL), or `conversation`."""
+    """`preference`, `prompt` (no assistant message, or a question for RL), or `conversation`."""
     if isinstance(row, Preference):
         return "preference"
     messages = row.messages

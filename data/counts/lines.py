@@ -41,7 +41,7 @@ def training_lines(counter: RowCounter) -> list[str]:
     out += [f"notice: {kind}: {count:,} rows" for kind, count in counter.notices.most_common()]
     if counter.bad:
         kinds = by_count(counter.bad)
-        out.append(f"warning: {counter.n_bad:,} of {counter.rows:,} rows were set aside ({kinds})")
+        out.append(f"warning: {counter.n_bad:,} of {counter.rows:,} rows were quarantined ({kinds})")
     return out
 
 
@@ -54,7 +54,7 @@ def pair_lines(counter: RowCounter, kinds: Counter[str], noun: str) -> list[str]
     if counter.too_long:
         out.append(f"{counter.too_long} {noun}s are longer than data.max_tokens and left out")
     if counter.bad:
-        out.append(f"{counter.n_bad} bad rows set aside, the first: {counter.bad_messages[0]}")
+        out.append(f"{counter.n_bad} bad rows quarantined, the first: {counter.bad_messages[0]}")
     return out
 
 

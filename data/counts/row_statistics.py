@@ -1,4 +1,4 @@
-"""What only the statistics page shows of prepared rows: one pass, memory that does not grow with the data."""
+"""Counts of prepared rows that only the statistics page shows: one pass, memory that does not grow with the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from counterpoint.data.harmony.spans import CHANNEL_NAMES, Example
 from counterpoint.data.harmony.vocabulary import Vocabulary
 
 SAMPLED_WHOLE, SAMPLED_EVERY = 1_000, 16
-"""Texts are taken apart in the first rows and in every so many rows after them."""
+"""Texts are analysed in the first rows and in every so many rows after them."""
 
 _MAX_NAMES = 2_000
 _MAX_HASHES = 1 << 21
@@ -98,7 +98,7 @@ class RowStatistics:
         return (len(hashes) - len(np.unique(hashes))) << self._shift
 
     def quantile(self, share: float) -> int:
-        """Length that the given share of examples does not pass."""
+        """Length that the given share of examples does not exceed."""
         left = share * self.lengths.total()
         for length, count in sorted(self.lengths.items()):
             left -= count
@@ -139,7 +139,7 @@ class RowStatistics:
 
 
 def sampled(row: int) -> bool:
-    """Whether the texts of row number `row` (from 0) are taken apart."""
+    """Whether the texts of row number `row` (from 0) are analysed."""
     return row < SAMPLED_WHOLE or row % SAMPLED_EVERY == 0
 
 

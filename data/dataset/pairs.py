@@ -1,4 +1,4 @@
-"""Pairs of completions behind one prompt, as tokens, and completions that are rated one by one: what preference
+"""Pairs of completions of one prompt, as tokens, and completions that are rated one by one: what preference
 training takes.
 
 Both sides of a pair share their prompt id for id. A pair comes from a preference row, or from a right completion and
@@ -196,7 +196,7 @@ def rated_of(conversation: Conversation, wanted: bool, renderer: Renderer, loss_
 
 
 def unpaired(pairs: Iterable[Pair]) -> Iterator[Rated]:
-    """Both sides of each pair; a wanted side that stands in several pairs on end, compared alike, comes once."""
+    """Both sides of each pair; a wanted side that repeats in consecutive pairs, compared alike, comes once."""
     last: tuple[list[int], ...] | None = None
     for pair in pairs:
         if (pair.prompt_ids, pair.chosen_ids, pair.chosen_mask) != last:

@@ -1,4 +1,4 @@
-"""Source files -> rows of tokens that a trainer takes, with a report of what became of every source row."""
+"""Source files -> rows of tokens that a trainer takes, with a report of the outcome of every source row."""
 
 from __future__ import annotations
 

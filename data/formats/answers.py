@@ -1,6 +1,6 @@
-"""Prompts with one or two answers apart from them: what the formats of pairs, of completions and of labels share.
+"""Prompts with one or two separate answers: what the formats of pairs, of completions and of labels share.
 
-Both answers of a pair are read behind the same prompt, so that they share its ids exactly.
+Both answers of a pair are read after the same prompt, so that they share its ids exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ANSWER_FIX = "write the answer as a string or as messages"
 def read_pair(
     begin: Callable[[], Draft], messages: list[Any], where: str, row: Mapping[str, Any], keys: tuple[str, str]
 ) -> Preference:
-    """Two answers, `row[keys[0]]` the wanted one, behind `messages`; `begin` makes a new draft. Raises RowError."""
+    """Two answers, `row[keys[0]]` the wanted one, after `messages`; `begin` makes a new draft. Raises RowError."""
     draft = begin()
     add_messages(draft, messages, where, tags=looks_tagged(messages))
     prompt = draft.finish()
@@ -50,7 +50,7 @@ def read_completion(row: Mapping[str, Any], draft: Draft) -> Conversation:
 
 
 def add_prompt(draft: Draft, prompt: Any, field: str) -> None:
-    """A prompt: a string is what the user says. Raises RowError."""
+    """A prompt: a string is the user's message. Raises RowError."""
     if isinstance(prompt, str):
         draft.user(prompt, field)
     elif isinstance(prompt, list):

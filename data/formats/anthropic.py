@@ -23,7 +23,7 @@ TOOL_BLOCKS = frozenset({"tool_use", "tool_result"})
 
 
 def looks_like(row: Mapping[str, Any]) -> bool:
-    """A chat with blocks, a `system` beside the messages, or tools with `input_schema`."""
+    """A chat with blocks, a top-level `system`, or tools with `input_schema`."""
     messages, tools = chat_messages(row), row.get("tools")
     if messages is None:
         return False

@@ -39,7 +39,7 @@ _READ = frozenset(
 
 
 def chat_messages(row: Mapping[str, Any]) -> list[Any] | None:
-    """The messages of a row, to tell which chat format it has; None where it is no chat."""
+    """The messages of a row, to detect its chat format; None where it is no chat."""
     messages = row.get("messages")
     if isinstance(messages, list):
         return messages
@@ -142,7 +142,7 @@ def _assistant(draft: Draft, message: Mapping[str, Any], field: str, name: str |
 
 
 def thinking_of(draft: Draft, message: Mapping[str, Any], field: str) -> str | None:
-    """The chain of thought beside the content, whichever key holds it."""
+    """The chain of thought next to the content, whichever key holds it."""
     found: str | None = None
     for key in THINKING_KEYS:
         value = message.get(key)

@@ -76,7 +76,7 @@ def by_session(rows: Iterable[AnyRow]) -> Iterator[AnyRow]:
 
 
 def _event(row: AnyRow) -> RawRow | None:
-    """The row, read, where it is one event of a session log. Bytes tell of most rows that they are none."""
+    """The row, read, where it is one event of a session log. For most rows the raw bytes suffice to rule this out."""
     if isinstance(row, UnreadRow) and not _may_be_event(row.raw):
         return None
     found = read_row(row)

@@ -51,7 +51,7 @@ def part_text(part: Any, field: str, options: ConversionSettings, notice: AddNot
     if one_of(kind, TEXT_TYPES) or (kind is None and "text" in part):
         for key, value in part.items():
             if key not in ("type", "text") and value:
-                notice("part_field", f"{field}.{key}", "beside the text of a part: not rendered")
+                notice("part_field", f"{field}.{key}", "next to the text of a part: not rendered")
         return as_text(part.get("text"), f"{field}.text")
     if kind == "refusal":
         notice("refusal", field, "a refusal was taken as text")

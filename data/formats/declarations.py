@@ -1,4 +1,5 @@
-"""What a row declares beside its messages, as OpenAI's API takes it: tools, legacy functions, the response format."""
+"""What a row declares in addition to its messages, as OpenAI's API takes it: tools, legacy functions, the response
+format."""
 
 from __future__ import annotations
 

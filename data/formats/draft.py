@@ -1,4 +1,4 @@
-"""Builds a Conversation from what any chat format says: instructions, users, assistants, tool results."""
+"""Builds a Conversation from the contents of any chat format: instructions, users, assistants, tool results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Call:
 
 
 class Draft:
-    """A conversation in the making. Fields in its methods are paths in the source row, for notices and errors."""
+    """A conversation under construction. Fields in its methods are paths in the source row, for notices and errors."""
 
     def __init__(self, format: str, options: ConversionSettings, builtin_tools: Sequence[str] = ()) -> None:
         self.format = format
@@ -69,7 +69,7 @@ class Draft:
         self.notices.append(Notice(kind, field, detail))
 
     def unused(self, key: str, field: str, value: Any) -> None:
-        """A field that no rule reads: kept in the metadata, told once a key."""
+        """A field that no rule reads: kept in the metadata, reported once per key."""
         self.metadata[field] = value
         if key not in self._seen_unused:
             self._seen_unused.add(key)
@@ -102,7 +102,7 @@ class Draft:
         self.instructions.append(text)
 
     def _harmony_block(self, text: str, field: str) -> str:
-        """Takes what Harmony's own system block says; the rest are instructions."""
+        """Takes the settings of Harmony's own system block; the rest are instructions."""
         if text.startswith("# Instructions\n\n"):
             self.notice("harmony_developer", field, "the heading # Instructions was taken off")
             return text.removeprefix("# Instructions\n\n")
@@ -132,9 +132,9 @@ class Draft:
         text_field: str | None = None,
         phase: Literal["commentary", "final"] | None = None,
     ) -> None:
-        """One assistant message. Thinking goes before everything else; text beside calls is a preamble.
+        """One assistant message. Thinking goes before everything else; text in a message with calls is a preamble.
 
-        phase: where the source says itself what the text is.
+        phase: the kind of the text, where the source names it.
         """
         text_field = text_field or f"{field}.content"
         if self.is_context:
@@ -149,7 +149,7 @@ class Draft:
                 thought = bool(thinking and thinking.strip())
                 as_analysis = self.options.text_beside_call == "analysis" and not thought
                 channel = "analysis" if as_analysis else "commentary"
-                self.notice("text_beside_call", text_field, f"text beside a tool call was written on {channel}")
+                self.notice("text_beside_call", text_field, f"text next to a tool call was written on {channel}")
             self._say(text, channel, text_field, weight, name)
         elif text is not None and not calls and not (thinking and thinking.strip()):
             if weight > 0:
@@ -257,7 +257,7 @@ class Draft:
         )
 
     def _preambles(self) -> None:
-        """A final directly before more of the same speaker that calls a tool is what was said before the call."""
+        """A final directly followed by a message of the same speaker that calls a tool is the text before that call."""
         for i, event in enumerate(self._events[:-1]):
             following = self._events[i + 1]
             if not event.message.is_final or following.message.role != "assistant":

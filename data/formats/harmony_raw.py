@@ -107,7 +107,7 @@ def _messages(ids: list[int], field: str) -> tuple[Message, ...]:
 
 
 def _behind(prompt: list[int], answer: list[int], field: str, draft: Draft, error: RowError) -> Conversation:
-    """The response behind a prompt that is not whole Harmony: all of it but `<|start|>assistant` stays as ids."""
+    """The response after a prompt that is not well-formed Harmony: all of it but `<|start|>assistant` stays as ids."""
     if not answer:
         raise error
     messages = _messages(answer, field)
@@ -117,7 +117,7 @@ def _behind(prompt: list[int], answer: list[int], field: str, draft: Draft, erro
 
 
 def _describe_opening(draft: Draft, message: Message) -> None:
-    """What the opening says, for reports: its ids are what is rendered."""
+    """The settings in the opening, for reports: its ids are what is rendered."""
     block = parse_system(message.content) if str(message.role) == "system" else None
     if block is not None:
         draft.effort, draft.date, draft.identity = block.effort or draft.effort, block.date, block.identity
@@ -137,7 +137,7 @@ def _kept(message: Message, span: tuple[int, ...], is_context: bool) -> Message:
 
 
 def _ended(ids: list[int], field: str, draft: Draft, row: Mapping[str, Any]) -> list[int]:
-    """A server leaves out the stop token: it is written again where the finish reason says that there was one."""
+    """A server leaves out the stop token: it is added again where the finish reason shows that there was one."""
     starts = [i for i, id_ in enumerate(ids) if id_ == START]
     last = ids[starts[-1] :] if starts else []
     if len(last) < 3 or last[-1] in (END, CALL, RETURN):

@@ -18,7 +18,7 @@ _TOOLS = re.compile(r"^# Tools$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class SystemBlock:
-    """What a block says.
+    """The contents of a block.
 
     identity: None for OpenAI's sentence. date: "" where the block has none, None where only the effort is given.
     rest: what the other fields do not hold.

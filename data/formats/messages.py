@@ -1,4 +1,4 @@
-"""Chat messages with thinking beside the content, as Hugging Face data sets and servers write them.
+"""Chat messages with thinking next to the content, as Hugging Face data sets and servers write them.
 
 `thinking` of gpt-oss, `reasoning_content` of DeepSeek, Qwen and vLLM, `reasoning` of OpenRouter.
 """

@@ -21,7 +21,7 @@ def read_conversations(
 ) -> Iterator[Converted | BadRow]:
     """Every row of one source or of several: a conversation, a preference, or a bad row with its reason.
 
-    A row comes as often as the weight of its source says, bad rows once: row k (from 0) of a source with weight w is
+    A row comes as often as its source's weight sets, bad rows once: row k (from 0) of a source with weight w is
     taken `floor((k+1)w) - floor(kw)` times. Raises DataError where a source does not exist.
     """
     options = options or ConversionSettings()
@@ -33,7 +33,7 @@ def read_conversations(
 def conversations_from(
     spec: SourceSettings, options: ConversionSettings, first: int
 ) -> Iterator[Converted | BadRow] | None:
-    """Rows of one file from line `first` on, quickly; None where only reading all rows before tells which it is."""
+    """Rows of one file from line `first` on, quickly; None where that takes reading all rows before it."""
     if spec.weight != 1 or spec.rows is not None:
         return None
     rows = rows_from_line(spec.path, first)

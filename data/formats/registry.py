@@ -1,5 +1,6 @@
-"""The input formats, a line each. Format `NAME` is the module `counterpoint.data.formats.NAME`, which has the functions
-`looks_like` and `read` of the protocol below; detection, conversion, and the names in messages all come from the table.
+"""The input formats, one line each. Format `NAME` is the module `counterpoint.data.formats.NAME`, which has the
+functions `looks_like` and `read` of the protocol below; detection, conversion, and the names in messages all come from
+the table.
 """
 
 from __future__ import annotations

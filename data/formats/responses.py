@@ -104,7 +104,7 @@ def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
 
 
 def _keep_rest(draft: Draft, holder: Mapping[str, Any], read: frozenset[str], field: str, quiet: bool) -> None:
-    """What a request or a response says besides its items is metadata."""
+    """Everything in a request or a response except its items is metadata."""
     rest = {key: value for key, value in holder.items() if key not in read and value is not None}
     if rest and quiet:
         draft.metadata[field] = rest

@@ -31,7 +31,8 @@ def add_tagged_assistant(
     weight: float = 1.0,
     name: str | None = None,
 ) -> None:
-    """Thinking and calls are taken out of the text, and follow those given beside it. Raises RowError."""
+    """Thinking and calls are extracted from the text, and follow those given in fields of their own. Raises
+    RowError."""
     split = split_assistant(text, field, draft.notice)
     both = (*split.calls, *calls)
     thinking = "\n\n".join(part for part in (thinking, split.thinking) if part) or None

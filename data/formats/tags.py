@@ -86,14 +86,15 @@ def split_assistant(text: str, field: str, notice: AddNotice) -> Tagged:
 
 
 def split_responses(text: str, field: str, notice: AddNotice) -> list[Response] | None:
-    """The tool results that a text holds; None where it holds none. Raises RowError where text stands between them."""
+    """The tool results that a text holds; None where it holds none. Raises RowError where there is text between
+    them."""
     found = list(_RESPONSE.finditer(text))
     if not found:
         if "<tool_response>" in text:
             raise RowError("unclosed_tag", field, "<tool_response> is not closed", "write </tool_response>")
         return None
     if _RESPONSE.sub("", text).strip():
-        raise RowError("text_beside_result", field, "text beside <tool_response>", "write it as a message of its own")
+        raise RowError("text_beside_result", field, "text next to <tool_response>", "write it as a message of its own")
     return [_response(match.group(1).strip("\n"), field, notice) for match in found]
 
 

@@ -17,7 +17,7 @@ _FIX = "give a JSON file with a list of tools, or a folder of such files"
 
 
 def declarations(path: str) -> list[Any]:
-    """The tools of a JSON file as they stand there: a list, `{"tools": [...]}` as MCP servers answer, or one tool; or
+    """The tools of a JSON file as written there: a list, `{"tools": [...]}` as MCP servers answer, or one tool; or
     those of all .json files of a folder, by name. Raises DataError.
     """
     place = Path(path)

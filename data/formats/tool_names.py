@@ -105,7 +105,7 @@ class ToolNames:
         if self.options.tool_names == "rename":
             self.notice("tool_name", field, f"{name[:60]!r} was renamed {self.used(name)!r}")
         elif not name or any(c.isspace() for c in name) or "<|" in name:
-            what = f"the tool name {name[:60]!r} cannot stand in a message header"
+            what = f"the tool name {name[:60]!r} is not allowed in a message header"
             raise RowError("tool_name", field, what, "use letters, digits, _ and -, or set data.tool_names: rename")
         else:
             self.notice("tool_name", field, f"{name[:60]!r} holds characters outside [A-Za-z0-9_-]")

@@ -1,7 +1,7 @@
 """A user's own format: a function, named as `file.py:function` or `module:function`, that is given each row.
 
 It runs in this process, and gets the row's JSON value. What it returns is the row in Harmony's terms, or a row that a
-built-in format reads on; whatever else it does costs that row, never the run.
+built-in format reads on; any other result makes the row bad, and never stops the run.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from counterpoint.data.conversation import CHANNELS, EFFORTS, Conversation, Mess
 from counterpoint.data.formats.fields import describe
 from counterpoint.data.user_code.loader import resolve
 
-_FIX = "mend the row, or the function"
+_FIX = "fix the row, or the function"
 _LONGEST = 300
 
 
 def call_format(function: str, value: Any) -> Conversation | Preference | dict[str, Any] | list[Any]:
-    """What the function makes of a row's JSON value. Raises RowError, ConfigError where there is no such function."""
+    """The function's result for a row's JSON value. Raises RowError, ConfigError where there is no such function."""
     called = resolve(function)
     try:
         made = called(value)
@@ -79,4 +79,4 @@ def _messages(messages: Sequence[Any], function: str) -> tuple[Message, ...]:
 
 
 def _wrong(function: str, what: str) -> RowError:
-    return RowError("format_failed", "row", f"{function}: {what}", "mend the function")
+    return RowError("format_failed", "row", f"{function}: {what}", "fix the function")

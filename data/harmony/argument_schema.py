@@ -100,7 +100,7 @@ def _compiled(schema_json: bytes) -> Validator | str:
 def _acceptor(schema_json: bytes) -> Callable[[Any], bool] | None:
     """A test that takes only what the schema surely takes, far faster than jsonschema; None where there is none.
 
-    What it does not take goes to jsonschema, which alone says what is wrong.
+    What it does not take goes to jsonschema, which alone reports what is wrong.
     """
     if isinstance(_compiled(schema_json), str):
         return None

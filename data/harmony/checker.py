@@ -1,7 +1,7 @@
 """The strict check of a sampled completion, on token ids: one code a rule (`counterpoint.data.harmony.codes`).
 
 It judges what a model sampled after a prompt that ends in `<|start|>assistant`. It never raises on any list of ids, and
-takes time linear in them. openai-harmony's own parser is a lenient reader: `official.harmony_accepts` asks it.
+runs in time linear in them. openai-harmony's own parser is a lenient reader: `official.harmony_accepts` asks it.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a completion is judged by.
+    """What a completion is checked against.
 
     tools: the function tools declared, None where that is not known (then no call is unknown). builtin_tools: names
     offered, as `python`, `browser`, or any other namespace that is called on analysis; None where that is not known.
     effort: asks for analysis where medium or high. response_format: a content type on the final is allowed.
-    finish_reason: `length` says that sampling was cut. policy: whether the rules of POLICY_CODES count.
+    finish_reason: `length` means that sampling was cut. policy: whether the rules of POLICY_CODES count.
     """
 
     tools: Sequence[Tool] | None = None
@@ -97,8 +97,8 @@ class Reading:
     """A completion read once.
 
     ids: clean ids; packed: the same as an array of shape (N,); flags: one byte a token (`text.token_flags`);
-    marks: where special ids stand; first: where the first message starts; scan: every message; spans: the assistant's
-    (those of another role are a fault, and nothing more is said of them); faults: structural ones.
+    marks: positions of special ids; first: where the first message starts; scan: every message; spans: the assistant's
+    (those of another role are a fault, and nothing else about them is reported); faults: structural ones.
     """
 
     ids: list[int]
@@ -172,7 +172,7 @@ def _without_bad_ids(given: Iterable[Any]) -> tuple[list[int], list[tuple[Code, 
 
 
 def judge(reading: Reading, rules: Rules, vocabulary: Vocabulary) -> Checked:
-    """The verdict on what was read."""
+    """The result for a completion that was read."""
     faults = reading.faults.copy()
     spans = reading.spans
     if len(reading.ids) > reading.first:
@@ -201,11 +201,11 @@ Faults = list[tuple[Code, int, str]]
 
 
 def _first_of_each_code(faults: Faults) -> Faults:
-    told: Counter[Code] = Counter()
+    counts: Counter[Code] = Counter()
     kept: Faults = []
     for fault in faults:
-        told[fault[0]] += 1
-        if told[fault[0]] <= TOLD_OF_A_CODE:
+        counts[fault[0]] += 1
+        if counts[fault[0]] <= TOLD_OF_A_CODE:
             kept.append(fault)
     return kept
 
@@ -344,8 +344,8 @@ def _open_header(reading: Reading, faults: Faults) -> None:
     if implied and role:
         text = load_vocabulary().decode_bytes(role[:64])
         if not (text.startswith(b" to=") or b" to=".startswith(text)):
-            said = text[:60].decode("utf-8", "replace")
-            faults.append((Code.HEADER_GRAMMAR, end - len(role), f"the header starts with {said!r}"))
+            start_text = text[:60].decode("utf-8", "replace")
+            faults.append((Code.HEADER_GRAMMAR, end - len(role), f"the header starts with {start_text!r}"))
     if len(ids) - start >= LOOP_TOKENS:
         _loop(reading, start, len(ids), faults)
 

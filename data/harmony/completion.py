@@ -1,7 +1,7 @@
 """A sampled completion as a typed result: what scorers, rewards and reports read instead of a decoded string.
 
 It is lenient where the model is sloppy (stray words in a header still leave its channel and recipient), and never takes
-an unfinished message for an answer or a call. What was wrong stands in `violations`, by the same single pass.
+an unfinished message for an answer or a call. The faults are in `violations`, from the same single pass.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Completion:
     preambles: finished commentary without a recipient. calls: finished messages with a recipient, in order.
     final: the first finished final; None where there is none. unfinished: text of the message in which the ids end,
     with its channel. n_tokens_by_channel: tokens of the bodies (`other`: of messages whose channel is unknown).
-    stop: `return` or `call`, the stop token; `length`: cut inside a message, or `finish_reason` says so;
+    stop: `return` or `call`, the stop token; `length`: cut inside a message, or by `finish_reason`;
     `end`: nothing after an `<|end|>`; `empty`: no token.
     """
 

@@ -48,7 +48,8 @@ class Grammar:
     def header_after_role(
         self, channel: str | None, recipient: str | None, content_type: str | None, style: CallStyle
     ) -> array[int]:
-        """From the token after the role to `<|message|>`; `style` is the section that a recipient stands in."""
+        """From the token after the role to `<|message|>`; `style` is the section of the header that holds a
+        recipient."""
         return self._after_role(channel, recipient, content_type, style)
 
     def _write_after_role(
@@ -72,7 +73,7 @@ class Grammar:
         return array("i", (START, *self._piece(role), *named, *after_role))
 
     def context(self, message: Message, body: array[int] | None = None) -> array[int]:
-        """A whole message of the history, as openai-harmony writes it: a final ends with `<|end|>`.
+        """A complete message of the history, as openai-harmony writes it: a final ends with `<|end|>`.
 
         `body` is the encoded content, where the caller has it.
         """

@@ -29,7 +29,7 @@ _SPACES = (" ", "  ", "\n", "\r\n", "\t", "\n \n", "\xa0", "\u3000", "\u2028", "
 
 
 class FastEncoder:
-    """Ids of plain text by `fast`, or by `slow` (tiktoken) for the few texts that `fast` is not to be trusted with."""
+    """Ids of plain text by `fast`, or by `slow` (tiktoken) for the few texts that `fast` may encode differently."""
 
     def __init__(self, fast: Any, slow: Callable[[str], list[int]]) -> None:
         self._fast, self._packed, self._slow = fast.encode_ordinary, fast.encode_flat, slow

@@ -1,4 +1,4 @@
-"""The grammar of Harmony headers and messages on token ids, for completions as for whole conversations.
+"""The grammar of Harmony headers and messages on token ids, for completions and for whole conversations.
 
     <|start|>{role}{:name}?{ to=recipient}?(<|channel|>{channel}{ to=recipient}?)?({ content_type})?<|message|>...
 
@@ -47,7 +47,7 @@ _CONTENT_TYPE = re.compile(rb"(\xff[A-Za-z0-9_./+-]+)|(?<!\S)(json|code|text)\Z"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a header says. Positions (`*_at`, those of `faults`) count from the token after `<|start|>`.
+    """The contents of a header. Positions (`*_at`, those of `faults`) count from the token after `<|start|>`.
 
     role: the role's text; a tool's full name for its result. channel: None where it is none of the three.
     """
@@ -93,7 +93,7 @@ class Scan:
 
 
 def scan(ids: Sequence[int], marks: Sequence[int], first: int, *, whole: bool = False) -> Scan:
-    """Walk over `ids` from `first`, whose special ids stand at `marks` (ascending, none before `first`).
+    """Walk over `ids` from `first`, whose special ids are at `marks` (ascending, none before `first`).
 
     The first message's role is implied (`<|start|>assistant` came before), unless `first` is a `<|start|>`.
     With `whole`, messages follow a stop token as well (a rendered conversation, not one completion).
@@ -249,8 +249,8 @@ class _HeaderReader:
             end = len(text) if end < 0 else end
             name, rest = text[rest + 1 : end].decode("utf-8", "replace"), end
         if role != b"assistant" or name is not None:
-            said = text[:rest].decode("utf-8", "replace")
-            self._fault(Code.ROLE_NOT_ASSISTANT, 0, f"the role is {said[:60]!r}")
+            found = text[:rest].decode("utf-8", "replace")
+            self._fault(Code.ROLE_NOT_ASSISTANT, 0, f"the role is {found[:60]!r}")
         self._tail(text[rest:], rest, "role", typed=not has_channel)
         return role.decode("utf-8", "replace"), name
 
@@ -295,8 +295,8 @@ class _HeaderReader:
             self.content_type = (loose.group(), offset + loose.start())
         if len(found) != 2 or not _TAIL.fullmatch(text[: found[1].start() - 1] + text[found[1].end() :]):
             bad = match.end() if match.end() < len(text) else match.start("type")
-            said = text.replace(_CONSTRAIN_BYTE, b"<|constrain|>").decode("utf-8", "replace")
-            self._fault(Code.HEADER_GRAMMAR, offset + bad, f"the header goes on with {said[:80]!r}")
+            readable = text.replace(_CONSTRAIN_BYTE, b"<|constrain|>").decode("utf-8", "replace")
+            self._fault(Code.HEADER_GRAMMAR, offset + bad, f"the header continues with {readable[:80]!r}")
 
     def _fault(self, code: Code, offset: int, detail: str) -> None:
         self.faults.append((code, self._token(offset), detail))

@@ -26,7 +26,7 @@ def negative(kind: Negative, completion: Sequence[int], vocabulary: Vocabulary, 
 
     malformed_header: one header without its `<|channel|>`, with it twice, without its `<|message|>`, or (where it is no
     call's) with a content type. content_type: the last of these alone. wrong_channel: a tool call on the other of
-    commentary and analysis. leaked_analysis: the thoughts stand before the answer, in the final. empty_analysis:
+    commentary and analysis. leaked_analysis: the thoughts are in the final, before the answer. empty_analysis:
     thoughts with nothing in them. wrong_terminator: a final that ends like a preamble, or a call that ends like a
     final.
     """
@@ -36,8 +36,8 @@ def negative(kind: Negative, completion: Sequence[int], vocabulary: Vocabulary, 
 
 
 def fault_masks(right: Sequence[int], wrong: Sequence[int]) -> tuple[list[int], list[int]]:
-    """1 for each token of either side that makes the difference: what stands between their common beginning and their
-    common end, and at least the first token after that beginning (where one side only has tokens more)."""
+    """1 for each token of either side that makes the difference: those between their common beginning and their common
+    end, and at least the first token after that beginning (where one side only has tokens more)."""
     shortest = min(len(right), len(wrong))
     start = next((i for i in range(shortest) if right[i] != wrong[i]), shortest)
     same = next((i for i in range(shortest - start) if right[-1 - i] != wrong[-1 - i]), shortest - start)

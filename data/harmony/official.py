@@ -1,7 +1,7 @@
 """OpenAI's own encoder, `openai-harmony`: it writes system and developer text, and is the oracle in tests.
 
 It reads its vocabulary from the folder in `TIKTOKEN_ENCODINGS_BASE` and downloads it otherwise, so that variable is set
-to `vocabulary_folder()` while it loads and put back after.
+to `vocabulary_folder()` while it loads and restored afterwards.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def official_encoding() -> HarmonyEncoding:
 
 
 def harmony_accepts(ids: Sequence[int]) -> bool:
-    """Whether openai-harmony's parser reads the completion `ids`, a leading `<|start|>assistant` aside.
+    """Whether openai-harmony's parser reads the completion `ids`, without a leading `<|start|>assistant`.
 
     It is a lenient reader: what it accepts may well be malformed. Its panics, which are no `Exception`, count as "no".
     """

@@ -56,7 +56,8 @@ def _refuse_faults(found: Scan, ids: list[int]) -> None:
 
 
 def _error(code: Code, at: int, detail: str) -> RowError:
-    return RowError(code.value, f"tokens[{at}]", f"{CODES[code.value]} ({detail})", "give whole, well-formed messages")
+    what = f"{CODES[code.value]} ({detail})"
+    return RowError(code.value, f"tokens[{at}]", what, "give complete, well-formed messages")
 
 
 def _message(span: Span, ids: list[int], vocabulary: Vocabulary, keep_ids: bool) -> Message:

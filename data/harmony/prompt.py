@@ -26,7 +26,7 @@ _MAX_OPENINGS = 50_000
 
 
 class Openings:
-    """Ids of system and developer messages, cached by what they say (least recently used go first).
+    """Ids of system and developer messages, cached by their contents (least recently used go first).
 
     Callers must not change the arrays that they get.
     """
@@ -45,7 +45,7 @@ class Openings:
     def developer(
         self, instructions: str | None, tools: Sequence[Tool] = (), response_formats: Sequence[ResponseFormat] = ()
     ) -> array[int]:
-        """The developer message; no ids where there is nothing to say.
+        """The developer message; no ids where it would be empty.
 
         Raises RowError where openai-harmony cannot write a tool's schema.
         """
@@ -77,7 +77,7 @@ class Openings:
 
 
 def official_ids(message: OfficialMessage, has_functions: bool) -> list[int]:
-    """One message as openai-harmony renders it. Its Rust panics are BaseExceptions, told here as a RowError."""
+    """One message as openai-harmony renders it. Its Rust panics are BaseExceptions, turned into a RowError here."""
     try:
         return official_encoding().render(message, RenderOptions(conversation_has_function_tools=has_functions))
     except (KeyboardInterrupt, SystemExit, MemoryError):

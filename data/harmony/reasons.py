@@ -1,4 +1,4 @@
-"""Why a token is masked, weighs other than 1, or is not there at all: a sentence each, in the words of the settings.
+"""Why a token is masked, weighs other than 1, or is not there at all: one sentence each, in the terms of the settings.
 
 The renderer makes each weight from its factors (`weighed`) and keeps them with it, as `Span.why`.
 """
@@ -48,7 +48,7 @@ CONTEXT: dict[Role, Why] = {
     "tool": TOOL_RESULT,
 }
 FINALS_ONLY = Factor(0.0, "data.train_on = final")
-END_INSIDE = Factor(0.0, "<|end|> behind a final is never sampled")
+END_INSIDE = Factor(0.0, "<|end|> after a final is never sampled")
 BARE_HEADER = Factor(0.0, "header of an answer without thinking, data.missing_thinking = final_body")
 
 
@@ -95,7 +95,7 @@ def developer(instructions: bool, tools: int, response_formats: int) -> Why:
 
 
 def earlier_turn(number: int, last_only: bool, trained: bool) -> str:
-    """Of an assistant message of a turn that was before. last_only: no turn but the last is trained."""
+    """Of an assistant message of an earlier turn. last_only: no turn but the last is trained."""
     text = f"{CONTEXT['assistant'][0].text} {number + 1}"
     if last_only:
         return f"{text}; data.train_on = last_turn"
@@ -105,8 +105,8 @@ def earlier_turn(number: int, last_only: bool, trained: bool) -> str:
 def target(weight: float, why: Why, opens: bool = False, sampled: bool = False) -> str:
     """Of a part of the trained turn; "" where it is trained with weight 1 and written by the renderer.
 
-    opens: the part is the `<|start|>assistant` of the next message, which shares the fate of the one before. sampled:
-    the row has the message as ids.
+    opens: the part is the `<|start|>assistant` of the next message, which is treated like the message before it.
+    sampled: the row has the message as ids.
     """
     words = " × ".join(factor.text for factor in why)
     if weight > 0:
@@ -123,13 +123,13 @@ def dropped(messages: Named) -> str:
 
 
 def unfinished(messages: Named) -> str:
-    """Of assistant messages behind the last call or final of their turn."""
+    """Of assistant messages after the last call or final of their turn."""
     return f"{UNFINISHED}: {_listed(messages)}"
 
 
 def behind(messages: Named, in_turn: bool) -> str:
-    """Of other messages behind the last call or final of a turn."""
-    where = "behind the last call or final of the turn" if in_turn else "no assistant turn follows"
+    """Of other messages after the last call or final of a turn."""
+    where = "after the last call or final of the turn" if in_turn else "no assistant turn follows"
     return f"left out, {where}: {_listed(messages)}"
 
 

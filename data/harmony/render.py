@@ -32,7 +32,7 @@ ChosenEffort = tuple[Effort, str]
 class Renderer:
     """Writes conversations with one vocabulary and one set of settings. Not safe to share between threads.
 
-    settings: section `data` of a run file or a part of it; what it does not say has its default.
+    settings: section `data` of a run file or a part of it; settings that are not given have their defaults.
     """
 
     def __init__(self, vocabulary: Vocabulary, settings: OpeningSettings | None = None) -> None:

@@ -19,7 +19,7 @@ CHANNEL_NAMES = ("context", "analysis", "commentary", "final")
 CHANNEL_CODES = {name: code for code, name in enumerate(CHANNEL_NAMES)}
 
 ANY_MESSAGE = -3
-"""`Span.message` of a span that stands in many messages."""
+"""`Span.message` of a span that many messages share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,12 @@ class Example:
 
 @dataclass(slots=True, eq=False)
 class Span:
-    """Ids that share their fate. Not to be changed; not frozen, because that makes it three times as slow to make.
+    """Ids that are treated alike. Not to be changed; not frozen, because that makes it three times as slow to make.
 
-    weight: the product of the factors in `why`, which holds none that is 1.
-    message: index in the conversation, -1 for the opening, -2 for a `<|start|>assistant` of the prompt, -3 for the
-    header, the terminator and a trained `<|start|>assistant`, which all messages of one kind share (`Renderer.spans`
-    tells them apart).
-    part: `system`, `developer`, `context`, `prompt`, or a field of `ChannelWeights`.
+    weight: the product of the factors in `why`, which holds none that is 1. message: index in the conversation, -1 for
+    the opening, -2 for a `<|start|>assistant` of the prompt, -3 for the header, the terminator and a trained
+    `<|start|>assistant`, which all messages of one kind share (`Renderer.spans` distinguishes them). part: `system`,
+    `developer`, `context`, `prompt`, or a field of `ChannelWeights`.
     """
 
     ids: array[int]
@@ -58,7 +57,8 @@ class Span:
 
 
 def placed(spans: Sequence[Span]) -> list[Span]:
-    """`spans` with the message of each: a header is of the body behind it, what follows a body is of that body."""
+    """`spans` with the message of each: a header belongs to the body after it, what follows a body belongs to that
+    body."""
     out = list(spans)
     for at, span in enumerate(out):
         if span.message == ANY_MESSAGE:

@@ -1,8 +1,8 @@
 r"""The split pattern of o200k, and the same split without its look-ahead, a third faster.
 
-tiktoken runs a pattern that looks ahead on a backtracking engine, which is slow and dies on whitespace runs of several
+tiktoken runs a pattern that looks ahead on a backtracking engine, which is slow and fails on whitespace runs of several
 hundred thousand characters. Only one alternative of o200k looks ahead, `\s+(?!\S)`: it leaves the last character of a
-whitespace run to the word behind it. A text that is cut there is split alike by the pattern without it. A special token
+whitespace run to the word after it. A text that is cut there is split alike by the pattern without it. A special token
 of our own (`MARK`), at which tiktoken splits first, makes the cuts, so that a text stays one call.
 
 Source of the pattern: https://github.com/openai/tiktoken (MIT licence); it is part of the vocabulary's definition.
@@ -25,7 +25,7 @@ SPLIT_OF_PIECES = "|".join((*_ALTERNATIVES, r"\s+"))
 
 MARK = "\x00cut\x00"
 BREAK = "\n\x00end\x00"
-"""Stands between texts that are encoded in one call; blanks before it are not cut, as they are not at a text's end."""
+"""Separates texts that are encoded in one call; blanks before it are not cut, as they are not at a text's end."""
 
 # Unicode's White_Space, as the pattern's engine reads `\s` (Python's has four control characters more).
 _ODD_BLANKS = "\t\x0b\x0c\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"

@@ -1,7 +1,7 @@
 """Rules on the text of a completion: UTF-8, markup spelled in plain tokens, blank bodies, repetition loops.
 
-A table of one byte a token (`token_flags`) tells which tokens can break a rule at all, so that bodies are decoded only
-where they hold such a token. Every function here takes time linear in its tokens. The flags of a completion are
+A table of one byte per token (`token_flags`) shows which tokens can break a rule at all, so that bodies are decoded
+only where they hold such a token. Every function here takes time linear in its tokens. The flags of a completion are
 `bytes`, one a token: most completions are short, and there `bytes` methods cost a tenth of numpy's calls.
 
 Shapes: L = tokens of one body.
@@ -120,9 +120,9 @@ def repetition_loop(body_L: npt.NDArray[np.uint32]) -> tuple[int, int, int] | No
     A loop is a stretch of at least LOOP_TOKENS tokens in which every token equals the one `period` before it, for a
     period of at most LOOP_PERIOD, and which holds at least LOOP_REPEATS periods.
 
-    Any loop holds an anchor (they stand 128 tokens apart) with two whole periods behind it: for periods up to 64
+    Any loop holds an anchor (there is one every 128 tokens) followed by two full periods: for periods up to 64
     because 256 - 2 * 64 >= 128, for longer ones because 4 * period - 2 * period > 128. So it is enough to look for the
-    lags at which the tokens of an anchor return; hashes of 16 tokens, which likewise lie in the loop, find them.
+    lags at which the tokens of an anchor return; hashes of 16 tokens, which are inside the loop as well, find them.
     """
     n = len(body_L)
     if n < LOOP_TOKENS:

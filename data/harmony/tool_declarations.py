@@ -34,7 +34,7 @@ _READ = frozenset({"name", "description", "type", "strict", *_SCHEMA_KEYS})
 
 @dataclass(frozen=True, slots=True)
 class ReadTools:
-    """tools: functions, their `parameters` sound JSON schemas. builtin_tools: of `python` and `browser`.
+    """tools: functions, their `parameters` valid JSON schemas. builtin_tools: of `python` and `browser`.
     notices: what was changed, and (`schema_lost`) every keyword that the prompt will not show."""
 
     tools: tuple[Tool, ...]

@@ -1,9 +1,9 @@
 """JSON schemas of tools: made valid, made writable, and searched for what is lost on the way into the prompt.
 
-openai-harmony 0.0.8 writes a schema as TypeScript and passes over what it does not know without a word. `clean` makes
-a sound schema out of what data sets hold (the one that arguments are checked against), `writable` says the same in the
-keywords that openai-harmony writes, and `lost_keywords` names what no spelling saves. What is written where was
-measured keyword by keyword; tests/unit/data/harmony/test_schema.py measures it again.
+openai-harmony 0.0.8 writes a schema as TypeScript and silently skips what it does not know. `clean` makes a valid
+schema out of what data sets hold (the one that arguments are checked against), `writable` expresses the same in the
+keywords that openai-harmony writes, and `lost_keywords` lists what cannot be expressed. What is written where was
+measured keyword by keyword; tests/unit/data/harmony/test_tool_schema.py measures it again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _MAX_DEPTH = 60
 
 
 def clean(schema: Mapping[str, Any], field: str) -> tuple[dict[str, Any], list[Notice]]:
-    """A sound schema that says what `schema` means, and what was changed. Raises RowError.
+    """A valid schema with the meaning of `schema`, and what was changed. Raises RowError.
 
     `$ref` is inlined (a cycle becomes "anything"), type names of other languages are translated, missing types are
     inferred, line breaks in texts are collapsed: openai-harmony lets them escape their comment.
@@ -132,8 +132,8 @@ class _Cleaner:
             return name
         lower = name.strip().lower()
         found = lower if lower in _TYPES else _ALIASES.get(lower)
-        told = f"{name[:40]!r} was read as {found}" if found else f"{name[:40]!r} is no JSON type: anything is allowed"
-        self.notice("schema_type", path, told)
+        read = f"was read as {found}" if found else "is no JSON type: anything is allowed"
+        self.notice("schema_type", path, f"{name[:40]!r} {read}")
         return found
 
     def _texts(self, out: dict[str, Any], path: str) -> None:
@@ -239,7 +239,7 @@ def writable(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _null_to_last_variant(node: dict[str, Any]) -> dict[str, Any]:
-    """openai-harmony does not write `nullable` beside `oneOf`, but it does on a variant."""
+    """openai-harmony does not write `nullable` next to `oneOf`, but it does on a variant."""
     variants = node.get("oneOf")
     if node.get("nullable") is not True or "type" in node or not isinstance(variants, list) or not variants:
         return node
@@ -248,7 +248,7 @@ def _null_to_last_variant(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(node: dict[str, Any]) -> dict[str, Any]:
-    """allOf taken into the node itself, where no keyword says two different things."""
+    """allOf merged into the node itself, where no keyword has two different values."""
     parts = node.get("allOf")
     if not isinstance(parts, list) or not parts:
         return node
@@ -290,7 +290,8 @@ def _only(node: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _variants(node: dict[str, Any]) -> dict[str, Any]:
-    """anyOf and oneOf as oneOf without null; a single variant takes the node's place. Beside a type they are hidden."""
+    """anyOf and oneOf as oneOf without null; a single variant takes the node's place. Next to a type they are
+    hidden."""
     key = "oneOf" if isinstance(node.get("oneOf"), list) else "anyOf"
     variants = node.get(key)
     if not isinstance(variants, list) or not variants:
@@ -356,7 +357,7 @@ def _written(node: Mapping[str, Any], place: str) -> Iterator[str]:
 
 
 def _shown(node: Mapping[str, Any], key: str, value: Any, place: str) -> bool:
-    """Whether openai-harmony writes `key` of a node in this place, or it says nothing anyway."""
+    """Whether openai-harmony writes `key` of a node in this place, or it has no effect anyway."""
     kind = node.get("type")
     if key == "type" or value in ({}, [], "", False) or (key == "items" and value == {}):
         return True

@@ -1,7 +1,7 @@
 """The o200k vocabulary of gpt-oss: text to ids and back, without a network.
 
 Sources of the 199,998 byte sequences, in this order (docs/decisions/0002-vocabulary.md):
-the folder named by `TIKTOKEN_ENCODINGS_BASE`, then the gzip that the package brings. A checkpoint's `tokenizer.json` is
+the folder named by `TIKTOKEN_ENCODINGS_BASE`, then the gzip included in the package. A checkpoint's `tokenizer.json` is
 compared with it by `ranks_of_tokenizer_json`. Every source is checked against one SHA-256.
 
 Ids: https://github.com/openai/harmony and tiktoken's `o200k_harmony`.
@@ -97,7 +97,7 @@ class Vocabulary:
         return array("i", self._tiktoken(text)) if found is None else found[0]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[array[int]]:
-        """`encode_array` of each text; tiktoken is called once for all of them, which short texts feel."""
+        """`encode_array` of each text; tiktoken is called once for all of them, which is faster for short texts."""
         found = self._in_one_call(texts) if self._fast is None and len(texts) > 1 else None
         return list(map(self.encode_array, texts)) if found is None else found
 

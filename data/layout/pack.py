@@ -1,6 +1,6 @@
 """Best-fit packing of tree rows into rows of a token budget, in a stream.
 
-A window of trees is held back and packed together, longest first, each into the open row that it leaves fullest
+A window of trees is buffered and packed together, longest first, each into the open row that it leaves fullest
 (best-fit decreasing). Order within the window changes, nothing is dropped, and the result depends on the input alone.
 """
 

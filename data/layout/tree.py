@@ -93,7 +93,7 @@ def size_of_tree(examples: Sequence[Example]) -> int:
 
 
 def trees_of(examples: Sequence[Example], budget: int) -> list[TreeRow]:
-    """Tree rows of at most `budget` tokens each; examples that do not fit beside their siblings get their own tree.
+    """Tree rows of at most `budget` tokens each; examples that do not fit with their siblings get their own tree.
 
     An example longer than `budget` is its own row, over the budget: the caller decides what is too long.
     """
@@ -107,7 +107,7 @@ def trees_of(examples: Sequence[Example], budget: int) -> list[TreeRow]:
 
 
 def forest_of(rows: Sequence[TreeRow]) -> TreeRow:
-    """Several tree rows behind each other in one row; they do not see each other."""
+    """Several tree rows one after another in one row; they do not attend to each other."""
     if len(rows) == 1:
         return rows[0]
     offsets = np.cumsum([0, *(len(row) for row in rows[:-1])])

@@ -51,7 +51,8 @@ DARK = LIGHT | {
     "final-tint": "#0d3d33",
     "fourth": "#cf9df5",
 }
-# A terminal does not say whether its ground is dark: the hues of the pages at a lightness that reads on either.
+# A terminal does not report whether its background is dark: the hues of the pages at a lightness that is readable on
+# either.
 TERMINAL = {"analysis": "#2f7de1", "commentary": "#c2660a", "final": "#0a8f70"}
 SERIES = ("analysis", "commentary", "final", "fourth")
 """Colours of the lines of a figure, in their order: a figure of channels gives each its own."""

@@ -1,4 +1,4 @@
-"""Text of users and models made safe to look at: nothing hidden, nothing that a terminal or a browser would obey.
+"""Text of users and models made safe to look at: nothing hidden, nothing that a terminal or a browser would interpret.
 
 Control characters, bidirectional marks, characters without a shape, private ones and lone surrogates come out as
 `⟨U+202E⟩`. Line feeds and tabs stay, and so do the joiners that Persian, Indic scripts and emoji need.
@@ -116,7 +116,7 @@ class Pieces:
         return out
 
     def _single(self, id_: int) -> Piece | None:
-        """The piece of a token that stands for itself; None where it ends inside a character."""
+        """The piece of a single token; None where it ends inside a character."""
         if id_ not in self._whole:
             raw = self._vocabulary.decode_bytes([id_])
             special = id_ >= N_TEXT

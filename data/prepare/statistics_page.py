@@ -1,4 +1,4 @@
-"""The statistics of prepared data as one self-contained HTML page, from `statistics_page.html` beside this file."""
+"""The statistics of prepared data as one self-contained HTML page, from `statistics_page.html` next to this file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LABELS = 12
 
 @dataclass(frozen=True, slots=True)
 class _Bar:
-    """A bin of the histogram of lengths, in units of the drawing; `label` stands below it where there is room."""
+    """A bin of the histogram of lengths, in units of the drawing; `label` is written below it where there is room."""
 
     x: float
     width: float

@@ -19,7 +19,7 @@ Use = Literal["any", "sft", "dpo", "rl"]
 
 
 def as_json(counter: RowCounter) -> dict[str, Any]:
-    """What `validate --json` says last: plain types."""
+    """The last object of `validate --json`, as plain types."""
     return {
         "rows": counter.rows,
         "ok": counter.n_good,
@@ -75,7 +75,7 @@ def _check_use(converted: Converted, use: Use) -> None:
 
 
 class _Writes:
-    """Whether openai-harmony can write a row's tools: asked once for each distinct set."""
+    """Whether openai-harmony can write a row's tools: checked once for each distinct set."""
 
     def __init__(self) -> None:
         self._openings: Openings | None = None

@@ -61,11 +61,11 @@ class Job:
         return full if self.kept_ids is None else RestrictedVocabulary(full, self.kept_ids)
 
     def fingerprint(self) -> str:
-        """Of the vocabulary. A full one is not loaded: that is the workers' part."""
+        """Of the vocabulary. A full one is not loaded here, only in the workers."""
         return full_fingerprint() if self.kept_ids is None else self.vocabulary().fingerprint
 
     def settings(self, specs: Sequence[SourceSettings]) -> dict[str, Any]:
-        """Everything that decides the result beside data and vocabulary, by dotted name."""
+        """Everything that determines the result in addition to data and vocabulary, by dotted name."""
         sources = [[spec.path, spec.format, spec.weight, spec.rows] for spec in specs]
         rest = {"data.max_tokens": self.max_tokens, "output": self.output, "sources": sources}
         return cache.settings_of(self.render, self.options) | rest
@@ -73,7 +73,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What became of the rows. made: false where all was there already. why: what there was is not taken."""
+    """The outcome of the rows. made: false where everything existed already. why: the reason existing data is not
+    reused."""
 
     report: RowCounter
     made: bool
@@ -107,7 +108,7 @@ def prepare(
 ) -> Prepared:
     """Writes the training examples of `specs` to `out`, unless they are there already.
 
-    `out` is a folder (output "arrow") or a file (output "jsonl"); it appears whole or not at all. on_chunk gets the
+    `out` is a folder (output "arrow") or a file (output "jsonl"); it is complete or absent. on_chunk gets the
     report so far and the bytes of the rows read. Raises DataError where `out` holds something else, where nothing can
     be trained, or where more than `bad_rows_limit` of the rows are bad; RunError where a worker process dies.
     """
@@ -184,7 +185,7 @@ def _chunks(rows: Iterable[tuple[AnyRow, str, int]]) -> Iterator[list[Numbered]]
 
 
 def _chunks_done(chunks: Iterable[list[Numbered]], job: Job, workers: int) -> Iterator[Chunk]:
-    """The chunks in order, each worked on by any of the processes; only so many are under way at once."""
+    """The chunks in order, each worked on by any of the processes; a limited number are in progress at once."""
     if workers <= 1:
         yield from map(_Worker(job), chunks)
         return

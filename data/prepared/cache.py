@@ -1,7 +1,7 @@
-"""Prepared data as a cache: what it was made from, whether it is whole, and how it takes its place at once.
+"""Prepared data as a cache: what it was made from, whether it is complete, and how it is moved into place atomically.
 
-`report.json` beside the data is the manifest: fingerprint of data, settings, renderer and vocabulary, and a checksum of
-every file. Data is written beside its place and renamed, so what bears the name is whole.
+`report.json` next to the data is the manifest: fingerprint of data, settings, renderer and vocabulary, and a checksum
+of every file. Data is written next to its place and renamed, so what has the final name is complete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REPLACED = ".replaced-"
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What decides the prepared rows.
+    """What determines the prepared rows.
 
     settings: by dotted name, as a run file has them. data: path -> SHA-256 of each file, None where the bytes cannot
     be known beforehand (a data set of the hub).
@@ -148,7 +148,7 @@ def write_durably(path: Path, text: str) -> None:
 
 @contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to write in; removed with all that is left in it. Leftovers of killed runs go too."""
+    """A folder next to `target` to write in; removed with its remaining contents, like the leftovers of killed runs."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
@@ -163,7 +163,7 @@ def folder_beside(target: Path) -> Iterator[Path]:
 
 
 def take_place(work: Path, target: Path) -> None:
-    """Renames the folder `work` to `target`; a folder that stands there is removed after."""
+    """Renames the folder `work` to `target`; a folder that already exists there is removed afterwards."""
     if not target.exists():
         os.rename(work, target)
     else:
@@ -175,7 +175,7 @@ def take_place(work: Path, target: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """To the disk, a folder's entries likewise."""
+    """Flushes a file, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -184,7 +184,7 @@ def sync_file(path: Path) -> None:
 
 
 def _sweep(target: Path) -> None:
-    """Removes what runs of this machine that no longer live left beside `target`."""
+    """Removes what dead runs of this machine left next to `target`."""
     for mark in (_PARTIAL, _REPLACED):
         for leftover in target.parent.glob(f"{glob.escape(f'.{target.name}{mark}{platform.node()}')}-*"):
             pid = leftover.name.rpartition("-")[2]

@@ -1,4 +1,4 @@
-"""Where prepared data lies: a folder of Arrow shards, or a JSONL file with its companions beside it."""
+"""Where prepared data is: a folder of Arrow shards, or a JSONL file with its companions next to it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Place:
             )
 
     def cached(self, fingerprint: Fingerprint) -> RowCounter | str:
-        """The report of what lies there, if it is whole and what `fingerprint` would give; else why not."""
+        """The report of the data there, if it is complete and matches `fingerprint`; else why not."""
         if not self.target.exists() or _is_empty(self.target):
             return ""
         manifest = Manifest.read(self.manifest)

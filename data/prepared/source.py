@@ -37,7 +37,7 @@ def read_prepared(path: str | Path) -> Iterator[Example]:
 def prepared_rows(
     spec: SourceSettings, options: ConversionSettings, renderer: Renderer, report: RowCounter, max_tokens: int
 ) -> Iterator[list[Example]]:
-    """The examples of each source row. What became of the rows when they were prepared is added to the report.
+    """The examples of each source row. The outcome of the rows when they were prepared is added to the report.
 
     Raises DataError where the folder is damaged, or was prepared with other settings or another vocabulary.
     """

@@ -87,7 +87,7 @@ def is_saved_dataset(place: Path) -> bool:
 
 
 def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Data files of a folder and of the folders in it, in order of their names; and the files that are passed over."""
+    """Data files of a folder and of the folders in it, in order of their names; and the files that are skipped."""
     files, others = [], []
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
@@ -152,7 +152,7 @@ def _is_value(raw: bytes) -> bool:
 
 
 def rows_from_line(path: str, first: int) -> Rows | None:
-    """Unread rows from line `first` on, the lines before passed over; None where a row is no line of a file."""
+    """Unread rows from line `first` on, the lines before skipped; None where a row is no line of a file."""
     place = None if path.startswith(HUB) else find(path)
     if place is None or not place.is_file() or place.suffix == ".gz":
         return None
@@ -177,7 +177,7 @@ def _line_rows(file: Path, name: str, first: int = 1) -> Rows:
                 blank += 1
                 continue
             if blank:
-                notices.append(Notice("blank_line", "row", f"{blank} blank lines before it were passed over"))
+                notices.append(Notice("blank_line", "row", f"{blank} blank lines before it were skipped"))
                 blank = 0
             yield UnreadRow(f"{name}:{number}", text, tuple(notices))
 

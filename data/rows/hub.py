@@ -23,7 +23,7 @@ def hub_rows(name: str) -> Iterator[RawRow | BadRow]:
     try:
         rows = datasets.load_dataset(path, config or None, split=split or "train", streaming=True)
     except Exception as error:  # the library raises dozens of types, each a user's mistake or the network
-        raise NoDataError(f"{name}: cannot be loaded ({_told(error)}): check name, split and network") from None
+        raise NoDataError(f"{name}: cannot be loaded ({_reason(error)}): check name, split and network") from None
     yield from _numbered(rows, name)
 
 
@@ -37,7 +37,7 @@ def saved_rows(place: Path, name: str) -> Iterator[RawRow | BadRow]:
     try:
         data: Any = datasets.load_from_disk(str(folder))
     except Exception as error:  # as above
-        raise DataError(f"{name}: cannot be loaded ({_told(error)}): save the data set again") from None
+        raise DataError(f"{name}: cannot be loaded ({_reason(error)}): save the data set again") from None
     if isinstance(data, datasets.DatasetDict):
         splits = [str(s) for s in data]
         if not split and len(splits) == 1:
@@ -58,12 +58,12 @@ def _numbered(rows: Any, name: str) -> Iterator[RawRow | BadRow]:
         except StopIteration:
             break
         except Exception as error:  # a damaged shard, or the network in the middle
-            raise DataError(f"{name}: stopped after row {number} ({_told(error)}): load it again") from None
+            raise DataError(f"{name}: stopped after row {number} ({_reason(error)}): load it again") from None
         number += 1
         yield arrow_row(f"{name}:{number}", value)
     if not number:
         yield BadRow(f"{name}:1", "empty_file", "row", "the data set holds no rows", "choose another split")
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"

@@ -1,7 +1,7 @@
 """JSON values of a document one at a time, as bytes: a top-level array's elements, or values one after another.
 
 Strings and brackets are followed, nothing else is checked: an element that is no JSON still ends where its brackets
-close, so the rows behind it are read. Memory holds one element.
+close, so the rows after it are read. Memory holds one element.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Element:
 
 
 class Scanner:
-    """Reads a stream from its start. `is_array` says whether the elements are those of a top-level array."""
+    """Reads a stream from its start. `is_array`: whether the elements are those of a top-level array."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -94,7 +94,7 @@ class Scanner:
                     return at - self._position
 
     def _line_size(self) -> int:
-        """What no value begins with is passed over up to the end of its line."""
+        """Text that no value begins with is skipped up to the end of its line."""
         while (end := self._buffer.find(b"\n", self._position)) < 0:
             if not self._grow():
                 return len(self._buffer) - self._position
@@ -128,7 +128,7 @@ class Scanner:
         self._position += size
 
     def _grow(self) -> bool:
-        """Reads more behind the buffer, doubling it, and forgets what was passed; False at the end of the stream."""
+        """Reads more after the buffer, doubling it, and drops what was consumed; False at the end of the stream."""
         if self._end:
             return False
         kept = self._buffer[self._position :]

@@ -58,8 +58,8 @@ class BadRow:
 
     def quarantined(self) -> dict[str, str]:
         """The object that a quarantine file holds; bytes that are not UTF-8 go to `raw_base64`."""
-        told = {"source": self.source, "kind": self.kind, "field": self.field, "what": self.what, "fix": self.fix}
-        out = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in told.items()}
+        fields = {"source": self.source, "kind": self.kind, "field": self.field, "what": self.what, "fix": self.fix}
+        out = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in fields.items()}
         try:
             out["raw"] = self.raw.decode("utf-8")
         except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 and RFC 7493 have it: nothing lenient passes unseen, and each fault has a name.
+"""JSON as RFC 8259 and RFC 7493 have it: nothing is silently accepted, and each fault has a name.
 
 The fast path is orjson, which refuses NaN, lone surrogates, bad UTF-8 and control characters, but takes duplicate keys
 and rounds integers above 64 bits. Duplicate keys are found by counting: keys written in the text against keys in
@@ -180,4 +180,4 @@ def _reject_odd_values(value: Any, field: str) -> None:
 def _reject_surrogate(text: str, field: str) -> None:
     if found := _SURROGATE.search(text):
         what = f"a lone surrogate U+{ord(found.group()):04X} at character {found.start() + 1}"
-        raise RowError("lone_surrogate", field, what, "write the whole pair, or the character itself")
+        raise RowError("lone_surrogate", field, what, "write the complete pair, or the character itself")

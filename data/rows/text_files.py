@@ -14,7 +14,7 @@ _COMPANIONS = {"_response_text": "response", "_finish_reason": "finish_reason"}
 
 
 def is_companion(file: Path) -> bool:
-    """Whether a file belongs to the row of a prompt file beside it."""
+    """Whether a file belongs to the row of a prompt file next to it."""
     for ending in _COMPANIONS:
         if file.stem.endswith(ending):
             return file.with_name(f"{file.stem.removesuffix(ending)}{_PROMPT}{file.suffix}").is_file()
@@ -22,7 +22,8 @@ def is_companion(file: Path) -> bool:
 
 
 def text_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
-    """The row of a text file: `{"text"}`, or `{"prompt", "response", "finish_reason"}` where files beside it say so."""
+    """The row of a text file: `{"text"}`, or `{"prompt", "response", "finish_reason"}` where the files next to it give
+    them."""
     raw = file.read_bytes()
     if not raw.strip():
         return

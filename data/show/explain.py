@@ -1,7 +1,7 @@
-"""The fate of every token of a conversation, with the reason in words: what `counterpoint show` prints.
+"""Whether each token of a conversation is trained, with the reason in words: what `counterpoint show` prints.
 
-Pure: a conversation and a renderer in, plain values out. Names and texts are the row's own; `data.visible` makes them
-safe to print.
+Pure: a conversation and a renderer in, plain values out. Names and texts are the row's own;
+`counterpoint.data.pages.visible` makes them safe to print.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from counterpoint.data.harmony.window import Turn, history, split_turns
 
 @dataclass(frozen=True, slots=True)
 class ExplainedSpan:
-    """Tokens of one example that share their fate.
+    """Tokens of one example that are treated alike.
 
     kind: `system`, `developer`, `user`, `tool`, `assistant` (all context), `prompt`, or a field of `ChannelWeights` for
     a part of the target. channel: of the target, `context` elsewhere. position: of its first token in the example.
@@ -46,10 +46,10 @@ class ExplainedSpan:
 class Block:
     """One message in an example, or the place of messages that are not in it (then without spans).
 
-    label: `system`, `developer`, `user`, `tool`, `analysis`, `preamble`, `call`, `final`, `prompt`; `dropped` or
-    `left out` for messages that are not there. name: of the tool that is called or answers. message: index in the
-    conversation, -1 for what no message stands for. channel: of the message, trained or not; `context` where it has
-    none. missing: messages that are not there. note: why.
+    label: `system`, `developer`, `user`, `tool`, `analysis`, `preamble`, `call`, `final`, `prompt`; `dropped` or `left
+    out` for messages that are not there. name: of the tool that is called or answers. message: index in the
+    conversation, -1 for tokens that belong to no message. channel: of the message, trained or not; `context` where it
+    has none. missing: messages that are not there. note: why.
     """
 
     label: str
@@ -267,7 +267,7 @@ class _Explainer:
         return self.renderer.trained_turns(self.conversation)
 
     def _with_gaps(self, blocks: list[Block], dropped: set[int]) -> list[Block]:
-        """The blocks, with one block more wherever dropped messages stood."""
+        """The blocks, with one more block wherever messages were dropped."""
         out: list[Block] = []
         rest = sorted(dropped, reverse=True)
         for block in blocks:
@@ -282,7 +282,7 @@ class _Explainer:
         return out
 
     def _after(self, turn: Turn) -> list[Block]:
-        """Blocks for the messages behind the target that no later example shows in their place."""
+        """Blocks for the messages after the target that no later example shows in their place."""
         stop = len(self.messages) if turn.number == self.turns[-1].number else turn.stop
         groups = groupby(
             range(turn.trained_stop, stop), key=lambda i: (self.messages[i].role == "assistant", i < turn.stop)
@@ -299,7 +299,7 @@ class _Explainer:
 
 
 def label_of(message: Message) -> str:
-    """The word that stands for a message in margins and headings."""
+    """The word for a message in margins and headings."""
     if message.role != "assistant":
         return message.role
     if message.is_call:

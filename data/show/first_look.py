@@ -13,7 +13,7 @@ from counterpoint.data.counts.lines import first_look_lines
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows `first` to `last` (None: to the end), numbered as their source says: `file:17` is row 17."""
+    """Rows `first` to `last` (None: to the end), numbered as in their source: `file:17` is row 17."""
 
     first: int = 1
     last: int | None = None
@@ -61,7 +61,7 @@ def chosen(first: Iterable[Item], items: Iterable[Item], rows: RowRange, one_fil
 def first_look(
     items: Iterator[Item], wanted: RowRange = EVERY_ROW, rows: int = 1_000, seconds: float = 1.0
 ) -> FirstLook:
-    """Reads up to so many rows, or for so long after the first. `items` goes on behind what was read."""
+    """Reads up to so many rows, or for so long after the first. `items` continues after what was read."""
     counts, kept = RowCounter(), []
     until = None
     for item in items:

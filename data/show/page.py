@@ -1,4 +1,4 @@
-"""Explained rows -> one self-contained HTML page, from `page.html` and `page.js` beside this file.
+"""Explained rows -> one self-contained HTML page, from `page.html` and `page.js` next to this file.
 
 All texts are data: JSON in which `<`, `>` and `&` are escaped, written by the page's own script as text nodes.
 """
@@ -147,7 +147,7 @@ class PageBuilder:
 
 
 def as_json(data: Mapping[str, Any]) -> str:
-    """JSON that may stand in a script element: no `<`, `>`, `&`, and none of JavaScript's own line separators."""
+    """JSON that is safe in a script element: no `<`, `>`, `&`, and none of JavaScript's own line separators."""
     text = orjson.dumps(data).decode("utf-8")
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

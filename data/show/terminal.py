@@ -1,9 +1,9 @@
 """Explained conversations as lines of a terminal, in colour or plain.
 
 In colour, trained text is bold in the colour of its channel and everything else is dim. Plain output brackets trained
-text ⟦like this⟧, and names channels in the margin either way. The colours are told apart with any colour vision and
-read on dark and light backgrounds alike. Every text goes through `data.visible`: nothing in a row reaches the terminal
-as a control sequence.
+text ⟦like this⟧, and names channels in the margin either way. The colours are distinguishable with any colour vision
+and readable on dark and light backgrounds. Every text goes through `counterpoint.data.pages.visible`: nothing in a row
+reaches the terminal as a control sequence.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class TerminalView:
         return ids == before
 
     def _above(self, blocks: list[Block]) -> None:
-        """One line for messages that stand above already, and one for those that are dropped between them."""
+        """One line for messages shown above already, and one for those that are dropped between them."""
         kept = [block for block in blocks if block.spans]
         missing = tuple(item for block in blocks for item in block.missing)
         if kept:

@@ -22,7 +22,7 @@ _loaded: dict[str, tuple[int, ModuleType]] = {}
 
 
 def is_function(name: str) -> bool:
-    """Whether a setting names a function, and not something of ours."""
+    """Whether a setting names a user's function, and not a built-in."""
     return ":" in name
 
 
@@ -42,7 +42,7 @@ def resolve(function: str) -> Callable[..., Any]:
 
 
 def exists(function: str) -> bool:
-    """True, or ConfigError where `resolve` finds no such function: asked in the child, nothing of it is called."""
+    """True, or ConfigError where `resolve` finds no such function: checked in the child, without calling it."""
     return callable(resolve(function))
 
 
@@ -71,10 +71,10 @@ def _module_of_file(path: Path) -> ModuleType:
     known = _loaded.get(str(path))
     if known is not None and known[0] == changed:
         return known[1]
-    # A name of its own: `json.py` of a user must not stand in for Python's. Dataclasses and pickle look it up.
+    # A name of its own: a user's `json.py` must not replace Python's. Dataclasses and pickle look it up.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     loader = SourceFileLoader(name, str(path))
-    # Compiled here: bytecode on the disk is taken as current by whole seconds and size.
+    # Compiled here: bytecode on the disk counts as current by its time in whole seconds and its size.
     code = loader.source_to_code(path.read_bytes(), str(path))
     module = ModuleType(name)
     module.__file__ = str(path)

@@ -80,7 +80,7 @@ class Worker:
         if self._pipe is not None and self._process is not None and self._process.is_alive():
             return self._pipe
         self.close()
-        # Not forked: the parent holds threads of torch, which a forked child could wait for without end.
+        # Not forked: the parent holds threads of torch, which a forked child could wait for forever.
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(child,), daemon=True)

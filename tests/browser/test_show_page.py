@@ -50,7 +50,7 @@ HOSTILE = Conversation(
     format=EVIL,
     notices=(Notice(f"nul{EVIL}", EVIL, EVIL),),
 )
-BAD = BadRow(f"bad{EVIL}:6", "not_json", EVIL, EVIL, "mend it")
+BAD = BadRow(f"bad{EVIL}:6", "not_json", EVIL, EVIL, "fix it")
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_json_lines_hold_what_the_renderer_gives(tmp_path: Path, prepare: Prepar
     write(tmp_path / "a.jsonl", [*ROWS, BAD])
     told = prepare("a.jsonl", "--out", "x.jsonl")
     assert "3 rows: 2 conversations, 3 training examples" in told
-    assert "1 of 3 rows were set aside (truncated 1)" in told
+    assert "1 of 3 rows were quarantined (truncated 1)" in told
     written = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     renderer = Renderer(load_vocabulary(), RenderSettings())
     expected = []

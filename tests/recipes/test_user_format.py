@@ -55,15 +55,15 @@ def pairs(row):
     return Preference(prompt, (Message("assistant", row["a"], "final"),), (Message("assistant", "no", "final"),))
 """
 REASONS = {
-    "none": "row: my.py:rows returned None: mend the row, or the function",
-    "value": "row: not this one: mend the row, or the function",
+    "none": "row: my.py:rows returned None: fix the row, or the function",
+    "value": "row: not this one: fix the row, or the function",
     "row": "q: is odd: make it even",
-    "key": "row: my.py:rows: KeyError: 'no such key': mend the row, or the function",
-    "exit": "row: my.py:rows: SystemExit: 3: mend the row, or the function",
+    "key": "row: my.py:rows: KeyError: 'no such key': fix the row, or the function",
+    "exit": "row: my.py:rows: SystemExit: 3: fix the row, or the function",
     "number": "row: my.py:rows: it returned a number, not a Conversation, a Preference, a dict or a list: "
-    "mend the function",
+    "fix the function",
     "channel": "row: my.py:rows: messages[1] has a channel that is none of analysis, commentary, final: "
-    "mend the function",
+    "fix the function",
 }
 RUN = "recipe: sft\nmodel: {name: no/model}\ndata:\n"
 GOOD = ("conversation", "list", "prompt", None)

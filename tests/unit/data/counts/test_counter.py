@@ -20,7 +20,7 @@ NOTICES = (Notice("nul", "x", "first"), Notice("nul", "y", "second"))
 ITEMS: tuple[Item, ...] = (
     Conversation(THOUGHT, source="a.jsonl:1", format="openai"),
     Conversation(ANSWER * 2, source="a.jsonl:2", format="openai", notices=NOTICES),
-    BadRow("a.jsonl:3", "not_json", "row", "no", "mend it"),
+    BadRow("a.jsonl:3", "not_json", "row", "no", "fix it"),
     Preference(Conversation(ANSWER[:1], source="a.jsonl:4", format="preference"), ANSWER[1:], ANSWER[1:]),
     Conversation(ANSWER[:1], source="a.jsonl:5", format="rl", notices=(*NOTICES, Notice("cut", "z", "last"))),
     BadRow("a.jsonl:6", "truncated", "row", "it ends", "write it again"),
@@ -47,7 +47,7 @@ def test_every_row_is_counted_by_what_it_is() -> None:
     assert counter.notices == Counter(nul=2, cut=1)
     assert counter.first_notices == {"nul": "a.jsonl:2: x: first", "cut": "a.jsonl:5: z: last"}
     assert counter.bad == Counter(not_json=1, truncated=1)
-    assert counter.bad_messages == ["a.jsonl:3: row: no: mend it", "a.jsonl:6: row: it ends: write it again"]
+    assert counter.bad_messages == ["a.jsonl:3: row: no: fix it", "a.jsonl:6: row: it ends: write it again"]
     examples = [example for item in ITEMS if isinstance(item, Conversation) for example in RENDERER.examples(item)]
     assert counter.tokens == sum(len(example.ids) for example in examples)
     assert counter.trained.total() == sum(int((example.weights > 0).sum()) for example in examples)
@@ -76,7 +76,7 @@ def test_counts_that_an_older_version_wrote_are_read() -> None:
         "trained": {"analysis": 4, "final": 5},
         "notices": {"nul": 1},
         "bad": {"not_json": 1},
-        "bad_messages": ["a.jsonl:3: row: no: mend it"],
+        "bad_messages": ["a.jsonl:3: row: no: fix it"],
         "efforts": {"medium": 2},
         "formats": {"openai": 2},
     }
@@ -86,7 +86,7 @@ def test_counts_that_an_older_version_wrote_are_read() -> None:
 def test_too_many_bad_rows_are_an_error_with_the_first() -> None:
     counter = counted(*ITEMS)
     counter.check_bad_rows(2 / 6, "a.jsonl")
-    with pytest.raises(DataError, match=r"^a.jsonl: 2 of 6 rows are bad, .*\(30%\) allows: a.jsonl:3: row: no: mend"):
+    with pytest.raises(DataError, match=r"^a.jsonl: 2 of 6 rows are bad, .*\(30%\) allows: a.jsonl:3: row: no: fix"):
         counter.check_bad_rows(0.3, "a.jsonl")
 
 
@@ -113,12 +113,12 @@ def test_the_words_of_each_command() -> None:
     assert others[-3:] == [
         "notice: nul: 2 rows",
         "notice: cut: 1 rows",
-        "warning: 2 of 6 rows were set aside (not_json 1, truncated 1)",
+        "warning: 2 of 6 rows were quarantined (not_json 1, truncated 1)",
     ]
     counter.prompts, counter.too_long = 1, 2
     assert pair_lines(counter, Counter(given=2), "pair") == [
         "6 rows, 2 pairs (2 given)",
         "1 rows make no pair",
         "2 pairs are longer than data.max_tokens and left out",
-        "2 bad rows set aside, the first: a.jsonl:3: row: no: mend it",
+        "2 bad rows quarantined, the first: a.jsonl:3: row: no: fix it",
     ]

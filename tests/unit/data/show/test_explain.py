@@ -238,7 +238,7 @@ def test_all_turns_in_one_sequence() -> None:
     assert example.whole
     assert not any(block.label == "dropped" for block in example.blocks)
     final = next(block for block in example.blocks if block.message == 6)
-    assert [s.reason for s in final.spans] == ["", "", "", "not trained: <|end|> behind a final is never sampled"]
+    assert [s.reason for s in final.spans] == ["", "", "", "not trained: <|end|> after a final is never sampled"]
 
 
 def test_messages_that_end_no_turn() -> None:
@@ -254,7 +254,7 @@ def test_messages_that_end_no_turn() -> None:
     )
     first, second = told(messages).examples
     assert table(first)[2:] == [
-        ("left out", 0, ["left out, behind the last call or final of the turn: message 3 (result of functions.f)"]),
+        ("left out", 0, ["left out, after the last call or final of the turn: message 3 (result of functions.f)"]),
         ("left out", 0, ["not trained: no final or call ends this turn: message 4 (preamble)"]),
     ]
     assert table(second)[2:4] == [

@@ -10,7 +10,7 @@ from counterpoint.data.rows.row import BadRow
 from counterpoint.data.show.first_look import EVERY_ROW, RowRange, chosen, first_look, row_number
 
 ANSWER = (Message("user", "q"), Message("assistant", "a", "final"))
-BAD = BadRow("a.jsonl:3", "not_json", "row", "no", "mend it")
+BAD = BadRow("a.jsonl:3", "not_json", "row", "no", "fix it")
 PAIR = Preference(Conversation(ANSWER[:1], source="a.jsonl:4", format="preference"), ANSWER[1:], ANSWER[1:])
 
 
