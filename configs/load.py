@@ -96,10 +96,10 @@ def read_with_extends(path: Path, where: str, seen: tuple[Path, ...] = ()) -> Do
     base = document.value.pop("extends")
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{place}: `extends` must be the name of one run file")
-    beside = path.parent / base
+    neighbour = path.parent / base
     built_in = builtin.find(base)
-    if beside.is_file():
-        found, name = beside, str(beside)
+    if neighbour.is_file():
+        found, name = neighbour, str(neighbour)
     elif built_in is not None:
         found, name = built_in, built_in.relative_to(builtin.FOLDER).as_posix()
     else:

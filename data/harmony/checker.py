@@ -122,7 +122,7 @@ def check(
     finish_reason: str | None = None,
     policy: bool = True,
 ) -> Checked:
-    """Judge the completion `ids` (a leading `<|start|>assistant` is left aside); arguments as in `Rules`.
+    """Judge the completion `ids` (a leading `<|start|>assistant` is ignored); arguments as in `Rules`.
 
     Positions are indices into `ids` as given. Both recipient positions are right, and recorded.
     """

@@ -82,7 +82,7 @@ def parse_completion(
     finish_reason: str | None = None,
     policy: bool = True,
 ) -> Completion:
-    """Read and judge the completion `ids` (a leading `<|start|>assistant` is left aside); arguments as in `Rules`.
+    """Read and judge the completion `ids` (a leading `<|start|>assistant` is ignored); arguments as in `Rules`.
 
     Never raises on any list of ids. Text that is not UTF-8 holds U+FFFD.
     """

@@ -23,7 +23,7 @@ def messages_of(
 ) -> tuple[Message, ...]:
     """The messages that `ids` hold; raises RowError where they are not Harmony, with the token as field.
 
-    ids: a conversation, a prompt (its last `<|start|>assistant` is left aside), or a completion (it starts after
+    ids: a conversation, a prompt (its last `<|start|>assistant` is ignored), or a completion (it starts after
     `<|start|>assistant`). A system message has the role `system`, for the caller to read effort, date and tools from.
     A tool's result has the tool's full name as `name`. keep_ids: assistant messages carry theirs as `raw_ids`.
     """

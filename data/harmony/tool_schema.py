@@ -89,15 +89,15 @@ class _Cleaner:
 
     def _reference(self, value: Mapping[str, Any], path: str, refs: tuple[str, ...]) -> dict[str, Any]:
         name = value["$ref"]
-        beside = {k: v for k, v in value.items() if k != "$ref"}
+        siblings = {k: v for k, v in value.items() if k != "$ref"}
         target = _resolve(self.root, name)
         if name in refs or target is None:
             why = "refers to itself" if name in refs else "refers to nothing in the schema"
             self.notice("schema_ref", f"{path}.$ref", f"{name[:80]} {why}: anything is allowed there")
-            return self.node(beside, path, refs)
+            return self.node(siblings, path, refs)
         if not isinstance(target, Mapping):
             return self.node(target, path, refs)
-        return self.node({**target, **beside}, path, (*refs, name))
+        return self.node({**target, **siblings}, path, (*refs, name))
 
     def _kinds(self, out: dict[str, Any], path: str) -> None:
         """Keywords that hold what no schema has there are left out."""
