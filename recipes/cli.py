@@ -81,7 +81,7 @@ class _Format(argparse.RawDescriptionHelpFormatter):
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    # Options may stand between settings (`a.yaml lora.rank=8 --overwrite train.steps=3`). argparse refuses that for a
+    # Options may come between settings (`a.yaml lora.rank=8 --overwrite train.steps=3`). argparse refuses that for a
     # parser with a remainder, and has no public list of what a parser takes.
     if any(action.nargs in (argparse.PARSER, argparse.REMAINDER) for action in parser._actions):
         return parser.parse_args(arguments)

@@ -34,7 +34,7 @@ ROWS, REFUSED = "distilled.jsonl", "refused.jsonl"
 
 
 def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False) -> int:
-    """Write `distilled.jsonl` into the run folder. resume: go on where a run was cut off; the file is the same.
+    """Write `distilled.jsonl` into the run folder. resume: continue where a run was cut off; the file is the same.
 
     overwrite: start anew in the newest folder of this name.
     """
@@ -83,7 +83,7 @@ def read_questions(settings: DistillRun, renderer: Renderer) -> list[Question]:
         if question is not None:
             questions.append(question)
     if others:
-        print(f"{others} rows are left out: they end in tool calls, or nothing tells their right answer")
+        print(f"{others} rows are left out: they end in tool calls, or nothing gives their right answer")
     if not questions:
         raise DataError("data.train: no row has a question with an answer: see `counterpoint show`")
     return questions

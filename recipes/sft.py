@@ -21,7 +21,7 @@ def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) ->
     """Train as `settings` say. 0 when done, 143 or 130 when SIGTERM or Ctrl-C ended it with a checkpoint.
 
     resume: None, `newest` (the newest run folder of this name), a run folder, or a checkpoint in one. overwrite: start
-    anew in the newest folder of this name; with `resume`, go on although settings changed.
+    anew in the newest folder of this name; with `resume`, continue although settings changed.
     """
     with open_session(settings, resume, overwrite) as session:
         train, valid = read_data(settings, session)

@@ -47,7 +47,8 @@ class Prepared:
 def prepare(
     settings: TrainingRun, session: Session, fingerprint: str, steps: int, prompts: Sequence[EvalPrompt]
 ) -> Prepared:
-    """Compares the run with the checkpoint that it goes on from (RunError), then loads the model and says what trains.
+    """Compares the run with the checkpoint that it resumes from (RunError), then loads the model and prints what
+    trains.
 
     fingerprint: of the training data. Tracking begins here.
     """
@@ -107,7 +108,7 @@ def add_measurements(
     elif not trainer.is_fsdp_enabled:
         return None
     # Of a sharded model every process has a part of the weights that are sampled from, so all of them have the hook;
-    # what was measured is told and written by one, since the others' sessions are silent and their folder is None.
+    # what was measured is printed and written by one, since the others' sessions are silent and their folder is None.
     hook = ChannelEval(
         prepared.loaded,
         Renderer(prepared.loaded.vocabulary, settings.data),
@@ -129,15 +130,15 @@ def ended_early(session: Session, trainer: BaseTrainer, hook: ChannelEval | None
     session.ended("stopped", step=step)
     command = f"counterpoint train --resume {session.path}"
     if hook is not None and hook.stopped is not None:
-        raise RunError(f"{hook.stopped}: look at {hook.folder}; there is a checkpoint, `{command}` goes on from it")
-    session.say(f"stopped after step {step}, with a checkpoint; go on with\n  {command}")
+        raise RunError(f"{hook.stopped}: look at {hook.folder}; there is a checkpoint, `{command}` resumes from it")
+    session.say(f"stopped after step {step}, with a checkpoint; continue with\n  {command}")
     return trainer.stop.exit_code or 143
 
 
 def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int) -> None:
     """Write the page; say where everything is, what to type next, and how well the channels are kept."""
     if n_bad:
-        session.warn(f"{n_bad} bad rows were set aside: see {session.path / BAD_ROWS}")
+        session.warn(f"{n_bad} bad rows were quarantined: see {session.path / BAD_ROWS}")
     points = read_points(session.path / "eval")
     if points:
         write_report(session.path, run_report(session.path), loaded.vocabulary)

@@ -1,9 +1,9 @@
 #!/bin/bash
 # Two nodes of eight GPUs under SLURM: sbatch docs/launch/slurm.sh RUN_FILE [section.key=value ...]
 #
-# One task a node; counterpoint starts the node's processes itself. Run folder, data and cache lie on a disk that all
+# One task a node; counterpoint starts the node's processes itself. Run folder, data and cache are on a disk that all
 # nodes share. SLURM sends SIGTERM five minutes before the limit: a checkpoint is written, and the same command with
-# --resume goes on from it, on any number of nodes.
+# --resume continues from it, on any number of nodes.
 #SBATCH --job-name=counterpoint
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -1,4 +1,4 @@
-"""Types of the commands' arguments, for argparse: what is not one is told in a line."""
+"""Types of the commands' arguments, for argparse: what is not one is reported in a line."""
 
 from __future__ import annotations
 

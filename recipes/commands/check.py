@@ -102,7 +102,7 @@ def _judge(row: RawRow, defaults: Rules) -> Judged | BadRow:
 
 
 def _ids(row: Mapping[str, Any], rules: Rules) -> tuple[list[int], bool]:
-    """Ids of the row's completion, and whether the stop token that a server cut off was put back."""
+    """Ids of the row's completion, and whether the stop token that a server cut off was restored."""
     from counterpoint.data.harmony.checker import read
     from counterpoint.data.harmony.vocabulary import CALL, RETURN, load_vocabulary
 

@@ -16,7 +16,7 @@ from counterpoint.data.rows.row import BadRow
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One row's verdict. harmony_accepts: openai-harmony's parser takes it. stop_added: the stop token was put back."""
+    """One row's verdict. harmony_accepts: openai-harmony's parser takes it. stop_added: the stop token was restored."""
 
     source: str
     checked: Checked
@@ -96,15 +96,15 @@ class Totals:
             f"{self.read} rows checked, {self.bad} could not be read",
             self._told("fully correct", self.correct),
             self._told("accepted by openai-harmony", self.accepted),
-            f"recipients stand in: {positions}",
+            f"recipients are in: {positions}",
         ]
         if self.stops_added:
-            lines.append(f"stop token put back (the log lacks it): {self.stops_added}")
+            lines.append(f"stop token restored (the log lacks it): {self.stops_added}")
         if self.read:
             lines.append("")
-            told = sorted((code for code in CODES if self.codes[code]), key=lambda code: -self.codes[code])
-            lines += [f"{self._told(code, self.codes[code])}  {CODES[code]}" for code in told]
-            others = len(CODES) - len(told)
+            found = sorted((code for code in CODES if self.codes[code]), key=lambda code: -self.codes[code])
+            lines += [f"{self._told(code, self.codes[code])}  {CODES[code]}" for code in found]
+            others = len(CODES) - len(found)
             lines.append(f"{others} other codes: none, each at most {100 * wilson(0, self.read)[1]:.1f} %")
         return "\n".join(lines) + "\n"
 

@@ -72,8 +72,8 @@ def findings(device: str = "auto") -> Iterator[Finding]:
 
 def machine() -> Iterator[Finding]:
     memory = _memory()
-    told = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores" + (f", {memory}" if memory else "")
-    yield Finding("machine", "ok", told)
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores" + (f", {memory}" if memory else "")
+    yield Finding("machine", "ok", system)
     free = shutil.disk_usage(Path.cwd()).free
     low = "checkpoints may not fit: free some, or set `output` to another disk" if free < LOW_DISK else ""
     yield Finding("machine", "note" if low else "ok", f"{free / GIB:.0f} GiB free on this disk", low)
@@ -97,8 +97,8 @@ def versions() -> Iterator[Finding]:
             yield Finding("versions", "FAIL", f"{requirement.name} is not installed", wanted)
             continue
         fits = requirement.specifier.contains(found, prereleases=True)
-        told = f"{requirement.name} {found}" + (f" ({requirement.specifier})" if str(requirement.specifier) else "")
-        yield Finding("versions", "ok" if fits else "FAIL", told, "" if fits else f"outside the tested range: {wanted}")
+        text = f"{requirement.name} {found}" + (f" ({requirement.specifier})" if str(requirement.specifier) else "")
+        yield Finding("versions", "ok" if fits else "FAIL", text, "" if fits else f"outside the tested range: {wanted}")
 
 
 def devices(wanted: str) -> Iterator[Finding]:
@@ -115,9 +115,9 @@ def devices(wanted: str) -> Iterator[Finding]:
         return
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
-        told = f"{about.name}, {about.total_memory / GIB:.0f} GiB, compute capability {about.major}.{about.minor}"
+        text = f"{about.name}, {about.total_memory / GIB:.0f} GiB, compute capability {about.major}.{about.minor}"
         old = "too old for the fused paths: set model.attention and model.experts to reference"
-        yield Finding("devices", "note" if about.major < 8 else "ok", told, old if about.major < 8 else "")
+        yield Finding("devices", "note" if about.major < 8 else "ok", text, old if about.major < 8 else "")
 
 
 def vocabulary() -> Iterator[Finding]:
@@ -159,7 +159,7 @@ def paths(wanted: str) -> Iterator[Finding]:
 
 
 def _memory() -> str:
-    """Memory of the machine, where the system tells it."""
+    """Memory of the machine, where the system reports it."""
     try:
         page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
         free = os.sysconf("SC_AVPHYS_PAGES")

@@ -1,6 +1,6 @@
 """Sample a checkpoint at each effort, check every channel, score what has a truth, and compare with its base.
 
-Killed at any moment, the same command goes on where it was: samples are kept as they come.
+Killed at any moment, the same command continues where it was: samples are kept as they come.
 
 examples:
   counterpoint evaluate runs/quickstart-20260101-120000
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", nargs="*", metavar="section.key=value", help="settings, as in a run file")
     parser.add_argument("--config", default=DEFAULT, help="run file of recipe evaluate (default %(default)s)")
     parser.add_argument("--base", metavar="MODEL", help="compare with this model, not with the checkpoint's own base")
-    parser.add_argument("--out", metavar="FOLDER", help="folder of the results (default: beside or in the checkpoint)")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of the results (default: next to or in the checkpoint)")
     parser.add_argument("--processes", type=count, metavar="N", help="processes that share the samples (one a GPU)")
     parser.add_argument("--shard", metavar="R/N", help="draw the R-th of N shares alone (0/4), without a report")
 
@@ -81,7 +81,7 @@ def _prompts_of_the_run(settings: EvaluateRun, found: Found) -> EvaluateRun:
 
 
 def _folder(found: Found, settings: EvaluateRun, config: str) -> Path:
-    """`evaluation` in the checkpoint, or beside other results; a suite of its own has a folder of its own."""
+    """`evaluation` in the checkpoint, or next to other results; a suite of its own has a folder of its own."""
     from pathlib import Path
 
     place = Path(found.source).expanduser()
@@ -150,13 +150,13 @@ def _spread(plans: dict[str, Planned], args: argparse.Namespace, folder: Path, c
 
     given = ["--config", args.config, "--out", str(folder)] + (["--base", args.base] if args.base else [])
     given += [text for text in (args.checkpoint, *args.settings) if text]
-    total, progress, told = sum(len(plan.draws) for plan in plans.values()), Progress(), -1
+    total, progress, shown = sum(len(plan.draws) for plan in plans.values()), Progress(), -1
 
     def say(done: int) -> None:
-        nonlocal told
-        if done != told:
+        nonlocal shown
+        if done != shown:
             progress.show(f"{count} processes  {_bar(done, total)} {done:,}/{total:,} samples")
-            told = done
+            shown = done
 
     run_shards(given, count, folder, gpus, say)
     if progress.live:
@@ -172,13 +172,13 @@ def _share(plans: dict[str, Planned], text: str) -> int:
     rank, world = share(text)
     for who, plan in plans.items():
 
-        def told(done: Done, who: str = who) -> None:
+        def shown(done: Done, who: str = who) -> None:
             if is_orphan():
-                raise RunError("the command that started this share is gone: start it again, it goes on")
+                raise RunError("the command that started this share is gone: start it again, it continues")
             print(_line(who, done), flush=True)
 
         if plan.rows() is None:
-            plan.draw(told, Shard(rank, world))
+            plan.draw(shown, Shard(rank, world))
     return 0
 
 

@@ -4,8 +4,8 @@ counterpoint export runs/mine-20260101-120000 --out mine-adapter
 counterpoint export runs/mine-20260101-120000 --to bf16 --out mine-merged --push me/mine
 counterpoint export runs/mine-20260101-120000 --to gguf --converter llama.cpp --out mine-gguf
 
-`adapter` is the default: it lies beside an MXFP4 base without loss. `mxfp4` rounds the merged experts and says how much
-of the adapter is left."""
+`adapter` is the default: it is used with an MXFP4 base without loss. `mxfp4` rounds the merged experts and says how
+much of the adapter is left."""
 
 from __future__ import annotations
 

@@ -124,13 +124,13 @@ def _titled(title: str, lines: Any) -> list[str]:
 def _fit(estimate: Estimate, name: str, budget: float) -> str:
     from counterpoint.train.plan.estimate import changes_to_fit
 
-    told = f"{name:<13}({_size(budget)})  "
+    head = f"{name:<13}({_size(budget)})  "
     if estimate.fits(budget):
-        return f"{told}yes, with rows of up to {estimate.longest_row(budget):,} tokens"
+        return f"{head}yes, with rows of up to {estimate.longest_row(budget):,} tokens"
     changes = changes_to_fit(estimate, budget)
     if changes is None:
-        return f"{told}no, and no change of these settings makes it fit"
-    return f"{told}no; {_spelled(changes)} makes it {_size(estimate.changed(changes).memory.total)}"
+        return f"{head}no, and no change of these settings makes it fit"
+    return f"{head}no; {_spelled(changes)} makes it {_size(estimate.changed(changes).memory.total)}"
 
 
 def _spelled(changes: list[Change]) -> str:

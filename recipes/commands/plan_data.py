@@ -28,8 +28,8 @@ class Work:
 
 
 def work_of(run: TrainingRun) -> Work:
-    """Reads the data as training would. Data that is not there is planned for at its longest, and told; DataError for
-    what training would refuse, such as rows that are nearly all bad."""
+    """Reads the data as training would. Data that is not there is planned for at its longest, and reported; DataError
+    for what training would refuse, such as rows that are nearly all bad."""
     try:
         if isinstance(run, SftRun):
             return _supervised(run)

@@ -108,7 +108,7 @@ def _check_paths(specs: Sequence[SourceSettings], out: Path, quarantine: Path | 
             raise ConfigError(f"{option} {path}: is one of the data files: name another place")
         for spec in specs:
             if Path(spec.path).is_dir() and path.resolve().is_relative_to(Path(spec.path).resolve()):
-                raise ConfigError(f"{option} {path}: lies in {spec.path}, which is read: name a place outside of it")
+                raise ConfigError(f"{option} {path}: is in {spec.path}, which is read: name a place outside of it")
     if quarantine is not None and (quarantine.is_dir() or not quarantine.absolute().parent.is_dir()):
         raise DataError(f"--quarantine {quarantine}: cannot be written: name a file in a folder that exists")
     if quarantine is not None and quarantine.absolute() == out.absolute():

@@ -27,7 +27,7 @@ class Silent:
 
 
 class RawPrinter(Silent):
-    """Every token as it comes; control tokens stand out, hidden characters are spelled."""
+    """Every token as it comes; control tokens are highlighted, hidden characters are spelled."""
 
     def __init__(self, vocabulary: Vocabulary, plain: bool = False) -> None:
         self.vocabulary = vocabulary
@@ -125,12 +125,12 @@ class ChannelPrinter(RawPrinter):
 
     def _begin(self, header: Sequence[int]) -> None:
         """The line above a message: its channel, and whom it calls."""
-        told = self.vocabulary.decode(list(header))
-        words = told.replace("<|channel|>", " ").replace("<|constrain|>", " ").split()
+        text = self.vocabulary.decode(list(header))
+        words = text.replace("<|channel|>", " ").replace("<|constrain|>", " ").split()
         channel = next((word for word in words if word in _CHANNELS), None)
         recipient = next((word.removeprefix("to=") for word in words if word.startswith("to=")), None)
         self._style = TERMINAL.get(channel or "", "") + (" italic" if channel == "analysis" else "")
-        name = channel or f"no channel ({visible_line(told, 60)})"
+        name = channel or f"no channel ({visible_line(text, 60)})"
         label = f"{name} → {visible_line(recipient, 60)}" if recipient else name
         if self._wrote:
             self.console.print()

@@ -165,7 +165,7 @@ def _write_page(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside the place and renames, so that a page is whole or not there."""
+    """Writes beside the place and renames, so that a page is complete or absent."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_text(text, encoding="utf-8")

@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=NEWEST,
         metavar="RUN",
-        help="go on with a run folder; without RUN the newest of this name",
+        help="resume a run folder; without RUN the newest of this name",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="start anew in the newest run folder of this name; with --resume, go on with other settings",
+        help="start anew in the newest run folder of this name; with --resume, continue with other settings",
     )
 
 

@@ -109,4 +109,4 @@ def _tell_passed_over(specs: Sequence[SourceSettings]) -> None:
             if others:
                 names = ", ".join(str(file.relative_to(folder)) for file in others[:5])
                 more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-                print(f"passed over in {spec.path}: {names}{more} (no data files by their names)")
+                print(f"skipped in {spec.path}: {names}{more} (no data files by their names)")

@@ -92,7 +92,7 @@ def test_the_text_output_has_a_line_a_violation_and_a_table(tmp_path: Path) -> N
         "3 rows checked, 0 could not be read",
         "fully correct                        1   33.3 %  (6.1 to 79.2)",
         "accepted by openai-harmony           3  100.0 %  (43.9 to 100.0)",
-        "recipients stand in: channel 1, role 0, mixed 0",
+        "recipients are in: channel 1, role 0, mixed 0",
         "",
         f"unknown_channel                      1   33.3 %  (6.1 to 79.2)  {CODES['unknown_channel']}",
         f"truncated                            1   33.3 %  (6.1 to 79.2)  {CODES['truncated']}",

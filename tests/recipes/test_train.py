@@ -189,7 +189,7 @@ def test_a_signal_saves_and_the_command_it_prints_goes_on(train: Train, monkeypa
     (run,) = train.runs
     assert json.loads((run / "run.json").read_text())["state"] == "stopped"
     lines = out.splitlines()
-    assert lines[-2] == "stopped after step 3, with a checkpoint; go on with"
+    assert lines[-2] == "stopped after step 3, with a checkpoint; continue with"
     command = lines[-1].split()
     assert command[:2] == ["counterpoint", "train"]
     assert not (run / "adapter").exists()
@@ -361,7 +361,7 @@ def test_the_second_process_on_a_folder_is_refused_and_kill_leaves_it_free(train
     again.until(f"\nstep {whole.step + 1}/")
     again.send(signal.SIGTERM)
     assert again.wait() == 143, again.told()
-    assert "with a checkpoint; go on with" in again.out.read_text()
+    assert "with a checkpoint; continue with" in again.out.read_text()
     assert again.err.read_text() == ""
     assert f"took over the lock of pid {first.pid} on " in (run / "log.txt").read_text()
 

@@ -119,7 +119,7 @@ def test_a_folder_says_what_it_passes_over(tmp_path):
     write(tmp_path / "a.jsonl", GOOD)
     (tmp_path / "README").write_text("x")
     done = command(str(tmp_path))
-    assert done.stdout.splitlines()[-1] == f"passed over in {tmp_path}: README (no data files by their names)"
+    assert done.stdout.splitlines()[-1] == f"skipped in {tmp_path}: README (no data files by their names)"
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
