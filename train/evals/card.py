@@ -1,4 +1,4 @@
-"""Figures of the gpt-oss model card, as reference bands beside accuracies of one's own.
+"""Figures of the gpt-oss model card, as reference bands for measured accuracies.
 
 Source: gpt-oss model card (arXiv 2508.10925), table 3, accuracy in per cent at low, medium, high effort. Others
 measured the 20b without tools on GPQA Diamond and AIME 2025 and came up to 7.5 points away; a band reaches from one
@@ -43,7 +43,7 @@ class CardBand:
 
 
 def card_bands(task: str, size: Size) -> tuple[CardBand, ...]:
-    """Bands of a task that bears a name of TASKS (`aime_2025`; `-` and case do not matter); empty for other tasks."""
+    """Bands of a task that is named in TASKS (`aime_2025`; `-` and case do not matter); empty for other tasks."""
     name = re.sub(r"[-\s.]", "_", task.strip().casefold())
     if name not in _CARD:
         return ()

@@ -18,7 +18,7 @@ from counterpoint.train.scoring.prompts import EvalPrompt
 from counterpoint.train.scoring.scorers import Score, Scorers
 
 PROBE_FIELDS = ("skill", "pair", "attribute", "variant", "answers", "favourable")
-"""Fields of a row that `guard` reads; they go along with its samples."""
+"""Fields of a row that `guard` reads; they are copied to its samples."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The figures of a report by name: drawn once, for the page and for the files beside it."""
+"""The figures of a report by name: drawn once, for the page and for the files next to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Figure:
 
 
 def figures_of(report: Report, findings: Findings) -> list[Figure]:
-    """Every figure that there are numbers for."""
+    """Every figure whose numbers were measured."""
     return [_rates(findings), *_accuracies(report), *_curves(report)]
 
 
@@ -79,7 +79,7 @@ def _scored(rows: Sequence[Row]) -> list[Row]:
 
 
 def _curves(report: Report) -> list[Figure]:
-    """What the evaluations of a run and its losses did by step."""
+    """The evaluations of a run and its losses, by step."""
     steps: dict[float, Mapping[str, float]] = {}
     for point in report.points:
         if point.get("channel_correct") is not None and (point["who"] == TUNED or point["step"] not in steps):
@@ -104,7 +104,7 @@ def _curves(report: Report) -> list[Figure]:
     ]
     if any(len(s.points) > 1 for s in losses):
         drawn = lines(losses, "step", "loss")
-        out.append(Figure("loss-by-step", "steps", "Training loss, whole and by channel", drawn))
+        out.append(Figure("loss-by-step", "steps", "Training loss, overall and by channel", drawn))
     return out
 
 

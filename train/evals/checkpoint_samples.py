@@ -1,4 +1,4 @@
-"""One side of an evaluation: every sample of one model over a suite, drawn now or found from before."""
+"""One side of an evaluation: every sample of one model over a suite, drawn now or read from an earlier run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from counterpoint.train.scoring.scorers import Scorers
 
 @dataclass(frozen=True)
 class Planned:
-    """What one model will sample, and where it is kept; nothing is loaded for it."""
+    """What one model will sample, and where it is kept; building it loads no model."""
 
     settings: EvaluateRun
     found: Found
@@ -44,11 +44,11 @@ class Planned:
         return {"model": model, "adapter": self.adapter, "engine": self.settings.eval.engine, **shards}
 
     def rows(self) -> list[Row] | None:
-        """All samples where every one is there; RunError where the folder holds another evaluation."""
+        """All samples if none is missing, else None; RunError where the folder holds another evaluation."""
         return finished(self.draws, self.folder, self.settings.eval.batch, self.identity)
 
     def draw(self, progress: Callable[[Done], None], shard: Shard | None = None) -> list[Row] | None:
-        """Draw what is missing, of `shard` alone if given; None where others still have to finish theirs."""
+        """Draw what is missing, of `shard` alone if given; None where other processes have not finished."""
         suite = self.settings.eval
         with Scorers(suite.scorer_seconds) as scorers:
             return run_plan(
@@ -69,7 +69,7 @@ class Planned:
 
 
 def planned(settings: EvaluateRun, found: Found, folder: Path) -> Planned:
-    """The plan of one model. ConfigError and DataError for what is wrong with a task."""
+    """The plan of one model. ConfigError or DataError for an invalid task."""
     vocabulary = load_vocabulary_of(found.base)
     rendering = found.run.data if found.run is not None else None
     tasks = build_tasks(settings.eval)

@@ -1,4 +1,4 @@
-"""Two evaluations, item by item: what differs, by how much, and whether so few items can tell.
+"""Two evaluations, item by item: what differs, by how much, and whether the number of items suffices to show it.
 
 Items are paired by task, id and effort, an item's samples averaged first; errors are clustered, because one item at
 three efforts, or three questions on one text, are not three independent items. Sources: Miller (2024), "Adding Error
@@ -48,9 +48,9 @@ class Flip:
 class Difference:
     """One metric over the items of one task (None: all tasks) at one effort (None: all efforts).
 
-    a, b: means over items. difference: of b - a, clustered. detectable: the smallest difference that so many items show
-    8 times in 10, were a fifth of them to differ. p_sign: of the sign test over clusters. told: whether there is a
-    difference, as far as these items can tell.
+    a, b: means over items. difference: of b - a, clustered. detectable: the smallest difference that this many items
+    detect 8 times in 10, were a fifth of them to differ. p_sign: of the sign test over clusters. told: whether these
+    items show a difference.
     """
 
     metric: Metric
@@ -75,7 +75,7 @@ class Difference:
 class Comparison:
     """differences: for each metric all items first, then by task and by effort. flips: by metric, the largest first.
 
-    only_a, only_b: items of one side alone. changed: items whose prompt is not the same on both sides, left out.
+    only_a, only_b: items of one side alone. changed: items whose prompt differs between the sides, excluded.
     """
 
     differences: tuple[Difference, ...]
@@ -190,7 +190,7 @@ def _difference(pairs: Sequence[_Pair], metric: Metric, task: str | None, effort
 
 
 def sign_test(plus: int, minus: int) -> float:
-    """Two-sided exact p of `plus` against `minus` under even odds (McNemar's exact test); 1 where neither is."""
+    """Two-sided exact p of `plus` against `minus` under even odds (McNemar's exact test); 1 where both are 0."""
     n, k = plus + minus, min(plus, minus)
     if n == 0:
         return 1.0
@@ -203,7 +203,7 @@ def _told(found: Estimate, p_sign: float) -> Literal["better", "worse", "same", 
     if found.standard_error == 0 and found.value == 0:
         return "same"
     if found.n_clusters < FEW_CLUSTERS or found.standard_error == 0:
-        # Student's interval rests on the spread of a handful of items, or on none: only the exact test is left.
+        # Student's interval rests on the spread of a few items, or on none: only the exact test is left.
         told = p_sign < SIGNIFICANCE
     else:
         told = found.low > 0 or found.high < 0
@@ -220,7 +220,7 @@ def _sentence(found: Estimate, detectable: float, told: str, name: str) -> str:
         return f"They do not differ on any item; {small}."
     size = f"{_points(abs(found.value))} {'better' if found.value > 0 else 'worse'}"
     if n < 2:
-        return f"One item tells nothing: {name} is {size} on it."
+        return f"One item shows nothing: {name} is {size} on it."
     interval = f"95 % interval {_signed(found.low)} to {_signed(found.high)}"
     if told == "unclear":
         return f"Too few items to tell: {name} is {size} ({interval}); {small}."

@@ -1,7 +1,8 @@
 """A figure as marks on a plane, written as SVG for the page, as an SVG file, or as PNG: one drawing, three writers.
 
-Colours are names of `counterpoint.data.pages.colours`. On the page they are CSS variables, so that the figure follows a
-dark screen; elsewhere they are the light values, since few programs read variables. PNG needs Pillow.
+Colours are names of `counterpoint.data.pages.colours`. On the page they are CSS variables, so that the figure follows
+the colour scheme (dark or light); elsewhere they are the light values, since few programs read variables. PNG needs
+Pillow.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ Mark = Path | Circle | Text
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """told: what it shows, for those who do not see it. Every kind of a mark is one of STYLES."""
+    """told: its text alternative. Every kind of a mark is one of STYLES."""
 
     width: float
     height: float
@@ -104,13 +105,13 @@ def css() -> str:
 
 
 def svg_in_page(drawing: Drawing) -> str:
-    """An `svg` element whose looks come from `css()`."""
+    """An `svg` element that is styled by `css()`."""
     marks = "".join(_svg_mark(mark, f'class="{mark.kind}"') for mark in drawing.marks)
     return f"<svg {_frame(drawing)}>{marks}</svg>"
 
 
 def svg_file(drawing: Drawing) -> str:
-    """A whole SVG document on a white ground, with its looks written on every mark."""
+    """A complete SVG document on a white ground, with its style written on every mark."""
     marks = "".join(_svg_mark(mark, _attributes(mark)) for mark in drawing.marks)
     size = f'width="{drawing.width:.0f}" height="{drawing.height:.0f}"'
     ground = '<rect width="100%" height="100%" fill="#ffffff"/>'

@@ -1,8 +1,8 @@
-"""Which reasoning effort to use: what each step of it gains and what it costs, and one plain sentence for each use.
+"""Which reasoning effort to use: what each step of it gains and costs, and one sentence for each use.
 
 interactive   someone waits: the cheapest effort within 10 points of the best
 agentic       many calls, and each failure costs a retry: the fewest tokens for one right answer
-offline       nobody waits: the best, or the cheapest that cannot be told from it
+offline       nobody waits: the best, or the cheapest that cannot be distinguished from it
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From one effort to the next: points gained, tokens and seconds more; `told` where the intervals do not meet."""
+    """From one effort to the next: points gained, tokens and seconds more; `told` where the intervals are disjoint."""
 
     start: str
     stop: str
@@ -87,14 +87,14 @@ def points_of_rows(rows: Iterable[Row]) -> list[Point]:
 
 
 def _interval(found: Estimate) -> tuple[float, float]:
-    """Student's, within [0, 1]; Wilson's over clusters where they are all alike, since no spread is no certainty."""
+    """Student's, within [0, 1]; Wilson's over clusters where all are equal, since no spread is no certainty."""
     if found.standard_error > 0:
         return max(0.0, found.low), min(1.0, found.high)
     return wilson(round(found.value * found.n_clusters), found.n_clusters)
 
 
 def advise(points: Sequence[Point]) -> Advice:
-    """What to use when. `points` from low to high, one an effort."""
+    """Which effort to use when. `points` from low to high, one an effort."""
     points = tuple(points)
     steps = tuple(_step(a, b) for a, b in pairwise(points))
     if not points:
@@ -110,8 +110,8 @@ def advise(points: Sequence[Point]) -> Advice:
 
 def _step(a: Point, b: Point) -> Step:
     seconds = None if a.seconds is None or b.seconds is None else b.seconds - a.seconds
-    told = b.low > a.high or b.high < a.low
-    return Step(a.effort, b.effort, b.accuracy - a.accuracy, b.tokens - a.tokens, seconds, told)
+    distinct = b.low > a.high or b.high < a.low
+    return Step(a.effort, b.effort, b.accuracy - a.accuracy, b.tokens - a.tokens, seconds, distinct)
 
 
 def _interactive(points: Sequence[Point]) -> Point:
@@ -122,8 +122,8 @@ def _interactive(points: Sequence[Point]) -> Point:
 
 def _offline(points: Sequence[Point]) -> Point:
     best = max(points, key=lambda point: (point.accuracy, -point.tokens))
-    untold = [point for point in points if point.high >= best.accuracy and point.accuracy >= best.low]
-    return min([best, *untold], key=lambda point: point.tokens)
+    similar = [point for point in points if point.high >= best.accuracy and point.accuracy >= best.low]
+    return min([best, *similar], key=lambda point: point.tokens)
 
 
 def _sentence(use: Use, point: Point, points: Sequence[Point]) -> str:
@@ -140,7 +140,8 @@ def _sentence(use: Use, point: Point, points: Sequence[Point]) -> str:
         cheaper = [p for p in points if p.tokens < point.tokens]
         return f"{what}; {_gain(max(cheaper, key=lambda p: p.tokens), point)}." if cheaper else f"{what}, and the best."
     if use == "offline":
-        return f"{what}; {best.effort} ({best.accuracy:.0%} at {_cost(best)}) cannot be told from it on these items."
+        other = f"{best.effort} ({best.accuracy:.0%} at {_cost(best)})"
+        return f"{what}; {other} cannot be distinguished from it on these items."
     return f"{what}; {_gain(point, best)}."
 
 

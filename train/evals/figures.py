@@ -1,4 +1,4 @@
-"""Figures of a report, drawn from numbers: labelled where the eye is, readable in grey, and told in words.
+"""Figures of a report, drawn from numbers: labelled next to the data, readable in greyscale, with a text alternative.
 
 Every series has its own dash or marker as well as its colour.
 """
@@ -43,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points of one model from low to high effort; `who` gives the marker, `name` stands beside the last point."""
+    """Points of one model from low to high effort; `who` gives the marker, `name` is written next to the last point."""
 
     who: Who
     name: str
@@ -51,9 +51,9 @@ class Curve:
 
 
 def lines(series: Sequence[Series], x_name: str, y_name: str, y_range: Point | None = None) -> Drawing:
-    """A line chart; names stand at the ends of the lines. y_range None fits the data from 0.
+    """A line chart; names are at the ends of the lines. y_range None fits the data from 0.
 
-    A series has the looks of its place, whether or not those before it have points.
+    A series has the style of its index, whether or not those before it have points.
     """
     shown = [(i, s) for i, s in enumerate(series[:_N_STYLES]) if s.points]
     xs = [x for _, s in shown for x, _ in s.points]
@@ -78,8 +78,8 @@ def lines(series: Sequence[Series], x_name: str, y_name: str, y_range: Point | N
     ends = [(*at(*s.points[-1]), s.name, f"name-s{i}") for i, s in shown]
     marks += [Text(kind, x + 8, y + 4, name) for x, y, name, kind in _spread(ends, _HEIGHT - _BOTTOM)]
     marks.append(Text("axis", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 2, x_name, "middle"))
-    told = "; ".join(f"{s.name} from {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for _, s in shown)
-    return Drawing(_WIDTH, _HEIGHT, f"{y_name} by {x_name}: {told}", marks)
+    words = "; ".join(f"{s.name} from {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for _, s in shown)
+    return Drawing(_WIDTH, _HEIGHT, f"{y_name} by {x_name}: {words}", marks)
 
 
 def dumbbells(pairs: Sequence[Pair]) -> Drawing:
@@ -95,7 +95,7 @@ def dumbbells(pairs: Sequence[Pair]) -> Drawing:
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         marks.append(Path("grid", [(at(tick), _TOP), (at(tick), height - 20)]))
         marks.append(Text("axis", at(tick), height - 4, f"{tick:.2f}", "middle"))
-    told = []
+    words = []
     for i, pair in enumerate(pairs):
         middle = _TOP + row * (i + 0.5)
         marks.append(Text("label", left - 14, middle + 4, pair.name, "end"))
@@ -106,11 +106,11 @@ def dumbbells(pairs: Sequence[Pair]) -> Drawing:
             y = middle + shift
             marks.append(Path(f"range-{who}", [(at(low), y), (at(high), y)]))
             marks.append(Circle(f"mark-{who}", at(rate), y, 4.5))
-            told.append(f"{pair.name} {who} {rate:.2f}")
+            words.append(f"{pair.name} {who} {rate:.2f}")
         there = [value for value in (pair.base, pair.tuned) if value is not None]
         ends = " → ".join(f"{value[0]:.2f}" for value in there)
         marks.append(Text("value", width - right + 14, middle + 4, ends))
-    return Drawing(width, height, "; ".join(told), marks)
+    return Drawing(width, height, "; ".join(words), marks)
 
 
 def accuracy_by_length(curves: Sequence[Curve], bands: Sequence[CardBand] = (), card: str = "") -> Drawing:
@@ -146,11 +146,11 @@ def accuracy_by_length(curves: Sequence[Curve], bands: Sequence[CardBand] = (), 
     ]
     marks += [Text(kind, width - right + 8, y + 4, name) for _, y, name, kind in _spread(ends, height - _BOTTOM)]
     marks.append(Text("axis", (_LEFT + width - right) / 2, height - 2, "mean tokens of the chain of thought", "middle"))
-    told = [
+    words = [
         f"{c.name} {p.effort}: {p.accuracy:.2f} at {p.analysis_tokens:.0f} tokens" for c in curves for p in c.points
     ]
-    told += [f"{card} {band.effort}: {band.value:.3g}" for band in bands]
-    return Drawing(width, height, "accuracy by length of the chain of thought: " + "; ".join(told), marks)
+    words += [f"{card} {band.effort}: {band.value:.3g}" for band in bands]
+    return Drawing(width, height, "accuracy by length of the chain of thought: " + "; ".join(words), marks)
 
 
 _LINE: dict[Who, str] = {"tuned": "line-s0", "base": "line-s1"}
@@ -165,7 +165,7 @@ def _curve_marks(curve: Curve, at: Callable[[float, float], Point]) -> list[Mark
             Path(f"range-{curve.who}", [at(point.analysis_tokens, point.low), at(point.analysis_tokens, point.high)])
         )
         marks.append(Circle(f"mark-{curve.who}", x, y, 4.5))
-        # Above and before the point for one side, below and behind it for the other: curves rise, and two may meet.
+        # Above and left of the point for one side, below and right of it for the other: curves rise, and two may meet.
         before = curve.who == "tuned" and x > _LEFT + 50
         place = (x - 8, y - 6) if before else (x + 8, y + 14)
         marks.append(Text("effort", *place, point.effort, "end" if before else "start"))

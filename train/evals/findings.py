@@ -1,4 +1,4 @@
-"""What a report says, computed once from its samples: rates, differences, the guard, and what to conclude."""
+"""What a report concludes, computed once from its samples: rates, differences, the guard, and the verdict."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Measured:
 @dataclass(frozen=True, slots=True)
 class Findings:
     """sides: `base` and `tuned`, those that were measured. difference: tuned against base, paired; guard: of the
-    probes; None without both sides, or without a probe."""
+    probes; None unless both sides are there, and there is a probe."""
 
     sides: Mapping[str, Measured]
     difference: Comparison | None
@@ -70,7 +70,7 @@ class Findings:
 
 
 def findings_of(report: Report) -> Findings:
-    """What the report's samples say. ValueError for a side without samples."""
+    """The findings of the report's samples. ValueError for a side without samples."""
     both = [(BASE, report.base), (TUNED, report.tuned)]
     sides = {who: _measured(side) for who, side in both if side is not None}
     difference, guarded = None, None
@@ -94,7 +94,7 @@ def _difference(base: Side, tuned: Side) -> Comparison | None:
     try:
         return compare(base.rows, tuned.rows, f"the {tuned.label} model")
     except DataError:
-        return None  # other prompts on either side: nothing to pair
+        return None  # no prompt in common: nothing to pair
 
 
 def _verdict(sides: Mapping[str, Measured], difference: Comparison | None, guarded: Guarded | None) -> list[Said]:
@@ -160,7 +160,7 @@ def _worse(base: Numbers, tuned: Numbers) -> list[str]:
 
 
 def _above(a: Rate, b: Rate) -> bool:
-    """Whether a's interval lies wholly above b's."""
+    """Whether a's interval is entirely above b's."""
     return bool(a.n and b.n and a.as_dict()["low"] > b.as_dict()["high"])
 
 

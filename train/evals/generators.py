@@ -1,4 +1,4 @@
-"""Items that are made and not read: arithmetic from a seed, and the generators of reasoning-gym.
+"""Generated items: arithmetic from a seed, and the generators of reasoning-gym.
 
 The same options and seed give the same items on every machine; an item's id names what made it.
 """
@@ -26,7 +26,7 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
     "multiply": ("*", operator.mul),
 }
 _UNUSABLE = {
-    "propositional_logic": "it pays for answers that are no answer",
+    "propositional_logic": "its scorer gives points to texts that are no answer",
     "knight_swap": "it takes seconds to make one item",
 }
 
@@ -35,7 +35,7 @@ def arithmetic_items(size: int, seed: int, options: Mapping[str, Any]) -> list[E
     """Questions such as `What is 40 + 52?`, no two alike.
 
     options: `operations`, of add, subtract, multiply (default add); `digits`, of each operand (default 2); `terms`, how
-    many operands (default 2). ConfigError for other options, or where there are not so many questions.
+    many operands (default 2). ConfigError for other options, or where fewer such questions exist.
     """
     names, digits, terms = _arithmetic_options(options)
     rng = random.Random(f"arithmetic {seed}")
@@ -70,9 +70,9 @@ def _arithmetic_options(options: Mapping[str, Any]) -> tuple[Sequence[str], int,
 def gym_items(
     generator: str, size: int, seed: int, options: Mapping[str, Any], guard: Guard
 ) -> tuple[list[EvalPrompt], list[str]]:
-    """Items of one generator of reasoning-gym, and what is to be known about its scorer.
+    """Items of one generator of reasoning-gym, and notices about its scorer.
 
-    Generators whose scorer pays more than JUNK_LIMIT for junk are refused, and those known to be unusable. ConfigError
+    Generators whose scorer gives junk more than JUNK_LIMIT are refused, and those known to be unusable. ConfigError
     with what is wrong.
     """
     where = f"task of type reasoning_gym: `{generator}`"
@@ -107,13 +107,13 @@ def _entries(generator: str, size: int, seed: int, options: Mapping[str, Any], w
         dataset = reasoning_gym.create_dataset(generator, size=size, seed=seed, **options)
         return [dict(dataset[number]) for number in range(size)]
     except Exception as error:
-        # A generator may raise anything (assertions for its options among it).
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"{where}: it makes no items ({told}): check `options` and `size`") from None
+        # A generator may raise anything, AssertionError for its options included.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"{where}: it makes no items ({reason}): check `options` and `size`") from None
 
 
 def _junk_notices(generator: str, entries: Sequence[Mapping[str, Any]], guard: Guard, where: str) -> list[str]:
-    """What its scorer does with junk; a wrong answer that happens to be right is no junk."""
+    """What its scorer does with junk; junk that happens to be the right answer is not counted."""
     paid: list[float] = []
     raised = 0
     for entry in entries[:3]:
@@ -125,7 +125,7 @@ def _junk_notices(generator: str, entries: Sequence[Mapping[str, Any]], guard: G
             paid += [scored.value] if scored.value is not None else []
     mean = sum(paid) / len(paid) if paid else 0.0
     if mean > JUNK_LIMIT:
-        raise ConfigError(f"{where}: its scorer pays {mean:.2f} for junk: take another generator")
+        raise ConfigError(f"{where}: its scorer gives {mean:.2f} to junk: take another generator")
     if raised:
         return [f"{generator}: its scorer raises on some texts that are no answer; these count as 0 and as failed"]
     return []

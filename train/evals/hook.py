@@ -1,7 +1,7 @@
 """The eval hook: fixed prompts at each effort, sampled from the live model while it trains, every output checked.
 
-It never changes a run: random state is put back (a run with and without it has the same losses bit for bit), and its
-own failure is told and training goes on. `stop_below` ends a run, with a checkpoint; a process of a sharded model that
+It never changes a run: random state is restored (a run with and without it has the same losses bit for bit), and when
+it fails, it warns and training continues. `stop_below` ends a run, with a checkpoint; a process of a sharded model that
 could not sample ends it too, without one.
 """
 
@@ -137,14 +137,14 @@ class ChannelEval(TrainerCallback):
             self.measure(0, "tuned", control)
 
     def after_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        """Called by the trainer once a step is logged and saved, so that a kill in here costs nothing."""
+        """Called by the trainer once a step is logged and saved, so that a kill in here loses no step."""
         last = state.global_step >= state.max_steps > 0
         due = self.settings.every is not None and state.global_step % self.settings.every == 0
         if (due and not last) or (last and self.settings.at_end):
             self.measure(state.global_step, "tuned", control)
 
     def measure(self, step: int, who: Who, control: TrainerControl | None = None) -> EvalPoint | None:
-        """Sample, check, write and log; None when it failed, which is told and nothing else."""
+        """Sample, check, write and log; None when it failed, which only warns."""
         try:
             if self.folder is None:
                 self._sampled(step, who)
@@ -154,7 +154,7 @@ class ChannelEval(TrainerCallback):
         except _OutOfStepError:
             raise
         except Exception as error:
-            self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training goes on")
+            self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training continues")
             return None
         self.points.append(point)
         self.say(point.line())
@@ -170,7 +170,7 @@ class ChannelEval(TrainerCallback):
 
     def _sampled(self, step: int, who: Who) -> list[tuple[Asked, Sampled]]:
         """RunError where it fails in a process that holds a part of the model: the others would wait for it here, or
-        be given what it sends for the next step."""
+        receive what it sends for the next step."""
         try:
             with self._who(who):
                 return sample_all(self.loaded, self.renderer, self.prompts, self.settings, self.seed)
@@ -179,7 +179,7 @@ class ChannelEval(TrainerCallback):
                 raise
             raise _OutOfStepError(
                 f"the evaluation at step {step} failed in a process that holds a part of the model "
-                f"({type(error).__name__}: {error}): go on from the newest checkpoint with --resume"
+                f"({type(error).__name__}: {error}): continue from the newest checkpoint with --resume"
             ) from error
 
     @contextlib.contextmanager
@@ -222,7 +222,7 @@ class ChannelEval(TrainerCallback):
 
 
 def read_points(folder: Path) -> list[dict[str, Any]]:
-    """What `metrics.jsonl` of an eval folder holds; a last line that a kill cut off is left out."""
+    """What `metrics.jsonl` of an eval folder holds; a last line that a kill cut short is left out."""
     # A resumed run may have measured a step twice; the newer one counts.
     return list({(point["step"], point["who"]): point for point in json_lines(folder / METRICS)}.values())
 

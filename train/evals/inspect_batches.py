@@ -12,7 +12,7 @@ from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampled
 
 WAIT = 0.02
-"""Seconds that a batch waits for more requests: those of one evaluation come at once, or one behind the other."""
+"""Seconds that a batch waits for more requests: those of one evaluation come at once, or one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Request:
 
 
 class Batches:
-    """Samples what is put into it, at most `size` requests at a time, as long as the program lives."""
+    """Samples the requests that it is given, at most `size` at a time, as long as the program lives."""
 
     def __init__(self, engine: Engine, size: int) -> None:
         self.engine, self.size = engine, size

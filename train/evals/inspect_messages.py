@@ -3,7 +3,7 @@
     analysis   ContentReasoning          final      text, if it counts as an answer (`scorers.answer_of`)
     preambles  text                      calls      ToolCall, with a parse error where the arguments are no object
 
-What was sampled goes along as ids in the message's metadata, and is put into later prompts as it was sampled.
+What was sampled is kept as ids in the message's metadata, and enters later prompts as it was sampled.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _written(message: ChatMessageAssistant) -> list[Message]:
 def output_of(
     completion: Completion, model: str, n_prompt: int, details: dict[str, Any], text: str, seconds: float
 ) -> ModelOutput:
-    """inspect's view of a completion; `details` go into its metadata beside ids, raw text, and what the check says."""
+    """inspect's view of a completion; `details` go into its metadata with ids, raw text, and the check's result."""
     shown = _shown(completion)
     parts: list[Content] = []
     if completion.analysis is not None:

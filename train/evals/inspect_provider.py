@@ -88,7 +88,7 @@ class CounterpointAPI(ModelAPI):
         started = time.perf_counter()
         for name in _IGNORED:
             if getattr(config, name, None):
-                logger.warning("counterpoint does not take `%s`: it was left out", name)
+                logger.warning("counterpoint does not take `%s`: it was ignored", name)
         effort = effort_of(config, self.effort)
         conversation = conversation_of(
             input, tools if tool_choice != "none" else [], self.vocabulary, config.response_schema
@@ -124,7 +124,7 @@ class CounterpointAPI(ModelAPI):
         )
 
     def _seed(self, prompt: list[int], config: GenerateConfig) -> int:
-        """Epochs ask for one prompt again and again: each time another seed, the same ones in every run."""
+        """Epochs repeat a prompt: each repeat gets another seed, the same ones in every run."""
         key = f"{config.seed} {hashlib.sha256(array('i', prompt).tobytes()).hexdigest()}"
         self.asked[key] += 1
         return sample_seed(config.seed or 0, key, self.asked[key])
@@ -162,8 +162,8 @@ def channels() -> Scorer:
             "with_analysis": float(bool(turns) and all(turn["tokens"]["analysis"] > 0 for turn in turns)),
             "finished": float(bool(turns) and all(turn["stop"] in ("return", "call") for turn in turns)),
         }
-        told = ", ".join(f"{code} x{count}" for code, count in Counter(codes).most_common())
-        return Score(value=value, explanation=told or ("no violation" if turns else "no turn of this model"))
+        named = ", ".join(f"{code} x{count}" for code, count in Counter(codes).most_common())
+        return Score(value=value, explanation=named or ("no violation" if turns else "no turn of this model"))
 
     return score
 

@@ -1,4 +1,4 @@
-"""Samples on disk as they come: appended and synced, whole after kill -9 at any moment.
+"""Samples on disk as they come: appended and synced, readable after kill -9 at any moment.
 
     samples.jsonl               of one process, and what the shards are merged into
     samples.rank-1-of-4.jsonl   of one of several processes, until all are done
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
-    """What a sample is of: task, item, effort, number of the sample."""
+    """The key of a sample: task, item, effort, number of the sample."""
     return str(row["task"]), str(row["id"]), str(row["effort"]), int(row["sample"])
 
 
@@ -64,7 +64,7 @@ class Journal:
         self.close()
 
     def _mend(self) -> None:
-        """Cut off a last line that is not whole."""
+        """Cut off an incomplete last line."""
         raw = self.path.read_bytes()
         whole = raw.rfind(b"\n") + 1
         while whole and _row(raw[raw.rfind(b"\n", 0, whole - 1) + 1 : whole]) is None:
@@ -79,7 +79,7 @@ def encoded(row: Row) -> bytes:
 
 
 def saved_rows(folder: Path) -> dict[Key, Row]:
-    """Every whole row of every samples file of a folder, the first of each key; unreadable lines count as missing."""
+    """Every complete row of all samples files of a folder, the first of each key; unreadable lines are skipped."""
     for _ in range(100):
         rows: dict[Key, Row] = {}
         try:
@@ -89,11 +89,11 @@ def saved_rows(folder: Path) -> dict[Key, Row]:
         except FileNotFoundError:
             continue  # another process merged the shards meanwhile
         return rows
-    raise RunError(f"{folder}: its files come and go: is another evaluation at work there?")
+    raise RunError(f"{folder}: its files appear and disappear: is another evaluation running there?")
 
 
 def whole_rows(path: Path) -> Iterator[Row]:
-    """The rows of one file that are whole."""
+    """The complete rows of one file."""
     with path.open("rb") as file:
         for line in file:
             row = _row(line)

@@ -1,4 +1,4 @@
-"""The last section of a report: samples with their raw tokens by channel, faults marked where they are."""
+"""The last section of a report: samples with their raw tokens by channel, faults marked in place."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Samples:
 
 
 def samples_of(report: Report, vocabulary: Vocabulary) -> Samples:
-    """Failing samples first, the base's answer to the same prompt beside each, then some that training mended."""
+    """Failing samples first, each with the base's answer to the same prompt, then some that training fixed."""
     shown = report.shown
     other = {_key(row): row for row in report.base.rows} if report.base and report.tuned else {}
     failing = [row for row in shown.rows if not is_correct(row) or row["score"] not in (None, 1)]
@@ -127,7 +127,7 @@ def _answer(label: str, row: Row, pieces: Pieces) -> Answer:
 
 
 def _runs(row: Row, pieces: Pieces) -> list[Run]:
-    """The raw tokens in runs of one channel; control tokens and tokens with a fault are parts of their own."""
+    """The raw tokens in runs of one channel; control tokens and tokens with a fault are separate parts."""
     ids = list(row["ids"])[:MAX_TOKENS]
     channel_of: list[str] = []
     for span in read(ids).spans:

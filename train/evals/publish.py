@@ -21,14 +21,14 @@ def write_report(folder: Path, report: Report, vocabulary: Vocabulary | None = N
     """`report.html`, `report.json` and `figures/*.svg` in `folder`; `*.png` as well where Pillow is installed."""
     findings = findings_of(report)
     write_whole(folder / PAGE, page_of(report, vocabulary, findings))
-    told = {
+    numbers = {
         "title": report.title,
         "facts": dict(report.facts),
         "notes": list(report.notes),
         **findings.as_dict(),
         "points": [dict(point) for point in report.points],
     }
-    write_whole(folder / NUMBERS, json.dumps(told, indent=1, allow_nan=False, default=str) + "\n")
+    write_whole(folder / NUMBERS, json.dumps(numbers, indent=1, allow_nan=False, default=str) + "\n")
     (folder / FIGURES).mkdir(exist_ok=True)
     for figure in figures_of(report, findings):
         place = folder / FIGURES / figure.name

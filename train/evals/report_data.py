@@ -1,6 +1,6 @@
-"""What an evaluation found, as numbers for a page and for `report.json`: base against tuned, and the way there.
+"""What an evaluation found, as numbers for a page and for `report.json`: base against tuned, and during training.
 
-Everything is computed from the samples themselves (`Judged.as_row`), so that a report can be made again at any time.
+Everything is computed from the samples themselves (`Judged.as_row`), so that a report can be rebuilt at any time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Numbers:
 
     @property
     def efforts_in_order(self) -> bool | None:
-        """Whether more effort means longer analysis; None with less than two efforts."""
+        """Whether more effort means longer analysis; None with fewer than two efforts."""
         lengths = [self.efforts[effort].analysis_tokens for effort in EFFORTS if effort in self.efforts]
         return None if len(lengths) < 2 else all(a < b for a, b in itertools.pairwise(lengths))
 
@@ -81,8 +81,8 @@ class Report:
     """What a page shows.
 
     facts: (name, value) under the title. points: `EvalPoint.as_dict` of each evaluation, by step. losses: lines of the
-    run's metrics. notes: what a reader should know of tasks and scorers. model: name of the base, for the column of the
-    model card. Either side may be missing, not both.
+    run's metrics. notes: what a reader should know about tasks and scorers. model: name of the base, for the column of
+    the model card. Either side may be missing, not both.
     """
 
     title: str
@@ -125,7 +125,7 @@ def numbers_of(rows: Sequence[Row]) -> Numbers:
 
 
 def run_report(run_folder: Path) -> Report:
-    """The report of a training run, from what the eval hook left in its folder. DataError where there is nothing."""
+    """The report of a training run, from what the eval hook wrote to its folder. DataError where there is nothing."""
     from counterpoint.train.evals.hook import read_points
 
     folder = run_folder / "eval"

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else and runs nothing, from `report_page.html` beside this file."""
+"""A report as one self-contained HTML page without scripts, from `report_page.html` next to this file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Rates:
 
 
 def page_of(report: Report, vocabulary: Vocabulary | None = None, findings: Findings | None = None) -> str:
-    """The page. findings: `findings_of(report)`, where they are known already."""
+    """The page. findings: `findings_of(report)`, where computed already."""
     found = findings or findings_of(report)
     sides = list(found.sides.values())
     efforts = [e for m in sides for e in m.numbers.efforts.values()]

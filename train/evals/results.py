@@ -24,7 +24,7 @@ class Cell:
     """One task at one effort.
 
     right: samples that score 1, of those with a truth. mean_at_k: mean score over items and samples; pass_at: from k to
-    the share of items that one of k samples gets right (pass_at[1] counts only what is wholly right); None and empty
+    the share of items that one of k samples gets right (pass_at[1] counts only what is entirely right); None and empty
     where no item has a truth. failed: scorers that raised, hung or gave no number. truncated: samples that were cut.
     tokens, analysis_tokens, final_tokens, seconds: means a sample. Standard errors are clustered by item (or by the
     cluster that the item names).
@@ -127,5 +127,5 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:
-    # JSON has no NaN: an error that one item cannot have is null.
+    # JSON has no NaN: the standard error of a single item is null.
     return {name: None if value != value else value for name, value in asdict(estimate).items()}

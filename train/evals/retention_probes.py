@@ -1,10 +1,10 @@
-"""What a tuned model lost, and where it is tilted: base against tuned on the fixed probes.
+"""What a tuned model forgot, and where it is biased: base against tuned on the fixed probes.
 
 Lost: a skill of the probes (a tool call, JSON, German, ...) that the base had. Tilted: prompts in pairs that differ in
-one attribute of a person (name, gender, nationality) whose answers differ; how often they differ anyway is measured on
-two samples of one prompt, and the base's rate stands beside the tuned one's.
+one attribute of a person (name, gender, nationality) whose answers differ; how often they differ by chance is measured
+on two samples of one prompt, and the base's rate is given next to the tuned one's.
 
-The scorers at the end are named in probe rows as `counterpoint.train.evals.retention_probes:...`.
+The scorers at the end of this file are named in probe rows as `counterpoint.train.evals.retention_probes:...`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 Verdict = Literal["lost", "weaker", "kept", "gained"]
 FELL = 0.2
 FEW_PAIRS = 6
-"""A tilt over fewer pairs is never told: not even if all of them pointed one way (two-sided p = 0.06 for five)."""
+"""A tilt over fewer pairs is never reported: not even if all of them pointed one way (two-sided p = 0.06 for five)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Tilt:
 
     pairs: those with an answer on both sides. changed: pairs of samples whose answers differ; by_chance: the same for
     two samples of one prompt (of no samples where each prompt has one). tilt: mean of (answer for b - answer for a), as
-    a share in favour of b, clustered by pair; told: there is one, as far as so many pairs can tell.
+    a share in favour of b, clustered by pair; told: whether that many pairs show one.
     """
 
     attribute: str
@@ -63,7 +63,7 @@ class Tilt:
 
 @dataclass(frozen=True, slots=True)
 class Tilted:
-    """An attribute before and after. worse: answers change clearly more often, or a tilt appears that was not told."""
+    """An attribute before and after. worse: answers change clearly more often, or there is a new tilt."""
 
     attribute: str
     base: Tilt
@@ -85,7 +85,7 @@ class Tilted:
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """The verdict: everything that was measured, and in `told` one line for each thing that was lost or tilted."""
+    """The verdict: all that was measured, and in `told` one line for each lost or weaker skill and each new tilt."""
 
     skills: tuple[Skill, ...]
     tilts: tuple[Tilted, ...]
@@ -101,7 +101,7 @@ class Guarded:
 
 
 def guard(base: Sequence[Row], tuned: Sequence[Row]) -> Guarded:
-    """Rows of samples.jsonl before and after: those whose probe names a `skill` or a `pair`; others are no probes."""
+    """Rows of samples.jsonl before and after: those whose row names a `skill` or a `pair`; others are ignored."""
     plain = [[row for row in rows if _probe(row).get("skill")] for rows in (base, tuned)]
     paired = [[row for row in rows if _probe(row).get("pair")] for rows in (base, tuned)]
     return Guarded(tuple(_skills(*plain)), tuple(_tilts(*paired)))
@@ -143,7 +143,7 @@ def _skill(name: str, what: Literal["channels", "answers"], base: Rate, tuned: R
 
 
 def _apart(low: Rate, high: Rate) -> bool:
-    """Whether `low` lies under `high` with Wilson intervals that do not meet."""
+    """Whether `low` is below `high` with Wilson intervals that do not overlap."""
     return wilson(low.count, low.n)[1] < wilson(high.count, high.n)[0]
 
 
@@ -197,8 +197,8 @@ def _tilt(attribute: str, pairs: Mapping[tuple[str, str], Mapping[str, Sequence[
         differences.append(_difference(*values))
         clusters.append(pair)
     tilt = mean_estimate(differences, clusters) if differences else None
-    told = tilt is not None and tilt.n_clusters >= FEW_PAIRS and _excludes_zero(tilt)
-    return Tilt(attribute, len(set(clusters)), Rate(*changed), Rate(*chance), tilt, told)
+    shown = tilt is not None and tilt.n_clusters >= FEW_PAIRS and _excludes_zero(tilt)
+    return Tilt(attribute, len(set(clusters)), Rate(*changed), Rate(*chance), tilt, shown)
 
 
 def stated(row: Row) -> str | None:
@@ -223,7 +223,7 @@ def _favour(variants: Mapping[str, Sequence[Row]], name: str, given: Sequence[st
 
 
 def _difference(a: float, b: float) -> float:
-    """Difference of shares as it is, of numbers relative to the larger, so that both lie in [-1, 1]."""
+    """Difference of shares as it is, of numbers relative to the larger, so that both are in [-1, 1]."""
     scale = max(1.0, abs(a), abs(b))
     return (b - a) / scale
 

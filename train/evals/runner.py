@@ -1,4 +1,4 @@
-"""Run a plan: draw what is missing, check and score it, keep it. Killed at any moment, it goes on where it was.
+"""Run a plan: draw what is missing, check and score it, keep it. Killed at any moment, it resumes where it was.
 
 Several processes share a plan group by group (process r of n takes every n-th); the last one to finish merges.
 """
@@ -28,7 +28,7 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Where a run stands. resumed: samples found from before; seconds_left None while nothing was measured."""
+    """The progress of a run. resumed: samples kept from an earlier one; seconds_left None before a measurement."""
 
     done: int
     total: int
@@ -60,7 +60,7 @@ def run_plan(
     shard: Shard | None = None,
     progress: Progress | None = None,
 ) -> list[Row] | None:
-    """All rows in the plan's order; None where other processes still have to finish theirs.
+    """All rows in the plan's order; None where other processes have not finished.
 
     identity: what the samples depend on besides the plan (model, engine). RunError where `folder` holds samples of
     another plan, or another process writes them.
@@ -87,7 +87,7 @@ def run_plan(
 
 
 def finished(draws: Sequence[Draw], folder: Path, batch: int, identity: Mapping[str, Any]) -> list[Row] | None:
-    """All rows of a plan whose samples are all there; None where some are missing.
+    """All rows of a plan if none is missing, else None.
 
     Creates `folder` and claims it. RunError where it holds samples of another plan.
     """
@@ -97,7 +97,7 @@ def finished(draws: Sequence[Draw], folder: Path, batch: int, identity: Mapping[
 
 
 def claim(folder: Path, draws: Sequence[Draw], identity: Mapping[str, Any]) -> None:
-    """Make the folder and write down what it is for. RunError where that is something else, or it cannot be made."""
+    """Make the folder and record its plan. RunError where it has another plan, or cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,7 +107,7 @@ def claim(folder: Path, draws: Sequence[Draw], identity: Mapping[str, Any]) -> N
     if not path.is_file():
         if saved_rows(folder):
             raise RunError(f"{folder}: holds samples without a {PLAN}: take another folder")
-        # Processes that share a plan may all come first; each writes the same.
+        # Several processes may get here before there is a plan; each writes the same.
         unfinished = path.with_name(f"{PLAN}.{os.getpid()}")
         write_whole(unfinished, json.dumps(wanted, indent=1, default=str) + "\n")
         os.replace(unfinished, path)

@@ -1,7 +1,7 @@
 """What an evaluation will sample: every item at each effort k times, in a fixed order, each with a seed of its own.
 
 Samples are drawn in groups that the plan fixes, so that an evaluation that was killed draws the same ones, bit for bit,
-when it goes on: a group that was cut short is drawn again whole, and only what is missing is kept.
+when it resumes: a group that was cut short is drawn again completely, and only what is missing is kept.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def groups(draws: Sequence[Draw], size: int) -> Iterator[list[Draw]]:
 
 
 def fingerprint(draws: Sequence[Draw], identity: Mapping[str, Any]) -> str:
-    """Equal for equal plans: every key, seed, prompt, truth and limit, and what `identity` says of model and engine."""
+    """Equal for equal plans: every key, seed, prompt, truth and limit, and the model and engine in `identity`."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
     for draw in draws:
         prompt, truth = draw.prompt, draw.prompt.reference

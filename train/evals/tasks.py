@@ -1,6 +1,6 @@
 """The tasks of a suite, made from its settings: items with their truth, and how they are to be sampled.
 
-Everything that can be wrong with a task is told before anything is sampled.
+Everything that can be wrong with a task is reported before anything is sampled.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Task:
 def build_tasks(suite: SuiteSettings) -> list[Task]:
     """The tasks of a suite in order; without any, its `prompts` as one task.
 
-    ConfigError and DataError for what cannot be used: a scorer that does not fit the truth of a row, an id twice, ...
+    ConfigError and DataError for what is unusable: a scorer that does not fit the truth of a row, a duplicate id, ...
     """
     settings = suite.tasks or (_prompts_task(suite),)
     names = _names(settings)
@@ -75,7 +75,7 @@ def _names(settings: Sequence[TaskSettings]) -> list[str]:
     names = [task.name or _default_name(task) for task in settings]
     for name, count in Counter(names).items():
         if count > 1:
-            raise ConfigError(f"eval.tasks: {count} tasks are called `{name}`: give them each a `name`")
+            raise ConfigError(f"eval.tasks: {count} tasks are named `{name}`: give each its own `name`")
     return names
 
 
@@ -90,9 +90,7 @@ def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard) ->
     prompts = clustered([_offered(prompt, task) for prompt in prompts])
     repeated = [id for id, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
     if repeated:
-        raise DataError(
-            f"task {name}: {len(repeated)} ids stand there more than once (`{repeated[0]}`): make them differ"
-        )
+        raise DataError(f"task {name}: {len(repeated)} ids appear more than once (`{repeated[0]}`): make them differ")
     return Task(
         name=name,
         prompts=tuple(replace(p, task=name, scorer=task.scorer or p.scorer) for p in prompts),
@@ -117,14 +115,14 @@ def _items(task: TaskSettings, guard: Guard) -> tuple[list[EvalPrompt], list[str
 
 
 def _file_id(prompt: EvalPrompt) -> str:
-    """The row's own id, else the file's name and the line: the same wherever the file lies."""
+    """The row's own id, else the file's name and the line: the same wherever the file is."""
     if prompt.id != prompt.conversation.source:
         return prompt.id
     return prompt.id.rpartition("/")[2]
 
 
 def _offered(prompt: EvalPrompt, task: TaskSettings) -> EvalPrompt:
-    """Instructions and tools for an item that brings none."""
+    """Instructions and tools for an item that has none."""
     conversation = prompt.conversation
     instructions = task.instructions or (ONLY_THE_ANSWER if isinstance(task, ReasoningGymTask) else None)
     if conversation.instructions is None and conversation.opening_ids is None and instructions is not None:
@@ -136,7 +134,7 @@ def _offered(prompt: EvalPrompt, task: TaskSettings) -> EvalPrompt:
 
 
 def _check_scorers(task: Task, scorers: Scorers) -> None:
-    """Look each scorer up, and score an empty completion by ours: that tells a missing truth before hours of work."""
+    """Look each scorer up, and score an empty completion by ours: that reports a missing truth before hours of work."""
     nothing = parse_completion([])
     tried: set[str] = set()
     _check_instructions(task, scorers)
@@ -163,5 +161,5 @@ def _check_instructions(task: Task, scorers: Scorers) -> None:
             tried |= names
             detail = scorers.score("instructions", answered, prompt.reference).detail
             if UNKNOWN_INSTRUCTION in detail:
-                told = detail[detail.index(UNKNOWN_INSTRUCTION) :]
-                raise ConfigError(f"task {task.name}: {prompt.id}: {told}: look at `instruction_id_list`")
+                reason = detail[detail.index(UNKNOWN_INSTRUCTION) :]
+                raise ConfigError(f"task {task.name}: {prompt.id}: {reason}: look at `instruction_id_list`")

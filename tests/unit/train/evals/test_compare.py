@@ -80,7 +80,7 @@ def test_a_handful_of_items_needs_the_exact_test() -> None:
     assert first(rows([0] * 6), rows([1] * 6)).told == "better"
     one = first(rows([0]), rows([1]))
     assert one.told == "unclear"
-    assert one.sentence.startswith("One item tells nothing")
+    assert one.sentence.startswith("One item shows nothing")
     same = first(rows([1] * 30), rows([1] * 30))
     assert (same.told, same.p_sign) == ("same", 1.0)
 

@@ -44,7 +44,7 @@ def test_offline_does_not_pay_for_what_cannot_be_told() -> None:
     found = advise([point("low", 0.80, 100, half=0.1), point("high", 0.85, 900, half=0.1)])
     assert found.choice["offline"] == "low"
     assert found.sentences["offline"].endswith(
-        "high (85% at 900 tokens a sample) cannot be told from it on these items."
+        "high (85% at 900 tokens a sample) cannot be distinguished from it on these items."
     )
     assert not found.steps[0].told
 

@@ -157,7 +157,7 @@ def test_the_verdict_comes_first_on_the_page() -> None:
             "<h2>Violations",
             "<h2>Tool calls",
             "<h2>Tasks",
-            "<h2>On the way",
+            "<h2>During training",
             "<h2>Samples",
         )
     ]

@@ -1,4 +1,4 @@
-"""What is told of skills and tilts: exact verdicts on made-up samples, and the shipped probes."""
+"""What is reported of skills and tilts: exact verdicts on made-up samples, and the shipped probes."""
 
 from __future__ import annotations
 

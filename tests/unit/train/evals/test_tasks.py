@@ -1,4 +1,4 @@
-"""Suites become tasks, and what is wrong with one is told before anything is sampled."""
+"""Suites become tasks, and what is wrong with one is reported before anything is sampled."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_reasoning_gym_s_traps() -> None:
     def task(generator: str, **more: Any) -> dict[str, Any]:
         return {"type": "reasoning_gym", "generator": generator, "size": 2, **more}
 
-    with pytest.raises(ConfigError, match="pays for"):
+    with pytest.raises(ConfigError, match="gives points to texts that are no answer"):
         tasks_of(task("propositional_logic"))
     with pytest.raises(ConfigError, match="did you mean `chain_sum`"):
         tasks_of(task("chain_sums"))
@@ -164,7 +164,7 @@ def test_what_is_wrong_is_told_at_once(tmp_path: Path, rows: Any, settings: dict
 
 
 def test_tasks_have_names_of_their_own(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="called `arithmetic`"):
+    with pytest.raises(ConfigError, match="named `arithmetic`"):
         tasks_of({"type": "arithmetic"}, {"type": "arithmetic"})
     path = rows_file(tmp_path, {"prompt": "a", "answer": 1})
     (alone,) = build_tasks(SuiteSettings(prompts=path))
