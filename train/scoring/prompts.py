@@ -28,7 +28,7 @@ class FollowUp:
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """One item. `scorer` is a name of `scorers.Scorers`, None where the row has no truth to compare with.
+    """One item. `scorer` is a name that `scorers.Scorers` knows, None where the row has no truth to compare with.
 
     cluster: items of the same one depend on each other (questions on one text, variants of one problem); "" is the id.
     follow_ups: later user messages, which rollouts of `recipe: grpo` go through; an evaluation asks the first alone.
@@ -135,7 +135,7 @@ def _follow_ups(given: Any, source: str) -> Iterator[FollowUp]:
 
 
 def default_scorer(reference: Reference) -> str | None:
-    """The comparison that fits the truth a row brings."""
+    """The comparison that fits the truth of a row."""
     if reference.calls is not None:
         return "calls"
     if reference.entry:
@@ -151,7 +151,7 @@ def default_scorer(reference: Reference) -> str | None:
 
 
 def expected_calls(truth: Mapping[str, Any]) -> tuple[ExpectedCall, ...] | None:
-    """The calls that a row knows to be right; None where it says nothing of calls."""
+    """The calls that a row knows to be right; None where it has no field for calls."""
     given = truth.get("calls", truth.get("call"))
     if given is None and isinstance(truth.get("ground_truth"), list):
         listed = truth["ground_truth"]

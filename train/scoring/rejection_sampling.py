@@ -1,4 +1,4 @@
-"""Reasoning for answers that came without: sampled until its final agrees with the row's answer, and written as a row.
+"""Reasoning for answers that have none: sampled until its final agrees with the row's answer, and written as a row.
 
 What is written is a file of format `harmony`: messages with channels, which `recipe: sft` takes as it is.
 """
@@ -20,7 +20,7 @@ from counterpoint.train.scoring.scorers import Scorers
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A row without its answer. number: its place among the rows, which names it. answer: the row's own final."""
+    """A row without its answer. number: its index among the rows, which identifies it. answer: the row's own final."""
 
     number: int
     prompt: EvalPrompt
@@ -38,7 +38,7 @@ class Distilled:
 
 
 def question_of(number: int, conversation: Conversation, renderer: Renderer) -> Question | None:
-    """The last turn's question; None where that turn calls tools, or nothing tells its right answer."""
+    """The last turn's question; None where that turn calls tools, or its right answer is unknown."""
     prompt = prompt_of(conversation)
     given = conversation.messages[len(prompt.conversation.messages) :]
     if any(message.is_call or message.role == "tool" for message in given):
@@ -65,7 +65,7 @@ def distil(
     scorer: str | None = None,
     least_tokens: int = 1,
 ) -> Iterator[Distilled]:
-    """Each question once, in their order; all that are still open are sampled together, once a round.
+    """Each question once, in their order; all without an accepted sample are sampled together, once a round.
 
     A sample depends on the seed, the question's number and the round alone, not on the other questions.
     """

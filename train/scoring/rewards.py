@@ -1,8 +1,8 @@
-"""What a rollout earns: small judgements on the typed result, each a number from 0 to 1, composed with weights.
+"""Rewards of a rollout: small functions on the typed result, each a number from 0 to 1, combined with weights.
 
-Only a finished, single final is an answer. A reward for manners (length, language, JSON) is paid for answers alone, and
-beside an `answer` reward only as far as that one is: saying nothing, junk, an echo of the prompt, or an answer left in
-the analysis earns nothing.
+Only a finished, single final is an answer. A reward for format (length, language, JSON) is given to answers alone, and
+with an `answer` reward it is scaled by that one: an empty answer, junk, an echo of the prompt, or an answer left in the
+analysis earns nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Outcome:
 
 
 class Rewards:
-    """The rewards of a run file. Close it, or use it as a context manager: foreign code runs in a child process.
+    """The rewards of a run file. Close it, or use it as a context manager: user code runs in a child process.
 
     failures: how often each reward's own code raised, hung or gave no number; such a rollout earns 0 from it.
     """
@@ -59,7 +59,7 @@ class Rewards:
     def unjudged(self, outcomes: Sequence[Outcome]) -> dict[str, int]:
         """Of outcomes without a completion, one a turn: how many have no truth for each `answer` reward.
 
-        ConfigError for a comparison that nobody knows, whose package is missing, or whose function is not there.
+        ConfigError for an unknown comparison, a missing package, or a missing function.
         """
         missing: dict[str, int] = {}
         checked: set[str] = set()
@@ -90,7 +90,7 @@ class Rewards:
         ]
 
     def solved(self, outcome: Outcome, values: Sequence[float]) -> bool:
-        """Right by every `answer` and `calls` reward, with a final, through calls that all ran without a fault."""
+        """Right by every `answer` and `calls` reward, with a final, through calls that all ran without an error."""
         found = zip(values, self.settings, strict=True)
         judged = [value for value, setting in found if isinstance(setting, kinds.AnswerReward | kinds.CallsReward)]
         ran = bool(outcome.called) and not any(called.result.fault for called in outcome.called)
@@ -120,7 +120,7 @@ class Rewards:
 
 @singledispatch
 def judge(setting: RewardSettings, outcome: Outcome, scorers: Scorers) -> float | Score | None:
-    """What an outcome earns by one reward, before its weight: from 0 to 1, or None where the row has no truth for it.
+    """One reward of an outcome, before its weight: from 0 to 1, or None where the row has no truth for it.
 
     A function for each class of settings, registered by the annotation of its first argument.
     """
@@ -197,16 +197,16 @@ def _json(setting: kinds.JsonReward, outcome: Outcome, scorers: Scorers) -> floa
 
 
 def _scorer(setting: kinds.AnswerReward | kinds.FunctionReward, outcome: Outcome) -> str | None:
-    """The comparison of an `answer` or `function` reward; None where the row says nothing of one."""
+    """The comparison of an `answer` or `function` reward; None where the row names none."""
     if isinstance(setting, kinds.FunctionReward):
         return setting.function
     return setting.scorer or outcome.scorer or default_scorer(outcome.reference)
 
 
 def _score(scorer: str, outcome: Outcome, scorers: Scorers) -> Score | None:
-    """None where the row has not what the comparison needs."""
+    """None where the row lacks what the comparison needs."""
     completion = outcome.completion
-    if ":" not in scorer:  # the user's own function reads the completion as it is
+    if ":" not in scorer:  # the user's own function reads the unchanged completion
         completion = without_echo(completion, outcome.reference.prompt)
     try:
         return scorers.score(scorer, completion, outcome.reference)
@@ -215,13 +215,13 @@ def _score(scorer: str, outcome: Outcome, scorers: Scorers) -> Score | None:
 
 
 def zero_variance_share(values: Sequence[float], group: int) -> float:
-    """Share of groups of `group` neighbours in which all values are equal: those teach nothing."""
+    """Share of groups of `group` neighbours in which all values are equal: those give no gradient."""
     groups = [values[i : i + group] for i in range(0, len(values), group)]
     return sum(max(g) - min(g) < 1e-9 for g in groups) / len(groups) if groups else 0.0
 
 
 def without_echo(completion: Completion, prompt: str) -> Completion:
-    """The completion with the prompt cut out of its final: what repeats the question answers nothing.
+    """The completion with the prompt cut out of its final: what repeats the question is no answer.
 
     Case, white space and the prompt's last punctuation make no difference. Only whole words are cut: "ok" is not cut
     out of "book", nor "42?" out of "42.5".
@@ -230,8 +230,8 @@ def without_echo(completion: Completion, prompt: str) -> Completion:
     # No match is shorter than its words with a blank between: a longer prompt needs no search.
     if completion.final is None or not words or len(" ".join(words)) > len(completion.final):
         return completion
-    said = r"\s+".join(map(re.escape, words))
-    echo = re.compile(rf"(?<!\w){said}(?!\w|[.,]\d)[.?!:]*", re.IGNORECASE)
+    pattern = r"\s+".join(map(re.escape, words))
+    echo = re.compile(rf"(?<!\w){pattern}(?!\w|[.,]\d)[.?!:]*", re.IGNORECASE)
     return replace(completion, final=echo.sub(" ", completion.final))
 
 

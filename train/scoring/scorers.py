@@ -31,7 +31,7 @@ from counterpoint.data.user_code.worker import Guard, Guarded
 
 
 class MissingTruthError(ConfigError):
-    """The row has not what a comparison needs."""
+    """The row lacks what a comparison needs."""
 
 
 Outcome = Literal["right", "partly", "wrong", "missing", "failed"]
@@ -41,7 +41,7 @@ ANSWER_CODES = frozenset({"second_final", "tokens_after_stop"})
 
 @dataclass(frozen=True, slots=True)
 class ExpectedCall:
-    """A call that the row knows to be right.
+    """A call that the row expects.
 
     name: the function's, with or without `functions.`. arguments: for each one the value, compared exactly apart from
     white space; or with `any_of` the list of accepted values by BFCL's rules: an empty string among them makes
@@ -55,7 +55,7 @@ class ExpectedCall:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a row knows about its right result; a field that is None is not scored."""
+    """What a row holds about its right result; a field that is None is not scored."""
 
     answer: str | None = None
     calls: tuple[ExpectedCall, ...] | None = None
@@ -78,7 +78,7 @@ Scorer = Callable[[Completion, Reference], Score]
 
 
 def answer_of(completion: Completion) -> str | None:
-    """The final that counts as the answer: finished, the only one, with nothing behind it; else None."""
+    """The final that counts as the answer: finished, the only one, with nothing after it; else None."""
     if completion.final is None or completion.stop != "return" or completion.codes & ANSWER_CODES:
         return None
     return completion.final
@@ -208,12 +208,12 @@ def schema(completion: Completion, reference: Reference) -> Score:
     except jsonschema.ValidationError as error:
         return Score(0.0, "wrong", f"{error.json_path}: {error.message}"[:300])
     except jsonschema.SchemaError as error:
-        return Score(0.0, "failed", f"the row's schema is broken: {error.message}"[:300])
+        return Score(0.0, "failed", f"the row's schema is invalid: {error.message}"[:300])
     return Score(1.0, "right")
 
 
 class Scorers:
-    """Scorers by name. Those that run foreign code (`math`, `instructions`, `reasoning_gym`, the user's) are guarded.
+    """Scorers by name. `math`, `instructions`, `reasoning_gym` and user functions run in a guarded process.
 
     Close it when done, or use it as a context manager.
     """
@@ -229,7 +229,7 @@ class Scorers:
         }
 
     def check(self, name: str) -> None:
-        """ConfigError for a comparison that nobody knows, whose package is missing, or whose function is not there."""
+        """ConfigError for an unknown comparison, a missing package, or a missing function."""
         if ":" in name:
             answer = self._guard.call(f"{exists.__module__}:{exists.__name__}", name)
             if answer.failure is not None:
@@ -335,7 +335,7 @@ def _entry(reference: Reference) -> Mapping[str, Any]:
 
 
 class _Foreign(NamedTuple):
-    """needs: what the function is given of the row. function: of this module, run in the guarded process."""
+    """needs: what the function gets of the row. function: of this module, run in the guarded process."""
 
     needs: Callable[[Reference], Any]
     function: str
@@ -370,7 +370,7 @@ def _from_guard(guarded: Guarded) -> Score:
 
 
 def _spaced(text: str) -> str:
-    """White space made one blank, and none beside anything that is no word: `17 * 8` is `17*8`, and is not `178`."""
+    """White space made one blank, and none next to anything that is no word: `17 * 8` is `17*8`, and is not `178`."""
     return re.sub(r" ?([^\w ]) ?", r"\1", " ".join(text.split()))
 
 
