@@ -1,8 +1,8 @@
-"""Rollouts of several turns: the model samples, its call is run, the result is appended, and it samples on.
+"""Rollouts of several turns: the model samples, its call is run, the result is appended, and sampling continues.
 
 Token ids in, token ids out. What was sampled is kept id for id and never rendered again; only tool results are written
 by the renderer, and they are masked. Where the user says more after a final, a new prompt is rendered without the
-earlier analysis, and a new episode follows. Whatever a tool or a model does, there is an episode at the end.
+earlier analysis, and a new episode follows. Whatever a tool or a model does, an episode is returned.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def run_episodes(
     seed: int | Sequence[int] = 0,
     follow_ups: Sequence[Sequence[str]] | None = None,
 ) -> list[Episode]:
-    """One episode of each prompt, in order; all that still go on are sampled together.
+    """One episode of each prompt, in order; all unfinished ones are sampled together.
 
-    prompts: conversations that end where the model should answer, with the tools that it is told of. toolbox: makes
-    the tools that one rollout can call; None runs no call, and a call ends the episode. efforts: of each prompt, None
-    takes the conversation's. seed: one for all, from which each derives its own by its index, or one a prompt.
+    prompts: conversations that end where the model should answer, with the tools that are declared to it. toolbox:
+    makes the tools that one rollout can call; None runs no call, and a call ends the episode. efforts: of each prompt,
+    None takes the conversation's. seed: one for all, from which each derives its own by its index, or one a prompt.
     follow_ups: of each prompt, what the user says after each final; the episode is that of the last turn, or of the
     first that ends without a final.
     """
@@ -77,7 +77,7 @@ def run_episodes(
 
 
 def continued(prompt: Conversation, episode: Episode, text: str) -> Conversation:
-    """The conversation that goes on with the user's `text`; rendered, it drops earlier analysis as at inference."""
+    """The conversation continued with the user's `text`; rendered, it drops earlier analysis as at inference."""
     messages = list(prompt.messages)
     called = list(episode.called)
     for action in episode.actions:

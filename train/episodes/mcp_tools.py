@@ -1,4 +1,4 @@
-"""Tools of an MCP server that is started as a child process and spoken to over its standard input and output.
+"""Tools of an MCP server that runs as a child process, over its standard input and output.
 
 Source: Model Context Protocol, https://modelcontextprotocol.io (package `mcp`, the extra `[tools]`).
 """

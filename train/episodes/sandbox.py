@@ -1,4 +1,4 @@
-"""The built-in `python` tool: code that a model wrote, run where it can reach nothing.
+"""The built-in `python` tool: code that a model wrote, run in isolation.
 
 bubblewrap gives each session its own namespaces: no network, no host files but a read-only Python, own process ids, a
 cleared environment, a small scratch folder in memory. Limits on memory, processes, CPU and file size are set inside, on
@@ -48,7 +48,7 @@ class PythonSandbox:
     """One stateful Python session, as gpt-oss's `python` tool promises; started at the first call.
 
     A call that hangs or dies ends the session, and the next call begins a new one. Close it, or use it as a context
-    manager. ConfigError where bubblewrap is missing or not allowed to make namespaces.
+    manager. ConfigError where bubblewrap is missing or not allowed to create namespaces.
     """
 
     def __init__(self, limits: SandboxLimits | None = None) -> None:
@@ -100,7 +100,7 @@ class PythonSandbox:
         return self._process
 
     def _line(self, process: subprocess.Popen[bytes]) -> bytes | None:
-        """One line of the runner; None when its time is over."""
+        """One line of the runner; None after its time limit."""
         assert process.stdout is not None
         stream = process.stdout.fileno()
         deadline = time.monotonic() + self.limits.seconds

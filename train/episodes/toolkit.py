@@ -1,4 +1,4 @@
-"""The tools of a run: what all episodes share, and what each gets afresh."""
+"""The tools of a run: what all episodes share, and what each gets of its own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Toolkit:
     """Makes the toolbox of each episode. Close it, or use it as a context manager.
 
     Functions and MCP servers are started once; the built-in `python` has a session of its own in every episode, so that
-    no rollout sees what another one left.
-    ConfigError for a tool that cannot be had (no such function, no server, no sandbox).
+    no rollout sees the state of another.
+    ConfigError for an unavailable tool (no such function, no server, no sandbox).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Toolkit:
         return not self.tools and not self.builtin_tools
 
     def toolbox(self) -> Toolbox:
-        """The tools of one episode; closing it ends what was its own."""
+        """The tools of one episode; closing it ends what belongs to it alone."""
         own: list[Provider] = [] if self._limits is None else [BuiltinPython(self._limits)]
         return Toolbox([*map(_Shared, self._shared), *own])
 

@@ -1,6 +1,6 @@
 """The tools that a model can call while it is sampled: Python functions, MCP servers, and the built-in `python`.
 
-Whatever a tool does (raise, hang, flood, not exist), the model gets a result, and sampling goes on.
+Whatever a tool does (raise, hang, flood, not exist), the model gets a result, and sampling continues.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class FunctionTools:
 
 
 class BuiltinPython:
-    """gpt-oss's `python` tool in a sandbox. ConfigError where there can be none."""
+    """gpt-oss's `python` tool in a sandbox. ConfigError where no sandbox can run."""
 
     tools: tuple[Tool, ...] = ()
     builtin_tools: tuple[str, ...] = ("python",)
