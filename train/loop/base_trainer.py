@@ -1,5 +1,5 @@
-"""What TRL's trainers lack: checkpoints that are whole, no step on a broken gradient, an end with a checkpoint on a
-signal that all processes agree on, and evaluation after saving."""
+"""What TRL's trainers lack: complete checkpoints, no step on a gradient that is not finite, an end with a checkpoint on
+a signal that all processes agree on, and evaluation after saving."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _Base = Trainer if TYPE_CHECKING else object
 
 @runtime_checkable
 class StepCallback(Protocol):
-    """A callback that works on a step which is logged and saved, such as an evaluation; a kill in it costs no step."""
+    """A callback that runs after a step is logged and saved, such as an evaluation; a kill in it loses no step."""
 
     def after_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        """Called by every process that has the callback. What it asks of `control` is done in all of them."""
+        """Called by every process that has the callback. What it sets in `control` holds for all of them."""
         ...
 
 
@@ -43,7 +43,7 @@ class StatefulCallback(Protocol):
     """A callback whose state is kept in checkpoints, under the name of its class."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values that JSON takes. Called by every process, the main one's are kept."""
+        """Plain JSON values. Called by every process, the main one's are kept."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -52,7 +52,7 @@ class StatefulCallback(Protocol):
 class BaseTrainer(_Base):
     """Mixed in before a trainer of TRL, whose constructor then calls `set_up_loop`.
 
-    Of its callbacks, a `StepCallback` and a `StatefulCallback` are served beside the events of transformers.
+    Of its callbacks, a `StepCallback` and a `StatefulCallback` are called in addition to the events of transformers.
     """
 
     loop: LoopSettings
@@ -67,7 +67,7 @@ class BaseTrainer(_Base):
     def set_up_loop(
         self, loop: LoopSettings, identity: Identity, extras: Callable[[Path], None] | None, stop: StopSignal | None
     ) -> None:
-        """identity: what a checkpoint must share with a run that goes on from it. extras: writes further files into a
+        """identity: what a checkpoint must share with a run that resumes from it. extras: writes further files into a
         checkpoint (the vocabulary map)."""
         self.loop, self.identity, self.extras, self.stop = loop, identity, extras, stop or StopSignal()
         self.base = self.accelerator.unwrap_model(self.model)
@@ -76,7 +76,7 @@ class BaseTrainer(_Base):
         self.add_callback(_StepEvents(self))
 
     def _prepare_packed(self) -> None:
-        """An MXFP4 base in several processes: FSDP2 shares out its bytes, DDP leaves them alone."""
+        """An MXFP4 base in several processes: FSDP2 shards its bytes, DDP ignores them."""
         if self.is_fsdp_enabled:
             lay_bare(self.base)
         else:
@@ -86,7 +86,7 @@ class BaseTrainer(_Base):
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.base, ignored)
 
     def _send_telemetry(self) -> None:
-        """TRL's constructor reports each run to its makers by this; nothing leaves this machine from here."""
+        """TRL's constructor sends telemetry by this; none is sent from here."""
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: transformers' estimate walks over all parameters in every micro-batch."""
@@ -110,7 +110,7 @@ class BaseTrainer(_Base):
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
         """The gradient's norm before clipping. transformers asks for it once a step, in every process, and last before
-        the optimizer; so a broken step ends here."""
+        the optimizer; so a gradient that is not finite ends here."""
         norm = float(torch.as_tensor(super()._get_grad_norm(model, grad_norm)))
         self.check_step(model, norm)
         return norm
@@ -128,15 +128,15 @@ class BaseTrainer(_Base):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # transformers takes any log line for the one that was due; a callback's own must not swallow it.
+        # transformers counts any log line as the one that was due; a callback's own must not replace it.
         still_to_log = self.control.should_log and "loss" not in logs
         super().log(logs, start_time)
         self.control.should_log = still_to_log
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Log and save as transformers does, and only then evaluate: a kill during a long evaluation costs no step.
+        """Log and save as transformers does, and only then evaluate: a kill during a long evaluation loses no step.
 
-        transformers calls it behind every step and once more behind an epoch.
+        transformers calls it after every step and once more after an epoch.
         """
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self.state.global_step != self.evaluated_step and not self.stopped:
@@ -155,11 +155,11 @@ class BaseTrainer(_Base):
         self.control.should_save = False
 
     def _agree_on_control(self) -> None:
-        """Every process does what one of them was told meanwhile: by a signal, or by a threshold of the evaluation."""
+        """Every process does what one of them was asked to do meanwhile: by a signal or an evaluation's threshold."""
         control = self.control
-        told = [control.should_training_stop, control.should_save, self.stop.received is not None]
-        flags = torch.tensor(told, dtype=torch.float32, device=self.args.device)
-        # Collective: behind `stopped`, which is agreed on, so that all processes evaluate a step or none does.
+        wanted = [control.should_training_stop, control.should_save, self.stop.received is not None]
+        flags = torch.tensor(wanted, dtype=torch.float32, device=self.args.device)
+        # Collective: after `stopped`, which is agreed on, so that either all processes evaluate a step or none does.
         stop, save_now, signalled = (cast(torch.Tensor, self.accelerator.reduce(flags, "sum")) > 0).tolist()
         self.stop_agreed = self.stop_agreed or signalled
         control.should_training_stop, control.should_save = stop or signalled, save_now or signalled
@@ -178,7 +178,7 @@ class BaseTrainer(_Base):
         return {"callbacks": {name: callback.state_dict() for name, callback in self._stateful_callbacks().items()}}
 
     def restore_loop(self, state: dict[str, Any]) -> None:
-        """Takes up what `loop_state` gave."""
+        """Restores what `loop_state` gave."""
         for name, callback in self._stateful_callbacks().items():
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name])
@@ -188,7 +188,7 @@ class BaseTrainer(_Base):
         return str(whole[-1]) if whole else None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A checkpoint of this step that is whole or not there; older ones go only when it stands.
+        """A checkpoint of this step that is complete or absent; older ones are removed only when it is complete.
 
         In place of transformers' own and of TRL's, which writes a model card as well. Run by every process.
         """
@@ -203,13 +203,13 @@ class BaseTrainer(_Base):
             save.rotate(self.loop.checkpoints, self.loop.keep)
 
     def _fill_checkpoint(self, folder: Path) -> None:
-        """Everything a run needs to go on bit for bit. Run by every process.
+        """Everything a run needs to resume bit for bit. Run by every process.
 
-        The three `_save_...` write the files that transformers reads when it goes on; under FSDP2 they are collective.
+        The three `_save_...` write the files that transformers reads when it resumes; under FSDP2 they are collective.
         """
         self.save_model(str(folder), _internal_call=True)
         if is_sharded(self.base) and isinstance(self.base, PeftModel):
-            self._save(str(folder), self._gathered())  # beside the shards, for `evaluate` and `export`
+            self._save(str(folder), self._gathered())  # next to the shards, for `evaluate` and `export`
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
@@ -219,7 +219,7 @@ class BaseTrainer(_Base):
             self.state.save_to_json(str(folder / TRAINER_STATE))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Weights in their own format, the vocabulary map beside them, and nothing pickled."""
+        """Weights in their own format, with the vocabulary map, and nothing pickled."""
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
@@ -228,21 +228,21 @@ class BaseTrainer(_Base):
                 self.extras(folder)
 
     def save_final(self, folder: Path) -> None:
-        """The trained adapter or model on its own, for use after the run: whole or not there."""
+        """The trained adapter or model on its own, for use after the run: complete or absent."""
         details = {**self.identity.as_details(), "step": self.state.global_step}
         write_together(self.accelerator, folder, lambda place: self._save(str(place), self._gathered()), details)
 
     def _gathered(self) -> dict[str, torch.Tensor] | None:
-        """What is saved of a sharded model; None where the model is whole. Run by every process."""
+        """What is saved of a sharded model; None where the model is not sharded. Run by every process."""
         return gathered_weights(self.base, keep=self.args.should_save) if is_sharded(self.base) else None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights as `_save` wrote them; of a sharded model transformers reads its parts, once the model is wrapped."""
+        """Weights as `_save` wrote them; of a sharded model transformers reads its shards, once it is wrapped."""
         sharded = (Path(resume_from_checkpoint) / "optimizer_0").is_dir()
         if sharded != self.is_fsdp_enabled:
             wrote, now = ("fsdp2", "ddp or one process") if sharded else ("ddp or in one process", "fsdp2")
             raise RunError(
-                f"{resume_from_checkpoint}: it was written with {wrote}, and this run is {now}: go on with the "
+                f"{resume_from_checkpoint}: it was written with {wrote}, and this run is {now}: continue with the "
                 "`launch.strategy` (and several processes) that it was written with"
             )
         if self.is_fsdp_enabled:
@@ -276,7 +276,7 @@ class BaseTrainer(_Base):
 
 class _StepEvents(TrainerCallback):
     """Ends the run after a step in which SIGTERM or Ctrl-C came, with a checkpoint. A resumed run first evaluates the
-    step that it begins at: what broke it off may have kept it from doing so."""
+    step that it begins at: what stopped it may have prevented that."""
 
     def __init__(self, trainer: BaseTrainer) -> None:
         self.trainer = trainer

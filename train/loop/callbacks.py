@@ -44,7 +44,7 @@ class RunLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        # transformers' own summary at the end of training says nothing that the folder does not hold.
+        # transformers' own summary at the end of training holds nothing that the folder does not.
         values = {key: value for key, value in (logs or {}).items() if key not in TIMES}
         if set(values) <= {"epoch"}:
             return
@@ -65,7 +65,7 @@ class RunLog(TrainerCallback):
 class AttachmentProof(TrainerCallback):
     """Stops a run whose adapters do not train: frozen, unknown to the optimizer, or zero after the first real step.
 
-    taught: whether the step has anything to learn from; rollouts that are all paid alike teach nothing.
+    taught: whether the step has anything to learn from; rollouts of equal rewards give no gradient.
     """
 
     def __init__(self, taught: Callable[[], bool] = lambda: True) -> None:
@@ -101,7 +101,7 @@ class AttachmentProof(TrainerCallback):
 
 
 class HeldOutLoss(TrainerCallback):
-    """The loss of rows that are not trained, whole and by channel, as `valid_loss...` in the metrics.
+    """The loss of rows that are not trained, overall and by channel, as `valid_loss...` in the metrics.
 
     A `StepCallback` (base_trainer.py), for every process.
     """
@@ -126,7 +126,7 @@ class HeldOutLoss(TrainerCallback):
 
 @torch.no_grad()
 def held_out_loss(trainer: CounterpointTrainer, rows: Sequence[TreeRow]) -> dict[str, float]:
-    """Weighted mean of the loss over `rows`, whole and by channel. Every process takes a part of the rows."""
+    """Weighted mean of the loss over `rows`, overall and by channel. Every process takes a part of the rows."""
     accelerator, model, meter = trainer.accelerator, cast(Any, trainer.model_wrapped), Meter(trainer.args.device)
     was_training = model.training
     model.eval()
@@ -149,7 +149,7 @@ def held_out_loss(trainer: CounterpointTrainer, rows: Sequence[TreeRow]) -> dict
 
 def _share(n_rows: int, batch_rows: int, accelerator: Accelerator) -> Iterator[tuple[list[int], float]]:
     """This process' batches of row numbers, each with the factor 1. All processes get equally many, since a sharded
-    model waits for all of them in every forward pass: what is missing is filled with batches of factor 0."""
+    model waits for all of them in every forward pass: missing batches are filled up with ones of factor 0."""
     mine = list(range(accelerator.process_index, n_rows, accelerator.num_processes))
     batches = math.ceil(math.ceil(n_rows / accelerator.num_processes) / batch_rows)
     for i in range(batches):

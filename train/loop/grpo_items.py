@@ -1,4 +1,4 @@
-"""What a group of rollouts is sampled of, and the truth that each rollout is scored by."""
+"""What a group of rollouts is sampled from, and the truth that each rollout is scored by."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from counterpoint.train.scoring.rewards import Outcome
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt at an effort: what a group is sampled of.
+    """A prompt at an effort: what a group is sampled from.
 
-    turn: the follow-up that is learned from, 0 for the prompt itself. The turns before it are sampled as well and only
-    read, because what was thought in them is gone from the next prompt.
+    turn: the follow-up that is learned from, 0 for the prompt itself. The turns before it are sampled as well but only
+    read, because their analysis is dropped from the next prompt.
     """
 
     prompt: EvalPrompt
@@ -30,14 +30,14 @@ class Item:
         return [follow_up.text for follow_up in self.prompt.follow_ups[: self.turn]]
 
     def outcome(self, episode: Episode) -> Outcome:
-        """The episode beside the truth of the turn in which it ended."""
-        return self._beside_truth(episode.turn, episode.completion(), episode.called)
+        """The episode with the truth of the turn in which it ended."""
+        return self._with_truth(episode.turn, episode.completion(), episode.called)
 
     def unanswered(self) -> Outcome:
-        """Nothing beside the truth of this turn."""
-        return self._beside_truth(self.turn, parse_completion([]), ())
+        """No episode, with the truth of this turn."""
+        return self._with_truth(self.turn, parse_completion([]), ())
 
-    def _beside_truth(self, turn: int, completion: Completion, called: tuple[Called, ...]) -> Outcome:
+    def _with_truth(self, turn: int, completion: Completion, called: tuple[Called, ...]) -> Outcome:
         asked = self.prompt.follow_ups[turn - 1] if turn else self.prompt
         return Outcome(completion, called, asked.reference, self.effort, asked.scorer)
 

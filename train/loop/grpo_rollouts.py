@@ -27,8 +27,8 @@ class Rollouts:
     """Samples episodes of items and scores them; what `rollout_func` calls.
 
     keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
-    process: the number of this one, of those that train together; gather: puts together what each of them has found.
-    measured: what is logged of the last step beside TRL's own means.
+    process: the number of this one, of those that train together; gather: collects what each of them has measured.
+    measured: what is logged of the last step in addition to TRL's own means.
     """
 
     items: Sequence[Item]
@@ -46,9 +46,9 @@ class Rollouts:
     measured: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any]) -> dict[str, list]:
-        """TRL's dictionary for the items with these numbers, each sampled once for every time it stands there.
+        """TRL's dictionary for the items with these numbers, each sampled once for every time it is listed.
 
-        The seed of a rollout depends on the run's seed, the step, and its place among those of all processes.
+        The seed of a rollout depends on the run's seed, the step, and its index over all processes.
         """
         items = [self.items[int(number)] for number in numbers]
         first = self.process * len(items)
@@ -98,7 +98,7 @@ class Rollouts:
         }
 
     def _measures(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, int]]) -> dict[str, float]:
-        """Of one step's rollouts of all processes: dead groups, failures, calls, thoughts by effort."""
+        """Of one step's rollouts of all processes: groups of equal rewards, failures, calls, analysis tokens."""
         out = {
             f"rewards/{name}/zero_variance": zero_variance_share([row["rewards"][name] for row in rows], self.group)
             for name in self.rewards.names

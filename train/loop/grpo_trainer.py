@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer on our rollouts: sampled ids verbatim, tool results masked, rewards on the typed result.
 
 The seam is `rollout_func`: TRL hands over the `prompt` column, which here holds the number of a prompt and its effort,
-and takes back ids (as the model's rows) and the masks. Rewards are found in the rollout and read from there.
+and takes back ids (as the model's rows) and the masks. Rewards are computed in the rollout and read from there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
     """Trains `loaded.model` on the rewards of its own rollouts.
 
     shared: whether the prompt of a group is computed once for all its completions (loop/shared_prompts.py). teacher:
-    rates each sampled token beside the rewards. taught: whether any token of the last rollouts has an advantage.
+    rates each sampled token in addition to the rewards. taught: whether any token of the last rollouts has an
+    advantage.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
         restore_stops(loaded)
         self.set_up_loop(loop, identity, extras, stop)
         if isinstance(rollouts.engine, FollowingEngine):
-            # From here on TRL asks for `sync_weights` before each step's rollouts, and corrects by their logprobs.
+            # From here on TRL calls `sync_weights` before each step's rollouts, and corrects by their logprobs.
             self.use_vllm, self.vllm_generation, self._last_loaded_step = True, _Sync(self, rollouts.engine), -1
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
 
     @torch.no_grad()
     def _rated(self, teacher: Teacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Advantages (B, C): those of the group, and for each sampled token what the teacher thinks of it."""
+        """Advantages (B, C): those of the group, and for each sampled token the teacher's rating."""
         ids_BS = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         attended_BS = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         mask_BC = batch["completion_mask"] * batch.get("tool_mask", 1)
@@ -120,7 +121,7 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
         return torch.cat([self._get_per_token_logps_and_entropies(model, *part, width)[0] for part in parts])
 
     def _share_capped(self, batch: dict[str, torch.Tensor]) -> float:
-        """Of tokens or of sequences, as the correction goes."""
+        """Of tokens or of sequences, as the correction is set."""
         mask_BC = batch["completion_mask"] * batch.get("tool_mask", 1)
         diff_BC = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]) * mask_BC
         diff_BC = torch.nan_to_num(diff_BC, nan=0.0)
@@ -175,7 +176,7 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
 
 
 class _Sync:
-    """What TRL calls where vLLM is used."""
+    """Called by TRL where vLLM is used."""
 
     def __init__(self, trainer: RewardTrainer, engine: FollowingEngine) -> None:
         self.trainer, self.engine = trainer, engine
@@ -192,7 +193,7 @@ class _Sync:
 
 
 def _reward(number: int, name: str, rollouts: Rollouts) -> Callable[..., list[float]]:
-    """A reward as TRL calls it: the numbers were found in the rollout, from the typed result."""
+    """A reward as TRL calls it: the numbers were computed in the rollout, from the typed result."""
 
     def reward(**columns: Any) -> list[float]:
         if number == 0:

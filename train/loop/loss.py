@@ -30,8 +30,8 @@ def weighted_nll(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of weight x nll / normaliser, detached float32 nll of each position).
 
-    The normaliser is the sum of weights over the whole optimizer step, so that micro-batches and processes just add up.
-    lean holds the logits of one chunk of positions at a time and forms the gradients in the forward pass; otherwise
+    The normaliser is the sum of weights over the whole optimizer step, so that micro-batches and processes simply add
+    up. lean holds the logits of one chunk of positions at a time and forms the gradients in the forward pass; otherwise
     all logits are made, as plain autograd does.
     """
     if not lean:
@@ -58,7 +58,7 @@ def _plain(
 
 
 class _ChunkedNll(torch.autograd.Function):
-    """`d hidden = weight / normaliser (softmax W - W[target])`, formed while the chunk's logits are at hand."""
+    """`d hidden = weight / normaliser (softmax W - W[target])`, formed while the chunk's logits are in memory."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,7 +132,7 @@ def _product(probability_CV: torch.Tensor, weight_VH: torch.Tensor) -> torch.Ten
 
 
 def _widened(weight_VH: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Rows of the head in `dtype`, all in one buffer: fresh memory for each part costs more than the widening."""
+    """Rows of the head in `dtype`, all in one buffer: allocating memory for each part costs more than the widening."""
     buffer_RH = weight_VH.new_empty(min(WEIGHT_ROWS, len(weight_VH)), weight_VH.shape[1], dtype=dtype)
     for first in range(0, len(weight_VH), WEIGHT_ROWS):
         part = slice(first, min(first + WEIGHT_ROWS, len(weight_VH)))

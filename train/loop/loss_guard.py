@@ -23,7 +23,7 @@ NAMED_ROWS = 20
 
 @dataclass
 class SpikeWatch:
-    """Tells a loss spike from the losses before it: above `factor` times the median of the last 50.
+    """Detects a loss spike: a loss above `factor` times the median of the last 50.
 
     Nothing is a spike before 10 losses are known. A spike itself does not enter the history.
     """

@@ -1,4 +1,4 @@
-"""The 8-bit optimizers: whether their package is here, and whether it runs on the device.
+"""The 8-bit optimizers: whether their package is installed, and whether it runs on the device.
 
 Their names are transformers' own: `adamw_8bit` is bitsandbytes', `adamw_torch_8bit` torchao's.
 """
@@ -13,7 +13,7 @@ import torch
 from counterpoint.configs.errors import ConfigError
 
 PACKAGES = {"adamw_8bit": "bitsandbytes", "adamw_torch_8bit": "torchao"}
-"""Optimizer -> its package, which is also the name of the extra that brings it."""
+"""Optimizer -> its package, which is also the name of the extra that installs it."""
 FULL_SIZE = 4096
 """Numbers of a tensor from which both keep its state in 8 bits."""
 
@@ -29,7 +29,7 @@ def prepare_optimizer(optimizer: str, device: str) -> None:
     if optimizer == "adamw_torch_8bit":
         from torch._functorch import config
 
-        # Where a parameter is not shared out evenly, one process would be given what was compiled for another's part.
+        # Where a parameter is not sharded evenly, one process would get what was compiled for another's shard.
         config.enable_autograd_cache = False
     try:
         _one_step(optimizer, device)

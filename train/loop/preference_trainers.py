@@ -29,7 +29,7 @@ from counterpoint.train.run.signals import StopSignal
 
 
 class _OnOurRows(BaseTrainer):
-    """What both trainers share. Their reference is the model as it comes in: the base under a fresh adapter, or a copy
+    """What both trainers share. Their reference is the model as it is given: the base under a fresh adapter, or a copy
     where all weights are trained."""
 
     def __init__(
@@ -64,7 +64,7 @@ class _OnOurRows(BaseTrainer):
         self.set_up_loop(loop, identity, extras, stop)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Our rows are tokens already; TRL would render them again and write an end behind `<|call|>`."""
+        """Our rows are tokens already; TRL would render them again and write an end token after `<|call|>`."""
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -90,8 +90,8 @@ class PreferenceTrainer(_OnOurRows, DPOTrainer):
 class RatedTrainer(_OnOurRows, KTOTrainer):
     """Trains `loaded.model` on completions that are wanted or not.
 
-    shuffle: draw a new order for every pass. TRL refuses it because it pairs each prompt with a foreign completion in
-    the data set; here that is done in the batch.
+    shuffle: draw a new order for every pass. TRL refuses it because it pairs each prompt with another row's completion
+    in the data set; here that is done in the batch.
     """
 
     def __init__(
@@ -147,8 +147,8 @@ class PairCollator(_Collator):
 class RatedCollator(_Collator):
     """Numbers of rated completions to TRL's batch, padded on the right.
 
-    Beside the three tensors of `padded` and `label` (B,) bool, the same three as `KL_*`: each prompt with the
-    completion of the row before it, the first with the last one's. TRL estimates of them how far the model has moved.
+    In addition to the three tensors of `padded` and `label` (B,) bool, the same three as `KL_*`: each prompt with the
+    completion of the row before it, the first with the last one's. TRL estimates from them how far the model has moved.
     """
 
     def __init__(self, loaded: LoadedModel, rated: Sequence[Rated]) -> None:

@@ -1,4 +1,4 @@
-"""What TRL calls the settings of `dpo` and `grpo`; beside `training_arguments.py`, the only place that knows."""
+"""What TRL calls the settings of `dpo` and `grpo`; next to `training_arguments.py`, the only place that knows."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> GRPOConfi
         mask_truncated_completions=grpo.mask_truncated,
         reward_weights=[reward.weight for reward in settings.rewards],
         shuffle_dataset=settings.data.shuffle,
-        # TRL starts no vLLM of its own: ours is behind `rollout_func`, and the trainer puts these to use.
+        # TRL starts no vLLM of its own: ours is behind `rollout_func`, and the trainer uses these arguments itself.
         use_vllm=False,
         vllm_importance_sampling_correction=rollout.correction != "off",
         vllm_importance_sampling_mode="sequence_mask" if rollout.correction == "off" else rollout.correction,

@@ -1,7 +1,7 @@
 """The router's load-balancing loss, for runs that ask for it (`train.router_aux_loss_coef`).
 
 transformers computes it inside the model's forward, where the masks of tree rows break it; so the router's logits are
-picked up as they are made, and the same function is called on them. Padding counts as tokens.
+recorded as they are computed, and the same function is called on them. Padding counts as tokens.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class RowTokenizer(TokenizerStub):
 
 
 def restore_stops(loaded: LoadedModel) -> None:
-    """TRL writes its tokenizer's ids into the model's configurations: put the model's own back."""
+    """TRL writes its tokenizer's ids into the model's configurations: restore the model's own."""
     model = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = loaded.pad_row, loaded.stop_rows

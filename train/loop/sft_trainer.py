@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on our rows: loss at trained positions only, by channel, and no step on a broken loss.
+"""TRL's SFTTrainer on our rows: loss at trained positions only, by channel, and no step on a loss that is not finite.
 
 Legend: B rows of a micro-batch, S tokens of a row, T trained positions, H hidden, V rows of the vocabulary.
 """
@@ -116,11 +116,11 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
             position_ids=inputs["position_ids"],
             **attention_inputs(self.base, inputs["position_ids"], inputs["subtree_end"]),
             output_hidden_states=True,
-            # None at all: on a CPU even one position's would copy a bfloat16 head.
+            # No logits at all: on a CPU even those of one position would copy a bfloat16 head.
             logits_to_keep=inputs["input_ids"].new_empty(0),
             use_cache=False,
         )
-        # transformers puts the normalised output of the last layer here: what the head is fed with.
+        # transformers puts the normalised output of the last layer here: the input of the head.
         hidden_BSH = outputs.hidden_states[-1]
         hidden_TH = hidden_BSH.flatten(0, 1).index_select(0, inputs["target_index"])
         # Collective under FSDP2, as the forward pass itself: all processes run equally many batches.
@@ -184,7 +184,7 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
             kept = self.last_checkpoint() or "none"
             raise RunError(f"{what}: stopped before the weights were changed (train.on_loss_spike), checkpoint: {kept}")
         if self.loop.on_loss_spike == "skip":
-            # An optimizer leaves parameters without a gradient alone: no update, no decay, no change of its moments.
+            # An optimizer skips parameters without a gradient: no update, no decay, no change of its moments.
             model.zero_grad(set_to_none=True)
             what += ": its update is skipped"
         self.warn(what)

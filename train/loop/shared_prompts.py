@@ -39,7 +39,7 @@ class SharedPrompts:
 def share_prompts(input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor, completion: int) -> SharedPrompts:
     """Tree rows of prompts padded on the left and completions (the last `completion` columns) padded on the right.
 
-    `index` of a padded completion position is 0; what is found there means nothing, as in the plain layout.
+    `index` of a padded completion position is 0; what is read there has no meaning, as in the plain layout.
     """
     ids, mask = input_ids_BS.cpu(), attention_mask_BS.cpu().bool()
     groups: dict[tuple[int, ...], list[int]] = {}

@@ -1,4 +1,4 @@
-"""A teacher that rates the tokens which the model sampled itself: on-policy distillation as a reward for each token.
+"""A teacher that rates the tokens that the model sampled itself: on-policy distillation as a reward for each token.
 
 The expectation of log p_model - log p_teacher over the model's own samples is the reverse divergence from the teacher;
 its gradient, token by token, is that of a policy with the advantage log p_teacher - log p_model.
@@ -21,7 +21,7 @@ from counterpoint.train.model.load import LoadedModel, load_model
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen model and the weight of what it says."""
+    """A frozen model and the weight of its rating."""
 
     loaded: LoadedModel
     weight: float

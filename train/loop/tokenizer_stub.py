@@ -1,4 +1,4 @@
-"""The tokenizer that SFTTrainer's constructor insists on and that never tokenizes anything: our rows come as ids."""
+"""The tokenizer that SFTTrainer's constructor requires and that never tokenizes anything: our rows come as ids."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ NEVER = 2**31 - 1
 class LoopSettings:
     """What the loop needs beyond TRL's arguments.
 
-    checkpoints: their folder; keep: how many stay; router_aux_loss_coef: factor of the load-balancing loss, 0 for none;
-    lean_loss: hold the logits of a chunk of positions at a time.
+    checkpoints: their folder; keep: how many are kept; router_aux_loss_coef: factor of the load-balancing loss, 0 for
+    none; lean_loss: hold the logits of a chunk of positions at a time.
     """
 
     checkpoints: Path
@@ -58,7 +58,7 @@ def loop_settings(settings: TrainingRun, run_folder: Path) -> LoopSettings:
 
 
 def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
-    """TRL's arguments for a run over `n_rows` training rows. ModelError for a device that is not here."""
+    """TRL's arguments for a run over `n_rows` training rows. ModelError for a device that is not available."""
     args = SFTConfig(
         **common_arguments(settings, run_folder, total_steps(settings, n_rows)),
         # Our rows come collated, weighted and packed.
@@ -74,7 +74,7 @@ def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
 
 
 def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dict[str, Any]:
-    """The arguments that the trainers of all recipes share. ModelError for a device that is not here."""
+    """The arguments that the trainers of all recipes share. ModelError for a device that is not available."""
     train = settings.train
     device = device_of(train.device).type
     plain = "adamw_torch_fused" if device == "cuda" else "adamw_torch"
