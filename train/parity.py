@@ -1,4 +1,4 @@
-"""Does the lean path give the reference's numbers on this machine: outputs and gradients of each part, in seconds.
+"""Does the lean path give the reference's numbers on this machine: outputs and gradients of each part, within seconds.
 
 Each part runs three times: the reference in float64 on the CPU (exact), the reference on the device in its type, and
 the lean path there. The lean one passes where it is about as near to the exact numbers as the reference is.
@@ -49,7 +49,7 @@ class Parity:
     @property
     def text(self) -> str:
         if self.name == OFF_BY_ONE:
-            return f"{self.name}: its error is {1 / self.lean:.0f} times what is let through"
+            return f"{self.name}: its error is {1 / self.lean:.0f} times the limit"
         return f"{self.name}: error {self.lean:.1e}, the reference's {self.reference:.1e}, limit {self.limit:.1e}"
 
 

@@ -1,6 +1,6 @@
 """Continuous batching: a sample that ends makes room for the next prompt, and no token is computed for ended ones.
 
-It is what makes sampling fast where lengths differ: `generate` pads every prompt to the longest and continues until the
+This makes sampling fast where lengths differ: `generate` pads every prompt to the longest and continues until the
 last row of the batch has ended. Prompts that are the same (several samples of one) are read once.
 
 Legend: B rows of a forward pass, S tokens, R slots, V rows of the vocabulary.
@@ -91,7 +91,7 @@ class Decoder:
         self._forward(torch.from_numpy(rows_BS).to(self.device), position_BS, self._causal(position_BS), cache)
 
     def _causal(self, position_BS: torch.Tensor) -> dict[str, Any]:
-        """Prompts begin at the first column, so what fills up shorter ones comes after all that they see."""
+        """Prompts begin at the first column, so the padding of shorter ones comes after all that they see."""
         if self.fused:
             return {"full_attention": None, "sliding_attention": None}
         end_BS = torch.full_like(position_BS, position_BS.shape[1])

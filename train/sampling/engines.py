@@ -1,7 +1,7 @@
 """What samples: transformers in this process, vLLM in this process, or a server. Token ids in, token ids out.
 
 Each takes prompts as real ids and returns real ids up to and with the stop token, so that the checks read the same
-kind of thing whatever drew it. Their random numbers differ; what is the same is what they are asked.
+kind of thing whatever drew it. Their random numbers differ; prompts, limits and seeds are the same.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def make_engine(
 ) -> Engine:
     """The engine of the settings.
 
-    loaded: of `transformers`, the model in memory. model, adapter: of `vllm`, what it loads. ConfigError for what is
-    not installed.
+    loaded: of `transformers`, the model in memory. model, adapter: of `vllm`, what it loads. ConfigError for a package
+    that is not installed.
     """
     if settings.engine == "server":
         from counterpoint.train.sampling.server import ServerEngine

@@ -1,6 +1,6 @@
 """Sampling from a live model: token ids in, token ids out, stopped by `<|return|>` and `<|call|>`.
 
-Nothing is left changed: train and eval mode of every module, and the random state of Python, numpy and torch, are as
+It changes nothing: train and eval mode of every module, and the random state of Python, numpy and torch, are as
 before.
 """
 
@@ -56,7 +56,7 @@ class Sampler:
     same prompts, and takes the tokens that process 0 chose.
 
     batch_rows, batch_tokens: most samples, and most tokens (prompt and completion), that are in progress at a time.
-    Which samples are so together has no say in the draws: each has a generator of its own.
+    Which samples share a batch does not affect the draws: each has a generator of its own.
     """
 
     loaded: LoadedModel
@@ -90,7 +90,7 @@ class Sampler:
         return [sampled for sampled in out if sampled is not None]
 
     def _batches(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
-        """Indices by falling length; those whose length is alike share slots, the largest come first."""
+        """Indices by falling length; those of similar length share slots, the largest come first."""
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         batch: list[int] = []
         for index in order:

@@ -13,7 +13,7 @@ Script = Callable[[list[int], int], str | list[int]]
 class ScriptedEngine:
     """Answers every prompt by `script(prompt ids, its seed)`: ids, or raw Harmony text with special tokens by name.
 
-    An answer is cut at `max_new_tokens` and behind its first stop token, as a model's would be. `asked` keeps the
+    An answer is cut at `max_new_tokens` and after its first stop token, as a model's would be. `asked` keeps the
     prompts of every call.
     """
 
@@ -38,8 +38,8 @@ class ScriptedEngine:
             for prompt, own in zip(prompts, seeds, strict=True)
         ]
 
-    def _cut(self, said: str | list[int], max_new_tokens: int, stop_ids: Sequence[int]) -> Sampled:
-        ids = self.vocabulary.encode_with_specials(said) if isinstance(said, str) else list(said)
+    def _cut(self, answer: str | list[int], max_new_tokens: int, stop_ids: Sequence[int]) -> Sampled:
+        ids = self.vocabulary.encode_with_specials(answer) if isinstance(answer, str) else list(answer)
         end = next((i for i, id_ in enumerate(ids) if id_ in stop_ids), None)
         if end is not None and end < max_new_tokens:
             return Sampled(ids[: end + 1], "stop")

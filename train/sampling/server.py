@@ -1,6 +1,6 @@
 """A server's raw `/v1/completions`, token ids in and out (vLLM 0.10.2 and later: `return_token_ids`; run with 0.32.0).
 
-Never chat completions: their parser has thrown the structure away before anything could be checked.
+Never chat completions: their parser drops the structure before anything can be checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FIX = "start vLLM 0.10.2 or later, or set `engine: transformers`"
 
 @dataclass
 class ServerEngine:
-    """Asks one server, `settings.parallel` requests at a time. A request that failed on the way is made again."""
+    """Asks one server, `settings.parallel` requests at a time. A request that failed in transit is repeated."""
 
     settings: ServerSettings
     model: str
@@ -41,7 +41,7 @@ class ServerEngine:
     _opener: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # A proxy of the environment knows nothing of a server on this machine.
+        # A proxy of the environment cannot reach a server on this machine.
         handlers = [urllib.request.ProxyHandler({})] if _is_here(self.settings.url) else []
         self._opener = urllib.request.build_opener(*handlers)
 
@@ -92,7 +92,7 @@ class ServerEngine:
                 raise
 
     def version(self) -> str:
-        """Of the server's vLLM; empty where it does not say."""
+        """Version of the server's vLLM; empty where it reports none."""
         try:
             return str(self._asked("../version", None)["version"])
         except (RunError, KeyError, TypeError):
@@ -147,13 +147,13 @@ class ServerEngine:
         return [known(each) for each in drawn]
 
     def _asked(self, path: str, body: dict[str, Any] | None, read: bool = True) -> Any:
-        """The answer to one request. RunError after the last try. read: whether it is JSON."""
+        """The answer to one request. RunError after the last attempt. read: whether it is JSON."""
         url = urljoin(f"{self.settings.url.rstrip('/')}/", path)
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
-        told, missing = "", ""
+        reason, missing = "", ""
         for attempt in range(self.settings.retries + 1):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
@@ -162,16 +162,16 @@ class ServerEngine:
                 with self._opener.open(request, timeout=self.settings.timeout) as response:
                     return json.loads(response.read()) if read else None
             except urllib.error.HTTPError as error:
-                told, missing = f"status {error.code}: {_told(error)}", ""
+                reason, missing = f"status {error.code}: {_reason(error)}", ""
                 if error.code not in _AGAIN:
                     break
             except (OSError, http.client.HTTPException, ValueError) as error:
-                told = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"
+                reason = f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"
                 missing = ": is the server there? (`server.url`)"
-        raise RunError(f"{redact(url)}: {told}{missing}")
+        raise RunError(f"{redact(url)}: {reason}{missing}")
 
 
-def _told(error: urllib.error.HTTPError) -> str:
+def _reason(error: urllib.error.HTTPError) -> str:
     try:
         return " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
     except OSError:

@@ -22,7 +22,7 @@ from counterpoint.train.sampling.sample import Sampled, known, sample_seed
 
 @dataclass
 class VllmEngine:
-    """One `vllm.LLM`, with the adapter it puts on every request, if any. logprobs: whether samples bring theirs."""
+    """One `vllm.LLM`, with the adapter it puts on every request, if any. logprobs: whether samples have them."""
 
     llm: Any
     adapter: Any = None
@@ -68,13 +68,13 @@ class VllmEngine:
         if rank is not None:
             check_cpu()
         if on_cpu():
-            options["enforce_eager"] = True  # compiling takes minutes, and nobody samples much on a CPU
+            options["enforce_eager"] = True  # compiling takes minutes, too long for the few samples that a CPU draws
         if rank is not None:
             options |= {"enable_lora": True, "max_lora_rank": vllm_rank(rank), "max_loras": 1}
         try:
             engine = cls(vllm.LLM(**options), None, logprobs)
         except Exception as error:
-            raise ConfigError(f"engine: vllm does not start: {_told(error)}: see what it wrote above") from error
+            raise ConfigError(f"engine: vllm does not start: {_reason(error)}: see what it wrote above") from error
         if adapter is not None:
             engine.load_adapter(Path(adapter), 0)
         return engine
@@ -118,7 +118,7 @@ class VllmEngine:
         try:
             outputs = self.llm.generate(asked, settings, lora_request=self.adapter, use_tqdm=False)
         except Exception as error:
-            raise RunError(f"engine: vllm failed: {_told(error)}: see what it wrote above") from error
+            raise RunError(f"engine: vllm failed: {_reason(error)}: see what it wrote above") from error
         return [_sampled(output.outputs[0], stop_ids, self.logprobs) for output in outputs]
 
 
@@ -136,7 +136,7 @@ def _sampled(output: Any, stop_ids: Sequence[int], logprobs: bool) -> Sampled:
 
 
 def installed_version() -> str:
-    """Of vLLM; empty where it does not say. ConfigError where it is not installed."""
+    """Version of vLLM; empty where it reports none. ConfigError where it is not installed."""
     return str(getattr(_module(), "__version__", ""))
 
 
@@ -183,7 +183,7 @@ def check_cpu() -> None:
         )
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 

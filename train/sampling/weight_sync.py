@@ -33,7 +33,7 @@ EXPERTS_SINCE = (0, 13)
 """vLLM takes adapters on fused experts since 0.11.2, and on packed ones since its pull request 28971 of November 2025;
 0.13 is the first release that surely holds both."""
 SCALES_SINCE = (0, 32)
-"""Reads a scale of its own for experts, and adapters on the router: seen with 0.32.0, not asked of earlier ones."""
+"""Reads a scale of its own for experts, and adapters on the router: seen with 0.32.0, not tested with earlier ones."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class FollowingEngine:
     ) -> None:
         """Sample from these weights from now on. Called by every process; lead: the one that updates a server.
 
-        write_adapter: writes the adapter into a folder. wait: until all processes are there.
+        write_adapter: writes the adapter into a folder. wait: a barrier over all processes.
         """
         if self.start is not None:
             target = self.folder / "merged"
@@ -143,7 +143,7 @@ def check_adapter(lora: LoraSettings, version: str) -> None:
 def check_reload(lora: LoraSettings) -> None:
     """ConfigError where vLLM would continue with the experts that it was started with.
 
-    Its CPU build (0.32.0) packs their weights when it starts, and leaves that out when it reads them again.
+    Its CPU build (0.32.0) packs their weights when it starts, and does not pack them when it reads them again.
     """
     if on_cpu() and (lora.experts or not lora.enabled):
         raise ConfigError(

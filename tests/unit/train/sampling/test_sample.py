@@ -36,7 +36,7 @@ def test_a_batch_gives_what_one_prompt_at_a_time_gives(loaded) -> None:
 
 
 def test_greedy_equals_the_argmax_of_plain_forward_passes(loaded) -> None:
-    """The KV cache, left padding and positions change nothing: checked against whole forward passes."""
+    """The KV cache, left padding and positions change nothing: checked against full forward passes."""
     asked = prompts(loaded, count=5)
     sampled = Sampler(loaded).sample(asked, max_new_tokens=12)
     loaded.model.eval()

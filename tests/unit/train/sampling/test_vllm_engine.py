@@ -1,4 +1,4 @@
-"""What vLLM is asked and how its answers are read, on a stand-in module; test_real_vllm.py starts the real one."""
+"""vLLM's requests and how its answers are read, on a stand-in module; test_real_vllm.py starts the real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vLLM is given before each step's rollouts, and what is refused; vLLM itself is a stand-in."""
+"""What vLLM gets before each step's rollouts, and what is refused; vLLM itself is a stand-in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from counterpoint.train.sampling.weight_sync import check_adapter, check_engine,
 
 
 class StandIn:
-    """Remembers what it was started with and asked for; it \"loads\" the weights that lie in its folder."""
+    """Remembers what it was started with and asked for; it \"loads\" the weights in its folder."""
 
     def __init__(self, **options: Any) -> None:
         self.options, self.calls = options, []
