@@ -1,6 +1,6 @@
 """What a user means by a checkpoint: a run folder, a checkpoint in one, an adapter, merged weights, or a name.
 
-runs/quickstart-...                         its result (`adapter/` or `model/`), else its newest whole checkpoint
+runs/quickstart-...                         its result (`adapter/` or `model/`), else its newest complete checkpoint
 runs/quickstart-.../checkpoints/step-000040
 an adapter folder                           on the base that its run, its manifest or its config names
 a model folder, a Hugging Face name, tiny   the model itself
@@ -32,10 +32,11 @@ RESULTS = ("adapter", "model")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A checkpoint in parts. base: the model under it, or the model itself. adapter: LoRA to put on it, None without.
+    """What a checkpoint consists of. base: the model under it, or the model itself. adapter: LoRA to put on it, or
+    None.
 
     run: settings of the run it came from, where that is known; prompts are then rendered as in training. shards: the
-    checkpoint whose parts go into the base in place of its own weights, None for a whole model.
+    checkpoint whose shards replace the base's own weights, None for an unsharded model.
     """
 
     source: str
@@ -48,7 +49,7 @@ class Found:
 def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
     """What `name` is. `model` is the base of an adapter that names none, and how weights are held in memory.
 
-    ModelError where there is nothing of the kind.
+    ModelError where nothing is found.
     """
     place = Path(name).expanduser()
     if not place.is_dir():
@@ -84,7 +85,7 @@ def open_checkpoint(checkpoint: Found | str, device: torch.device | str = "cpu")
 def _in_shards(name: str, checkpoint: Path, run: TrainingRun | None) -> Found:
     if run is None:
         raise ModelError(
-            f"{name}: the parts of a model that fsdp2 trained, and there is no run file of it: "
+            f"{name}: the shards of a model that fsdp2 trained, and there is no run file of it: "
             "name it where it was written, RUN/checkpoints/..."
         )
     return Found(name, run.model, None, run, checkpoint)
@@ -103,7 +104,7 @@ def _run_of(place: Path) -> TrainingRun | None:
     try:
         run = load_run(run_folder / RUN_FILE)
     except ConfigError as error:
-        raise ModelError(f"{error}: so this is no run folder that can be read") from None
+        raise ModelError(f"{error}: so this run folder cannot be read") from None
     return run if isinstance(run, TrainingRun) else None
 
 
@@ -111,14 +112,14 @@ def _weights_of(place: Path, name: str) -> Path:
     """The folder of the weights: `place` itself, or of a run folder what it made."""
     if not (place / RUN_FILE).is_file():
         if place.resolve().parent.name == CHECKPOINTS and (fault := why_broken(place)) is not None:
-            raise ModelError(f"{name}: not a whole checkpoint ({fault}): take another one of its run")
+            raise ModelError(f"{name}: not a complete checkpoint ({fault}): take another one of its run")
         return place
     for result in RESULTS:
         if (place / result).is_dir():
             return place / result
     checkpoint, _ = newest_complete(place)
     if checkpoint is None:
-        raise ModelError(f"{name}: this run has neither a result nor a whole checkpoint yet: wait for one")
+        raise ModelError(f"{name}: this run has neither a result nor a complete checkpoint yet: wait for one")
     return checkpoint.folder
 
 

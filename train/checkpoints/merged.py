@@ -1,4 +1,4 @@
-"""The whole model with its adapter merged, as a copy: the frozen base stays bit for bit what it is.
+"""The full model with its adapter merged, as a copy: the frozen base is unchanged bit for bit.
 
 Merging into the model and out again would round the base in bfloat16 each time.
 """
@@ -35,7 +35,7 @@ def merged_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def write_merged(model: Any, folder: Path) -> None:
-    """A checkpoint of `merged_state` that any program can load; one that is there is written over."""
+    """A checkpoint of `merged_state` that any program can load; an existing one is overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     save_weights(inner, folder, merged_state(model))

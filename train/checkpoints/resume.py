@@ -1,7 +1,7 @@
 """Which checkpoint a run resumes from, and whether it may.
 
 A run resumes only with the data and the settings that it began with: the newest complete checkpoint is compared with
-the new process by the data's fingerprint and by every setting that has a say in the numbers.
+the new process by the data's fingerprint and by every setting that affects the numbers.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, allow_changes: bo
     if checkpoint.details["data"] != identity.data:
         raise RunError(
             f"{where}: the training data changed (fingerprint {checkpoint.details['data'][:12]} then, "
-            f"{identity.data[:12]} now): put the old data back, or start a new run"
+            f"{identity.data[:12]} now): restore the old data, or start a new run"
         )
     changes = changed_settings(checkpoint.details["settings"], identity.settings)
     rows_then = checkpoint.details["rows_per_step"]

@@ -1,7 +1,7 @@
 """Folders that are either complete or absent, whatever kills the process while they are written.
 
     checkpoints/
-        step-000100/             whole: its marker `complete.json` names every file with size and sha256
+        step-000100/             complete: its marker `complete.json` names every file with size and sha256
         step-000200/             renamed but not marked (killed between the two): not a checkpoint
         .partial-step-000300/    being written, or left by a kill: not a checkpoint
 
@@ -73,7 +73,7 @@ def begin_folder(target: Path, expected_bytes: int = 0) -> Path:
 
 
 def finish_folder(partial: Path, target: Path, details: Mapping[str, Any]) -> Path:
-    """Sync the partial folder, rename it to `target` (a folder that stood there is replaced), and mark it complete."""
+    """Sync the partial folder, rename it to `target` (an existing folder is replaced), and mark it complete."""
     files = _sync_tree(partial)
     replaced = target.parent / f"{REPLACED}{target.name}"
     if target.exists():
@@ -104,7 +104,7 @@ def abandon_folder(partial: Path, target: Path, error: BaseException, expected_b
 
 
 def rotate(parent: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` complete checkpoints under `parent` (0 keeps all); returns what went."""
+    """Remove all but the newest `keep` complete checkpoints under `parent` (0 keeps all); returns what was removed."""
     complete = [folder for folder in checkpoints_in(parent) if (folder / MARKER).exists()]
     gone = complete[:-keep] if keep > 0 else []
     for folder in gone:
@@ -113,13 +113,13 @@ def rotate(parent: Path, keep: int) -> list[Path]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint; killed in between, it is not taken for a whole one."""
+    """Remove a checkpoint; killed in between, it is not taken for a complete one."""
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
 def clean_partial(parent: Path) -> list[Path]:
-    """Remove what killed saves left under `parent`: partial folders and unmarked checkpoints; returns what went.
+    """Remove what killed saves left under `parent`: partial folders and unmarked checkpoints; returns what was removed.
 
     Only for the process that holds the run's lock.
     """

@@ -1,4 +1,4 @@
-"""The weights of a model that was trained in full under FSDP2: a checkpoint's parts, read whole by one process."""
+"""The weights of a model that was trained in full under FSDP2: a checkpoint's shards, all read by one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from counterpoint.configs.errors import ModelError
 
 SHARDS = "pytorch_model_fsdp_0"
-"""accelerate's folder of them in a checkpoint."""
+"""accelerate's folder of shards in a checkpoint."""
 _RECORDS = {
     ("pathlib", "PosixPath"),
     ("torch", "Size"),
@@ -32,7 +32,7 @@ _RECORDS = {
 
 
 def load_shards(model: torch.nn.Module, folder: Path) -> None:
-    """Put the parts in checkpoint `folder` into a whole model. ModelError where they are not this model's."""
+    """Load the shards of checkpoint `folder` into an unsharded model. ModelError where they are not this model's."""
     try:
         reader = _Reader(folder / SHARDS)
         with warnings.catch_warnings():
@@ -45,7 +45,7 @@ def load_shards(model: torch.nn.Module, folder: Path) -> None:
 
 
 class _Reader(FileSystemReader):
-    """torch's reader, whose index is a pickle; the tensors themselves it reads without."""
+    """torch's reader, whose index is a pickle; it reads the tensors themselves without."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))

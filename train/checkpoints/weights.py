@@ -1,4 +1,4 @@
-"""Trained weights in a folder: the adapter in PEFT's format, or the whole model in transformers'. safetensors only."""
+"""Trained weights in a folder: the adapter in PEFT's format, or the full model in transformers'. safetensors only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save_weights(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] |
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put back what `save_weights` wrote. ModelError when names or shapes differ."""
+    """Load what `save_weights` wrote. ModelError when names or shapes differ."""
     if isinstance(model, PeftModel):
         result = set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
         missing = [key for key in result.missing_keys if ".lora_" in key]

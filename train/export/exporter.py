@@ -1,4 +1,4 @@
-"""The way home: a trained checkpoint as an adapter or as merged weights, proven to be what was trained.
+"""Export of a trained checkpoint as an adapter or as merged weights, checked against the model that was trained.
 
 An export folder is complete or absent (`save.write_folder`). `manifest.json` records what it was made from, with which
 settings, and what the gate measured. The gate loads the export again from disk; a GGUF file is made from bf16 weights
@@ -57,7 +57,7 @@ def export(
     limit: float | None = None,
     converter: str | None = None,
 ) -> Export:
-    """Export a checkpoint (or what `find.find_checkpoint` finds of a name) into `folder`, which must not be there yet.
+    """Export a checkpoint (or what `find.find_checkpoint` finds of a name) into `folder`, which must not exist yet.
 
     limit: the largest KL that passes the gate; None takes `LIMITS`. converter: of llama.cpp, for gguf. ModelError when
     the gate refuses, with its numbers; nothing is then left at `folder`.

@@ -26,7 +26,7 @@ MAX_POSITIONS = 512
 PROBES = 6
 PROBE_TOKENS = 64
 PROBES_LOST = 2
-"""So many probes may lose their channels by rounding; more refuse the export."""
+"""At most this many probes may lose their channels by rounding; more refuse the export."""
 
 
 @dataclass(frozen=True, slots=True)

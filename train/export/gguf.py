@@ -1,6 +1,6 @@
 """A GGUF file of merged weights, by llama.cpp's own converter; read again and compared tensor by tensor.
 
-The converter is not part of any package: it is `convert_hf_to_gguf.py` of a copy of llama.cpp, which is given by its
+The converter is not part of any package: it is `convert_hf_to_gguf.py` of a copy of llama.cpp, which is named by its
 path and run in a process of its own. Names of tensors: https://github.com/ggml-org/llama.cpp (gguf-py, MIT licence).
 """
 
@@ -70,7 +70,7 @@ def convert(script: Path, source: Path, target: Path) -> None:
 
 
 def first_difference(file: Path, source: Path) -> str | None:
-    """Where a GGUF file does not hold the numbers of the safetensors in `source`, in words; None where it does."""
+    """How a GGUF file differs from the safetensors in `source`, in words; None where it holds the same numbers."""
     from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     from gguf.quants import dequantize  # pyright: ignore[reportMissingImports]
 

@@ -4,7 +4,7 @@ is left after rounding.
 Legend: E experts, I inputs, O outputs of a projection. Files hold (E, O, I / 32, 16) bytes and (E, O, I / 32) scales.
 
 A base that came from MXFP4 is exactly on the grid, and a small adapter moves no number to the next point of it: most
-merges into MXFP4 are the base again. `Survival` measures it.
+merges into MXFP4 give the base back. `Survival` measures it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Survival:
 
     @property
     def share(self) -> float:
-        """How much of the adapter's change is still there: 1 all, 0 nothing."""
+        """How much of the adapter's change is left: 1 all, 0 nothing."""
         return self.left / self.change if self.change else 1.0
 
     @property

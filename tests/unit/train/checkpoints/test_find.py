@@ -55,7 +55,7 @@ def put_checkpoint(run: Path, adapter: Path, step: int) -> Path:
 
 def test_a_run_folder_is_its_result_or_its_newest_whole_checkpoint(tmp_path: Path, adapter: Path) -> None:
     run = run_folder(tmp_path)
-    with pytest.raises(ModelError, match="neither a result nor a whole checkpoint"):
+    with pytest.raises(ModelError, match="neither a result nor a complete checkpoint"):
         find_checkpoint(str(run))
     first, second = (put_checkpoint(run, adapter, step) for step in (5, 10))
     found = find_checkpoint(str(run))
@@ -63,7 +63,7 @@ def test_a_run_folder_is_its_result_or_its_newest_whole_checkpoint(tmp_path: Pat
     (second / "adapter_model.safetensors").write_bytes(b"")
     assert find_checkpoint(str(run)).adapter == first
     assert find_checkpoint(str(first)).run == RUN
-    with pytest.raises(ModelError, match="not a whole checkpoint"):
+    with pytest.raises(ModelError, match="not a complete checkpoint"):
         find_checkpoint(str(second))
     (run / "adapter").mkdir()
     for file in adapter.iterdir():

@@ -1,4 +1,4 @@
-"""A run that was broken off, in whatever way, goes on bit for bit as if it had not been."""
+"""A run that was interrupted, in whatever way, resumes bit for bit as if it had not been."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_kill_at_twenty_random_steps_of_one_run(jobs: Jobs, tmp_path: Path) -> N
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("step", [4, 5])
 def test_a_signal_saves_within_the_step(jobs: Jobs, tmp_path: Path, number: int, code: int, step: int) -> None:
-    """Step 5 is the last of an epoch: its checkpoint stands at the border."""
+    """Step 5 is the last of an epoch: its checkpoint is at the boundary."""
     assert jobs.run(tmp_path, fault=("step", step, number), **OPTIONS) == code
     stopped = json.loads((tmp_path / "result.json").read_text())
     assert stopped["from"] == 0
@@ -155,7 +155,7 @@ def test_state_of_callbacks_guard_and_meter_goes_on(tiny_run: ModuleType, tmp_pa
 
 
 class Evaluation(TrainerCallback):
-    """Notes which checkpoints stand when it is called; at `step` it does what it is told."""
+    """Notes which checkpoints exist when it is called; at `step` it does what it is given."""
 
     def __init__(self, folder: Path, step: int = -1, act: Any = None) -> None:
         self.folder, self.step, self.act = folder, step, act
@@ -180,7 +180,7 @@ def test_a_step_is_saved_before_it_is_evaluated(tiny_run: ModuleType, tmp_path: 
 
 @pytest.mark.parametrize("steps", [4, 6])
 def test_a_finished_run_is_evaluated_and_not_trained(tiny_run: ModuleType, tmp_path: Path, steps: int) -> None:
-    """Step 4 lies inside an epoch, step 6 at the end of one."""
+    """Step 4 is inside an epoch, step 6 at the end of one."""
     trainer = tiny_run.make(tmp_path, steps=steps, every=steps)
     trainer.train()
     evaluation = Evaluation(tmp_path)

@@ -160,7 +160,7 @@ if count:
 print(calls[0])
 """
 # A save of two files makes 6 calls of fsync (2 files, their folder, its parent, marker, folder), 2 of rename where a
-# checkpoint of that step stands, 1 of replace (the marker).
+# checkpoint of that step exists, 1 of replace (the marker).
 KILLS = [
     *(("fsync", n) for n in range(1, 7)),
     ("rename", 1),

@@ -1,4 +1,4 @@
-"""GGUF by llama.cpp's converter: found, run, and its faults told."""
+"""GGUF by llama.cpp's converter: found, run, and its faults reported."""
 
 from __future__ import annotations
 

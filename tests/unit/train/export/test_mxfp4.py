@@ -1,4 +1,4 @@
-"""MXFP4 written by an export: the grid is kept bit for bit, other numbers go to the nearest, and losses are told."""
+"""MXFP4 written by an export: the grid is kept bit for bit, other numbers are rounded, and losses reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_transformers_reads_the_same_numbers() -> None:
 
 
 def adapter_of(folder: Path, size: float) -> Found:
-    """A tiny base whose experts lie on the MXFP4 grid, and an adapter with B of this size."""
+    """A tiny base whose experts are on the MXFP4 grid, and an adapter with B of this size."""
     tiny = random_tiny(seed=1)
     with torch.no_grad():
         for name, parameter in tiny.model.named_parameters():
