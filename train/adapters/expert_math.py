@@ -117,7 +117,7 @@ def activation_backward(
     out_RI = torch.addcmul(silu_RI, silu_RI, up_RI).mul_(1 / alpha).to(hidden_RJ.dtype)
     grad_gate_RI = torch.ops.aten.silu_backward(torch.addcmul(wide_RI, wide_RI, up_RI), scaled_RI)
     grad_RJ[:, 0::2] = grad_gate_RI
-    # The look costs less than two masked passes, but on CUDA it would wait for the device.
+    # Checking first costs less than two masked passes, but on CUDA it would wait for the device.
     if on_cuda(hidden_RJ) or _reaches(hidden_RJ, limit):
         grad_RJ[:, 1::2].masked_fill_(hidden_RJ[:, 1::2].abs() > limit, 0)
         grad_RJ[:, 0::2].masked_fill_(hidden_RJ[:, 0::2] > limit, 0)
@@ -252,7 +252,7 @@ def grouped_backward(
     h_RJ = saved.hidden_RJ
     if h_RJ is None:
         h_RJ = _project_all(x_NH[row_R], base.w1, base.b1, up, saved.low_up_Rr, routing, ends)
-    # What was computed again is nobody else's, so its gradient takes its place.
+    # What was recomputed has no other user, so its gradient may overwrite it.
     dh_RJ = torch.empty_like(h_RJ) if h_RJ is saved.hidden_RJ else h_RJ
     a_RI = _through_activation(h_RJ, g_RI, weight_R1, base, dh_RJ, dweight_R)
     if down is not None and scaled_dy_Rr is not None:

@@ -79,7 +79,7 @@ def lean_experts_forward(
     """
     held = cast(dict[str, Any], self.__dict__.get(_FACTORS, {}))
     base = (self.gate_up_proj, self.gate_up_proj_bias, self.down_proj, self.down_proj_bias)
-    # Set by transformers' decorator of experts, and true where it has shared them out over processes.
+    # Set by transformers' decorator of experts, and true where it has sharded them over processes.
     if self._is_expert_parallel or (torch.is_grad_enabled() and any(part.requires_grad for part in base)):
         assert not held, "the adapter would be left out"
         return grouped_mm_experts_forward(self, hidden_NH, index_NK, weight_NK)

@@ -18,7 +18,7 @@ TESTED_VERSIONS = {"torch": ("2.13", "2.14"), "transformers": ("5.19", "5.24"), 
 
 
 def use_implementations(model: Any, settings: ModelSettings | None = None, recompute_experts: bool = False) -> None:
-    """Set the attention, experts and norms of `model` (or of the model inside a PEFT one) as the run file says;
+    """Set the attention, experts and norms of `model` (or of the model inside a PEFT one) as the run file sets them;
     without `settings` the lean ones.
 
     recompute_experts: see `use_experts`. ModelError where the lean path is asked for on versions that it was not tested

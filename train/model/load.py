@@ -36,7 +36,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and what translates for it.
+    """A model and what encodes text for it.
 
     model: `GptOssForCausalLM`, or a `PeftModel` around one. vocabulary: encodes text to real ids that the model has.
     vocabulary_map: real ids <-> rows of `input_ids` and logits. source: where it came from, for a person.
@@ -63,7 +63,7 @@ class LoadedModel:
 
 
 def device_of(setting: str = "auto") -> torch.device:
-    """`auto` is CUDA where there is one. ModelError for `cuda` without one."""
+    """`auto` is CUDA where available. ModelError for `cuda` without one."""
     if setting == "cuda" and not torch.cuda.is_available():
         raise ModelError("device: cuda was asked for and torch sees none: use `auto` or `cpu`")
     return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
@@ -80,7 +80,7 @@ def load_model(settings: ModelSettings | str, device: torch.device | str = "cpu"
     """The model of a run file's section `model` (or of its `name` alone), on `device`, with reference attention and
     experts.
 
-    `init: random` draws the weights from torch's global generator. ModelError for everything that is not a whole
+    `init: random` draws the weights from torch's global generator. ModelError for everything that is not a complete
     gpt-oss checkpoint in safetensors.
     """
     device = torch.device(device)
@@ -196,7 +196,7 @@ def _pretrained(
         for parameter in model.parameters():  # transformers 5.19 unpacks to bfloat16, whatever it is asked for
             parameter.data = parameter.data.to(dtype)
     if wrong := sorted(info["missing_keys"]) or sorted(str(k) for k in info["mismatched_keys"]):
-        raise ModelError(f"model.name: `{settings.name}` lacks {wrong[0]} ({len(wrong)} in all): is the copy whole?")
+        raise ModelError(f"model.name: `{settings.name}` lacks {wrong[0]} ({len(wrong)} in all): is the copy complete?")
     _check_tokenizer(name, settings)
     return model
 
@@ -207,7 +207,7 @@ def _is_small(folder: Path) -> bool:
 
 
 def _folder(name: str, settings: ModelSettings) -> Path:
-    """A checkpoint's folder on this machine; one of the hub is fetched, without its copies in other formats."""
+    """A checkpoint's folder on this machine; one of the hub is downloaded, without its copies in other formats."""
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -252,7 +252,7 @@ def _load_error(name: str, error: Exception) -> ModelError:
         pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
         what = f"only pickled weights ({pickles[0]}), which are never loaded" if pickles else "no weights"
         return ModelError(f"model.name: `{name}` holds {what}: save them as safetensors")
-    return ModelError(f"model.name: `{name}` cannot be loaded ({_first_line(error)}): is the copy whole?")
+    return ModelError(f"model.name: `{name}` cannot be loaded ({_first_line(error)}): is the copy complete?")
 
 
 def _first_line(error: BaseException) -> str:

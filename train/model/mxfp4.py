@@ -38,7 +38,7 @@ class Mxfp4Tensor(torch.Tensor):
         experts, outputs, half = blocks_EOI.shape
         if scales_EOI.shape != (experts, outputs, 2 * half // RUN) or 2 * half % RUN:
             shapes = f"{tuple(blocks_EOI.shape)} and {tuple(scales_EOI.shape)}"
-            raise ModelError(f"MXFP4 blocks and scales do not fit each other: {shapes}: is the checkpoint whole?")
+            raise ModelError(f"MXFP4 blocks and scales do not fit each other: {shapes}: is the checkpoint complete?")
         shape = (experts, 2 * half, outputs)
         # torch's way to a tensor without storage of its own, private by name only.
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=blocks_EOI.device)
@@ -115,7 +115,7 @@ def _clone(tensor: Mxfp4Tensor, **kwargs: Any) -> Mxfp4Tensor:
 def _to_copy(
     tensor: Mxfp4Tensor, *, dtype: torch.dtype | None = None, device: Any = None, non_blocking: bool = False, **_: Any
 ) -> Mxfp4Tensor:
-    """Another device, or another type to unpack to; the packed bytes stay what they are."""
+    """Another device, or another type to unpack to; the packed bytes are unchanged."""
     blocks, scales = (
         part.to(device or part.device, non_blocking=non_blocking) for part in (tensor.blocks, tensor.scales)
     )
@@ -153,7 +153,7 @@ def packed_names(model: torch.nn.Module) -> list[str]:
 
 
 def lay_bare(model: torch.nn.Module) -> None:
-    """Store each MXFP4 parameter X in its module as two plain ones, X_blocks and X_scales, which FSDP2 can share out.
+    """Store each MXFP4 parameter X in its module as two plain ones, X_blocks and X_scales, which FSDP2 can shard.
 
     It would unpack X itself. X is then put together again whenever it is read, of what the two are at that moment.
     """

@@ -36,9 +36,7 @@ def load_mxfp4(folder: Path, config: GptOssConfig, dtype: torch.dtype, device: t
         stem, kind = _split(name)
         shape = missing.pop(stem, None) if kind != SCALES else missing.get(stem, torch.Size())
         if shape is None:
-            raise ModelError(
-                f"{folder}: {name} is no tensor of gpt-oss, or is there twice: use the original checkpoint"
-            )
+            raise ModelError(f"{folder}: {name} is no tensor of gpt-oss, or a duplicate: use the original checkpoint")
         if kind is None:
             parameter = torch.nn.Parameter(tensor.to(dtype), requires_grad=True)
         else:
@@ -57,7 +55,7 @@ def load_mxfp4(folder: Path, config: GptOssConfig, dtype: torch.dtype, device: t
     if not packed:
         raise ModelError(f"{folder}: no MXFP4 experts (`*_proj_blocks`) in this checkpoint: set model.base to bf16")
     if missing:
-        raise ModelError(f"{folder}: {sorted(missing)[0]} is missing ({len(missing)} in all): is the copy whole?")
+        raise ModelError(f"{folder}: {sorted(missing)[0]} is missing ({len(missing)} in all): is the copy complete?")
     model.model.rotary_emb = GptOssRotaryEmbedding(config).to(device)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))

@@ -12,7 +12,7 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def gathered_weights(model: torch.nn.Module, keep: bool) -> dict[str, torch.Tensor]:
-    """The weights of a sharded model by name, whole and on the CPU; of a `PeftModel` only the adapter's.
+    """The weights of a sharded model by name, gathered on the CPU; of a `PeftModel` only the adapter's.
 
     Every process has to call it; one that does not `keep` them gets none.
     """

@@ -19,7 +19,7 @@ from counterpoint.train.plan.shape import Shape
 
 MIB = 1 << 20
 CUDA_CONTEXT = 900 * MIB
-"""Driver, kernels and libraries of one process on a GPU: about this much, and not torch's to count."""
+"""Driver, kernels and libraries of one process on a GPU: about this much, which torch does not count."""
 FRAGMENTATION = 0.03
 """What a GPU's allocator holds and cannot use, as a share of activations."""
 LOGIT_BYTES = {"cpu": 128 * MIB, "cuda": 1024 * MIB}

@@ -113,7 +113,7 @@ class RunFolder:
             shutil.rmtree(self.path / ASIDE)
 
     def empty(self, keep: Collection[str] = ()) -> None:
-        """Remove what an earlier run left in the folder, but for these names, for one that starts anew."""
+        """Remove what an earlier run left in the folder, but for these names, for one that starts over."""
         for entry in list(self.path.iterdir()):
             if entry.name in keep:
                 continue
@@ -125,7 +125,7 @@ class RunFolder:
     def set_aside(self) -> None:
         """Move what an earlier run left into a folder of its own, until the new one trains (`forget_aside`)."""
         aside = self.path / ASIDE
-        if aside.is_dir():  # of a try that was killed: what it left is nothing, what was moved away is the run
+        if aside.is_dir():  # of an attempt that was killed: its own files go, the run is what was moved away
             self.empty(keep={ASIDE})
         elif entries := [entry for entry in self.path.iterdir() if entry != self.lock.path]:
             aside.mkdir()
@@ -133,9 +133,9 @@ class RunFolder:
                 entry.rename(aside / entry.name)
 
     def withdraw(self, mistake: bool) -> None:
-        """Undo a run that did not come to train. The old run that was moved away comes back; where it was the user's
-        mistake, a new folder goes, unless it holds more than what the run was to be. Rows that could not be used
-        stay."""
+        """Undo a run that did not get to train. The old run that was moved away comes back; where it was the user's
+        mistake, a new folder is removed, unless it holds more than the description of the run. Quarantined rows
+        are kept."""
         aside = self.path / ASIDE
         if aside.is_dir():
             self.empty(keep={ASIDE, *(e.name for e in self.path.iterdir() if e.is_file() and e.name not in _OWN)})

@@ -44,22 +44,22 @@ def lock_folder(folder: Path) -> FolderLock:
         holder = _holder(file)
         file.close()
         raise RunError(
-            f"{folder}: another run is using it ({_told(holder)}): wait for it, stop it, or start a new run"
+            f"{folder}: another run is using it ({_owner(holder)}): wait for it, stop it, or start a new run"
         ) from None
     except OSError:
-        # A file system without locks: the content alone must do.
+        # A file system without locks: only the content of the file is left.
         pass
     holder = _holder(file)
     if holder is not None and holder.get("host") != socket.gethostname():
         file.close()
         raise RunError(
-            f"{folder}: a run on another machine is using it ({_told(holder)}): if that run is dead, remove {path}"
+            f"{folder}: a run on another machine is using it ({_owner(holder)}): if that run is dead, remove {path}"
         )
     file.seek(0)
     file.truncate(0)
     json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
     file.flush()
-    return FolderLock(path, file, _told(holder) if holder is not None else None)
+    return FolderLock(path, file, _owner(holder) if holder is not None else None)
 
 
 def _holder(file: Any) -> dict[str, Any] | None:
@@ -71,5 +71,5 @@ def _holder(file: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _told(holder: dict[str, Any] | None) -> str:
+def _owner(holder: dict[str, Any] | None) -> str:
     return f"pid {holder.get('pid', '?')} on {holder.get('host', '?')}" if holder else "pid unknown"

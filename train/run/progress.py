@@ -1,4 +1,4 @@
-"""One line that says how a run is doing: replaced in a terminal, printed at every log interval elsewhere."""
+"""One line with the progress of a run: replaced in a terminal, printed at every log interval elsewhere."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Progress:
 
     def show(self, line: str) -> None:
         if self.live:
-            # A line that wraps could not be replaced; blanks cover what is left of a longer one before.
+            # A line that wraps could not be replaced; blanks overwrite the rest of a longer one before.
             line = line[: shutil.get_terminal_size().columns - 1]
             self.out.write("\r" + line.ljust(self._width))
             self._width = len(line)

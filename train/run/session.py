@@ -45,7 +45,7 @@ class Session:
     """What a recipe holds while it runs. Processes other than the main one have no `folder` and say nothing.
 
     checkpoint: where the run resumes from, None for a fresh one. stop: the signal that ends it. allow_changes: it may
-    resume although settings changed. trains: everything was found good.
+    resume although settings changed. trains: every check passed.
     """
 
     path: Path
@@ -78,7 +78,7 @@ class Session:
             self.folder.state(seeds=seeds, data=identity.data, steps=steps)
 
     def begins_tracking(self, settings: TrainingRun) -> None:
-        """Once the model has loaded: a run that a mistake keeps from training is not to be seen anywhere."""
+        """Once the model has loaded: a run that a mistake keeps from training is not listed anywhere."""
         if self.folder is not None:
             self.tracker = start_tracker(settings.tracking, self.path, plain(settings), self.warn)
 
@@ -94,12 +94,12 @@ class Session:
 
 @contextmanager
 def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bool = False) -> Iterator[Session]:
-    """Signals caught, the run's folder locked, described and said; on the way out the run's end, whatever it was.
+    """Signals caught, the run's folder locked, described and printed; on exit the run's end is recorded.
 
     resume: None for a new run, `newest` for the newest of this name, or a run folder or checkpoint. overwrite: start
-    anew in the newest folder of this name; with `resume`, resume although settings changed. RunError in plain words for
-    a full disk and for too little memory. Of a run that a mistake keeps from training nothing stays, and what it would
-    have overwritten does.
+    over in the newest folder of this name; with `resume`, resume although settings changed. RunError in plain words for
+    a full disk and for too little memory. Of a run that a mistake keeps from training nothing is left, and what it
+    would have overwritten is kept.
     """
     if settings.train.threads is not None:
         torch.set_num_threads(settings.train.threads)
@@ -163,7 +163,7 @@ def plain_errors(settings: TrainingRun) -> Iterator[None]:
             raise _out_of_memory(settings) from error
         if world_size() > 1 and _has_lost_a_process(error):
             raise RunError(
-                "another process of this run has ended or cannot be reached: its own last lines say why; "
+                "another process of this run has ended or cannot be reached: see its own last lines; "
                 "continue from the newest checkpoint with --resume"
             ) from error
         raise
@@ -189,7 +189,7 @@ def _out_of_memory(settings: TrainingRun) -> RunError:
     if again:
         now = str(train.activation_checkpointing).lower()
         advice.append(f"set train.activation_checkpointing={again} (now {now})")
-    return RunError(f"out of memory: {' or '.join(advice)}, then --resume; or begin anew with a lower {tokens}")
+    return RunError(f"out of memory: {' or '.join(advice)}, then --resume; or start over with a lower {tokens}")
 
 
 def _prepare(settings: TrainingRun, folder: RunFolder, resume: str | None, overwrite: bool) -> Checkpoint | None:

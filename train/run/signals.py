@@ -35,7 +35,7 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """143 for SIGTERM, 130 for Ctrl-C, as a shell would say; 0 without a signal."""
+        """143 for SIGTERM, 130 for Ctrl-C, as a shell would return; 0 without a signal."""
         return 128 + self.received if self.received is not None else 0
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

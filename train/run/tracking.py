@@ -1,4 +1,4 @@
-"""Weights & Biases of a run: it gets numbers and tables, and nothing that happens to it can touch the run.
+"""Weights & Biases of a run: it gets numbers and tables, and no failure of it affects the run.
 
 wandb is driven by one background thread, fed by a queue. Where it is missing, refuses to start, raises, or hangs, the
 run reports it once and continues. All its files are in the run folder.
@@ -20,9 +20,9 @@ from counterpoint.configs.train_section import TrackingSettings
 
 Cell = str | int | float | bool | None
 WAITING_CALLS = 10_000
-"""More than a run logs while wandb starts; beyond them it does not keep up, and is given up."""
+"""More than a run logs while wandb starts; beyond them it does not keep up, and is switched off."""
 CLOSE_SECONDS = {"offline": 20.0, "online": 120.0}
-"""What wandb gets to finish: a network that is gone must not hold the end of a run for longer."""
+"""What wandb gets to finish: a lost network must not delay the end of a run for longer."""
 
 
 class Tracker(Protocol):

@@ -13,7 +13,7 @@ import torch
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "openai-harmony", "tiktoken", "numpy", "counterpoint")
 GIT_SECONDS = 10
-"""Against a git that hangs, as on a file system that is away."""
+"""Against a git that hangs, as on a file system that does not respond."""
 
 
 def versions(device: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def build_gptoss() -> Callable[..., GptOssForCausalLM]:
 
 @pytest.fixture
 def kept_bytes() -> Callable[..., tuple[Any, int]]:
-    """`kept_bytes(forward, own)`: what `forward()` gives, and the bytes it keeps for backward beside tensors `own`."""
+    """`kept_bytes(forward, own)`: what `forward()` gives, and the bytes it keeps for backward besides tensors `own`."""
 
     def measure(forward: Callable[[], Any], own: Iterable[torch.Tensor]) -> tuple[Any, int]:
         known = {tensor.untyped_storage().data_ptr() for tensor in own}

@@ -228,7 +228,7 @@ def shard_on_cpu() -> None:
 
 
 def run(folder: Path, options: dict[str, Any]) -> int:
-    """One run; `fault` is one of `step`, `call`, `phase` with its arguments; `resume` goes on from what is there."""
+    """One run; `fault` is one of `step`, `call`, `phase` with its arguments; `resume` continues from what is there."""
     torch.set_num_threads(1)
     if options.pop("fsdp2", False):
         shard_on_cpu()

@@ -29,7 +29,7 @@ def adapted(model, ours):
 
 
 def outcome(model, autocast, kept_bytes):
-    """(loss, gradients, bytes kept for the backward pass beside the parameters)."""
+    """(loss, gradients, bytes kept for the backward pass in addition to the parameters)."""
 
     def forward():
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -33,7 +33,7 @@ KERNELS = benchmark_module("gpu_emulation")
 
 @st.composite
 def forests(draw: st.DrawFn) -> tuple[list[int], list[int]]:
-    """A random forest as runs: each run goes on from some open token (or none) for some tokens."""
+    """A random forest as runs: each run continues from some open token (or none) for some tokens."""
     path: list[int] = []
     position: list[int] = []
     end: list[int] = []

@@ -202,7 +202,7 @@ def test_git_state(tmp_path: Path) -> None:
 
 
 def test_json_lines_end_with_newlines_only(tmp_path: Path) -> None:
-    """Other line breaks (U+2028, NEL) stand in texts as they are; a line that a kill cut short is left out."""
+    """Other line breaks (U+2028, NEL) are kept in texts; a line that a kill cut short is left out."""
     path = tmp_path / "rows.jsonl"
     assert json_lines(path) == []
     rows = [{"text": f"a{mark}b"} for mark in ("\u2028", "\u2029", "\x85", "\x1c", "\r\n", "\x0b")]

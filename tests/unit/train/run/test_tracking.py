@@ -228,7 +228,7 @@ print("the run is over")
 
 
 def test_the_wandb_service_is_killed_in_the_middle(tmp_path: Path, home: Path) -> None:
-    """The run warns once, goes on, and ends without a traceback."""
+    """The run warns once, continues, and ends without a traceback."""
     result = subprocess.run(
         [sys.executable, "-c", KILL, str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
     )
