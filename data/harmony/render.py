@@ -39,6 +39,13 @@ class Renderer:
         self.vocabulary = vocabulary
         self.settings = RenderSettings() if settings is None else RenderSettings.of(settings)
         self.part_factors = {part: reasons.of_part(part, weight) for part, weight in self.settings.weights}
+        # Asked for every conversation or message, so read once: a field of a section takes twice as long to read.
+        identity = self.settings.identity
+        self._effort: ChosenEffort = self.settings.effort, reasons.EFFORT_SETTING
+        self._date = self.settings.date, reasons.DATE_SETTING
+        self._identity = identity, None if identity is None else reasons.IDENTITY_SETTING
+        self.finals_only = self.settings.train_on == "final"
+        self.bodies_only = self.settings.missing_thinking == "final_body"
         self.grammar = Grammar(vocabulary)
         self.openings = Openings(vocabulary)
         self.form_of = lru_cache(maxsize=4096)(self._form_of)
@@ -127,7 +134,7 @@ class Renderer:
             low, medium = settings.effort_buckets
             effort = "low" if longest < low else "medium" if longest < medium else "high"
             return effort, reasons.by_length(low, medium)
-        return settings.effort, reasons.EFFORT_SETTING
+        return self._effort
 
     def _turn_spans(
         self,
@@ -193,11 +200,11 @@ class Renderer:
     def _opening(self, conversation: Conversation, effort: ChosenEffort) -> list[Span]:
         if conversation.opening_ids is not None:
             return [Span(array("i", conversation.opening_ids), 0.0, reasons.OWN_OPENING, CONTEXT, -1, "system")]
-        settings, (level, effort_from) = self.settings, effort
-        date, date_from = settings.date, reasons.DATE_SETTING
+        level, effort_from = effort
+        date, date_from = self._date
         if conversation.date is not None:
             date, date_from = conversation.date, reasons.FROM_ROW
-        identity, identity_from = settings.identity, settings.identity and reasons.IDENTITY_SETTING
+        identity, identity_from = self._identity
         if conversation.identity is not None:
             identity, identity_from = conversation.identity, reasons.FROM_ROW
         instructions, tools, formats = conversation.instructions, conversation.tools, conversation.response_formats
@@ -219,7 +226,6 @@ class _Written:
         self.renderer = renderer
         self.messages = conversation.messages
         self.why = () if conversation.weight == 1 else (reasons.of_row(conversation.weight),)
-        self.finals_only = renderer.settings.train_on == "final"
         contents = {
             index: message.content
             for index, message in enumerate(self.messages[:ahead])
@@ -251,9 +257,7 @@ class _Written:
     def target(self, turn: Turn, final_end: int = RETURN) -> list[Span]:
         """From `<|start|>assistant` to the turn's last terminator, tool results between as context."""
         messages, stop = self.messages, turn.trained_stop
-        bare = self.renderer.settings.missing_thinking == "final_body" and not any(
-            messages[i].channel == "analysis" for i in range(turn.start, stop)
-        )
+        bare = self.renderer.bodies_only and not any(messages[i].channel == "analysis" for i in range(turn.start, stop))
         spans = [self.prompt]
         for index in range(turn.start, stop):
             message = messages[index]
@@ -279,7 +283,7 @@ class _Written:
     def _why_of(self, message: Message) -> Why:
         """The factors that all parts of a message share."""
         why = self.why if message.weight == 1 else (*self.why, reasons.of_message(message.weight))
-        return (*why, reasons.FINALS_ONLY) if self.finals_only and not message.is_final else why
+        return (*why, reasons.FINALS_ONLY) if self.renderer.finals_only and not message.is_final else why
 
 
 _FIELDS = {"call": ("call_header", "call_arguments"), "analysis": ("analysis", "analysis"),
