@@ -52,13 +52,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert not left
 
 
-def use(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+def use(monkeypatch: pytest.MonkeyPatch, run: Any) -> threading.Event:
+    """Gives trackers `run` in place of wandb's. The event says that one took it: a tracker's thread that is slow to
+    start would otherwise find the real wandb after the test."""
+    taken = threading.Event()
+
     def start(*args: Any) -> Any:
+        taken.set()
         if isinstance(run, BaseException):
             raise run
         return run
 
     monkeypatch.setattr(tracking, "_start_wandb", start)
+    return taken
 
 
 def test_off_is_off(tmp_path: Path, warned: list[str]) -> None:
@@ -125,10 +131,11 @@ def test_a_hanging_service_does_not_hold_the_run(
     tmp_path: Path, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    use(monkeypatch, FakeRun(lambda count: release.wait(60)))
+    taken = use(monkeypatch, FakeRun(lambda count: release.wait(60)))
     monkeypatch.setitem(tracking.CLOSE_SECONDS, "offline", 0.2)
     monkeypatch.setattr(tracking, "WAITING_CALLS", 5)
     tracker = start_tracker(TrackingSettings(), tmp_path, {}, warned.append)
+    assert taken.wait(300)
     for step in range(3):
         tracker.scalars(step, {"loss": 1.0})
     tracker.close()
@@ -139,9 +146,10 @@ def test_a_hanging_service_does_not_hold_the_run(
 
 def test_a_slow_service_is_left_behind(tmp_path: Path, warned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    use(monkeypatch, FakeRun(lambda count: release.wait(60)))
+    taken = use(monkeypatch, FakeRun(lambda count: release.wait(60)))
     monkeypatch.setattr(tracking, "WAITING_CALLS", 5)
     tracker = start_tracker(TrackingSettings(), tmp_path, {}, warned.append)
+    assert taken.wait(300)
     for step in range(20):
         tracker.scalars(step, {"loss": 1.0})
     assert len(warned) == 1
