@@ -233,7 +233,7 @@ def test_what_prepare_did_not_write_stays(tmp_path: Path, prepare: Prepare) -> N
     (tmp_path / "y.jsonl").write_text("{}\n")
     assert "was not written by prepare" in prepare("a.jsonl", "--out", "y.jsonl", code=1)
     assert "is one of the data files" in prepare("a.jsonl", "--out", "a.jsonl", code=2)
-    assert "lies in" in prepare(tmp_path, "--out", "z", code=2)
+    assert "is in" in prepare(tmp_path, "--out", "z", code=2)
     (tmp_path / "empty.jsonl").write_text("")
     prepare("a.jsonl", "--out", "empty.jsonl")
     assert (tmp_path / "empty.jsonl").stat().st_size > 100

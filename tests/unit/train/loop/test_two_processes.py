@@ -157,7 +157,7 @@ def test_a_checkpoint_of_a_model_trained_in_full_and_in_parts_is_read_whole(fork
 
     moved = tmp_path / "elsewhere"
     shutil.copytree(first, moved)
-    with pytest.raises(ModelError, match=r"no run file says of which: name it where it was written"):
+    with pytest.raises(ModelError, match=r"there is no run file of it: name it where it was written"):
         find_checkpoint(str(moved))
     found = find_checkpoint(str(last))
     (last / SHARDS / ".metadata").write_bytes(pickle.dumps(os.getcwd))
