@@ -62,6 +62,8 @@ class Forks:
             "err": str(err),
             "environment": known,
         }
+        for file in (out, err):
+            file.touch()  # the job opens them itself, maybe after they are first looked for
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
         self._process.stdin.flush()
