@@ -23,6 +23,22 @@ from counterpoint.configs.base import (
 TrainOn = Literal["turns", "last_turn", "assistant", "final"]
 MissingThinking = Literal["keep", "final_body", "effort_low"]
 CallStyle = Literal["channel", "role"]
+ServingName = Literal[
+    "vllm",
+    "vllm_0_30",
+    "vllm_responses",
+    "transformers",
+    "transformers_5_19",
+    "llama_cpp",
+    "sglang",
+    "sglang_responses",
+    "reference",
+    "ollama",
+    "openai_harmony",
+    "sampled",
+    "counterpoint_0_1",
+]
+ToolSchemas = Literal["as_given", "cleaned"]
 NO_DATE = "none"
 
 
@@ -105,8 +121,27 @@ class ChannelWeights(Settings):
         return self
 
 
-class OpeningSettings(Settings):
-    """Contents of the system message for rows that do not set them."""
+class ServedSettings(Settings):
+    """What the clients of the server do, where it differs from what its own API gives them."""
+
+    reasoning: Literal["of_server", "returned", "lost"] = "of_server"
+    """Whether clients send the analysis of an open tool loop back: many never do (`lost`)."""
+
+    arguments: Literal["of_server", "verbatim", "spaced", "ascii"] = "of_server"
+    """The arguments of calls as clients send them back: as they were sampled, or parsed and written again as JSON with
+    spaces (`spaced`), or the same in ASCII, as vLLM's answers are that are not streamed (`ascii`)."""
+
+
+class SchemaSettings(Settings):
+    """How tools are declared."""
+
+    tool_schemas: ToolSchemas = "as_given"
+    """JSON schemas of tools are declared as the row has them, because servers do so. `cleaned` rewrites what
+    openai-harmony cannot write; clients must then send the rewritten tools."""
+
+
+class OpeningSettings(SchemaSettings):
+    """The prompt: contents of the system message for rows that do not set them, and the server that writes it."""
 
     effort: Effort = "medium"
     """Reasoning effort of rows that have none."""
@@ -117,6 +152,17 @@ class OpeningSettings(Settings):
 
     identity: Text | None = None
     """First sentence of the system message; null keeps OpenAI's, which the model was trained with."""
+
+    serving: ServingName = "vllm"
+    """The server that the tuned model will meet: declarations, history and results are written as it writes them. The
+    names are in docs/serving.md; `sampled` continues sampled ids, for loops that never leave the tokens."""
+
+    served: ServedSettings = ServedSettings()
+    """What the clients of that server send back."""
+
+    response_formats: Literal["as_served", "prompt"] = "as_served"
+    """A row's `response_format`: as the server of `serving` treats it (none writes it into the prompt), or written into
+    the developer message under `# Response Formats` (`prompt`)."""
 
 
 class RenderSettings(OpeningSettings):
@@ -148,7 +194,7 @@ class RenderSettings(OpeningSettings):
         return cls(**{name: getattr(opening, name) for name in OpeningSettings.model_fields})
 
 
-class ConversionSettings(Settings):
+class ConversionSettings(SchemaSettings):
     """What is done where a source row is ambiguous: the settings of the format readers. The report counts every
     case."""
 
@@ -156,8 +202,9 @@ class ConversionSettings(Settings):
     """Text in a message with tool calls: shown to the user before the call, or taken as thinking. Where the row has
     thinking as well, such text is always the preamble."""
 
-    parallel_calls: Literal["pair", "first"] = "pair"
-    """Several calls in one message: `pair` writes call, result, call, result; `first` keeps the first of them."""
+    parallel_calls: Literal["pair", "first", "together"] = "pair"
+    """Several calls in one message, of which the model samples one: `pair` writes call, result, call, result; `first`
+    keeps the first of them; `together` keeps call, call, result, result and trains the first alone."""
 
     calls_without_result: Literal["first", "quarantine"] = "first"
     """Several calls in one message of which some have no result: keep the first of those, or quarantine the row."""

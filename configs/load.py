@@ -20,6 +20,9 @@ from counterpoint.configs.redact import looks_secret
 from counterpoint.configs.schema import RECIPES, Run
 from counterpoint.configs.yaml_file import COMMAND_LINE, Document, Key, read_file, read_text
 
+RECORDED = "config.yaml"
+"""Every setting of a run, in its folder next to `run.json`."""
+
 
 def load_run(
     source: str | Path | None,
@@ -39,11 +42,20 @@ def load_run(
     else:
         path, where = find_run_file(source)
         document, name = read_with_extends(path, where), path.stem
+        if path.name == RECORDED and (path.parent / "run.json").is_file():
+            _keep_first_form(document)
     if values:
         document = _merged(document, Document(dict(values), _places(values, ())))
     for override in overrides:
         document = _overridden(document, override)
     return check_run(document, where, name=name, check_format=check_format)
+
+
+def _keep_first_form(document: Document) -> None:
+    """A run of version 0.1 recorded no form of serving: what it rendered stays as it was."""
+    data = document.value.get("data")
+    if isinstance(data, dict) and "serving" not in data:
+        data["serving"] = "counterpoint_0_1"
 
 
 def _places(value: Any, path: Key) -> dict[Key, str]:

@@ -32,7 +32,8 @@ class Event:
 
 
 def pair(events: Sequence[Event], options: ConversionSettings, notice: AddNotice) -> list[Message]:
-    """Messages in Harmony's order: every call is followed by its result. Raises RowError."""
+    """Messages in Harmony's order: every call is followed by its result, or calls made at once by all of theirs, as
+    `options` say. Raises RowError."""
     messages: list[Message] = []
     turn: list[Event] = []
     for event in events:
@@ -51,17 +52,22 @@ def _pair_turn(turn: list[Event], options: ConversionSettings, notice: AddNotice
         return [event.message for event in turn]
     _Matcher(options, notice).match(turn)
     messages: list[Message] = []
-    for event in _without_unanswered(turn, options, notice):
-        if event.kind == "result":
-            continue
-        call = event.message
-        messages.append(call)
-        if event.result is not None:
-            result = event.result.message
-            if result.name is not None and not _is_named(event, result.name):
-                notice("result_name", event.result.field, f"is named {result.name}, but answers {call.recipient}")
-            messages.append(replace(result, name=call.recipient, channel=call.channel))
+    events = [event for event in _without_unanswered(turn, options, notice) if event.kind != "result"]
+    together = options.parallel_calls == "together"
+    for _, group in groupby(events, lambda e: (e.kind, e.group) if together else id(e)):
+        calls = list(group)
+        messages.extend(call.message for call in calls)
+        messages.extend(_result_of(call, notice) for call in calls if call.result is not None)
     return messages
+
+
+def _result_of(event: Event, notice: AddNotice) -> Message:
+    """The result of an answered call, named like the call."""
+    assert event.result is not None
+    call, result = event.message, event.result.message
+    if result.name is not None and not _is_named(event, result.name):
+        notice("result_name", event.result.field, f"is named {result.name}, but answers {call.recipient}")
+    return replace(result, name=call.recipient, channel=call.channel)
 
 
 class _Matcher:

@@ -19,7 +19,7 @@ def read_declarations(draft: Draft, row: Mapping[str, Any], field: str) -> None:
     """Tools, legacy functions, `parallel_tool_calls` and `response_format` of a row or of a row's `input`."""
     for key in ("tools", "functions"):
         if row.get(key) is not None:
-            read = read_tools(row[key], join(field, key))
+            read = read_tools(row[key], join(field, key), draft.options.tool_schemas)
             draft.notices.extend(read.notices)
             draft.declare(read.tools, read.builtin_tools, join(field, key))
     parallel = row.get("parallel_tool_calls")

@@ -83,27 +83,33 @@ class Draft:
     def system(self, text: str, field: str, name: str | None = None) -> None:
         """A system or developer message: the instructions, as long as the conversation has not begun."""
         self._check_text(text, field)
-        if not self._events and name is None:
+        begun = any(event.message.role != "developer" for event in self._events)
+        if not begun and name is None:
             self.opening_text(text, field)
             return
-        if self._events and self.options.late_system == "quarantine":
+        if begun and self.options.late_system == "quarantine":
             what = "a system message after the conversation began"
             raise RowError("late_system", field, what, "move it to the front, or set data.late_system: developer")
-        kind = "late_system" if self._events else "named_system"
+        kind = "late_system" if begun else "named_system"
         self.notice(kind, field, "written as a developer message in its place")
         self._add(Message("developer", text, name=name), field)
 
     def opening_text(self, text: str, field: str) -> None:
         """A system or developer text that opens the conversation."""
         if self.options.harmony_system == "parse":
-            text = self._harmony_block(text, field)
-        if text and any(self.instructions):
-            self.notice("joined_system", field, "several leading system messages were joined")
+            rest = self._harmony_block(text, field)
+            if text and not rest:
+                return
+            text = rest
+        if any(self.instructions):
+            self.notice("second_system", field, "a developer message of its own, as servers write it")
+            self._add(Message("developer", text), field)
+            return
         self.instructions.append(text)
 
     def _harmony_block(self, text: str, field: str) -> str:
         """Takes the settings of Harmony's own system block; the rest are instructions."""
-        if text.startswith("# Instructions\n\n"):
+        if self.format == "harmony" and text.startswith("# Instructions\n\n"):
             self.notice("harmony_developer", field, "the heading # Instructions was taken off")
             return text.removeprefix("# Instructions\n\n")
         block = parse_system(text)
@@ -181,13 +187,18 @@ class Draft:
                 "parallel_calls", calls[1].field, what, "keep one call a message, or say parallel_tool_calls: true"
             )
         if len(calls) > 1:
-            self.notice("parallel_calls", field, f"{len(calls)} calls at once were written one after another")
+            how = (
+                "kept together, the first trained" if self.options.parallel_calls == "together" else "paired one by one"
+            )
+            self.notice("parallel_calls", field, f"{len(calls)} calls at once were {how}")
             if self.options.parallel_calls == "first":
                 self.notice("call_dropped", calls[1].field, f"{len(calls) - 1} parallel calls were left out")
                 calls = calls[:1]
         self._group += 1
-        for call in calls:
-            self._events.append(Event(self._call_message(call, weight, name), call.field, "call", call.id, self._group))
+        for number, call in enumerate(calls):
+            # Behind a first call nothing is sampled before its result is there.
+            factor = 0.0 if number and self.options.parallel_calls == "together" else weight
+            self._events.append(Event(self._call_message(call, factor, name), call.field, "call", call.id, self._group))
 
     def _call_message(self, call: Call, weight: float, name: str | None) -> Message:
         where = call.arguments_field or f"{call.field}.arguments"
@@ -242,7 +253,7 @@ class Draft:
         """What was collected, around messages that are Harmony's already."""
         return Conversation(
             messages=messages,
-            instructions="\n\n".join(part for part in self.instructions if part) or None,
+            instructions="\n\n".join(part for part in self.instructions if part) if self.instructions else None,
             tools=self.names.declared(),
             builtin_tools=self.names.builtin_tools(messages),
             response_formats=self.response_formats,

@@ -133,7 +133,7 @@ def _declare(draft: Draft, namespaces: Any, field: str) -> None:
         if name in BUILTIN_TOOLS:
             draft.names.offer((name,))
         elif name == "functions" and isinstance(namespace, dict):
-            read = read_tools(namespace.get("tools") or [], f"{field}.functions.tools")
+            read = read_tools(namespace.get("tools") or [], f"{field}.functions.tools", draft.options.tool_schemas)
             draft.notices.extend(read.notices)
             draft.declare(read.tools, (), f"{field}.functions.tools")
         else:

@@ -14,7 +14,7 @@ def add_tagged_system(draft: Draft, text: str, field: str, name: str | None = No
     """Tools are declared, the rest are instructions. Raises RowError."""
     rest, tools = split_tools(text, field, draft.notice)
     if tools:
-        read = read_tools(tools, f"{field}<tools>")
+        read = read_tools(tools, f"{field}<tools>", draft.options.tool_schemas)
         draft.notices.extend(read.notices)
         draft.declare(read.tools, read.builtin_tools, f"{field}<tools>")
     if rest or not tools:

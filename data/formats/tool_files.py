@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from counterpoint.configs.data_section import ToolSchemas
 from counterpoint.configs.errors import ConfigError, DataError, RowError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.tool_declarations import ReadTools, read_tools
@@ -38,10 +39,10 @@ def declarations(path: str) -> list[Any]:
 
 
 @lru_cache(maxsize=16)
-def tools_of_file(path: str) -> ReadTools:
+def tools_of_file(path: str, schemas: ToolSchemas = "as_given") -> ReadTools:
     """The tools that a JSON file or a folder of them declares. Raises DataError."""
     try:
-        return read_tools(declarations(path), "tools")
+        return read_tools(declarations(path), "tools", schemas)
     except RowError as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -55,7 +55,7 @@ class ToolNames:
         if self.options.tools is None or self._functions or self._asked:
             return
         self._asked = True
-        read = tools_of_file(self.options.tools)
+        read = tools_of_file(self.options.tools, self.options.tool_schemas)
         self.declare(read.tools, "data.tools")
         self.offer(read.builtin_tools)
 

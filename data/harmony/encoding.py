@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from array import array
 from functools import lru_cache
+from typing import Literal
 
 from counterpoint.configs.data_section import CallStyle
 from counterpoint.data.conversation import Message
@@ -18,6 +19,11 @@ from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, 
 
 _CALL, _END = array("i", [CALL]), array("i", [END])
 CONSTRAIN_TEXT = "<|constrain|>"
+_MAX_HEADS = 65_536
+
+Place = Literal["role", "channel", "bare", "no_channel"]
+"""Where a result's header names the assistant: after the role, behind the channel, not at all (and without a channel),
+or after the role of a header without a channel."""
 
 
 class Grammar:
@@ -30,7 +36,7 @@ class Grammar:
         self.vocabulary = vocabulary
         self._piece = lru_cache(maxsize=65_536)(self._encode_piece)
         self._after_role = lru_cache(maxsize=65_536)(self._write_after_role)
-        self._head = lru_cache(maxsize=65_536)(self._write_head)
+        self._heads: dict[tuple[str | None, ...], array[int]] = {}
         self.start_assistant = array("i", (START, *self._piece("assistant")))
 
     def _encode_piece(self, text: str) -> tuple[int, ...]:
@@ -62,27 +68,43 @@ class Grammar:
         places = (to, named) if style == "role" else (named, to)
         return array("i", (*places[0], *places[1], *self.content_type(content_type), MESSAGE))
 
-    def _write_head(
-        self, role: str, name: str | None, channel: str | None, recipient: str | None, content_type: str | None
-    ) -> array[int]:
+    def _write_head(self, message: Message, call_place: CallStyle, result_place: Place) -> array[int]:
         """`<|start|>` to `<|message|>` in the history; a tool's result has the tool's full name as its role."""
-        after_role = self._after_role(channel, recipient, content_type, "role")
-        if role == "tool":
-            return array("i", (START, *self._piece(name or ""), *self._piece(" to=assistant"), *after_role))
-        named = self._piece(f":{name}") if name is not None else ()
-        return array("i", (START, *self._piece(role), *named, *after_role))
+        if message.role != "tool":
+            named = self._piece(f":{message.name}") if message.name is not None else ()
+            head = (START, *self._piece(message.role), *named)
+            return array("i", (*head, *self._after_role(*_headed(message), call_place)))
+        head = (START, *self._piece(message.name or ""))
+        if result_place == "bare":
+            return array("i", (*head, MESSAGE))
+        channel = None if result_place == "no_channel" else message.channel
+        style = "channel" if result_place == "channel" else "role"
+        return array("i", (*head, *self._after_role(channel, "assistant", message.content_type, style)))
 
-    def context(self, message: Message, body: array[int] | None = None) -> array[int]:
-        """A complete message of the history, as openai-harmony writes it: a final ends with `<|end|>`.
-
-        `body` is the encoded content, where the caller has it.
-        """
+    def context(
+        self,
+        message: Message,
+        body: array[int] | None = None,
+        call_place: CallStyle = "role",
+        result_place: Place = "role",
+    ) -> array[int]:
+        """A complete message of the history: a final ends with `<|end|>`. `body` is the encoded content, where the
+        caller has it; the places are those of `serving.ServedForm`."""
         if message.raw_ids is not None:
             if message.role != "assistant":
                 return array("i", message.raw_ids)
             end = CALL if message.raw_ids[-1] == CALL else END
             return array("i", (*self.start_assistant, *message.raw_ids[:-1], end))
-        head = self._head(message.role, message.name, message.channel, message.recipient, message.content_type)
+        key = (message.role, message.name, *_headed(message), call_place, result_place)
+        head = self._heads.get(key)
+        if head is None:
+            head = self._heads[key] = self._write_head(message, call_place, result_place)
+            if len(self._heads) > _MAX_HEADS:
+                self._heads.pop(next(iter(self._heads)))
         if body is None:
             body = self.vocabulary.encode_array(message.content)
         return head + body + (_CALL if message.is_call else _END)
+
+
+def _headed(message: Message) -> tuple[str | None, str | None, str | None]:
+    return message.channel, message.recipient, message.content_type

@@ -1,7 +1,8 @@
 """The system and the developer message that open a conversation.
 
-openai-harmony writes their text, its TypeScript of tool schemas included, because servers do the same: it is the prompt
-that the tuned model will see. It is called once for each distinct opening; the ids are ours (same vocabulary, cached).
+openai-harmony writes their text, its TypeScript of tool schemas included, because servers do the same; for servers that
+obey a chat template `template_declarations` writes the tools. Each distinct opening is written once; the ids are ours
+(same vocabulary, cached).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -19,7 +21,9 @@ from openai_harmony import Message as OfficialMessage
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Effort, ResponseFormat, Tool
 from counterpoint.data.harmony.official import official_encoding
-from counterpoint.data.harmony.tool_schema import writable
+from counterpoint.data.harmony.serving import ServedForm
+from counterpoint.data.harmony.template_declarations import template_developer
+from counterpoint.data.harmony.tool_schema import cleaned_parameters
 from counterpoint.data.harmony.vocabulary import END, MESSAGE, START, Vocabulary
 
 _MAX_OPENINGS = 50_000
@@ -31,8 +35,11 @@ class Openings:
     Callers must not change the arrays that they get.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, form: ServedForm, cleaned: bool = False) -> None:
+        """cleaned: schemas are rewritten (`data.tool_schemas`)."""
         self._vocabulary = vocabulary
+        self._form = form
+        self._cleaned = cleaned or form.cleaned
         self._cache: OrderedDict[Any, array[int]] = OrderedDict()
 
     def system(
@@ -45,27 +52,45 @@ class Openings:
     def developer(
         self, instructions: str | None, tools: Sequence[Tool] = (), response_formats: Sequence[ResponseFormat] = ()
     ) -> array[int]:
-        """The developer message; no ids where it would be empty.
+        """The developer message that opens a conversation; no ids where it would be empty.
 
-        Raises RowError where openai-harmony cannot write a tool's schema.
+        Raises RowError where the server cannot write a tool's schema.
         """
-        if instructions is None and not tools and not response_formats:
+        form = self._form
+        if not (instructions or tools or response_formats or form.developer_always):
             return array("i")
         tool_key = tuple((t.name, t.description, _stable(t.parameters)) for t in tools)
         format_key = tuple((f.name, f.description, _stable(f.schema)) for f in response_formats)
         key = ("developer", instructions, tool_key, format_key)
         suffix = response_formats_text(response_formats)
-        return self._cached(key, lambda: developer_message(instructions, tools), bool(tools), suffix)
+        declared = self._declared(tools)
+        if form.declarations == "jinja":
+            if (ids := self._cache.get(key)) is not None:
+                self._cache.move_to_end(key)
+                return ids
+            text = self._vocabulary.encode(template_developer(instructions, declared, suffix))
+            return self._kept(key, [START, *self._vocabulary.encode("developer"), MESSAGE, *text, END])
+        return self._cached(key, lambda: developer_message(instructions, declared), bool(tools), suffix)
+
+    def late_developer(self, text: str) -> array[int]:
+        """A developer message after the conversation began."""
+        return self._cached(("late", text), lambda: developer_message(text), False)
+
+    def _declared(self, tools: Sequence[Tool]) -> Sequence[Tool]:
+        return cleaned_tools(tools) if self._cleaned else tools
 
     def _cached(self, key: Any, make: Any, has_functions: bool, suffix: str = "") -> array[int]:
         ids = self._cache.get(key)
         if ids is not None:
             self._cache.move_to_end(key)
             return ids
-        ids = self._cache[key] = array("i", self._rewrite(official_ids(make(), has_functions), suffix))
+        return self._kept(key, self._rewrite(official_ids(make(), has_functions), suffix))
+
+    def _kept(self, key: Any, ids: Sequence[int]) -> array[int]:
+        kept = self._cache[key] = array("i", ids)
         if len(self._cache) > _MAX_OPENINGS:
             self._cache.popitem(last=False)
-        return ids
+        return kept
 
     def _rewrite(self, official: list[int], suffix: str) -> list[int]:
         """openai-harmony's message with its content in our vocabulary (which may be a restricted one)."""
@@ -109,10 +134,16 @@ def developer_message(instructions: str | None, tools: Sequence[Tool] = ()) -> O
         content = content.with_instructions(instructions)
     if tools:
         described = [
-            ToolDescription.new(t.name, t.description, writable(t.parameters) if t.parameters else None) for t in tools
+            ToolDescription.new(t.name, t.description, None if t.parameters is None else dict(t.parameters))
+            for t in tools
         ]
         content = content.with_function_tools(described)
     return OfficialMessage.from_role_and_content(Role.DEVELOPER, content)
+
+
+def cleaned_tools(tools: Sequence[Tool]) -> list[Tool]:
+    """The tools that clients must send under `data.tool_schemas: cleaned`."""
+    return [replace(tool, parameters=cleaned_parameters(tool.parameters)) for tool in tools]
 
 
 def response_formats_text(formats: Sequence[ResponseFormat]) -> str:
@@ -121,7 +152,7 @@ def response_formats_text(formats: Sequence[ResponseFormat]) -> str:
         return ""
     sections = []
     for f in formats:
-        description = f"// {f.description}\n" if f.description else ""
+        description = "".join(f"// {line}\n" for line in f.description.splitlines())
         schema = json.dumps(f.schema, ensure_ascii=False, separators=(",", ":"))
         sections.append(f"## {f.name}\n\n{description}{schema}")
     return "# Response Formats\n\n" + "\n\n".join(sections)

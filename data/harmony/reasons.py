@@ -102,6 +102,12 @@ def earlier_turn(number: int, last_only: bool, trained: bool) -> str:
     return f"{text}, trained in an example of its own" if trained else f"{text}, not trained"
 
 
+@lru_cache(maxsize=64)
+def earlier_action(form: str) -> str:
+    """Of an assistant message of an earlier action of the same turn."""
+    return f"context: earlier action of this turn, as {form} writes it; trained in an example of its own"
+
+
 def target(weight: float, why: Why, opens: bool = False, sampled: bool = False) -> str:
     """Of a part of the trained turn; "" where it is trained with weight 1 and written by the renderer.
 

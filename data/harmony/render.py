@@ -1,13 +1,14 @@
-"""Conversation -> Harmony ids with exact loss weights: one training example per assistant turn.
+"""Conversation -> Harmony ids with exact loss weights: one training example per action of the assistant.
 
-The prompt of an example is byte-identical to what inference sees before that turn; its target holds the whole turn
-(analysis, preambles, calls, final), with tool results between as masked context. Rules: docs/harmony.md.
+An action is what the model samples in one go: analysis, preambles, and the call or the final that ends it. Its prompt
+is what the server of `data.serving` writes at that point, which spells earlier actions in its own way. Rules:
+docs/harmony.md and docs/serving.md.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,11 +18,12 @@ from counterpoint.data.harmony import reasons
 from counterpoint.data.harmony.encoding import Grammar
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.reasons import Why, weighed
+from counterpoint.data.harmony.serving import Served, ServedMessages, form_of
 from counterpoint.data.harmony.spans import ANY_MESSAGE, CHANNEL_CODES, CONTEXT, Example, Span, SpanArrays, placed
 from counterpoint.data.harmony.vocabulary import CALL, END, RETURN, Vocabulary
-from counterpoint.data.harmony.window import Turn, histories, history, split_turns
+from counterpoint.data.harmony.window import Action, Turn, split_actions, split_turns
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """Raised with every change of ids or weights of any conversation: what older versions prepared is made anew."""
 
 
@@ -38,6 +40,8 @@ class Renderer:
     def __init__(self, vocabulary: Vocabulary, settings: OpeningSettings | None = None) -> None:
         self.vocabulary = vocabulary
         self.settings = RenderSettings() if settings is None else RenderSettings.of(settings)
+        self.form = form_of(self.settings)
+        self.continues = self.form.in_turn == "sampled"
         self.part_factors = {part: reasons.of_part(part, weight) for part, weight in self.settings.weights}
         # Asked for every conversation or message, so read once: a field of a section takes twice as long to read.
         identity = self.settings.identity
@@ -47,7 +51,7 @@ class Renderer:
         self.finals_only = self.settings.train_on == "final"
         self.bodies_only = self.settings.missing_thinking == "final_body"
         self.grammar = Grammar(vocabulary)
-        self.openings = Openings(vocabulary)
+        self.openings = Openings(vocabulary, self.form, self.settings.tool_schemas == "cleaned")
         self.form_of = lru_cache(maxsize=4096)(self._form_of)
         self.start_of = lru_cache(maxsize=4096)(self._start_of)
 
@@ -63,8 +67,8 @@ class Renderer:
         """The prompt in spans, all of them context."""
         spans = self._opening(conversation, effort or self.chosen_effort(conversation))
         written = _Written(self, conversation)
-        spans.extend(map(written.context, history(conversation.messages, len(conversation.messages))))
-        return [*spans, written.prompt]
+        (seen,) = written.histories([len(conversation.messages)])
+        return [*spans, *seen, written.prompt]
 
     def completion_spans(self, conversation: Conversation, start: int) -> list[Span]:
         """The assistant's messages from index `start` to the end, as sampled after the prompt of those before it.
@@ -72,18 +76,19 @@ class Renderer:
         Headers and terminators do not name their message (`Span.message`).
         """
         size = len(conversation.messages)
-        return _Written(self, conversation).target(Turn(0, start, size, size))[1:]
+        return _Written(self, conversation).target(Action(Turn(0, start, size, size), 0, start, size))[1:]
 
     def tool_result(self, name: str, channel: str, content: str) -> list[int]:
         """What the environment appends after a call: the result and the next `<|start|>assistant`."""
         message = Message(role="tool", content=content, name=name, channel=channel)  # pyright: ignore[reportArgumentType]
-        return [*self.grammar.context(message), *self.grammar.start_assistant]
+        return [*self.context(message), *self.grammar.start_assistant]
 
-    def context(self, message: Message) -> array[int]:
-        """A message as later turns see it; a late developer message is written as instructions."""
+    def context(self, message: Message, body: array[int] | None = None) -> array[int]:
+        """A message of the history; a late developer message is written as instructions. `body` is its encoded content,
+        where the caller has it."""
         if message.role == "developer" and message.raw_ids is None:
-            return self.openings.developer(message.content)
-        return self.grammar.context(message)
+            return self.openings.late_developer(message.content)
+        return self.grammar.context(message, body, self.form.call_place, self.form.result_place)
 
     def examples(self, conversation: Conversation) -> list[Example]:
         """Training examples of a conversation, none for turns whose weights are all 0."""
@@ -94,30 +99,40 @@ class Renderer:
         examples: list[Example] = []
         too_long = 0
         arrays = SpanArrays()
-        for turn, spans in self._turn_spans(conversation):
+        for action, spans in self._action_spans(conversation):
             if not _has_loss(spans):
                 continue
             if max_tokens is not None and sum(len(span.ids) for span in spans) > max_tokens:
                 too_long += 1
                 continue
             ids, weights, channels = arrays.of(spans)
-            examples.append(Example(conversation.source, turn.number, ids, weights, channels, conversation.notices))
+            source, turn, notices = conversation.source, action.turn.number, conversation.notices
+            examples.append(Example(source, turn, ids, weights, channels, notices, action.number))
         return examples, too_long
 
     def spans(
         self, conversation: Conversation, turns: Container[int] | None = None, effort: ChosenEffort | None = None
-    ) -> Iterator[tuple[Turn, list[Span]]]:
-        """The spans of every turn (or of those with the numbers `turns`), untrained turns too, each with its message.
+    ) -> Iterator[tuple[Action, list[Span]]]:
+        """The spans of every action (or of those of the turns with the numbers `turns`), untrained ones too, each with
+        its message.
 
         It is what `counterpoint show` explains. `effort` overrides the row's and the settings'.
         """
-        for turn, spans in self._turn_spans(conversation, turns, effort):
-            yield turn, placed(spans)
+        for action, spans in self._action_spans(conversation, turns, effort):
+            yield action, placed(spans)
 
     def trained_turns(self, conversation: Conversation) -> set[int]:
-        """Numbers of the turns that have loss where each is the target of an example."""
+        """Numbers of the turns that have loss where their actions are the targets of examples."""
         written = _Written(self, conversation)
-        return {turn.number for turn in split_turns(conversation.messages) if _has_loss(written.target(turn))}
+        turns = split_turns(conversation.messages)
+        actions = (action for turn in turns for action in self.actions(conversation.messages, turn))
+        return {action.turn.number for action in actions if _has_loss(written.target(action))}
+
+    def actions(self, messages: Sequence[Message], turn: Turn) -> list[Action]:
+        """What is trained of a turn, an example each: its actions, or all of it where sampled ids go on."""
+        if self.continues:
+            return [Action(turn, 0, turn.start, turn.trained_stop)]
+        return split_actions(messages, turn)
 
     def effort_of(self, conversation: Conversation) -> Effort:
         return self.chosen_effort(conversation)[0]
@@ -136,13 +151,13 @@ class Renderer:
             return effort, reasons.by_length(low, medium)
         return self._effort
 
-    def _turn_spans(
+    def _action_spans(
         self,
         conversation: Conversation,
         only: Container[int] | None = None,
         effort: ChosenEffort | None = None,
-    ) -> Iterator[tuple[Turn, list[Span]]]:
-        """Spans of each turn to train. Messages are encoded once: later turns hold the same Span objects."""
+    ) -> Iterator[tuple[Action, list[Span]]]:
+        """Spans of each action to train. Messages are encoded once: later actions hold the same Span objects."""
         settings, messages = self.settings, conversation.messages
         turns = split_turns(messages)
         every = only is None and settings.train_on != "last_turn"
@@ -155,18 +170,20 @@ class Renderer:
             turns = turns[-1:]
         if only is not None:
             turns = [turn for turn in turns if turn.number in only]
-        for turn, seen in zip(turns, histories(messages, [turn.start for turn in turns]), strict=True):
-            yield turn, [*opening, *map(written.context, seen), *written.target(turn)]
+        actions = [action for turn in turns for action in self.actions(messages, turn)]
+        for action, seen in zip(actions, written.histories([action.start for action in actions]), strict=True):
+            yield action, [*opening, *seen, *written.target(action)]
 
-    def _whole(self, opening: list[Span], turns: list[Turn], written: _Written) -> Iterator[tuple[Turn, list[Span]]]:
+    def _whole(self, opening: list[Span], turns: list[Turn], written: _Written) -> Iterator[tuple[Action, list[Span]]]:
         if not turns:
             return
         spans, done = list(opening), 0
         for turn in turns:
-            spans.extend(map(written.context, range(done, turn.start)))
-            spans.extend(written.target(turn, RETURN if turn is turns[-1] else END))
+            spans.extend(map(written.sampled, range(done, turn.start)))
+            whole = Action(turn, 0, turn.start, turn.trained_stop)
+            spans.extend(written.target(whole, RETURN if turn is turns[-1] else END))
             done = turn.trained_stop
-        yield turns[-1], spans
+        yield Action(turns[-1], 0, turns[-1].start, turns[-1].trained_stop), spans
 
     def _form_of(
         self,
@@ -207,7 +224,10 @@ class Renderer:
         identity, identity_from = self._identity
         if conversation.identity is not None:
             identity, identity_from = conversation.identity, reasons.FROM_ROW
-        instructions, tools, formats = conversation.instructions, conversation.tools, conversation.response_formats
+        tools = conversation.tools
+        in_prompt = self.form.formats_in_prompt or self.settings.response_formats == "prompt"
+        formats = conversation.response_formats if in_prompt else ()
+        instructions = self._instructions(conversation)
         system = self.openings.system(level, date, identity, conversation.builtin_tools, bool(tools))
         developer = self.openings.developer(instructions, tools, formats)
         system_why = reasons.system(effort_from, date_from, identity_from)
@@ -217,13 +237,34 @@ class Renderer:
             Span(developer, 0.0, developer_why, CONTEXT, -1, "developer"),
         ]
 
+    def joined(self, conversation: Conversation) -> int:
+        """How many messages at the start are a part of the instructions."""
+        count = 0
+        if self.form.leading == "joined":
+            while count < len(conversation.messages) and _is_leading(conversation.messages[count]):
+                count += 1
+        return count
+
+    def _instructions(self, conversation: Conversation) -> str | None:
+        texts = [conversation.instructions] if conversation.instructions is not None else []
+        texts += [message.content for message in conversation.messages[: self.joined(conversation)]]
+        if self.form.leading == "joined":
+            texts = [text.removeprefix("# Instructions\n\n") for text in texts]
+            return "\n\n".join(text for text in texts if text) or None
+        return texts[0] if texts else None
+
+
+def _is_leading(message: Message) -> bool:
+    return message.role == "developer" and message.name is None and message.raw_ids is None
+
 
 class _Written:
-    """The messages of one conversation as spans; each text is encoded once, however many turns see it."""
+    """The messages of one conversation as spans; each text is encoded once, however many actions see it."""
 
     def __init__(self, renderer: Renderer, conversation: Conversation, ahead: int = 0) -> None:
         """ahead: texts before this message are encoded in one call, because nearly all of them are needed."""
         self.renderer = renderer
+        self.conversation = conversation
         self.messages = conversation.messages
         self.why = () if conversation.weight == 1 else (reasons.of_row(conversation.weight),)
         contents = {
@@ -234,7 +275,9 @@ class _Written:
         encoded = renderer.vocabulary.encode_arrays([*contents.values()])
         self._bodies = dict(zip(contents, encoded, strict=True))
         self._contexts: dict[int, Span] = {}
+        self._sampled: dict[int, Span] = {}
         self.prompt = Span(renderer.grammar.start_assistant, 0.0, reasons.PROMPT, CONTEXT, -2, "prompt")
+        self._final_type = renderer.form.structured_final if conversation.response_formats else None
 
     def body(self, index: int) -> array[int]:
         ids = self._bodies.get(index)
@@ -242,28 +285,41 @@ class _Written:
             ids = self._bodies[index] = self.renderer.vocabulary.encode_array(self.messages[index].content)
         return ids
 
-    def context(self, index: int) -> Span:
-        """A message as later turns see it."""
-        span = self._contexts.get(index)
+    def histories(self, starts: Sequence[int]) -> Iterator[list[Span]]:
+        """The history before the actions that begin at each of the ascending message indices `starts`."""
+        joined = self.renderer.joined(self.conversation)
+        self._served = ServedMessages(self.messages, self.renderer.form)
+        for seen in self._served.seen(starts):
+            yield [self._context(item) for item in seen if item.index >= joined]
+
+    def sampled(self, index: int) -> Span:
+        """A message as it stands in the conversation, where no server writes it again."""
+        span = self._sampled.get(index)
         if span is None:
-            message = self.messages[index]
-            if message.raw_ids is None and message.role != "developer":
-                ids = self.renderer.grammar.context(message, self.body(index))
-            else:
-                ids = self.renderer.context(message)
-            span = self._contexts[index] = Span(ids, 0.0, reasons.CONTEXT[message.role], CONTEXT, index, "context")
+            span = self._sampled[index] = self._span(index, self.messages[index])
         return span
 
-    def target(self, turn: Turn, final_end: int = RETURN) -> list[Span]:
-        """From `<|start|>assistant` to the turn's last terminator, tool results between as context."""
-        messages, stop = self.messages, turn.trained_stop
+    def _context(self, item: Served) -> Span:
+        span = self._contexts.get(id(item))
+        if span is None:
+            span = self._contexts[id(item)] = self._span(item.index, item.message)
+        return span
+
+    def _span(self, index: int, message: Message) -> Span:
+        own = message.content is self.messages[index].content and message.raw_ids is None
+        body = self.body(index) if own and message.role != "developer" else None
+        return Span(self.renderer.context(message, body), 0.0, reasons.CONTEXT[message.role], CONTEXT, index, "context")
+
+    def target(self, action: Action, final_end: int = RETURN) -> list[Span]:
+        """From `<|start|>assistant` to the action's last terminator; results inside are context."""
+        messages, turn, stop = self.messages, action.turn, action.stop
         bare = self.renderer.bodies_only and not any(messages[i].channel == "analysis" for i in range(turn.start, stop))
         spans = [self.prompt]
-        for index in range(turn.start, stop):
+        for index in range(action.start, stop):
             message = messages[index]
             why, calls = (), True
             if message.role == "tool":
-                spans.append(self.context(index))
+                spans.append(self.sampled(index))
             else:
                 why, calls = self._why_of(message), message.recipient is not None
                 spans += self._trained(message, index, why, bare, final_end)
@@ -274,7 +330,8 @@ class _Written:
 
     def _trained(self, message: Message, index: int, why: Why, bare: bool, final_end: int) -> tuple[Span, ...]:
         """The tokens of one assistant message after `<|start|>assistant`."""
-        form = self.renderer.form_of(message.channel, message.recipient, message.content_type, bare, final_end, why)
+        content_type = self._final_type if message.is_final and not message.content_type else message.content_type
+        form = self.renderer.form_of(message.channel, message.recipient, content_type, bare, final_end, why)
         weight, body_why, channel, part = form.body
         if message.raw_ids is not None:
             return (Span(array("i", message.raw_ids), weight, body_why, channel, index, part),)

@@ -27,7 +27,8 @@ class Example:
     """One training example.
 
     ids (N,) int32; weights (N,) float32, the loss weight of predicting ids[i], 0 = context; channels (N,) uint8, codes
-    of `CHANNEL_NAMES` for the tokens of the target, `CONTEXT` elsewhere. turn counts assistant turns from 0.
+    of `CHANNEL_NAMES` for the tokens of the target, `CONTEXT` elsewhere. turn counts assistant turns from 0, action the
+    actions of the turn.
     """
 
     source: str
@@ -36,6 +37,7 @@ class Example:
     weights: npt.NDArray[np.float32]
     channels: npt.NDArray[np.uint8]
     notices: tuple[Notice, ...] = ()
+    action: int = 0
 
 
 @dataclass(slots=True, eq=False)

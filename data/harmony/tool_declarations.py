@@ -1,4 +1,4 @@
-"""Tool declarations of any source as `Tool`s, their schemas cleaned and searched for what a prompt cannot show.
+"""Tool declarations of any source as `Tool`s, their schemas as given and searched for what a prompt cannot show.
 
 Read: OpenAI nested (`{"type":"function","function":{...}}`) and flat, Anthropic (`input_schema`), MCP (`inputSchema`,
 as a list or `{"tools":[...]}`), and lists that a Parquet column holds as JSON text.
@@ -6,7 +6,6 @@ as a list or `{"tools":[...]}`), and lists that a Parquet column holds as JSON t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,9 +13,10 @@ from typing import Any
 
 import orjson
 
+from counterpoint.configs.data_section import ToolSchemas
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Notice, Tool
-from counterpoint.data.harmony.tool_schema import clean, lost_keywords, writable
+from counterpoint.data.harmony.tool_schema import clean, lost_keywords, multi_line_texts, rewritten_keywords, writable
 
 _BUILTIN_TYPES = {
     "code_interpreter": "python",
@@ -28,22 +28,21 @@ _BUILTIN_TYPES = {
 }
 _FIX = 'write {"type": "function", "function": {"name", "description", "parameters"}}'
 _SCHEMA_KEYS = ("parameters", "input_schema", "inputSchema")
-_ODD_BREAK = re.compile("[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _READ = frozenset({"name", "description", "type", "strict", *_SCHEMA_KEYS})
 
 
 @dataclass(frozen=True, slots=True)
 class ReadTools:
-    """tools: functions, their `parameters` valid JSON schemas. builtin_tools: of `python` and `browser`.
-    notices: what was changed, and (`schema_lost`) every keyword that the prompt will not show."""
+    """tools: functions, their `parameters` as given. builtin_tools: of `python` and `browser`.
+    notices: (`schema_lost`) every keyword that the prompt will not show, and what a rewriting changes."""
 
     tools: tuple[Tool, ...]
     builtin_tools: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
 
 
-def read_tools(value: Any, field: str) -> ReadTools:
-    """Tools of a row. `field` is their path in the row. Raises RowError."""
+def read_tools(value: Any, field: str, schemas: ToolSchemas = "as_given") -> ReadTools:
+    """Tools of a row. `field` is their path in the row; schemas: how they will be declared. Raises RowError."""
     notices: list[Notice] = []
     if isinstance(value, str):
         try:
@@ -63,36 +62,36 @@ def read_tools(value: Any, field: str) -> ReadTools:
         if isinstance(kind, str) and kind in _BUILTIN_TYPES and "function" not in item and "parameters" not in item:
             builtin.append(_BUILTIN_TYPES[kind])
             continue
-        tool, found = _read(item, where)
+        tool, found = _read(item, where, schemas)
         tools.append(tool)
         notices.extend(found)
     return ReadTools(tuple(tools), tuple(dict.fromkeys(builtin)), tuple(notices))
 
 
-def _read(item: Any, field: str) -> tuple[Tool, list[Notice]]:
+def _read(item: Any, field: str, schemas: ToolSchemas) -> tuple[Tool, list[Notice]]:
     try:
         raw = orjson.dumps(item)
     except TypeError:
         raise RowError("wrong_type", field, "is not JSON", _FIX) from None
-    tool, notices = _cached(raw)
+    tool, notices = _cached(raw, schemas)
     if isinstance(tool, RowError):
         raise RowError(tool.kind, f"{field}{tool.field}", tool.what, tool.fix)
     return tool, [replace(notice, field=f"{field}{notice.field}") for notice in notices]
 
 
 @lru_cache(maxsize=4096)
-def _cached(raw: bytes) -> tuple[Tool | RowError, tuple[Notice, ...]]:
+def _cached(raw: bytes, schemas: ToolSchemas) -> tuple[Tool | RowError, tuple[Notice, ...]]:
     """A tool, or why it is none, with paths from the tool on: most rows of a file declare the same tools."""
     notices: list[Notice] = []
     try:
-        return _tool(orjson.loads(raw), "", notices), tuple(notices)
+        return _tool(orjson.loads(raw), "", schemas, notices), tuple(notices)
     except RowError as error:
         return error, ()
     except RecursionError:
         return RowError("tool_schema", "", "is too deep", "write a smaller JSON schema"), ()
 
 
-def _tool(item: Any, field: str, notices: list[Notice]) -> Tool:
+def _tool(item: Any, field: str, schemas: ToolSchemas, notices: list[Notice]) -> Tool:
     if not isinstance(item, Mapping):
         raise RowError("wrong_type", field, "is not an object", _FIX)
     for wrapper in ("function", "custom"):
@@ -108,10 +107,12 @@ def _tool(item: Any, field: str, notices: list[Notice]) -> Tool:
     for key, value in item.items():
         if key not in _READ and value is not None:
             notices.append(Notice("tool_field", f"{field}.{key}", "not shown in the prompt"))
-    return Tool(name, _lines(description or ""), _parameters(item, field, notices))
+    return Tool(name, description or "", _parameters(item, field, schemas, notices))
 
 
-def _parameters(item: Mapping[str, Any], field: str, notices: list[Notice]) -> Mapping[str, Any] | None:
+def _parameters(
+    item: Mapping[str, Any], field: str, schemas: ToolSchemas, notices: list[Notice]
+) -> Mapping[str, Any] | None:
     key = next((k for k in _SCHEMA_KEYS if item.get(k) is not None), None)
     if key is None:
         return None
@@ -119,17 +120,20 @@ def _parameters(item: Mapping[str, Any], field: str, notices: list[Notice]) -> M
     given = item[key]
     if not isinstance(given, Mapping):
         raise RowError("wrong_type", where, "is not an object", "write a JSON schema")
-    schema, changes = clean(given, where)
-    notices.extend(changes)
-    if schema and schema.get("type") != "object":
+    declared = given
+    if schemas == "cleaned":
+        schema, changes = clean(given, where)
+        declared = writable(schema)
+        notices.extend(changes)
+        notices.extend(Notice("schema_rewritten", path, what) for path, what in rewritten_keywords(given, where))
+    else:
+        notices.extend(
+            Notice("schema_line_break", path, "its second line is no comment in the prompt, as on servers")
+            for path in multi_line_texts(given, where)
+        )
+    if declared and declared.get("type") != "object":
         notices.append(Notice("schema_not_object", where, "arguments are an object, the schema's top level is not"))
     notices.extend(
-        Notice("schema_lost", path, "openai-harmony does not write it")
-        for path in lost_keywords(writable(schema), where)
+        Notice("schema_lost", path, "openai-harmony does not write it") for path in lost_keywords(declared, where)
     )
-    return schema
-
-
-def _lines(text: str) -> str:
-    """Odd line breaks as the one that openai-harmony knows: it makes a comment of every line."""
-    return "\n".join(text.splitlines()) if _ODD_BREAK.search(text) else text
+    return given

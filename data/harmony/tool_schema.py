@@ -1,9 +1,9 @@
-"""JSON schemas of tools: made valid, made writable, and searched for what is lost on the way into the prompt.
+"""JSON schemas of tools: searched for what is lost on the way into the prompt, and rewritten where that is asked for.
 
-openai-harmony 0.0.8 writes a schema as TypeScript and silently skips what it does not know. `clean` makes a valid
-schema out of what data sets hold (the one that arguments are checked against), `writable` expresses the same in the
-keywords that openai-harmony writes, and `lost_keywords` lists what cannot be expressed. What is written where was
-measured keyword by keyword; tests/unit/data/harmony/test_tool_schema.py measures it again.
+openai-harmony 0.0.8 writes a schema as TypeScript and silently skips what it does not know; servers give it the schema
+of the request as it is. `lost_keywords` lists what it does not show. For `data.tool_schemas: cleaned`, `clean` makes a
+valid schema out of what data sets hold, and `writable` expresses the same in the keywords that openai-harmony writes.
+What is written where was measured keyword by keyword; tests/unit/data/harmony/test_tool_schema.py measures it again.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _ALIASES = {
     "none": "null",
     "nonetype": "null",
 }
+_WRITTEN_TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean"})
 _TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
 _META = frozenset({"$schema", "$id", "$comment", "$anchor", "$defs", "definitions", "strict"})
 _TEXTS = ("description", "title", "default", "examples", "enum", "const")
@@ -45,7 +46,6 @@ _KINDS: dict[str, type] = {
     **dict.fromkeys(("enum", "examples", *_LISTS), list),
     "nullable": bool,
 }
-_HIDDEN = "_"
 _MAX_NODES = 20_000
 _MAX_DEPTH = 60
 
@@ -215,6 +215,12 @@ def _breaks(text: str) -> bool:
 _LINE_ENDS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
 
 
+def cleaned_parameters(schema: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The parameters of a tool as `data.tool_schemas: cleaned` declares them: clean, and in the keywords that
+    openai-harmony writes. Raises RowError."""
+    return writable(clean(schema, "parameters")[0]) if schema else None
+
+
 def writable(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A clean schema in the keywords that openai-harmony writes: for the prompt, not for checking arguments.
 
@@ -298,7 +304,7 @@ def _variants(node: dict[str, Any]) -> dict[str, Any]:
         return node
     if "type" in node or "properties" in node:
         # openai-harmony would write the variants and drop the type that they narrow.
-        return {_HIDDEN + k if k == "oneOf" else k: v for k, v in node.items()}
+        return {"anyOf" if k == "oneOf" else k: v for k, v in node.items() if k != "anyOf" or key == "anyOf"}
     kept = [writable(variant) for variant in variants if variant.get("type") != "null"]
     outer = {k: v for k, v in node.items() if k != key}
     if len(kept) < len(variants):
@@ -309,22 +315,69 @@ def _variants(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def lost_keywords(schema: Mapping[str, Any], field: str) -> Iterator[str]:
-    """Paths of the keywords of a writable schema that its TypeScript does not show."""
+    """Paths of the keywords of a schema that its TypeScript does not show."""
     yield from _lost(schema, field, "top")
+
+
+def rewritten_keywords(schema: Mapping[str, Any], field: str) -> Iterator[tuple[str, str]]:
+    """What `clean` and `writable` express in another way: the first path of each kind, and how."""
+    found: dict[str, tuple[str, str]] = {}
+    for path, node in _nodes(schema, field):
+        for key, how in _REWRITES.items():
+            if key in node and key not in found:
+                found[key] = (f"{path}.{key}", how)
+        if isinstance(node.get("type"), list) and "type" not in found:
+            found["type"] = (f"{path}.type", "null among the types becomes nullable, several types become oneOf")
+    yield from found.values()
+
+
+_REWRITES = {
+    "$ref": "what it refers to stands in its place",
+    "anyOf": "becomes oneOf, null in it nullable",
+    "allOf": "is merged into one schema where that is possible",
+    "const": "becomes an enum of one value",
+}
+
+
+def multi_line_texts(schema: Mapping[str, Any], field: str) -> Iterator[str]:
+    """Paths of the descriptions below the top level whose later lines openai-harmony writes without their `//`."""
+    for path, node in _nodes(schema, field):
+        for key in ("description", "title"):
+            if path != field and isinstance(node.get(key), str) and "\n" in node[key]:
+                yield f"{path}.{key}"
+
+
+def _nodes(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every schema inside a schema, itself first, each with its path."""
+    if not isinstance(node, Mapping):
+        return
+    yield path, node
+    for key in ("items", "additionalProperties"):
+        yield from _nodes(node.get(key), f"{path}.{key}")
+    for key in ("properties", "$defs", "definitions"):
+        inner = node.get(key)
+        for name, child in inner.items() if isinstance(inner, Mapping) else ():
+            yield from _nodes(child, f"{path}.{key}.{name}")
+    for key in _LISTS:
+        inner = node.get(key)
+        for i, child in enumerate(inner) if isinstance(inner, list) else ():
+            yield from _nodes(child, f"{path}.{key}[{i}]")
 
 
 def _lost(node: Mapping[str, Any], path: str, place: str) -> Iterator[str]:
     for key, value in node.items():
-        if not _shown(node, key, value, place):
-            yield f"{path}.{key.removeprefix(_HIDDEN)}"
+        if key not in _META and not _shown(node, key, value, place):
+            yield f"{path}.{key}"
     if node.get("type") == "object" and isinstance(node.get("properties"), Mapping):
         for name, child in node["properties"].items():
-            yield from _lost(child, f"{path}.properties.{name}", "property")
+            if isinstance(child, Mapping):
+                yield from _lost(child, f"{path}.properties.{name}", "property")
     elif node.get("type") == "array" and isinstance(node.get("items"), Mapping):
         yield from _lost(node["items"], f"{path}.items", "items")
     elif "type" not in node and isinstance(node.get("oneOf"), list):
         for i, variant in enumerate(node["oneOf"]):
-            yield from _lost(variant, f"{path}.oneOf[{i}]", "variant")
+            if isinstance(variant, Mapping):
+                yield from _lost(variant, f"{path}.oneOf[{i}]", "variant")
 
 
 def _says_null(node: Mapping[str, Any], place: str) -> bool:
@@ -348,18 +401,22 @@ def _written(node: Mapping[str, Any], place: str) -> Iterator[str]:
         elif key == "properties":
             for name, child in value.items():
                 yield name
-                yield from _written(child, "property")
+                if isinstance(child, Mapping):
+                    yield from _written(child, "property")
         elif key == "items":
             yield from _written(value, "items")
         elif key == "oneOf":
             for variant in value:
-                yield from _written(variant, "variant")
+                if isinstance(variant, Mapping):
+                    yield from _written(variant, "variant")
 
 
 def _shown(node: Mapping[str, Any], key: str, value: Any, place: str) -> bool:
     """Whether openai-harmony writes `key` of a node in this place, or it has no effect anyway."""
     kind = node.get("type")
-    if key == "type" or value in ({}, [], "", False) or (key == "items" and value == {}):
+    if key == "type":
+        return bool(kind) if isinstance(kind, list) else kind in _WRITTEN_TYPES
+    if value in ({}, [], "", False) or value is None:
         return True
     if key == "properties":
         return kind == "object"
@@ -370,7 +427,7 @@ def _shown(node: Mapping[str, Any], key: str, value: Any, place: str) -> bool:
     if key == "oneOf":
         return "type" not in node
     if key == "enum":
-        return kind == "string" and all(isinstance(v, str) for v in value)
+        return kind == "string" and isinstance(value, list) and all(isinstance(v, str) for v in value)
     if key == "description":
         return place in ("property", "variant") or kind == "object"
     if key in ("title", "examples"):

@@ -1,12 +1,8 @@
-"""Which messages a turn sees, and where turns begin and end.
-
-The drop rule of gpt-oss: at the start of a turn, every analysis-channel message before the last final is gone, calls to
-built-in tools and their results included; a tool loop that is still open keeps its analysis.
-"""
+"""Where the turns of a conversation begin and end, and the actions in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from counterpoint.data.conversation import Message
@@ -51,21 +47,29 @@ def split_turns(messages: Sequence[Message]) -> list[Turn]:
     return turns
 
 
-def history(messages: Sequence[Message], stop: int) -> list[int]:
-    """Indices of the messages before `stop` that a turn starting there sees."""
-    return next(histories(messages, [stop]))
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Messages [start, stop) of a turn that are sampled in one go, after the prompt that is rendered before them.
+
+    It ends with a call or a final. number counts the actions of the turn from 0. Where sampled ids go on after a call
+    (`data.serving: sampled`), a whole turn counts as one, its results between.
+    """
+
+    turn: Turn
+    number: int
+    start: int
+    stop: int
 
 
-def histories(messages: Sequence[Message], stops: Iterable[int]) -> Iterator[list[int]]:
-    """`history` before each of the ascending `stops`, in one pass over the messages."""
-    settled: list[int] = []
-    since_final: list[int] = []
-    done = 0
-    for stop in stops:
-        for index in range(done, stop):
-            if messages[index].is_final:
-                settled += [i for i in since_final if messages[i].channel != "analysis"]
-                since_final.clear()
-            since_final.append(index)
-        done = stop
-        yield settled + since_final
+def split_actions(messages: Sequence[Message], turn: Turn) -> list[Action]:
+    """The actions of a turn in order."""
+    actions: list[Action] = []
+    start = turn.start
+    for index in range(turn.start, turn.trained_stop):
+        message = messages[index]
+        if message.role != "assistant":
+            start = index + 1
+        elif message.is_call or message.is_final:
+            actions.append(Action(turn, len(actions), start, index + 1))
+            start = index + 1
+    return actions

@@ -25,8 +25,8 @@ class TreeRow:
 
     ids, position, subtree_end: (S,) int32. Targets are triples, because one source can have several: target_source (T,)
     int32 is the index whose hidden state predicts target_id (T,) int32, with target_weight (T,) float32 and
-    target_channel (T,) uint8 (codes of `render.CHANNEL_NAMES`). sources: "file:line#turn" of each example, in order;
-    n_unshared: tokens that the separate examples would have.
+    target_channel (T,) uint8 (codes of `render.CHANNEL_NAMES`). sources: "file:line#turn" of each example, in order,
+    with ".action" after the first of a turn; n_unshared: tokens that the separate examples would have.
     """
 
     ids: Int32
@@ -77,7 +77,7 @@ def tree_of(examples: Sequence[Example]) -> TreeRow:
         np.concatenate(target_ids),
         np.concatenate(weights),
         np.concatenate(channels),
-        tuple(f"{e.source}#{e.turn}" for e in examples),
+        tuple(f"{e.source}#{e.turn}" + (f".{e.action}" if e.action else "") for e in examples),
         sum(len(e.ids) for e in examples),
     )
 

@@ -1,7 +1,8 @@
 """Prepared training examples as files: JSON lines, or a folder of Arrow shards that `datasets.load_from_disk` opens.
 
-Columns: source ("file:line"), turn, input_ids, weights (0 = context), channel_of (channel of each trained token, null
-for context), warnings ("kind: field: detail" of the row's notices).
+Columns: source ("file:line"), turn, action (of the turn; folders of version 0.1 have none), input_ids, weights (0 =
+context), channel_of (channel of each trained token, null for context), warnings ("kind: field:
+detail" of the row's notices).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SCHEMA = pa.schema(
     [
         ("source", pa.string()),
         ("turn", pa.int32()),
+        ("action", pa.int32()),
         ("input_ids", pa.list_(pa.int32())),
         ("weights", pa.list_(pa.float32())),
         ("channel_of", pa.list_(pa.string())),
@@ -43,6 +45,7 @@ def json_lines(examples: Iterable[Example]) -> bytes:
         row = {
             "source": _text(example.source),
             "turn": example.turn,
+            "action": example.action,
             "input_ids": example.ids,
             "weights": example.weights,
             "channel_of": _NAMES[_trained_channels(example)].tolist(),
@@ -57,10 +60,13 @@ def arrow_batch(examples: Sequence[Example]) -> bytes:
     warnings = [_warnings(e) for e in examples]
     offsets = _offsets(len(e.ids) for e in examples)
     codes = np.concatenate([_trained_channels(e) for e in examples])
-    turns = np.array([e.turn for e in examples], dtype=np.int32)
+    turns, actions = (
+        np.array(values, dtype=np.int32) for values in zip(*((e.turn, e.action) for e in examples), strict=True)
+    )
     columns = [
         _strings([_text(e.source) for e in examples]),
         _numbers(pa.int32(), turns),
+        _numbers(pa.int32(), actions),
         pa.ListArray.from_arrays(offsets, _numbers(pa.int32(), np.concatenate([e.ids for e in examples]))),
         pa.ListArray.from_arrays(offsets, _numbers(pa.float32(), np.concatenate([e.weights for e in examples]))),
         pa.ListArray.from_arrays(offsets, _channel_names(codes)),
@@ -133,7 +139,7 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
 
 def examples_of(batch: pa.RecordBatch) -> Iterator[Example]:
     """The examples of a record batch; the arrays are views on it."""
-    columns = {name: batch.column(name) for name in SCHEMA.names}
+    columns = {name: batch.column(name) for name in batch.schema.names}
     offsets = columns["input_ids"].offsets.to_numpy().tolist()
     ids = columns["input_ids"].values.to_numpy()
     weights = columns["weights"].values.to_numpy()
@@ -141,10 +147,11 @@ def examples_of(batch: pa.RecordBatch) -> Iterator[Example]:
     codes = np.array([CHANNEL_CODES[name] for name in coded.dictionary.to_pylist()] + [0], dtype=np.uint8)
     channels = codes[coded.indices.fill_null(len(codes) - 1).to_numpy(zero_copy_only=False)]
     sources, turns, warnings = (columns[name].to_pylist() for name in ("source", "turn", "warnings"))
+    actions = columns["action"].to_pylist() if "action" in columns else [0] * len(turns)
     for n, (start, stop) in enumerate(pairwise(offsets)):
         notices = tuple(_notice(text) for text in warnings[n])
         row = slice(start, stop)
-        yield Example(sources[n], turns[n], ids[row], weights[row], channels[row], notices)
+        yield Example(sources[n], turns[n], ids[row], weights[row], channels[row], notices, actions[n])
 
 
 def _trained_channels(example: Example) -> np.ndarray:
@@ -204,6 +211,6 @@ def _features() -> dict[str, Any]:
         return {"dtype": dtype, "_type": "Value"}
 
     lists = {"input_ids": "int32", "weights": "float32", "channel_of": "string", "warnings": "string"}
-    return {"source": value("string"), "turn": value("int32")} | {
+    return {"source": value("string"), "turn": value("int32"), "action": value("int32")} | {
         name: {"feature": value(dtype), "_type": "List"} for name, dtype in lists.items()
     }

@@ -11,6 +11,7 @@ from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.configs.errors import DataError
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.harmony.render import RENDERER_VERSION, Renderer
+from counterpoint.data.harmony.serving import FIRST_FORM
 from counterpoint.data.harmony.spans import Example
 from counterpoint.data.prepared import cache
 from counterpoint.data.prepared.cache import MANIFEST, Manifest
@@ -63,8 +64,9 @@ def prepared_rows(
 def _by_row(examples: Iterable[Example]) -> Iterator[list[Example]]:
     row: list[Example] = []
     for example in examples:
-        # A row that was taken several times comes again with its first turn.
-        if row and (example.source != row[-1].source or example.turn <= row[-1].turn):
+        # A row that was taken several times comes again with its first turn and action.
+        place = example.turn, example.action
+        if row and (example.source != row[-1].source or place <= (row[-1].turn, row[-1].action)):
             yield row
             row = []
         row.append(example)
@@ -75,6 +77,8 @@ def _by_row(examples: Iterable[Example]) -> Iterator[list[Example]]:
 def _check(path: str, manifest: Manifest, options: ConversionSettings, renderer: Renderer, max_tokens: int) -> None:
     made_from = manifest.fingerprint
     wanted = cache.settings_of(renderer.settings, options)
+    if made_from.renderer == 1:  # it knew no other way of serving
+        wanted = {name: value for name, value in wanted.items() if name in made_from.settings}
     known = {name: made_from.settings[name] for name in wanted if name in made_from.settings}
     again = "prepare it again with --config and this run file"
     if changed := cache.difference(known, wanted):
@@ -84,8 +88,9 @@ def _check(path: str, manifest: Manifest, options: ConversionSettings, renderer:
             f"{path}: was prepared with vocabulary {made_from.vocabulary}, the model has "
             f"{renderer.vocabulary.fingerprint}: {again}"
         )
-    if made_from.renderer != RENDERER_VERSION:
-        raise DataError(f"{path}: was prepared by another version of the renderer: prepare it again")
+    if made_from.renderer != RENDERER_VERSION and (made_from.renderer, renderer.form.name) != (1, FIRST_FORM):
+        keep = f", or set data.serving: {FIRST_FORM} to train what it holds" if made_from.renderer == 1 else ""
+        raise DataError(f"{path}: was prepared by another version of the renderer: {again}{keep}")
     limit = made_from.settings.get("data.max_tokens")
     if limit is not None and limit < max_tokens and manifest.report.get("too_long"):
         raise DataError(

@@ -18,7 +18,7 @@ from counterpoint.data.harmony.reasons import OPENS, Named
 from counterpoint.data.harmony.render import ChosenEffort, Renderer
 from counterpoint.data.harmony.spans import CHANNEL_NAMES, CONTEXT, Span
 from counterpoint.data.harmony.vocabulary import START
-from counterpoint.data.harmony.window import Turn, history, split_turns
+from counterpoint.data.harmony.window import Action, Turn, split_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,17 @@ class Block:
 class ExplainedExample:
     """One training example, or what would be one.
 
-    turn: counts assistant turns from 0, None for a prompt. whole: all turns up to this one are its target. side:
-    `chosen` or `rejected` of a preference pair, else "". trained: tokens with a weight above 0, by channel. left_out:
-    why training does not see it; "" where it does.
+    turn: counts assistant turns from 0, None for a prompt. action, actions: number of the action in its turn from 0,
+    and how many the turn has. whole: all turns up to this one are its target. side: `chosen` or `rejected` of a
+    preference pair, else "". trained: tokens with a weight above 0, by channel. left_out: why training does not see it;
+    "" where it does.
     """
 
     turn: int | None
     blocks: tuple[Block, ...]
     trained: Counter[str]
+    action: int = 0
+    actions: int = 1
     whole: bool = False
     side: str = ""
     left_out: str = ""
@@ -158,7 +161,10 @@ def _sides(
 ) -> list[ExplainedExample]:
     """Both sides of a pair; what they share is context."""
     sides = []
-    last_turn = Renderer(renderer.vocabulary, renderer.settings.model_copy(update={"train_on": "last_turn"}))
+    # The actions of a side are one completion, in which sampled ids go on.
+    changes = {"train_on": "last_turn"}
+    last_turn = Renderer(renderer.vocabulary, renderer.settings.model_copy(update=changes))
+    last_turn.continues = True
     last_turn.openings = renderer.openings
     shared = tuple(replace(m, weight=0.0) if m.role == "assistant" else m for m in pair.prompt.messages)
     for side, messages in (("chosen", pair.chosen), ("rejected", pair.rejected)):
@@ -188,22 +194,25 @@ class _Explainer:
         self.shared = shared
 
     def examples(self, turns: Container[int] | None = None) -> list[ExplainedExample]:
-        spans_of_turns = self.renderer.spans(self.conversation, turns, self.effort)
-        return [self._example(turn, spans) for turn, spans in spans_of_turns]
+        spans_of_actions = self.renderer.spans(self.conversation, turns, self.effort)
+        return [self._example(action, spans) for action, spans in spans_of_actions]
 
     def prompt(self) -> ExplainedExample:
         spans = self.renderer.prompt_spans(self.conversation, self.effort)
         blocks = self._blocks(spans, None)
-        dropped = set(range(len(self.messages))) - set(history(self.messages, len(self.messages)))
+        dropped = set(range(len(self.messages))) - {span.message for span in spans}
         return ExplainedExample(
             None, tuple(self._with_gaps(blocks, dropped)), Counter(), left_out=reasons.prompt_only(self.messages)
         )
 
-    def _example(self, turn: Turn, spans: Sequence[Span]) -> ExplainedExample:
+    def _example(self, action: Action, spans: Sequence[Span]) -> ExplainedExample:
+        turn = action.turn
         whole = self.train_on == "assistant"
-        seen = set(range(turn.start)) if whole else set(history(self.messages, turn.start))
-        blocks = self._with_gaps(self._blocks(spans, None if whole else turn), set(range(turn.start)) - seen)
-        blocks.extend(self._after(turn))
+        seen = set(range(action.start)) if whole else {span.message for span in spans}
+        blocks = self._with_gaps(self._blocks(spans, None if whole else action), set(range(action.start)) - seen)
+        actions = self.renderer.actions(self.messages, turn)
+        if action.number + 1 == len(actions):
+            blocks.extend(self._after(turn))
         trained: Counter[str] = Counter()
         for block in blocks:
             for span in block.spans:
@@ -211,10 +220,12 @@ class _Explainer:
                     trained[span.channel] += len(span.ids)
         n_tokens = sum(block.n_tokens for block in blocks)
         left_out = reasons.left_out(trained.total(), n_tokens, self.max_tokens)
-        return ExplainedExample(turn.number, tuple(blocks), trained, whole=whole, left_out=left_out)
+        return ExplainedExample(
+            turn.number, tuple(blocks), trained, action.number, len(actions), whole=whole, left_out=left_out
+        )
 
-    def _blocks(self, spans: Iterable[Span], turn: Turn | None) -> list[Block]:
-        """A block for each `<|start|>`; `turn` is the one that is trained, None where context has no earlier turns."""
+    def _blocks(self, spans: Iterable[Span], action: Action | None) -> list[Block]:
+        """A block for each `<|start|>`; `action` is what is trained, None where context has no earlier turns."""
         groups: list[list[Span]] = []
         for span in spans:
             if not span.ids:
@@ -226,7 +237,7 @@ class _Explainer:
         for group in groups:
             explained = []
             for span in group:
-                explained.append(self._span(span, position, turn))
+                explained.append(self._span(span, position, action))
                 position += len(span.ids)
             blocks.append(self._block(group[-1], tuple(explained)))
         return blocks
@@ -238,7 +249,7 @@ class _Explainer:
         name = message.recipient or (message.name if message.role == "tool" else None) or ""
         return Block(label_of(message), span.message, message.channel or "context", name, spans)
 
-    def _span(self, span: Span, position: int, turn: Turn | None) -> ExplainedSpan:
+    def _span(self, span: Span, position: int, action: Action | None) -> ExplainedSpan:
         kind, reason = span.part, span.why[0].text if span.why else ""
         if span.channel != CONTEXT:
             sampled = self.messages[span.message].raw_ids is not None
@@ -246,13 +257,13 @@ class _Explainer:
             if span.message < self.shared:
                 reason = reasons.SHARED
         elif span.part == "context":
-            kind, reason = self.messages[span.message].role, self._context_reason(span, turn)
+            kind, reason = self.messages[span.message].role, self._context_reason(span, action)
         return ExplainedSpan(span.ids, span.weight, CHANNEL_NAMES[span.channel], position, kind, reason)
 
-    def _context_reason(self, span: Span, turn: Turn | None) -> str:
+    def _context_reason(self, span: Span, action: Action | None) -> str:
         """`Span.why`, which later turns share, with what the place in this example adds to it."""
         role, own = self.messages[span.message].role, self.turn_of.get(span.message)
-        if role == "tool" and (own is None or (turn is not None and own.number != turn.number)):
+        if role == "tool" and (own is None or (action is not None and own.number != action.turn.number)):
             return reasons.EARLIER_RESULT
         if role != "assistant":
             return span.why[0].text
@@ -260,6 +271,8 @@ class _Explainer:
             return reasons.UNFINISHED_CONTEXT
         if span.message < self.shared:
             return reasons.SHARED
+        if action is not None and own.number == action.turn.number:
+            return reasons.earlier_action(self.renderer.form.name)
         return reasons.earlier_turn(own.number, self.train_on == "last_turn", own.number in self._trained_turns)
 
     @cached_property

@@ -131,7 +131,7 @@ function draw(index) {
 }
 
 function headOf(example, row) {
-  const turn = example.side || example.turn === null ? row.kind : example.whole ? `all ${row.turns} turns in one sequence` : `turn ${example.turn + 1} of ${row.turns}`;
+  const turn = example.side || example.turn === null ? row.kind : example.whole ? `all ${row.turns} turns in one sequence` : `turn ${example.turn + 1} of ${row.turns}` + (example.actions > 1 ? `, action ${example.action + 1} of ${example.actions}` : "");
   const channels = Object.entries(example.trained).map(([name, count]) => `${name} ${number(count)}`);
   const trained = Object.values(example.trained).reduce((a, b) => a + b, 0);
   const parts = [turn, example.side, row.format, `effort ${row.effort} (${row.why})`, plural(example.tokens, "token")];

@@ -94,6 +94,8 @@ class PageBuilder:
         return {
             "row": len(self.rows) - 1,
             "turn": example.turn,
+            "action": example.action,
+            "actions": example.actions,
             "whole": example.whole,
             "side": example.side,
             "leftOut": visible_line(example.left_out),

@@ -117,6 +117,8 @@ class TerminalView:
 
     def _example(self, row: Explained, example: ExplainedExample, seen: set[int]) -> None:
         parts = [] if example.turn is None else [f"turn {example.turn + 1:,} of {row.turns:,}"]
+        if example.actions > 1:
+            parts.append(f"action {example.action + 1:,} of {example.actions:,}")
         parts = [f"all {row.turns} turns in one sequence"] if example.whole else parts
         parts = [example.side] if example.side else parts
         parts.append(f"{example.n_tokens:,} tokens")
