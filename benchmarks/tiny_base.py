@@ -51,7 +51,7 @@ def needed_ids(texts: Iterable[Sequence[int]]) -> VocabularyMap:
 
 def example_ids() -> Iterator[Sequence[int]]:
     """Ids of everything that the example data trains or asks, at every effort, and of the numbers below 1000."""
-    renderer = Renderer(load_vocabulary(), RenderSettings())
+    renderer = Renderer(load_vocabulary(), RenderSettings(serving="counterpoint_0_1"))
     for conversation in read_conversations([f"example:{name}" for name in EXAMPLES]):
         assert isinstance(conversation, Conversation)
         yield from (renderer.prompt(conversation, effort) for effort in EFFORTS)

@@ -24,6 +24,8 @@ from counterpoint.configs.data_section import (
     DataSettings,
     OpeningSettings,
     RenderSettings,
+    SchemaSettings,
+    ServedSettings,
     SourceSettings,
 )
 from counterpoint.configs.distill_section import DistillSettings
@@ -71,6 +73,8 @@ __all__ = [
     "RolloutSettings",
     "RunSettings",
     "SamplingSettings",
+    "SchemaSettings",
+    "ServedSettings",
     "ServerSettings",
     "Settings",
     "SftRun",

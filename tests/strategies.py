@@ -135,6 +135,13 @@ def official_training_ids(conversation: Conversation, indices: Sequence[int]) ->
     )
 
 
+def history(messages: Sequence[Message], stop: int) -> list[int]:
+    """Indices of the messages before `stop` that a turn starting there sees: no analysis before the last final."""
+    finals = [i for i in range(stop) if messages[i].is_final]
+    last = finals[-1] if finals else 0
+    return [i for i in range(stop) if i >= last or messages[i].channel != "analysis"]
+
+
 def official_prompt_ids(conversation: Conversation, indices: Sequence[int]) -> list[int]:
     return official_encoding().render_conversation_for_completion(
         OfficialConversation.from_messages(official_messages(conversation, indices)),

@@ -28,7 +28,7 @@ OTHERS = "(other names)"
 class RowStatistics:
     """Lengths, tools, characters and repeats of the good rows.
 
-    lengths: tokens of an example -> examples. turns: examples of a row -> rows. tokens: of all examples, by
+    lengths: tokens of an example -> examples. turns: trained turns of a row -> rows. tokens: of all examples, by
     channel of the target, `context` for the rest. called, declared: rows by tool name. characters: of a sample of
     rows (`sampled` says which).
     """
@@ -54,7 +54,7 @@ class RowStatistics:
 
         first: false where a source is weighted and the same row comes again, which makes it no duplicate.
         """
-        self.turns[len(examples)] += 1
+        self.turns[len({example.turn for example in examples})] += 1
         for example in examples:
             self.lengths[len(example.ids)] += 1
             counts = np.bincount(example.channels, minlength=len(CHANNEL_NAMES)).tolist()

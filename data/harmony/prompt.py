@@ -57,7 +57,8 @@ class Openings:
         Raises RowError where the server cannot write a tool's schema.
         """
         form = self._form
-        if not (instructions or tools or response_formats or form.developer_always):
+        given = form.developer == "given" and instructions is not None
+        if not (instructions or tools or response_formats or given or form.developer == "always"):
             return array("i")
         tool_key = tuple((t.name, t.description, _stable(t.parameters)) for t in tools)
         format_key = tuple((f.name, f.description, _stable(f.schema)) for f in response_formats)

@@ -36,7 +36,8 @@ class ServedForm:
         `no_channel` behind it, `analysis` instead of it.
     reasoning: whether analysis of an open tool loop comes back. analysis_until: what ends its stay in the prompt.
     declarations: whose TypeScript declares the tools. tools_first: before the instructions.
-    developer_always: a developer message is written even when it would be empty. leading: several system messages at
+    developer: a developer message is written when it holds something, also for empty instructions (`given`), or always.
+    leading: several system messages at
         the start are messages of their own, or one joined text. late: later system messages are developer messages, or
         the server loses them. structured_final: content type of a final that a response format constrains.
     formats_in_prompt: response formats are declared in the developer message.
@@ -58,7 +59,7 @@ class ServedForm:
     analysis_until: Literal["final", "user", "never"] = "final"
     declarations: Literal["harmony", "jinja", "ollama"] = "harmony"
     tools_first: bool = False
-    developer_always: bool = False
+    developer: Literal["filled", "given", "always"] = "filled"
     leading: Literal["separate", "joined"] = "separate"
     late: Literal["developer", "lost"] = "developer"
     structured_final: str | None = None
@@ -71,7 +72,7 @@ class ServedForm:
 FIRST_FORM = "counterpoint_0_1"
 """What version 0.1 wrote: its run folders and prepared folders keep it."""
 
-_HARMONY = ServedForm("openai_harmony", call_type="given", names="kept")
+_HARMONY = ServedForm("openai_harmony", call_type="given", developer="given", names="kept")
 _VLLM = ServedForm("vllm", result_place="channel", beside_call="commentary_first", structured_final=CONSTRAIN_JSON)
 _TEMPLATE = ServedForm(
     "transformers",
@@ -107,7 +108,7 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 beside_call="no_channel",
                 merged=False,
                 analysis_until="never",
-                developer_always=True,
+                developer="always",
                 structured_final=None,
             ),
             _named(
@@ -116,6 +117,7 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 call_type=None,
                 beside_call="final",
                 merged=False,
+                developer="filled",
                 analysis_until="user",
                 names="dropped",
             ),
@@ -161,16 +163,21 @@ class Served:
 
 
 class ServedMessages:
-    """The messages of a conversation as a form writes them.
-
-    RowError, when they are asked for, where the server cannot write them.
-    """
+    """The messages of a conversation as a form writes them."""
 
     def __init__(self, messages: Sequence[Message], form: ServedForm) -> None:
         self.form = form
         self._items: list[Served] = []
         self._begins: dict[int, int] = {}
         self._called = ""
+        self._refused: tuple[int, RowError] | None = None
+        try:
+            self._write(messages)
+        except RowError as error:
+            self._refused = len(self._begins) and max(self._begins), error
+        self._begins[len(messages)] = len(self._items)
+
+    def _write(self, messages: Sequence[Message]) -> None:
         index = 0
         while index < len(messages):
             self._begins[index] = len(self._items)
@@ -182,15 +189,19 @@ class ServedMessages:
             else:
                 self._other(index, messages[index])
             index = stop
-        self._begins[len(messages)] = len(self._items)
 
     def seen(self, starts: Sequence[int]) -> Iterator[list[Served]]:
-        """What the prompts of actions hold that begin at the ascending message indices `starts`."""
+        """What the prompts of actions hold that begin at the ascending message indices `starts`.
+
+        Raises RowError where the server cannot write a message before one of them.
+        """
         until = self.form.analysis_until
         settled: list[Served] = []
         recent: list[Served] = []
         done = 0
         for start in starts:
+            if self._refused is not None and self._refused[0] < start:
+                raise self._refused[1]
             stop = self._begins[start]
             for item in self._items[done:stop]:
                 message = item.message

@@ -396,6 +396,8 @@ def _written(node: Mapping[str, Any], place: str) -> Iterator[str]:
             continue
         if key == "nullable" and value is True:
             yield "null"
+        elif key == "type" and isinstance(value, list):
+            yield from map(str, value)
         elif key in _TEXTS:
             yield json.dumps(value, ensure_ascii=False)
         elif key == "properties":
@@ -415,8 +417,8 @@ def _shown(node: Mapping[str, Any], key: str, value: Any, place: str) -> bool:
     """Whether openai-harmony writes `key` of a node in this place, or it has no effect anyway."""
     kind = node.get("type")
     if key == "type":
-        return bool(kind) if isinstance(kind, list) else kind in _WRITTEN_TYPES
-    if value in ({}, [], "", False) or value is None:
+        return bool(kind) if isinstance(kind, list) else isinstance(kind, str) and kind in _WRITTEN_TYPES
+    if value in ({}, [], "", False) or (value is None and key not in _VALUES):
         return True
     if key == "properties":
         return kind == "object"
@@ -434,6 +436,9 @@ def _shown(node: Mapping[str, Any], key: str, value: Any, place: str) -> bool:
         return place == "property"
     if key == "default":
         return place in ("property", "variant")
+    if key == "nullable" and isinstance(kind, list) and "null" in kind:
+        return True  # said twice
     if key == "nullable":
-        return place in ("property", "variant") and "oneOf" not in node and not _says_null(node, place)
+        written = place == "variant" or (place == "property" and "oneOf" not in node)
+        return written and not _says_null(node, place)
     return False

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from counterpoint.configs.data_section import ConversionSettings, SourceSettings
+from counterpoint.configs.data_section import ConversionSettings, RenderSettings, SourceSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.formats.convert import Converted, trainable
 from counterpoint.data.formats.read import convert_row, source_rows
 from counterpoint.data.harmony.prompt import Openings
+from counterpoint.data.harmony.serving import ServedMessages, form_of
 from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.harmony.window import split_actions, split_turns
 from counterpoint.data.rows.row import BadRow
 
 Use = Literal["any", "sft", "dpo", "rl"]
@@ -43,10 +45,12 @@ def validate(
 
     use: what the rows are for: `sft` refuses rows without a trained answer, `dpo` all but pairs, `rl` pairs. on_bad is
     called with each bad row, on_row after each row. Raises DataError where a source does not exist.
+
+    Rows that the server of `data.serving` cannot be sent are bad; `options` that do not say it stand for the default.
     """
     options = options or ConversionSettings()
     result = RowCounter()
-    writes = _Writes()
+    writes = _Writes(options if isinstance(options, RenderSettings) else RenderSettings())
     for source in sources:
         spec = SourceSettings(path=source) if isinstance(source, str) else source
         for row in source_rows(spec):
@@ -75,15 +79,23 @@ def _check_use(converted: Converted, use: Use) -> None:
 
 
 class _Writes:
-    """Whether openai-harmony can write a row's tools: checked once for each distinct set."""
+    """Whether the server of `data.serving` can write a row: its tools, checked once for each distinct set, and what its
+    prompts hold of the messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: RenderSettings) -> None:
+        self._form = form_of(settings)
+        self._cleaned = settings.tool_schemas == "cleaned"
         self._openings: Openings | None = None
 
     def check(self, converted: Converted) -> None:
         conversation = converted.prompt if isinstance(converted, Preference) else converted
+        messages = conversation.messages
+        if self._form.in_turn == "served":
+            actions = [action for turn in split_turns(messages) for action in split_actions(messages, turn)]
+            for _ in ServedMessages(messages, self._form).seen([action.start for action in actions]):
+                pass
         if not conversation.tools and not conversation.response_formats:
             return
         if self._openings is None:
-            self._openings = Openings(load_vocabulary())
+            self._openings = Openings(load_vocabulary(), self._form, self._cleaned)
         self._openings.developer(None, conversation.tools, conversation.response_formats)

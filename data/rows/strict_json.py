@@ -55,10 +55,10 @@ def _keys_in_text(raw: bytes) -> int:
 
 def _keys_in_value(value: Any) -> int:
     """Keys of all objects in `value`; -1 where a number is too large to be sure that it was not rounded."""
-    if not isinstance(value, (dict, list)):
+    if isinstance(value, (str, bool)) or value is None:
         return 0
     count = 0
-    stack: list[Any] = [value]
+    stack: list[Any] = [[value]]
     while stack:
         node = stack.pop()
         if isinstance(node, dict):

@@ -49,7 +49,8 @@ class Block:
     label: `system`, `developer`, `user`, `tool`, `analysis`, `preamble`, `call`, `final`, `prompt`; `dropped` or `left
     out` for messages that are not there. name: of the tool that is called or answers. message: index in the
     conversation, -1 for tokens that belong to no message. channel: of the message, trained or not; `context` where it
-    has none. missing: messages that are not there. note: why.
+    has none. missing: messages that are not there. note: why. again: a call of the same turn, which a server writes in
+    another way than it was sampled.
     """
 
     label: str
@@ -59,6 +60,7 @@ class Block:
     spans: tuple[ExplainedSpan, ...] = ()
     missing: Named = ()
     note: str = ""
+    again: bool = False
 
     @property
     def trained(self) -> bool:
@@ -239,15 +241,16 @@ class _Explainer:
             for span in group:
                 explained.append(self._span(span, position, action))
                 position += len(span.ids)
-            blocks.append(self._block(group[-1], tuple(explained)))
+            blocks.append(self._block(group[-1], tuple(explained), action))
         return blocks
 
-    def _block(self, span: Span, spans: tuple[ExplainedSpan, ...]) -> Block:
+    def _block(self, span: Span, spans: tuple[ExplainedSpan, ...], action: Action | None) -> Block:
         if span.message < 0:
             return Block(span.part, -1, spans=spans)
         message = self.messages[span.message]
         name = message.recipient or (message.name if message.role == "tool" else None) or ""
-        return Block(label_of(message), span.message, message.channel or "context", name, spans)
+        again = action is not None and span.part == "context" and message.is_call and span.message >= action.turn.start
+        return Block(label_of(message), span.message, message.channel or "context", name, spans, again=again)
 
     def _span(self, span: Span, position: int, action: Action | None) -> ExplainedSpan:
         kind, reason = span.part, span.why[0].text if span.why else ""

@@ -133,7 +133,7 @@ class TerminalView:
             if block.message < 0 and block.spans and not seen and self._known(block):
                 self._margin("", block.label, Text("as in the row before", style="dim"))
                 continue
-            if seen and (block.label == "dropped" or (block.message in seen and not block.trained)):
+            if seen and (block.label == "dropped" or (block.message in seen and not block.trained and not block.again)):
                 above.append(block)
                 continue
             self._above(above)

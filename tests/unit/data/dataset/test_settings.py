@@ -18,11 +18,11 @@ def test_prompts_say_the_opening_and_leave_the_rest_at_its_defaults() -> None:
     prompts = PromptSettings.model_validate(
         {"train": {"type": "arithmetic"}, "effort": "low", "date": "none", "identity": "I."}
     )
-    assert RenderSettings.of(prompts) == RenderSettings(effort="low", date="", identity="I.")
+    assert RenderSettings.of(prompts) == RenderSettings(effort="low", date="", identity="I.", serving="sampled")
 
 
 def test_what_a_manifest_records_of_the_settings() -> None:
-    """Names and values as version 1 wrote them: folders that it prepared are taken as they are."""
+    """Names and values as version 0.1 wrote them, and those that came with the forms of serving."""
     data = DataSettings.model_validate({"train": "a.jsonl", "weights": {"final": 2}, "builtin_tools": "python"})
     assert plain(settings_of(data, data)) == {
         "data.builtin_tools": ["python"],
@@ -42,8 +42,13 @@ def test_what_a_manifest_records_of_the_settings() -> None:
         "data.missing_thinking": "keep",
         "data.object_arguments": "text",
         "data.parallel_calls": "pair",
+        "data.response_formats": "as_served",
+        "data.served.arguments": "of_server",
+        "data.served.reasoning": "of_server",
+        "data.serving": "vllm",
         "data.text_beside_call": "preamble",
         "data.tool_names": "keep",
+        "data.tool_schemas": "as_given",
         "data.tools": None,
         "data.train_on": "turns",
         "data.unanswered": "keep",
@@ -62,4 +67,4 @@ def test_what_a_manifest_records_of_the_settings() -> None:
         "sources": [["a", "auto", 1.0, None]],
     }
     made_from = Fingerprint(settings, {"a": "0"}, "vocabulary", 1)
-    assert made_from.digest == "d817c80ef517312a1649dcba39f11bc5ae2b150d41c4e946f3a356b7f4d760cf"
+    assert made_from.digest == "7a68405f79d6c4e02c3f573e64e60e010374d2b9fe2a462a9ec77fa7f1b19aaf"

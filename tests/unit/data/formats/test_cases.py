@@ -259,13 +259,14 @@ def test_arguments_by_option():
 # 7. system messages
 
 
-def test_leading_system_messages_are_joined_and_late_ones_stay_in_place():
+def test_the_first_system_message_is_the_instructions_and_others_stay_in_place():
     system = [{"role": "system", "content": "A"}, {"role": "developer", "content": "B"}]
     conversation = convert({"messages": [*system, USER, say("x"), {"role": "system", "content": "C"}, USER, say("y")]})
     assert isinstance(conversation, Conversation)
-    assert conversation.instructions == "A\n\nB"
-    assert conversation.messages[2] == Message("developer", "C")
-    assert kinds(conversation) == ["joined_system", "late_system"]
+    assert conversation.instructions == "A"
+    assert conversation.messages[0] == Message("developer", "B")
+    assert conversation.messages[3] == Message("developer", "C")
+    assert kinds(conversation) == ["second_system", "late_system"]
     late = [say("x"), {"role": "system", "content": "C"}, USER, say("y")]
     assert refused(*late, late_system="quarantine").field == "messages[2].content"
 
@@ -302,7 +303,7 @@ def test_a_harmony_system_block_is_taken_apart():
         ("You are X.\nKnowledge cutoff: 2024-06\n\nReasoning: low", "low", "", "You are X.", None),
         ("You are X.\n\nReasoning: low is bad.", None, None, None, "You are X.\n\nReasoning: low is bad."),
         (f"{HARMONY_SYSTEM}\n\nBe kind.", "high", "2025-03-04", None, "Be kind."),
-        ("# Instructions\n\nBe kind.", None, None, None, "Be kind."),
+        ("# Instructions\n\nBe kind.", None, None, None, "# Instructions\n\nBe kind."),
     ],
 )
 def test_system_blocks(text, effort, date, identity, instructions):

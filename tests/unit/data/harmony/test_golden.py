@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strategies import official_training_ids
+from strategies import history, official_training_ids
 
 from counterpoint.configs.data_section import RenderSettings
 from counterpoint.data.conversation import Conversation
@@ -20,8 +20,9 @@ from counterpoint.data.harmony.official import official_encoding
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import Vocabulary, _ranks_bytes, load_vocabulary
-from counterpoint.data.harmony.window import history, split_turns
+from counterpoint.data.harmony.window import split_turns
 
+FIRST = RenderSettings(serving="counterpoint_0_1")
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[3] / "golden" / "two_turns.json").read_bytes())
 
 
@@ -33,7 +34,7 @@ def conversation() -> Conversation:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_ids_weights_and_channels(fast: bool) -> None:
-    examples = Renderer(Vocabulary(_ranks_bytes(), "golden", fast)).examples(conversation())
+    examples = Renderer(Vocabulary(_ranks_bytes(), "golden", fast), FIRST).examples(conversation())
     assert len(examples) == len(GOLDEN["examples"]) == 2
     for example, runs in zip(examples, GOLDEN["examples"], strict=True):
         assert example.ids.tolist() == [i for run in runs for i in run["ids"]]
@@ -50,7 +51,9 @@ def test_openai_harmony_reads_the_golden_ids_as_the_golden_text() -> None:
 def test_openai_harmony_writes_the_same_ids_where_it_can() -> None:
     """It puts recipients in the role section and has no response formats."""
     without_format = replace(conversation(), response_formats=())
-    examples = Renderer(load_vocabulary(), RenderSettings(call_style="role")).examples(without_format)
+    examples = Renderer(load_vocabulary(), RenderSettings(call_style="role", serving="sampled")).examples(
+        without_format
+    )
     messages = without_format.messages
     for turn, example in zip(split_turns(messages), examples, strict=True):
         indices = [*history(messages, turn.start), *range(turn.start, turn.trained_stop)]

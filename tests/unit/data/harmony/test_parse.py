@@ -68,7 +68,7 @@ def conversation() -> Conversation:
 def test_a_training_example_is_its_conversation(style: CallStyle, tiny: bool) -> None:
     base = load_vocabulary()
     vocabulary = RestrictedVocabulary(base, [*byte_ids(base), *range(200000, 200013)]) if tiny else base
-    (example,) = Renderer(vocabulary, RenderSettings(call_style=style)).examples(conversation())
+    (example,) = Renderer(vocabulary, RenderSettings(call_style=style, serving="sampled")).examples(conversation())
     system, developer, *rest = messages_of(example.ids.tolist())
     assert system.role == "system"
     assert "Reasoning: medium" in system.content

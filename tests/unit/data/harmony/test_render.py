@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from strategies import conversations, official_prompt_ids, official_training_ids
+from strategies import conversations, history, official_prompt_ids, official_training_ids
 
 from counterpoint.configs.data_section import ChannelWeights, RenderSettings
 from counterpoint.data.conversation import CONSTRAIN_JSON, Conversation, Message, Tool
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import Example
 from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, load_vocabulary
-from counterpoint.data.harmony.window import Turn, history, split_turns
+from counterpoint.data.harmony.window import Turn, split_turns
 
-ROLE = Renderer(load_vocabulary(), RenderSettings(call_style="role"))
-CHANNEL_STYLE = Renderer(load_vocabulary())
+ROLE = Renderer(load_vocabulary(), RenderSettings(call_style="role", serving="sampled"))
+CHANNEL_STYLE = Renderer(load_vocabulary(), RenderSettings(serving="sampled"))
 
 
 def every_example(renderer: Renderer, conversation: Conversation) -> list[tuple[Turn, Example]]:
@@ -153,7 +153,7 @@ def test_channels_name_every_token_of_the_target() -> None:
 
 def test_weights_by_part() -> None:
     weights = ChannelWeights(analysis=0.25, preamble=0.5, call_header=2, call_arguments=3, final=4, terminators=5)
-    first, _ = Renderer(load_vocabulary(), RenderSettings(weights=weights)).examples(TWO_TURNS)
+    first, _ = Renderer(load_vocabulary(), RenderSettings(weights=weights, serving="sampled")).examples(TWO_TURNS)
     vocabulary = load_vocabulary()
 
     def text(weight: float) -> str:
@@ -171,7 +171,7 @@ def test_weights_by_part() -> None:
     ("train_on", "turns", "finals_only"), [("turns", [0, 1], False), ("last_turn", [1], False), ("final", [0, 1], True)]
 )
 def test_train_on(train_on: str, turns: list[int], finals_only: bool) -> None:
-    examples = Renderer(load_vocabulary(), RenderSettings(train_on=train_on)).examples(TWO_TURNS)  # pyright: ignore[reportArgumentType]
+    examples = Renderer(load_vocabulary(), RenderSettings(train_on=train_on, serving="sampled")).examples(TWO_TURNS)  # pyright: ignore[reportArgumentType]
     assert [e.turn for e in examples] == turns
     if finals_only:
         assert trained_text(examples[0]) == ["<|channel|>final<|message|>3<|return|>"]
@@ -253,7 +253,8 @@ def test_response_formats_stand_at_the_end_of_the_developer_message() -> None:
         instructions="Answer in JSON.",
         response_formats=(ResponseFormat("answer", {"type": "object"}, "The answer"),),
     )
-    text = CHANNEL_STYLE.vocabulary.decode(CHANNEL_STYLE.prompt(conversation))
+    renderer = Renderer(load_vocabulary(), RenderSettings(response_formats="prompt"))
+    text = renderer.vocabulary.decode(renderer.prompt(conversation))
     assert (
         "<|start|>developer<|message|># Instructions\n\nAnswer in JSON.\n\n"
         '# Response Formats\n\n## answer\n\n// The answer\n{"type":"object"}<|end|><|start|>user' in text

@@ -60,7 +60,6 @@ def test_fields_that_the_prompt_does_not_show_are_told():
         ([{"name": ""}], "tools[0].name"),
         ([{"name": "f", "description": 5}], "tools[0].description"),
         ([{"name": "f", "parameters": "x"}], "tools[0].parameters"),
-        ([{"function": {"name": "f", "parameters": {"properties": 1}}}], "tools[0].function.parameters.properties"),
     ],
 )
 def test_what_is_no_tool_is_refused(value, field):
@@ -69,10 +68,17 @@ def test_what_is_no_tool_is_refused(value, field):
     assert caught.value.field == field
 
 
+def test_a_schema_that_is_none_is_refused_where_it_is_rewritten():
+    value = [{"function": {"name": "f", "parameters": {"properties": 1}}}]
+    with pytest.raises(RowError) as caught:
+        read_tools(value, "tools", "cleaned")
+    assert caught.value.field == "tools[0].function.parameters.properties"
+
+
 def test_the_same_tool_in_another_place_has_its_own_path():
     tools = [{"name": "f", "parameters": {"type": "dict"}}]
-    assert read_tools(tools, "a").notices[0].field == "a[0].parameters.type"
-    assert read_tools([{"name": "g"}, *tools], "b").notices[0].field == "b[1].parameters.type"
+    assert read_tools(tools, "a").notices[-1].field == "a[0].parameters.type"
+    assert read_tools([{"name": "g"}, *tools], "b").notices[-1].field == "b[1].parameters.type"
 
 
 def test_a_schema_that_is_no_object_is_told():

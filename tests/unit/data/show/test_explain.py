@@ -37,7 +37,7 @@ TALK = (
 
 
 def renderer(**changes: Any) -> Renderer:
-    return Renderer(load_vocabulary(), RenderSettings(**changes))
+    return Renderer(load_vocabulary(), RenderSettings(**{"serving": "sampled", **changes}))
 
 
 def told(messages: tuple[Message, ...], *, fields: dict[str, Any] | None = None, **changes: Any) -> Explained:
@@ -332,19 +332,20 @@ channel_weights = (
     st.sampled_from(["turns", "last_turn", "assistant", "final"]),
     st.sampled_from(["keep", "final_body", "effort_low"]),
     channel_weights,
+    st.sampled_from(["vllm", "sglang_responses", "sampled"]),
 )
-@settings(max_examples=60)
+@settings(max_examples=90)
 def test_ids_weights_and_channels_are_those_of_training(
-    conversation: Conversation, train_on: Any, missing: Any, weights: ChannelWeights
+    conversation: Conversation, train_on: Any, missing: Any, weights: ChannelWeights, serving: str
 ) -> None:
-    writer = renderer(train_on=train_on, missing_thinking=missing, weights=weights)
+    writer = renderer(train_on=train_on, missing_thinking=missing, weights=weights, serving=serving)
     row = explain(conversation, writer)
-    told = {example.turn: example for example in row.examples if example.turn is not None}
-    examples = {example.turn: example for example in writer.examples(conversation)}
-    assert {turn for turn, example in told.items() if not example.left_out} == set(examples)
-    for turn, example in examples.items():
-        spans = [span for block in told[turn].blocks for span in block.spans]
-        assert ids_of(told[turn]) == example.ids.tolist()
+    told = {(example.turn, example.action): example for example in row.examples if example.turn is not None}
+    examples = {(example.turn, example.action): example for example in writer.examples(conversation)}
+    assert {place for place, example in told.items() if not example.left_out} == set(examples)
+    for place, example in examples.items():
+        spans = [span for block in told[place].blocks for span in block.spans]
+        assert ids_of(told[place]) == example.ids.tolist()
         assert np.repeat([s.weight for s in spans], [len(s.ids) for s in spans]).astype(np.float32).tolist() == (
             example.weights.tolist()
         )

@@ -36,7 +36,7 @@ def shown(*conversations: Conversation, plain: bool = True, width: int = 80, exp
     console = Console(file=file, force_terminal=not plain, color_system=None if plain else "truecolor", width=width)
     vocabulary = load_vocabulary()
     terminal = TerminalView(console, vocabulary, View(plain=plain, **view))
-    renderer = Renderer(vocabulary, RenderSettings(date="", **(explained or {})))
+    renderer = Renderer(vocabulary, RenderSettings(**{"date": "", "serving": "sampled", **(explained or {})}))
     for conversation in conversations:
         turns = range(view["turn"], view["turn"] + 1) if "turn" in view else None
         terminal.row(explain(conversation, renderer, turns=turns))
@@ -81,6 +81,34 @@ PLAIN = """\
 def test_plain() -> None:
     lines = [line.rstrip() for line in shown(TALK).splitlines()]
     assert "\n".join(lines) + "\n" == PLAIN
+
+
+SERVED = """\
+── turn 2 of 2 · action 1 of 2 · 84 tokens · 13 trained (commentary 13)
+   … above     │ 3 messages as context, 62 tokens
+     dropped   │ earlier analysis dropped, as at inference: message 2 (analysis)
+   4 user      │ <|start|>user<|message|>two
+               │ lines<|end|>
+               │ ↳ context: user message
+   5 call      ┃ <|start|>assistant⟦<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>⟧×0.5
+               ┃ ↳ prompt: the server writes <|start|>assistant
+               ┃ ↳ weight 0.5 in the row
+
+── turn 2 of 2 · action 2 of 2 · 106 tokens · 10 trained (final 10)
+   … above     │ 4 messages as context, 69 tokens
+     dropped   │ earlier analysis dropped, as at inference: message 2 (analysis)
+   5 call      │ <|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}<|call|>
+               │ ↳ context: earlier action of this turn, as vllm writes it; trained in an example of its own
+   6 tool      │ <|start|>functions.f<|channel|>commentary to=assistant<|message|>9<|end|>
+               │ ↳ tool result: environment, never trained
+   7 final     ┃ <|start|>assistant⟦<|channel|>final<|message|>5 \\<|end|><|return|>⟧
+               ┃ ↳ prompt: the server writes <|start|>assistant
+"""
+
+
+def test_a_call_is_shown_as_it_is_trained_and_as_the_server_writes_it_again() -> None:
+    lines = [line.rstrip() for line in shown(TALK, explained={"serving": "vllm"}).splitlines()]
+    assert ("\n".join(lines) + "\n").endswith(SERVED)
 
 
 def test_colours_tell_channels_and_training_apart() -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import STOP_IDS, load_vocabulary
@@ -24,7 +25,8 @@ from counterpoint.train.sampling.sample import Sampled, Sampler
 from counterpoint.train.sampling.scripted import ScriptedEngine
 
 VOCABULARY = load_vocabulary()
-RENDERER = Renderer(VOCABULARY)
+SAMPLED = RenderSettings(serving="sampled")
+RENDERER = Renderer(VOCABULARY, SAMPLED)
 FUNCTIONS = '''
 import time
 
@@ -247,7 +249,7 @@ def test_any_ids_make_an_episode(ids: list[int]) -> None:
 
 def test_a_model_is_sampled_like_by_the_sampler_alone(toolkit: Toolkit) -> None:
     loaded = random_tiny(seed=3)
-    renderer = Renderer(loaded.vocabulary)
+    renderer = Renderer(loaded.vocabulary, SAMPLED)
     prompts = [question(text=f"What is {n}?") for n in range(3)]
     limits = EpisodeLimits(action_tokens=12)
     seeds = [5, 6, 7]

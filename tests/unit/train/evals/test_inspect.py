@@ -119,10 +119,11 @@ def test_a_tool_is_called_and_its_result_read(tmp_path: Path) -> None:
     assert metrics(log)["correct mean"] == 1
     (first,), (second,) = engine.asked
     assert "type add = (_:" in VOCABULARY.decode(first)
-    sampled = VOCABULARY.encode_with_specials(CALL)
-    assert second[: len(first) + len(sampled)] == [*first, *sampled], "what was sampled stays as it was"
-    assert VOCABULARY.decode(second[len(first) + len(sampled) :]) == (
-        "<|start|>functions.add to=assistant<|channel|>commentary<|message|>5<|end|><|start|>assistant"
+    assert second[: len(first)] == first
+    assert VOCABULARY.decode(second[len(first) :]) == (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.add<|channel|>"
+        'commentary json<|message|>{"x":2,"y":3}<|call|>'
+        "<|start|>functions.add<|channel|>commentary to=assistant<|message|>5<|end|><|start|>assistant"
     )
 
 
@@ -240,7 +241,7 @@ def prompt_of(messages: list[Any], **options: Any) -> str:
     return VOCABULARY.decode(Renderer(VOCABULARY).prompt(conversation))
 
 
-def test_a_history_from_elsewhere_is_written_by_harmony_s_rules() -> None:
+def test_a_history_from_elsewhere_is_written_as_the_server_writes_it() -> None:
     call = ToolCall(id="1", function="add", arguments={"x": 1})
     text = prompt_of(
         [
@@ -259,10 +260,10 @@ def test_a_history_from_elsewhere_is_written_by_harmony_s_rules() -> None:
         "<|start|>developer<|message|># Instructions\n\nOne.<|end|><|start|>user<|message|>a<|end|>"
         "<|start|>assistant<|channel|>final<|message|>b<|end|>"
         "<|start|>developer<|message|># Instructions\n\nTwo.<|end|><|start|>user<|message|>c<|end|>"
-        "<|start|>assistant<|channel|>analysis<|message|>kept<|end|>"
         "<|start|>assistant<|channel|>commentary<|message|>d<|end|>"
-        '<|start|>assistant to=functions.add<|channel|>commentary <|constrain|>json<|message|>{"x": 1}<|call|>'
-        "<|start|>functions.add to=assistant<|channel|>commentary<|message|>7<|end|><|start|>assistant"
+        "<|start|>assistant<|channel|>analysis<|message|>kept<|end|>"
+        '<|start|>assistant to=functions.add<|channel|>commentary json<|message|>{"x": 1}<|call|>'
+        "<|start|>functions.add<|channel|>commentary to=assistant<|message|>7<|end|><|start|>assistant"
     )
 
 
@@ -273,7 +274,7 @@ def test_schemas_efforts_and_images() -> None:
     text = prompt_of(
         [ChatMessageUser(content="a")], response_schema=schema, tools=[ToolInfo(name="f", description="F.")]
     )
-    assert "# Response Formats\n\n## out" in text
+    assert "# Response Formats" not in text
     assert "type f = () => any;" in text
     assert [effort_of(GenerateConfig(reasoning_effort=e), "medium") for e in ("minimal", "xhigh", None)] == [  # type: ignore[arg-type]
         "low", "high", "medium",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.configs.reward_section import ChannelReward
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.conversation import Conversation, Message
@@ -82,7 +83,7 @@ def trainer_of(tmp_path: Path, factor: float, **rollout: Any) -> tuple[RewardTra
     )
     loaded = random_tiny()
     loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
-    renderer, stand_in = Renderer(loaded.vocabulary), StandIn(loaded, factor)
+    renderer, stand_in = Renderer(loaded.vocabulary, RenderSettings(serving="sampled")), StandIn(loaded, factor)
     prompt = EvalPrompt("one", Conversation((Message("user", "6 times 7?"),)), Reference(answer="42"), "number")
     rewards = Rewards([ChannelReward(type="channel")])
     rollouts = Rollouts(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.configs.errors import DataError
 from counterpoint.configs.reward_section import AnswerReward, CallsReward, ChannelReward
 from counterpoint.data.conversation import Conversation, Message
@@ -32,7 +33,7 @@ ANSWER = "<|channel|>final<|message|>42<|return|>"
 def test_a_step_of_rollouts_as_trl_takes_it(tmp_path: Path, efforts: tuple) -> None:
     (tmp_path / "tools.py").write_text("def multiply(a: int, b: int) -> int:\n    return a * b\n")
     loaded = random_tiny()
-    renderer = Renderer(loaded.vocabulary)
+    renderer = Renderer(loaded.vocabulary, RenderSettings(serving="sampled"))
     engine = ScriptedEngine(loaded.vocabulary, [CALL, CALL.replace("6", "5"), ANSWER, ANSWER])
     settings = [AnswerReward(type="answer"), CallsReward(type="calls"), ChannelReward(type="channel")]
     with Toolkit([f"{tmp_path / 'tools.py'}:multiply"]) as toolkit, Rewards(settings) as rewards:
@@ -64,7 +65,7 @@ def test_each_turn_is_learned_from_and_judged_by_its_own_truth(tmp_path: Path) -
     row = {"prompt": "6 times 7?", "answer": 42, "follow_ups": ["Thanks.", {"content": "And 8?", "answer": 48}]}
     path.write_text(json.dumps(row) + "\n")
     loaded = random_tiny()
-    renderer = Renderer(loaded.vocabulary)
+    renderer = Renderer(loaded.vocabulary, RenderSettings(serving="sampled"))
     engine = ScriptedEngine(loaded.vocabulary, [ANSWER, ANSWER, "<|channel|>final<|message|>48<|return|>"])
     items = items_of(load_prompts(str(path)), renderer)
     assert [item.turn for item in items] == [0, 1, 2]

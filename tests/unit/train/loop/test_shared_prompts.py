@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.configs.load import load_run
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
@@ -46,7 +47,7 @@ def trainer_of(folder: Path, **model: str) -> RewardTrainer:
     settings: Any = load_run("grpo/tiny_sums", [f"model.{key}={value}" for key, value in model.items()])
     loaded = random_tiny(seed=3)
     use_implementations(loaded.model, settings.model)
-    renderer = Renderer(loaded.vocabulary)
+    renderer = Renderer(loaded.vocabulary, RenderSettings(serving="sampled"))
     prompt = EvalPrompt("one", Conversation((Message("user", "?"),)), Reference(answer="1"), "number")
     rollouts = Rollouts(
         items_of([prompt], renderer),

@@ -147,7 +147,7 @@ def test_trees_packed_in_one_row_and_padded_in_a_batch_equal_their_examples(lean
     trees = [tree_of(group) for group in groups]
     (packed,) = pack(trees, budget=sum(map(len, trees)))
     expected = separately([example for group in groups for example in group])
-    assert len(packed.sources) == sum(map(len, groups)) == 12
+    assert len(packed.sources) == sum(map(len, groups)) == 15
     assert_equal(as_trees([packed], lean), expected)
     assert_equal(as_trees(trees, lean), expected)
 
