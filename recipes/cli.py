@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("prepare", "write the training examples of data files as tokens and weights"),
     "check": ("check", "check sampled completions strictly, one code a rule"),
     "export": ("export", "write an adapter or merged weights, proven equal to what was trained"),
+    "verify": ("verify", "ask a running server whether it serves what was trained, prompts id for id"),
     "doctor": ("doctor", "look over this machine: versions, devices, and the lean path against the reference"),
     "configs": ("configs", "list, copy and check run files; print their schema"),
 }

@@ -33,6 +33,9 @@ def run(args: argparse.Namespace) -> int:
     for note in done.notes:
         print(f"note: {note}")
     print(f"{args.to:<8} {done.folder}")
+    if done.launch:
+        print(f"serve    {done.launch}")
+        print(f"verify   counterpoint verify http://localhost:8000 --checkpoint {done.folder}")
     if args.push:
         print(f"pushed   {push(done.folder, args.push)}")
     return 0

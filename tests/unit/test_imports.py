@@ -38,7 +38,8 @@ ARROWS = {
     "train/sampling": "harmony model checkpoints",
     "train/episodes": "user_code harmony sampling",
     "train/scoring": "user_code rows formats harmony sampling",
-    "train/export": "formats harmony model adapters checkpoints sampling scoring",
+    "train/serving": "formats harmony sampling",
+    "train/export": "formats harmony model adapters checkpoints sampling scoring serving",
     "train/evals": "intervals user_code formats harmony pages model checkpoints run sampling scoring",
     "train/loop": "harmony layout dataset model adapters checkpoints run sampling episodes scoring",
     "train/parity": "model adapters loop",
@@ -46,7 +47,7 @@ ARROWS = {
     "recipes": "intervals formats harmony layout dataset model adapters checkpoints run sampling episodes scoring evals "
     "loop",
     "recipes/commands": "intervals rows formats harmony layout pages counts prepared dataset prepare show "
-    "model checkpoints run sampling evals export loop parity plan recipes",
+    "model checkpoints run sampling serving evals export loop parity plan recipes",
 }
 """Room: the rooms that it imports, without their layer and without those of EVERYWHERE; from the bottom to the top."""
 

@@ -21,7 +21,7 @@ import torch
 from peft import PeftModel
 from transformers.utils.hub import cached_file
 
-from counterpoint.configs.data_section import RenderSettings
+from counterpoint.configs.data_section import OpeningSettings, RenderSettings
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
 from counterpoint.data.conversation import Conversation
@@ -32,8 +32,11 @@ from counterpoint.train.checkpoints.weights import ADAPTER_FILE, save_weights
 from counterpoint.train.export import gate
 from counterpoint.train.export import gguf as gguf_export
 from counterpoint.train.export.mxfp4 import write_mxfp4
+from counterpoint.train.export.served import serving_of
 from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import LoadedModel, load_model
+from counterpoint.train.serving.chat_template import chat_template
+from counterpoint.train.serving.probes import Serving, launch_line
 
 Target = Literal["adapter", "bf16", "mxfp4", "gguf"]
 LIMITS: dict[Target, float] = {"adapter": 1e-6, "bf16": 1e-2, "mxfp4": 5e-2, "gguf": 1e-2}
@@ -42,11 +45,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written. `notes` are for a person: files that the base did not have, and the like."""
+    """What was written. `notes` are for a person: files that the base did not have, and the like. launch: the command
+    that serves it in the form that it was trained for, "" for a server without one."""
 
     folder: Path
     gate: gate.Gate
     notes: tuple[str, ...]
+    launch: str = ""
 
 
 def export(
@@ -79,7 +84,7 @@ def export(
     staging = folder.with_name(f".gate-{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        before, sequences, notes = _stage(found, target, staging)
+        before, sequences, notes, serving = _stage(found, target, staging)
         gc.collect()
         again = _load_again(found, staging, target)
         result = gate.compare(before, gate.score(again, sequences), LIMITS[target] if limit is None else limit)
@@ -90,13 +95,21 @@ def export(
             )
         manifest = {**_manifest(found, target, again, result), "notes": notes}
         fill = _finish if script is None else partial(_finish_gguf, script)
-        write_folder(folder, lambda place: fill(staging, place, manifest), {"target": target})
+
+        def write(place: Path) -> None:
+            fill(staging, place, manifest)
+            serving.write(place)
+            if (template := chat_template(serving.opening)) is not None:
+                (place / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+        write_folder(folder, write, {"target": target})
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Export(folder, result, tuple(notes))
+    line = launch_line(serving.opening, str(folder), target == "adapter", found.base.name)
+    return Export(folder, result, tuple(notes), line)
 
 
-def _stage(found: Found, target: Target, staging: Path) -> tuple[gate.Scores, Any, list[str]]:
+def _stage(found: Found, target: Target, staging: Path) -> tuple[gate.Scores, Any, list[str], Serving]:
     """Score the live model, then write the export to the staging folder; the live model is freed after."""
     live = open_checkpoint(found)
     if target == "gguf" and not live.vocabulary_map.is_identity:
@@ -105,9 +118,10 @@ def _stage(found: Found, target: Target, staging: Path) -> tuple[gate.Scores, An
         )
     sequences = gate.fixed_sequences(live)
     before = gate.score(live, sequences)
+    serving = serving_of(live, _prompts_of(found), sequences)
     notes: list[str] = []
     write_folder(staging, lambda place: notes.extend(_fill(place, found, target, live)), {})
-    return before, sequences, notes
+    return before, sequences, notes, serving
 
 
 def _fill(place: Path, found: Found, target: Target, live: LoadedModel) -> list[str]:
@@ -178,7 +192,7 @@ def _load_again(found: Found, folder: Path, target: Target) -> LoadedModel:
 
 
 def _manifest(found: Found, target: Target, loaded: LoadedModel, result: gate.Gate) -> Mapping[str, Any]:
-    settings = found.run.data if found.run is not None else RenderSettings()
+    settings = _prompts_of(found)
     system = Renderer(loaded.vocabulary, settings).prompt(Conversation(()))[:-2]
     return {
         "made_by": f"counterpoint {version('counterpoint')}",
@@ -188,9 +202,14 @@ def _manifest(found: Found, target: Target, loaded: LoadedModel, result: gate.Ga
         "system_message": loaded.vocabulary.decode(system),
         "date": settings.date,
         "effort": settings.effort,
+        "serving": settings.serving,
         "vocabulary": loaded.vocabulary.fingerprint,
         "gate": result.as_dict(),
     }
+
+
+def _prompts_of(found: Found) -> OpeningSettings:
+    return found.run.data if found.run is not None else RenderSettings()
 
 
 def _finish(staging: Path, place: Path, manifest: Mapping[str, Any]) -> None:
