@@ -16,7 +16,8 @@ import orjson
 from counterpoint.configs.data_section import ToolSchemas
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Notice, Tool
-from counterpoint.data.harmony.tool_schema import clean, lost_keywords, multi_line_texts, rewritten_keywords, writable
+from counterpoint.data.harmony.lost_keywords import lost_keywords, multi_line_texts, rewritten_keywords
+from counterpoint.data.harmony.tool_schema import clean, writable
 
 _BUILTIN_TYPES = {
     "code_interpreter": "python",

@@ -21,6 +21,7 @@ from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.layout.tree import size_of_tree
 from counterpoint.recipes.cli import main
 
 COMMAND = [str(Path(sys.executable).with_name("counterpoint")), "prepare"]
@@ -77,28 +78,29 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_json_lines_hold_what_the_renderer_gives(tmp_path: Path, prepare: Prepare) -> None:
     write(tmp_path / "a.jsonl", [*ROWS, BAD])
     told = prepare("a.jsonl", "--out", "x.jsonl")
-    assert "3 rows: 2 conversations, 3 training examples" in told
+    assert "3 rows: 2 conversations, 4 training examples" in told
     assert "1 of 3 rows were quarantined (truncated 1)" in told
     written = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     renderer = Renderer(load_vocabulary(), RenderSettings())
     expected = []
     for item in read_conversations([str(write(tmp_path / "b.jsonl", ROWS))]):
         expected += renderer.examples(item)  # pyright: ignore[reportArgumentType]
-    assert [(row["source"], row["turn"]) for row in written] == [("a.jsonl:1", 0), ("a.jsonl:1", 1), ("a.jsonl:2", 0)]
+    places = [(row["source"], row["turn"], row["action"]) for row in written]
+    assert places == [("a.jsonl:1", 0, 0), ("a.jsonl:1", 0, 1), ("a.jsonl:1", 1, 0), ("a.jsonl:2", 0, 0)]
     for row, example in zip(written, expected, strict=True):
-        assert list(row) == ["source", "turn", "input_ids", "weights", "channel_of", "warnings"]
+        assert list(row) == ["source", "turn", "action", "input_ids", "weights", "channel_of", "warnings"]
         assert row["input_ids"] == example.ids.tolist()
         assert row["weights"] == example.weights.tolist()
         names = [CHANNEL_NAMES[c] if w else None for c, w in zip(example.channels, example.weights, strict=True)]
         assert row["channel_of"] == names
         assert row["warnings"] == [f"{n.kind}: {n.field}: {n.detail}" for n in example.notices]
-    assert [row["source"] for row in written[:2]] == ["a.jsonl:1"] * 2
+    assert [row["source"] for row in written[:3]] == ["a.jsonl:1"] * 3
     sizes = [len(row["input_ids"]) for row in written]
-    shared = next(n for n in range(sizes[1]) if written[0]["input_ids"][n] != written[1]["input_ids"][n])
+    shared = sum(sizes) - size_of_tree(expected[:3]) - size_of_tree(expected[3:])
     rest = f"{shared:,} saved ({shared / sum(sizes):.0%})"
     assert f"{sum(sizes) - shared:,} tokens where the turns of a conversation share one row: {rest}" in told
     assert any("markup" in warning for warning in written[0]["warnings"])
-    assert set(written[1]["weights"]) == {0.0, 0.5}
+    assert set(written[2]["weights"]) == {0.0, 0.5}
 
 
 def test_folder_is_opened_by_datasets_and_holds_the_same(tmp_path: Path, prepare: Prepare) -> None:
@@ -184,7 +186,7 @@ def test_quarantine_holds_the_bytes_of_rows_that_fail_only_when_they_are_rendere
     tmp_path: Path, prepare: Prepare
 ) -> None:
     pair = '{ "chosen" : "a", "rejected":"b",   "prompt": "caf\\u00e9 é" }'
-    bad_tool = {"name": "f", "parameters": {"type": "object", "properties": {"a\nb": {"type": "string"}}}}
+    bad_tool = {"name": "f", "description": f"a{' ' * 2_000_000}b"}
     unwritable = json.dumps({**ROWS[1], "tools": [{"type": "function", "function": bad_tool}]}, indent=None) + "  "
     write(tmp_path / "a.jsonl", [*ROWS, pair, unwritable])
     for workers in (1, 2):
@@ -242,7 +244,7 @@ def test_what_prepare_did_not_write_stays(tmp_path: Path, prepare: Prepare) -> N
 def test_longer_examples_are_left_out_and_counted(tmp_path: Path, prepare: Prepare) -> None:
     write(tmp_path / "a.jsonl", ROWS)
     told = prepare("a.jsonl", "--out", "x.jsonl", "--max-tokens", "100")
-    assert "2 examples are longer than data.max_tokens and were left out" in told
+    assert "3 examples are longer than data.max_tokens and were left out" in told
     assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 1
     assert "no row gives a training example" in prepare("a.jsonl", "--out", "y", "--max-tokens", "10", code=1)
     assert not (tmp_path / "y").exists()
@@ -257,7 +259,7 @@ def test_a_row_taken_twice_is_no_duplicate(tmp_path: Path, prepare: Prepare) -> 
     statistics = json.loads((tmp_path / "x" / "statistics.json").read_text())
     assert statistics["rows"] == 6
     assert statistics["duplicates"] == 1
-    assert sum(b["examples"] for b in statistics["lengths"]["histogram"]) == 8
+    assert sum(b["examples"] for b in statistics["lengths"]["histogram"]) == 10
 
 
 def test_page_is_escaped_and_may_load_nothing(tmp_path: Path, prepare: Prepare) -> None:

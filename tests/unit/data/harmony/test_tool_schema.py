@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Tool
+from counterpoint.data.harmony.lost_keywords import lost_keywords
 from counterpoint.data.harmony.prompt import developer_message, official_ids
 from counterpoint.data.harmony.tool_declarations import read_tools
-from counterpoint.data.harmony.tool_schema import clean, cleaned_parameters, lost_keywords, writable
+from counterpoint.data.harmony.tool_schema import clean, cleaned_parameters, writable
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 
 
