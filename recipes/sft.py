@@ -15,6 +15,7 @@ from counterpoint.train.loop.training_arguments import loop_settings, sft_argume
 from counterpoint.train.model.load import load_vocabulary_of
 from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.scoring.prompts import load_prompts
+from counterpoint.train.serving.probes import TOOLS_FILE, write_tools
 
 
 def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) -> int:
@@ -41,6 +42,9 @@ def read_data(settings: SftRun, session: Session) -> tuple[TrainingData, Trainin
     train = build_training_rows(settings.data.train, settings.data, vocabulary, quarantine=bad_rows)
     for line in [*train.lines(), *(f"  {message}" for message in train.report.bad_messages)]:
         session.say(line)
+    if train.tools and session.folder is not None:
+        write_tools(session.path, train.tools.values())
+        session.say(f"{len(train.tools)} rewritten tools, as clients must send them: {session.path / TOOLS_FILE}")
     if not settings.data.valid:
         return train, None
     return train, build_training_rows(settings.data.valid, settings.data, vocabulary)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
@@ -12,7 +12,7 @@ import orjson
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.configs.schema import DataSettings, SourceSettings
-from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.conversation import Conversation, Preference, Tool
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import training_lines
 from counterpoint.data.formats.read import converted_rows, weighted_rows
@@ -38,11 +38,13 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Rows ready for the collator. fingerprint: hash of every id and weight in order, to find changed data."""
+    """Rows ready for the collator. fingerprint: hash of every id and weight in order, to find changed data. tools: by
+    name, what clients must send under `data.tool_schemas: cleaned`; none of rows that were prepared before."""
 
     rows: Sequence[TreeRow]
     report: RowCounter
     fingerprint: str
+    tools: Mapping[str, Tool] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The report for a person."""
@@ -122,7 +124,8 @@ def build_training_rows(
     if quarantine is not None and bad:
         write_quarantine(quarantine, bad)
     _check(report, data, sources)
-    return TrainingData(rows, report, _fingerprint(rows))
+    tools = renderer.openings.rewritten if data.tool_schemas == "cleaned" else {}
+    return TrainingData(rows, report, _fingerprint(rows), tools)
 
 
 def write_quarantine(path: Path, rows: Iterable[BadRow]) -> None:

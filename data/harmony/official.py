@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from counterpoint.configs.errors import ModelError
-from counterpoint.data.harmony.vocabulary import START, vocabulary_folder
+from counterpoint.data.harmony.vocabulary import CHANNEL, START, vocabulary_folder
 
 if TYPE_CHECKING:
     from openai_harmony import HarmonyEncoding
@@ -40,6 +40,18 @@ def official_encoding() -> HarmonyEncoding:
                 del os.environ[_VARIABLE]
             else:
                 os.environ[_VARIABLE] = before
+
+
+def is_fork() -> bool:
+    """Whether the module `openai_harmony` is that of oss-harmony, which vLLM 0.31 and later installs over it.
+
+    It writes calls and tool results in another order; system and developer messages, for which it is asked here, alike.
+    """
+    from openai_harmony import Author, Message, Role
+
+    result = Message.from_author_and_content(Author.new(Role.TOOL, "functions.f"), "").with_channel("commentary")
+    ids = official_encoding().render(result.with_recipient("assistant"))
+    return ids.index(CHANNEL) < ids.index(_ASSISTANT)
 
 
 def harmony_accepts(ids: Sequence[int]) -> bool:

@@ -40,6 +40,8 @@ class Openings:
         self._vocabulary = vocabulary
         self._form = form
         self._cleaned = cleaned or form.cleaned
+        self.rewritten: dict[str, Tool] = {}
+        """Rewritten tools by name, as clients must send them."""
         self._cache: OrderedDict[Any, array[int]] = OrderedDict()
 
     def system(
@@ -78,7 +80,11 @@ class Openings:
         return self._cached(("late", text), lambda: developer_message(text), False)
 
     def _declared(self, tools: Sequence[Tool]) -> Sequence[Tool]:
-        return cleaned_tools(tools) if self._cleaned else tools
+        if not self._cleaned:
+            return tools
+        declared = cleaned_tools(tools)
+        self.rewritten.update((tool.name, tool) for tool in declared)
+        return declared
 
     def _cached(self, key: Any, make: Any, has_functions: bool, suffix: str = "") -> array[int]:
         ids = self._cache.get(key)

@@ -131,9 +131,30 @@ def vocabulary() -> Iterator[Finding]:
         yield Finding("vocabulary", "ok", f"o200k is here, its hash is right; {encoder} encodes text")
     except (CounterpointError, OSError) as error:
         yield Finding("vocabulary", "FAIL", f"cannot be loaded ({error})", "install counterpoint again")
+    yield from _harmony()
     there = (tiny_folder() / WEIGHTS_FILE).is_file()
     fix = "" if there else "install counterpoint again, or train it by `counterpoint train configs/sft/tiny_base.yaml`"
     yield Finding("vocabulary", "ok" if there else "FAIL", f"embedded model {'' if there else 'not '}present", fix)
+
+
+def _harmony() -> Iterator[Finding]:
+    """Which package the module `openai_harmony` is: vLLM 0.31 and later brings a fork of the same module name."""
+    from counterpoint.configs.errors import CounterpointError
+    from counterpoint.data.harmony.official import is_fork
+
+    try:
+        fork = is_fork()
+    except CounterpointError as error:
+        yield Finding("vocabulary", "FAIL", f"openai-harmony cannot be loaded ({error})", "install it again")
+        return
+    if not fork:
+        yield Finding("vocabulary", "ok", "the module openai_harmony is openai-harmony's")
+        return
+    fix = (
+        "training and evaluation write the same ids with it; keep vLLM in an environment of its own for what needs "
+        "openai-harmony (pip uninstall oss-harmony, then pip install --force-reinstall openai-harmony==0.0.8)"
+    )
+    yield Finding("vocabulary", "note", "the module openai_harmony is oss-harmony's, as vLLM installs it", fix)
 
 
 def paths(wanted: str) -> Iterator[Finding]:

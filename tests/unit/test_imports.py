@@ -44,8 +44,8 @@ ARROWS = {
     "train/loop": "harmony layout dataset model adapters checkpoints run sampling episodes scoring",
     "train/parity": "model adapters loop",
     "train/plan": "model adapters loop",
-    "recipes": "intervals formats harmony layout dataset model adapters checkpoints run sampling episodes scoring evals "
-    "loop",
+    "recipes": "intervals formats harmony layout dataset model adapters checkpoints run sampling episodes scoring serving "
+    "evals loop",
     "recipes/commands": "intervals rows formats harmony layout pages counts prepared dataset prepare show "
     "model checkpoints run sampling serving evals export loop parity plan recipes",
 }

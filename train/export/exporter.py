@@ -36,7 +36,7 @@ from counterpoint.train.export.served import serving_of
 from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import LoadedModel, load_model
 from counterpoint.train.serving.chat_template import chat_template
-from counterpoint.train.serving.probes import Serving, launch_line
+from counterpoint.train.serving.probes import TOOLS_FILE, Serving, launch_line
 
 Target = Literal["adapter", "bf16", "mxfp4", "gguf"]
 LIMITS: dict[Target, float] = {"adapter": 1e-6, "bf16": 1e-2, "mxfp4": 5e-2, "gguf": 1e-2}
@@ -99,13 +99,15 @@ def export(
         def write(place: Path) -> None:
             fill(staging, place, manifest)
             serving.write(place)
+            _copy_tools(found, place)
             if (template := chat_template(serving.opening)) is not None:
                 (place / "chat_template.jinja").write_text(template, encoding="utf-8")
 
         write_folder(folder, write, {"target": target})
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    line = launch_line(serving.opening, str(folder), target == "adapter", found.base.name)
+    served = found.base.name != EMBEDDED_MODEL  # whose vocabulary no server has
+    line = launch_line(serving.opening, str(folder), target == "adapter", found.base.name) if served else ""
     return Export(folder, result, tuple(notes), line)
 
 
@@ -206,6 +208,15 @@ def _manifest(found: Found, target: Target, loaded: LoadedModel, result: gate.Ga
         "vocabulary": loaded.vocabulary.fingerprint,
         "gate": result.as_dict(),
     }
+
+
+def _copy_tools(found: Found, place: Path) -> None:
+    """The rewritten tools of the run, which its clients must send."""
+    source = Path(found.source).expanduser().resolve()
+    for folder in (source, *source.parents[:2]):
+        if (folder / TOOLS_FILE).is_file():
+            shutil.copyfile(folder / TOOLS_FILE, place / TOOLS_FILE)
+            return
 
 
 def _prompts_of(found: Found) -> OpeningSettings:

@@ -6,7 +6,7 @@ Probes are chat requests as clients send them; their ids are those of training, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from counterpoint.configs.data_section import ConversionSettings, OpeningSettings, RenderSettings
 from counterpoint.configs.errors import ModelError, RowError
-from counterpoint.data.conversation import Conversation
+from counterpoint.data.conversation import Conversation, Tool
 from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.prompt import cleaned_tools
 from counterpoint.data.harmony.render import Renderer
@@ -24,7 +24,7 @@ from counterpoint.data.harmony.serving import FORMS
 from counterpoint.data.harmony.tool_declarations import read_tools
 from counterpoint.data.harmony.vocabulary import Vocabulary
 
-SERVING_FILE = "serving.json"
+SERVING_FILE, TOOLS_FILE = "serving.json", "tools.json"
 STOP_IDS = (200002, 199999, 200012)
 _AS_SENT = ConversionSettings(parallel_calls="together")
 
@@ -160,6 +160,15 @@ def _declared(tool: Mapping[str, Any]) -> dict[str, Any]:
     """A tool as clients must send it where schemas are rewritten."""
     (cleaned,) = cleaned_tools(read_tools([tool], "tools").tools)
     return {**tool, "function": {**tool["function"], "parameters": cleaned.parameters}}
+
+
+def write_tools(folder: Path, tools: Iterable[Tool]) -> None:
+    """`tools.json` in `folder`: rewritten tools as clients must send them, OpenAI's list."""
+    listed = [
+        {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": t.parameters}}
+        for t in tools
+    ]
+    (folder / TOOLS_FILE).write_text(json.dumps(listed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def prompt_ids(request: Mapping[str, Any], renderer: Renderer) -> list[int]:
