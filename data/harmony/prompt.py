@@ -76,7 +76,11 @@ class Openings:
         return self._cached(key, lambda: developer_message(instructions, declared), bool(tools), suffix)
 
     def late_developer(self, text: str) -> array[int]:
-        """A developer message after the conversation began."""
+        """A system or developer message after the conversation began."""
+        if self._form.late in ("system", "prefixed"):
+            role, before = ("system", "") if self._form.late == "system" else ("developer", "Instructions:\n")
+            encode = self._vocabulary.encode
+            return array("i", [START, *encode(role), MESSAGE, *encode(before + text), END])
         return self._cached(("late", text), lambda: developer_message(text), False)
 
     def _declared(self, tools: Sequence[Tool]) -> Sequence[Tool]:

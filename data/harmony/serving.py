@@ -34,15 +34,18 @@ class ServedForm:
         an item of its own, in the order in which it was sampled.
     beside_call: where text next to a call goes. `commentary_first` is before the analysis, `commentary`, `final` and
         `no_channel` behind it, `analysis` instead of it.
-    reasoning: whether analysis of an open tool loop comes back. analysis_until: what ends its stay in the prompt.
+    reasoning: whether analysis of an open tool loop comes back. analysis_until: what ends its stay in the prompt;
+        `loop` is a final, or a last message that is no result.
     declarations: whose TypeScript declares the tools. tools_first: before the instructions.
     developer: a developer message is written when it holds something, also for empty instructions (`given`), or always.
-    leading: several system messages at
-        the start are messages of their own, or one joined text. late: later system messages are developer messages, or
-        the server loses them. structured_final: content type of a final that a response format constrains.
+    leading: several system messages at the start are messages of their own, or one joined text.
+    late: later system messages are developer messages, or only those that hold something are (`filled`), or they stay
+        system messages (`system`), or are developer text behind `Instructions:` (`prefixed`), or the server loses them.
+    structured_final: content type of a final that a response format constrains.
     formats_in_prompt: response formats are declared in the developer message.
     names: of users. builtin_calls: whether calls to python and browser can stand in the history.
     cleaned: schemas are rewritten before they are declared (`data.tool_schemas: cleaned`).
+    evidence: the servers and versions whose ids it equals in tests/golden/served, or that it was read from source.
     """
 
     name: str
@@ -56,24 +59,38 @@ class ServedForm:
     merged: bool = True
     beside_call: Literal["commentary_first", "commentary", "final", "no_channel", "analysis", "dropped"] = "commentary"
     reasoning: Literal["returned", "lost"] = "returned"
-    analysis_until: Literal["final", "user", "never"] = "final"
+    analysis_until: Literal["final", "loop", "user", "never"] = "final"
     declarations: Literal["harmony", "jinja", "ollama"] = "harmony"
     tools_first: bool = False
     developer: Literal["filled", "given", "always"] = "filled"
     leading: Literal["separate", "joined"] = "separate"
-    late: Literal["developer", "lost"] = "developer"
+    late: Literal["developer", "filled", "system", "prefixed", "lost"] = "developer"
     structured_final: str | None = None
     formats_in_prompt: bool = False
     names: Literal["kept", "dropped"] = "dropped"
     builtin_calls: bool = True
     cleaned: bool = False
+    evidence: str = ""
 
 
 FIRST_FORM = "counterpoint_0_1"
 """What version 0.1 wrote: its run folders and prepared folders keep it."""
 
-_HARMONY = ServedForm("openai_harmony", call_type="given", developer="given", names="kept")
-_VLLM = ServedForm("vllm", result_place="channel", beside_call="commentary_first", structured_final=CONSTRAIN_JSON)
+_READ = "read from source, not compared"
+_HARMONY = ServedForm(
+    "openai_harmony",
+    call_type="given",
+    developer="given",
+    names="kept",
+    evidence="openai-harmony 0.0.8, compared in the tests of the renderer",
+)
+_VLLM = ServedForm(
+    "vllm",
+    result_place="channel",
+    beside_call="commentary_first",
+    structured_final=CONSTRAIN_JSON,
+    evidence="golden ids of vllm 0.33.0",
+)
 _TEMPLATE = ServedForm(
     "transformers",
     result_body="json",
@@ -83,6 +100,7 @@ _TEMPLATE = ServedForm(
     declarations="jinja",
     late="lost",
     builtin_calls=False,
+    evidence="golden ids of transformers 5.24.0 and the official template",
 )
 
 
@@ -95,12 +113,17 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
         form.name: form
         for form in (
             _VLLM,
-            _named(_VLLM, "vllm_0_30", result_place="role"),
-            _named(_VLLM, "vllm_responses", beside_call="final", merged=False),
+            _named(_VLLM, "vllm_0_30", result_place="role", evidence="golden ids of vllm 0.30.0"),
+            _named(_VLLM, "vllm_responses", beside_call="final", merged=False, late="filled"),
             _TEMPLATE,
-            _named(_TEMPLATE, "transformers_5_19", reasoning="lost"),
-            _named(_TEMPLATE, "llama_cpp", arguments="spaced", beside_call="dropped"),
-            _named(_TEMPLATE, "sglang", arguments="spaced", reasoning="lost"),
+            _named(
+                _TEMPLATE,
+                "transformers_5_19",
+                reasoning="lost",
+                evidence="golden ids of transformers 5.20.2 and the official template",
+            ),
+            _named(_TEMPLATE, "llama_cpp", arguments="spaced", beside_call="dropped", evidence=_READ),
+            _named(_TEMPLATE, "sglang", arguments="spaced", reasoning="lost", evidence=_READ),
             _named(
                 _VLLM,
                 "sglang_responses",
@@ -110,6 +133,7 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 analysis_until="never",
                 developer="always",
                 structured_final=None,
+                evidence=_READ,
             ),
             _named(
                 _HARMONY,
@@ -118,8 +142,10 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 beside_call="final",
                 merged=False,
                 developer="filled",
-                analysis_until="user",
+                late="system",
+                analysis_until="loop",
                 names="dropped",
+                evidence="golden ids of reference 0.0.9, OpenAI's gpt_oss",
             ),
             _named(
                 _HARMONY,
@@ -133,10 +159,19 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 tools_first=True,
                 names="dropped",
                 builtin_calls=False,
+                evidence=_READ,
             ),
             _HARMONY,
-            _named(_HARMONY, "sampled", in_turn="sampled"),
-            _named(_HARMONY, FIRST_FORM, in_turn="sampled", leading="joined", formats_in_prompt=True, cleaned=True),
+            _named(_HARMONY, "sampled", in_turn="sampled", evidence="no server: sampled ids go on"),
+            _named(
+                _HARMONY,
+                FIRST_FORM,
+                in_turn="sampled",
+                leading="joined",
+                formats_in_prompt=True,
+                cleaned=True,
+                evidence="no server: what version 0.1 wrote",
+            ),
         )
     }
 )
@@ -210,7 +245,10 @@ class ServedMessages:
                     recent.clear()
                 recent.append(item)
             done = stop
-            yield settled + recent
+            seen = settled + recent
+            if until == "loop" and seen and seen[-1].message.role != "tool":
+                seen = [item for item in seen if item.message.channel != "analysis"]
+            yield seen
 
     def _other(self, index: int, message: Message) -> None:
         form = self.form
@@ -224,6 +262,8 @@ class ServedMessages:
         elif message.role == "developer" and form.late == "lost":
             fix = "move it to the front, or choose another data.serving"
             raise RowError("not_served", f"messages[{index}]", f"{form.name} loses a late system message", fix)
+        elif message.role == "developer" and form.late == "filled" and not message.content:
+            return
         elif message.name is not None and form.names == "dropped":
             message = replace(message, name=None)
         self._items.append(Served(index, message))
