@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import importlib.util
 import json
 import os
 import socket
@@ -33,10 +34,13 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
 
 from checkpoint_folder import write_checkpoint_folder, write_o200k  # noqa: E402
-from requests_of_apis import DATE, Request, as_responses, read_requests, with_thoughts_in  # noqa: E402
+from requests_of_apis import DATE, Request, as_responses, read_requests  # noqa: E402
 
 Answer = dict[str, Any]
 """`ids`: of the prompt, or `error`: what the server said."""
+
+OFFICIAL_TEMPLATE = str(Path(importlib.util.find_spec("trl").origin).with_name("chat_templates") / "gptoss.jinja")
+"""TRL ships a copy of gpt-oss's template."""
 
 _STARTS_WITHIN = 300.0
 
@@ -50,7 +54,9 @@ class Made:
     harmony: str
     api: str
     form: str
-    answers: Mapping[str, Answer]
+    answers: dict[str, Answer]
+    template: str | None = None
+    """SHA-256 of the chat template, where one writes the prompt."""
 
     @property
     def path(self) -> Path:
@@ -58,7 +64,8 @@ class Made:
 
     def write(self) -> None:
         head = {"server": self.server, "version": self.version, "harmony": self.harmony, "api": self.api}
-        lines = [{**head, "form": self.form, "date": DATE}]
+        head |= {"form": self.form, "date": DATE} | ({"template": self.template} if self.template else {})
+        lines: list[dict[str, Any]] = [head]
         lines += [{"id": id_, **answer} for id_, answer in self.answers.items()]
         text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
         self.path.write_bytes(gzip.compress(text.encode(), mtime=0))
@@ -141,7 +148,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _worker(server: str, form: str) -> Callable[[argparse.Namespace, Mapping[str, Request]], Iterator[Made]]:
+def _worker(server: str, *options: str) -> Callable[[argparse.Namespace, Mapping[str, Request]], Iterator[Made]]:
     """A server whose writer runs in a process of its environment: NAME_worker.py reads requests and writes answers."""
 
     def run(args: argparse.Namespace, requests: Mapping[str, Request]) -> Iterator[Made]:
@@ -150,7 +157,7 @@ def _worker(server: str, form: str) -> Callable[[argparse.Namespace, Mapping[str
             write_o200k(Path(folder, "encodings"))
             lines = "".join(json.dumps({"id": id_, "request": request}) + "\n" for id_, request in requests.items())
             done = subprocess.run(
-                [args.python, str(FOLDER / f"{server}_worker.py"), f"{folder}/m", *args.options],
+                [args.python, str(FOLDER / f"{server}_worker.py"), f"{folder}/m", *(args.options or options)],
                 input=lines,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -160,9 +167,9 @@ def _worker(server: str, form: str) -> Callable[[argparse.Namespace, Mapping[str
         made: dict[str, Made] = {}
         for line in map(json.loads, done.stdout.splitlines()):
             if "version" in line:
-                made[line["api"]] = Made(server, line["version"], line["harmony"], line["api"], line["form"] or form, {})
+                made[line["api"]] = Made(server=server, answers={}, **line)
             else:
-                made[line.pop("api")].answers[line.pop("id")] = line  # pyright: ignore[reportIndexIssue]
+                made[line.pop("api")].answers[line.pop("id")] = line
         yield from made.values()
 
     return run
@@ -170,9 +177,9 @@ def _worker(server: str, form: str) -> Callable[[argparse.Namespace, Mapping[str
 
 SERVERS: Mapping[str, Callable[[argparse.Namespace, Mapping[str, Request]], Iterator[Made]]] = {
     "vllm": vllm,
-    "reference": _worker("reference", "reference"),
-    "transformers": _worker("transformers", "transformers"),
-    "sglang": _worker("sglang", "sglang"),
+    "reference": _worker("reference"),
+    "transformers": _worker("transformers", OFFICIAL_TEMPLATE),
+    "sglang": _worker("sglang", OFFICIAL_TEMPLATE),
 }
 
 
@@ -230,8 +237,9 @@ def main() -> int:
     if args.generated:
         from generated import compare, generate
 
-        requests = {f"generated_{i}": r for i, r in enumerate(generate(args.generated, args.seed))}
-        return int(not all([compare(made.form, requests, made.answers) for made in SERVERS[args.server](args, requests)]))
+        requests = {f"generated_{i}": request for i, request in enumerate(generate(args.generated, args.seed))}
+        equal = [compare(made.form, requests, made.answers) for made in SERVERS[args.server](args, requests)]
+        return int(not all(equal))
     differences: list[str] = []
     for made in SERVERS[args.server](args, requests):
         if args.compare:
