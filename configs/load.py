@@ -18,6 +18,7 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.problems import dotted, explain, place_of, shown
 from counterpoint.configs.redact import looks_secret
 from counterpoint.configs.schema import RECIPES, Run
+from counterpoint.configs.user_code import refuse_foreign_code
 from counterpoint.configs.yaml_file import COMMAND_LINE, Document, Key, read_file, read_text
 
 RECORDED = "config.yaml"
@@ -29,12 +30,14 @@ def load_run(
     overrides: Iterable[str] = (),
     values: Mapping[str, Any] | None = None,
     check_format: Callable[[str], None] | None = None,
+    of_run_folder: bool = False,
 ) -> Run:
     """Settings of a run.
 
     source: a file, or the name of a built-in run file (`quickstart`); None for a run that `values` describe alone.
     overrides: `section.key=value`, values in YAML. values: settings that a command takes from its own arguments, laid
     over the file's. check_format: raises ConfigError for the name of a format that cannot be used; None takes any text.
+    of_run_folder: the user named a run folder, and `source` is the file in it; ConfigError for code that it names.
     `name` is set to the file's name where the run does not set it.
     """
     if source is None:
@@ -48,6 +51,8 @@ def load_run(
         document = _merged(document, Document(dict(values), _places(values, ())))
     for override in overrides:
         document = _overridden(document, override)
+    if of_run_folder:
+        refuse_foreign_code(check_run(document, where, name=name), document, where)
     return check_run(document, where, name=name, check_format=check_format)
 
 

@@ -12,6 +12,7 @@ from transformers import set_seed
 from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.schema import TrainingRun
+from counterpoint.configs.user_code import resume_command
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.attach import attach_lora, attachment_table
 from counterpoint.train.adapters.implementations import use_implementations
@@ -88,7 +89,7 @@ def train_to_end(
     session.begins_training()
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     if trainer.state.global_step < steps:
-        return ended_early(session, trainer, hook)
+        return ended_early(settings, session, trainer, hook)
     result = session.path / ("adapter" if settings.lora.enabled else "model")
     trainer.save_final(result)
     session.ended("finished", step=steps)
@@ -124,11 +125,11 @@ def add_measurements(
     return hook
 
 
-def ended_early(session: Session, trainer: BaseTrainer, hook: ChannelEval | None) -> int:
+def ended_early(settings: TrainingRun, session: Session, trainer: BaseTrainer, hook: ChannelEval | None) -> int:
     """A signal, or a threshold of the evaluation (RunError), ended training before its last step."""
     step = trainer.state.global_step
     session.ended("stopped", step=step)
-    command = f"counterpoint train --resume {session.path}"
+    command = resume_command(str(session.path), settings)
     if hook is not None and hook.stopped is not None:
         raise RunError(f"{hook.stopped}: look at {hook.folder}; there is a checkpoint, `{command}` resumes from it")
     session.say(f"stopped after step {step}, with a checkpoint; continue with\n  {command}")

@@ -53,16 +53,17 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.data.formats.registry import check_format
 
     config, settings_given, resume = args.config, list(args.settings), args.resume
+    of_run_folder = False
     if resume not in (None, NEWEST) and _is_setting(resume):
         settings_given, resume = [*settings_given, resume], NEWEST
     if resume not in (None, NEWEST) and (config is None or _is_setting(config)):
         settings_given = [*([config] if config else []), *settings_given]
-        config = str(_config_of_run(Path(resume)))
+        config, of_run_folder = str(_config_of_run(Path(resume))), True
     if config is None:
         raise ConfigError(
             "counterpoint train: the following arguments are required: CONFIG (`counterpoint train --help`)"
         )
-    settings: Any = load_run(config, settings_given, check_format=check_format)
+    settings: Any = load_run(config, settings_given, check_format=check_format, of_run_folder=of_run_folder)
     if settings.recipe not in _RECIPES:
         raise ConfigError(f"{config}: `recipe: {settings.recipe}` trains nothing: use one of {', '.join(_RECIPES)}")
     if settings.recipe != "distill":

@@ -8,6 +8,8 @@ from typing import Any
 
 from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.configs.errors import DataError
+from counterpoint.configs.problems import shown
+from counterpoint.configs.user_code import is_foreign
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.window import split_turns
@@ -99,7 +101,7 @@ def prompt_of(conversation: Conversation) -> EvalPrompt:
     if not conversation.messages:
         raise DataError(f"{conversation.source}: messages: nothing before the assistant's turn: add a user message")
     asked = next((m.content for m in reversed(conversation.messages) if m.role == "user"), "")
-    reference, scorer = _truth(truth, asked)
+    reference, scorer = _truth(truth, asked, conversation.source)
     return EvalPrompt(
         id=str(truth.get("id", conversation.source)),
         conversation=conversation,
@@ -111,8 +113,15 @@ def prompt_of(conversation: Conversation) -> EvalPrompt:
     )
 
 
-def _truth(truth: Mapping[str, Any], asked: str) -> tuple[Reference, str | None]:
-    """The truth of a turn, and the comparison that it names or that fits it. asked: the user's message."""
+def _truth(truth: Mapping[str, Any], asked: str, source: str) -> tuple[Reference, str | None]:
+    """The truth of a turn, and the comparison that it names or that fits it. asked: the user's message. DataError
+    where it names code."""
+    named = truth.get("scorer")
+    if named is not None and (not isinstance(named, str) or is_foreign(named)):
+        raise DataError(
+            f"{source}: scorer: a row names a comparison of the package ({shown(named)} is none), never code to run: "
+            "name your function in the run file (`scorer: file.py:function` of a task or a reward)"
+        )
     reference = Reference(
         answer=_answer(truth),
         calls=expected_calls(truth),
@@ -121,7 +130,7 @@ def _truth(truth: Mapping[str, Any], asked: str) -> tuple[Reference, str | None]
         prompt=asked,
         entry=truth if "source_dataset" in (truth.get("metadata") or {}) else {},
     )
-    return reference, truth.get("scorer") or default_scorer(reference)
+    return reference, named or default_scorer(reference)
 
 
 def _follow_ups(given: Any, source: str) -> Iterator[FollowUp]:
@@ -131,7 +140,7 @@ def _follow_ups(given: Any, source: str) -> Iterator[FollowUp]:
             raise DataError(
                 f"{source}: follow_ups[{number}]: not a text, nor an object with `content` and a truth (`answer`, ...)"
             )
-        yield FollowUp(truth["content"], *_truth(truth, truth["content"]))
+        yield FollowUp(truth["content"], *_truth(truth, truth["content"], f"{source}: follow_ups[{number}]"))
 
 
 def default_scorer(reference: Reference) -> str | None:

@@ -28,6 +28,7 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import Completion, ToolCall
 from counterpoint.data.user_code.loader import exists
 from counterpoint.data.user_code.worker import Guard, Guarded
+from counterpoint.train.scoring.confined_eval import confine
 
 
 class MissingTruthError(ConfigError):
@@ -271,6 +272,7 @@ def math_value(final: str, answer: str) -> bool:
     """Mathematical equality of the final's answer and the reference (package math-verify)."""
     from math_verify import parse, verify
 
+    confine()
     gold = parse(answer) or parse(f"${answer}$")
     return bool(verify(gold, parse(final)))
 
@@ -301,6 +303,7 @@ def reasoning_gym_value(final: str, entry: Mapping[str, Any]) -> float:
     """The score of the generator named in `metadata.source_dataset` (package reasoning-gym)."""
     import reasoning_gym
 
+    confine()
     function: Any = reasoning_gym.get_score_answer_fn(entry["metadata"]["source_dataset"])
     return float(function(final, dict(entry)))
 
