@@ -91,7 +91,8 @@ class ToolSettings(Settings):
     """Commands that start MCP servers on their standard input and output."""
 
     python: bool = False
-    """The built-in `python` tool of gpt-oss, in a sandbox (bubblewrap); refused where there is none."""
+    """The built-in `python` tool of gpt-oss, in a sandbox (bubblewrap); refused where there is none. A session is one
+    process, with one bound each for memory, CPU time, threads and files over all its calls."""
 
     seconds: Positive = 10.0
     """Timeout of one call in seconds; a call that takes longer returns an error to the model."""

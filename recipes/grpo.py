@@ -37,6 +37,8 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         Toolkit(tools.functions, tools.mcp, tools.python, tools.seconds) as toolkit,
         Rewards(settings.rewards) as rewards,
     ):
+        for note in toolkit.notes:
+            session.warn(note)
         renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
         groups = rows_per_step(settings) // settings.grpo.group
         items = read_items(settings, session, renderer, toolkit, rewards, groups)

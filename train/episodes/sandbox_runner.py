@@ -1,6 +1,7 @@
-"""Runs inside the sandbox: reads `{"code": ...}` lines, answers `{"output": ..., "raised": ...}` lines.
+"""Runs inside the sandbox: reads frames of code, answers frames of a flag (whether it raised) and what was printed.
 
-Only the standard library, and no import of Counterpoint: the sandbox has neither.
+A frame is eight bytes that the request drew, the number of bytes that follow, and those. Only the standard library, and
+no import of Counterpoint: the sandbox has neither.
 """
 
 import ast
@@ -8,34 +9,44 @@ import contextlib
 import json
 import os
 import resource
+import struct
 import sys
 import traceback
+
+HEAD = struct.Struct("<8sI")
 
 
 def main() -> None:
     limits = json.loads(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
-    resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"], limits["processes"]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file"], limits["file"]))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, most in {
+        "AS": limits["memory"],
+        "NPROC": limits["threads"],
+        "FSIZE": limits["file"],
+        "CPU": limits["cpu"],
+        "NOFILE": 64,
+        "CORE": 0,
+        "MSGQUEUE": 0,
+    }.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    capture = os.memfd_create("output")  # not in the scratch folder: it must take a traceback when that is full
+    # Not in the scratch folder: it must take a traceback when that is full.
+    capture = os.open("/output/printed", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    os.unlink("/output/printed")
     os.dup2(capture, 1)
     os.dup2(capture, 2)
     names = {"__name__": "__main__"}
-    for line in requests:
+    while head := requests.read(HEAD.size):
+        drawn, size = HEAD.unpack(head)
         os.ftruncate(capture, 0)
-        os.lseek(capture, 0, os.SEEK_SET)
-        raised = _run(json.loads(line)["code"], names)
+        raised = _run(requests.read(size).decode(), names)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os.lseek(capture, 0, os.SEEK_SET)
-        output = os.read(capture, 4 * limits["chars"] + 4).decode("utf-8", "replace")
-        answers.write(json.dumps({"output": output, "raised": raised}).encode() + b"\n")
+        printed = os.pread(capture, 4 * limits["chars"] + 4, 0)
+        answers.write(HEAD.pack(drawn, 1 + len(printed)) + bytes([raised]) + printed)
         answers.flush()
 
 

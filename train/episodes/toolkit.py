@@ -9,7 +9,7 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.data.conversation import Conversation, Tool
 from counterpoint.data.harmony.completion import ToolCall
 from counterpoint.train.episodes.mcp_tools import McpTools
-from counterpoint.train.episodes.sandbox import SandboxLimits
+from counterpoint.train.episodes.sandbox import SandboxLimits, unbounded
 from counterpoint.train.episodes.tools import BuiltinPython, FunctionTools, Provider, Toolbox
 from counterpoint.train.sampling.rollout import ToolResult
 
@@ -19,7 +19,8 @@ class Toolkit:
 
     Functions and MCP servers are started once; the built-in `python` has a session of its own in every episode, so that
     no rollout sees the state of another.
-    ConfigError for an unavailable tool (no such function, no server, no sandbox).
+    notes: what a user should know of the tools on this machine. ConfigError for an unavailable tool (no such function,
+    no server, no sandbox).
     """
 
     def __init__(
@@ -34,9 +35,12 @@ class Toolkit:
             with self.toolbox() as one:
                 self.tools: tuple[Tool, ...] = one.tools
                 self.builtin_tools: tuple[str, ...] = one.builtin_tools
+            missing = unbounded(self._limits) if self._limits is not None else ()
         except ConfigError:
             self.close()
             raise
+        told = "tools.python: on this machine the sandbox does not refuse {}: its bounds hold for one process alone"
+        self.notes: tuple[str, ...] = (told.format(", ".join(missing)),) if missing else ()
 
     @property
     def empty(self) -> bool:

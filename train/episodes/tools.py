@@ -102,11 +102,14 @@ class Toolbox:
             raise ConfigError(f"tools: `{twice[0]}` is declared twice: rename one of them")
 
     def call(self, call: ToolCall) -> ToolResult:
-        """The result of a call; never raises for what a tool or a model does."""
+        """The result of a call; never raises for what a tool or a model does, and its text can be written."""
         for provider in self._providers:
-            result = provider.call(call)
+            try:
+                result = provider.call(call)
+            except Exception as error:
+                result = ToolResult(f"error: {type(error).__name__}: {error}"[:300], "raised")
             if result is not None:
-                return _capped(result.content, result.fault)
+                return _capped(result.content.encode("utf-8", "replace").decode(), result.fault)
         known = ", ".join([f"functions.{tool.name}" for tool in self.tools] + list(self.builtin_tools)) or "none"
         return ToolResult(f"error: there is no tool `{call.recipient}`; tools: {known}", "unknown_tool")
 
