@@ -1,23 +1,32 @@
-"""The arguments of a tool call: JSON, and the tool's schema (Draft 2020-12).
+"""JSON values and their schemas: arguments of tool calls, and finals that a row has a schema for (Draft 2020-12, or the
+draft that the schema names).
 
-A schema comes from a user and the arguments from a model, so neither may raise, reach for a network, or hang:
-references resolve inside the schema only, and a pattern gets a tenth of a second.
+A schema comes from a user or a row and the value from a model, so neither may raise, reach for a network, or hang: one
+deadline holds for a validation (schema_validator.py).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
+
+from counterpoint.data.harmony.schema_validator import (
+    SECONDS,
+    SchemaObject,
+    TooLongError,
+    deadline,
+    limited,
+    uncheckable,
+)
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
-_PATTERN_SECONDS = 0.1
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")  # orjson makes a float of an integer beyond 64 bits
 
 
@@ -34,33 +43,49 @@ def object_of(text: bytes) -> tuple[dict[str, Any] | None, int, str]:
     return None, 0, f"a JSON {_KINDS.get(type(value), 'value')}, not an object"
 
 
+class Verdict(NamedTuple):
+    """Whether a value is valid for a schema, and what is wrong: with the value, or with the schema (`unknown`)."""
+
+    kind: Literal["valid", "invalid", "unknown"]
+    told: str = ""
+
+
 def schema_fault(schema: Mapping[str, Any]) -> str | None:
-    """Why arguments cannot be checked against `schema`; None where they can."""
-    validator = _validator(schema)
+    """Why values cannot be checked against `schema`; None where they can."""
+    text = _written(schema)
+    validator = text if isinstance(text, str) else _compiled(text)
     return validator if isinstance(validator, str) else None
 
 
 def invalid_arguments(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
-    """What `schema` finds wrong with `arguments`, with its path; None where nothing, or where the schema is broken."""
-    try:
-        text = orjson.dumps(dict(schema))
-    except (TypeError, ValueError, RecursionError):
-        return None
+    """What `schema` finds wrong with `arguments`, with its path; None where nothing, or where that cannot be known."""
+    found = verdict(schema, arguments)
+    return found.told if found.kind == "invalid" else None
+
+
+def verdict(schema: Mapping[str, Any], value: Any) -> Verdict:
+    """The nearest error with its path, and how many more there are. Never raises, and ends within the deadline."""
+    text = _written(schema)
+    if isinstance(text, str):
+        return Verdict("unknown", text)
     surely_valid = _acceptor(text)
-    if surely_valid is not None and surely_valid(arguments):
-        return None
+    if surely_valid is not None and surely_valid(value):
+        return Verdict("valid")
     validator = _compiled(text)
     if isinstance(validator, str):
-        return None
+        return Verdict("unknown", validator)
     try:
-        errors = list(validator.iter_errors(arguments))
-    except Exception:  # an unresolvable reference, a pattern that Python cannot read or that takes too long, recursion
-        return None
+        with deadline():
+            errors = list(validator.iter_errors(value))
+    except TooLongError:
+        return Verdict("unknown", _TOO_LONG)
+    except Exception as error:  # an unresolvable reference, a pattern that Python cannot read, recursion
+        return Verdict("unknown", _reason(error))
     if not errors:
-        return None
+        return Verdict("valid")
     first = min(errors, key=lambda error: len(error.absolute_path))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{first.json_path}: {first.message[:160]}{more}"
+    return Verdict("invalid", f"{first.json_path}: {first.message[:160]}{more}")
 
 
 def _exactly(text: bytes, value: Any) -> Any:
@@ -73,27 +98,41 @@ def _exactly(text: bytes, value: Any) -> Any:
 _KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
-def _validator(schema: Mapping[str, Any]) -> Validator | str:
+_TOO_LONG = f"checking it takes more than {SECONDS:g} s"
+
+
+def _written(schema: Mapping[str, Any]) -> bytes | str:
+    """The schema as text, or why it has none."""
     try:
-        return _compiled(orjson.dumps(dict(schema)))
+        return orjson.dumps(dict(schema))
     except (TypeError, ValueError, RecursionError) as error:
         return f"the schema is not JSON ({error})"
 
 
 @lru_cache(maxsize=1024)
 def _compiled(schema_json: bytes) -> Validator | str:
-    from jsonschema.exceptions import SchemaError
+    from jsonschema.exceptions import best_match
+    from jsonschema.validators import Draft202012Validator, validator_for
+    from jsonschema_specifications import REGISTRY
     from referencing import Registry
 
-    schema = orjson.loads(schema_json)
-    draft = _draft()
+    if (fault := uncheckable(schema_json)) is not None:
+        return fault
     try:
-        draft.check_schema(schema)
-        return draft(schema, registry=Registry())
-    except SchemaError as error:
-        return f"{error.json_path}: {error.message[:160]}"
+        schema = json.loads(schema_json, object_hook=SchemaObject)
+        draft = limited(validator_for(schema, default=Draft202012Validator))
+        with deadline():
+            meta = limited(validator_for(draft.META_SCHEMA, default=Draft202012Validator))
+            error = best_match(meta(draft.META_SCHEMA, registry=REGISTRY).iter_errors(schema))
+        return draft(schema, registry=Registry()) if error is None else f"{error.json_path}: {error.message[:160]}"
+    except TooLongError:
+        return _TOO_LONG
     except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:160]}"
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:160]}"
 
 
 @lru_cache(maxsize=1024)
@@ -163,17 +202,3 @@ _PLAIN_KEYWORDS = frozenset(
     {"type", "enum", "properties", "required", "additionalProperties", "items"}
     | {"title", "description", "default", "examples", "$comment", "$schema", "deprecated", "readOnly", "writeOnly"}
 )
-
-
-@lru_cache(maxsize=1)
-def _draft() -> Any:
-    import regex
-    from jsonschema.exceptions import ValidationError
-    from jsonschema.validators import Draft202012Validator, extend
-
-    def pattern(validator: Any, wanted: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
-        del schema
-        if validator.is_type(instance, "string") and not regex.search(wanted, instance, timeout=_PATTERN_SECONDS):
-            yield ValidationError(f"{instance[:60]!r} does not match {wanted!r}")
-
-    return extend(Draft202012Validator, {"pattern": pattern})

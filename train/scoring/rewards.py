@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 
-import jsonschema
-
 from counterpoint.configs import reward_section as kinds
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.reward_section import RewardSettings
@@ -181,19 +179,18 @@ def _language(setting: kinds.LanguageReward, outcome: Outcome, scorers: Scorers)
 
 
 @judge.register
-def _json(setting: kinds.JsonReward, outcome: Outcome, scorers: Scorers) -> float:
+def _json(setting: kinds.JsonReward, outcome: Outcome, scorers: Scorers) -> float | Score:
     """The final is JSON, valid for the row's schema; where the row has none, an object or a list that is not empty."""
     final = answer_of(outcome.completion)
     if final is None:
         return 0.0
+    if outcome.reference.schema is not None:
+        return scorers.score("schema", outcome.completion, outcome.reference)
     try:
         value = json.loads(final)
     except (ValueError, RecursionError):
         return 0.0
-    schema = outcome.reference.schema
-    if schema is None:
-        return float(isinstance(value, dict | list) and bool(value))
-    return float(jsonschema.Draft202012Validator(dict(schema)).is_valid(value))
+    return float(isinstance(value, dict | list) and bool(value))
 
 
 def _scorer(setting: kinds.AnswerReward | kinds.FunctionReward, outcome: Outcome) -> str | None:

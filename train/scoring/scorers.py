@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-import jsonschema
-
 from counterpoint.configs.errors import ConfigError
+from counterpoint.data.harmony.argument_schema import verdict
 from counterpoint.data.harmony.completion import Completion, ToolCall
 from counterpoint.data.user_code.loader import exists
 from counterpoint.data.user_code.worker import Guard, Guarded
@@ -202,15 +201,12 @@ def schema(completion: Completion, reference: Reference) -> Score:
         return Score(0.0, "missing", "no final")
     try:
         value = json.loads(final)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Score(0.0, "wrong", f"not JSON: {error}")
-    try:
-        jsonschema.validate(value, dict(reference.schema))
-    except jsonschema.ValidationError as error:
-        return Score(0.0, "wrong", f"{error.json_path}: {error.message}"[:300])
-    except jsonschema.SchemaError as error:
-        return Score(0.0, "failed", f"the row's schema is invalid: {error.message}"[:300])
-    return Score(1.0, "right")
+    kind, told = verdict(reference.schema, value)
+    if kind == "unknown":
+        return Score(0.0, "failed", f"the row's schema cannot be applied: {told}")
+    return Score(1.0, "right") if kind == "valid" else Score(0.0, "wrong", told[:300])
 
 
 class Scorers:
@@ -246,7 +242,10 @@ class Scorers:
     def score(self, name: str, completion: Completion, reference: Reference) -> Score:
         """ConfigError for a name that is no scorer, MissingTruthError for a row that has nothing to compare with."""
         if name in self._plain:
-            return self._plain[name](completion, reference)
+            try:
+                return self._plain[name](completion, reference)
+            except RecursionError:
+                return Score(0.0, "failed", "what is compared is nested too deeply")
         if name in _FOREIGN:
             foreign = _FOREIGN[name]
             argument = foreign.needs(reference)
