@@ -1,101 +1,13 @@
-"""Faults are injected into real runs: the real command in a process of its own, from a folder of its own."""
+"""Faults are injected into real runs (tests/faulty.py)."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from forks import CLI, Fork, Forks
-
-RUN_FILE = """
-recipe: sft
-model: {name: tiny, init: random}
-lora: {rank: 2, alpha: 4}
-data: {train: rows.jsonl, max_tokens: 512}
-train: {steps: 6, batch_rows: 2, learning_rate: 5e-3, checkpoint_every: 2, log_every: 1, device: cpu, threads: 1}
-eval: {prompts: prompts.jsonl, efforts: low, max_new_tokens: 4, at_start: false}
-tracking: {wandb: "off"}
-"""
-PROMPT = {"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2"}
-TIMES = ("tokens_per_second", "trained_tokens_per_second", "seconds")
-
-
-def row(number: int) -> dict[str, Any]:
-    said = [
-        {"role": "user", "content": f"{number} + 1?"},
-        {"role": "assistant", "reasoning_content": "add one", "content": f"{number + 1}"},
-    ]
-    return {"messages": said}
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    return path
-
-
-@dataclass
-class Place:
-    """A folder with a run file and its data, and the command line there."""
-
-    folder: Path
-    forks: Forks
-
-    def start(self, *arguments: str, **environment: str | None) -> Fork:
-        return self.forks.start(CLI, list(arguments), folder=self.folder, **environment)
-
-    def __call__(self, *arguments: str, code: int = 0, **environment: str | None) -> str:
-        """What the command printed, on either stream; never a traceback."""
-        done = self.forks.command(*arguments, folder=self.folder, **environment)
-        told = done.stdout + done.stderr
-        assert done.returncode == code, told
-        assert "Traceback" not in told, told
-        return told
-
-    def error(self, *arguments: str, code: int = 1, **environment: str | None) -> str:
-        """The one line that the command printed as its error."""
-        done = self.forks.command(*arguments, folder=self.folder, **environment)
-        assert done.returncode == code, done.stdout + done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.stderr.rstrip("\n")
-
-    @property
-    def run(self) -> Path:
-        (only,) = (self.folder / "runs").iterdir()
-        return only
-
-    def log(self) -> str:
-        return (self.run / "log.txt").read_text()
-
-
-def losses(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on time."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-
-
-def weights(run: Path) -> bytes:
-    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def flip(path: Path) -> None:
-    """One bit in the middle of a file."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    path.write_bytes(data)
-
-
-def lay_out(folder: Path, forks: Forks) -> Place:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "my.yaml").write_text(RUN_FILE)
-    write_rows(folder / "rows.jsonl", [row(n) for n in range(12)])
-    write_rows(folder / "prompts.jsonl", [PROMPT])
-    return Place(folder, forks)
+from faulty import Place, lay_out
+from forks import Forks
 
 
 @pytest.fixture
@@ -116,6 +28,3 @@ def finished(whole: Place, place: Place) -> Place:
     """A copy of the finished run, to be damaged."""
     shutil.copytree(whole.folder / "runs", place.folder / "runs")
     return place
-
-
-Damage = Callable[[Path], None]

@@ -24,6 +24,8 @@ from counterpoint.configs.errors import ModelError, RunError
 from counterpoint.configs.model_section import LoraSettings
 from counterpoint.train.adapters.experts import ParamWrapper
 from counterpoint.train.adapters.linear import AutocastLinear
+from counterpoint.train.model.marker import require_whole
+from counterpoint.train.model.memory_errors import is_out_of_memory
 
 ATTENTION, GATE_UP, DOWN, ROUTER = "attention", "experts.gate_up", "experts.down", "router"
 KINDS = (ATTENTION, GATE_UP, DOWN, ROUTER)
@@ -104,6 +106,7 @@ def load_lora(model: PreTrainedModel, folder: str | Path, trainable: bool = Fals
     """
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder}: no adapter_model.safetensors: give the folder of a saved adapter")
+    require_whole(Path(folder))
     try:
         config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
         config.inference_mode = not trainable
@@ -112,6 +115,8 @@ def load_lora(model: PreTrainedModel, folder: str | Path, trainable: bool = Fals
         with _quiet_peft():
             return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=trainable)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(
             f"{folder}: no adapter of this model ({reason}): is the copy complete, and the base right?"

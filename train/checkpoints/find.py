@@ -21,10 +21,11 @@ from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.train.adapters.attach import load_lora
 from counterpoint.train.adapters.implementations import use_implementations
-from counterpoint.train.checkpoints.resume import CHECKPOINTS, newest_complete, why_broken
+from counterpoint.train.checkpoints.resume import CHECKPOINTS, newest_complete
 from counterpoint.train.checkpoints.shards import SHARDS, load_shards
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE
 from counterpoint.train.model.load import LoadedModel, load_model
+from counterpoint.train.model.marker import MARKER, why_broken
 
 RUN_FILE = "config.yaml"
 RESULTS = ("adapter", "model")
@@ -116,6 +117,8 @@ def _weights_of(place: Path, name: str) -> Path:
         return place
     for result in RESULTS:
         if (place / result).is_dir():
+            if not (place / result / MARKER).is_file():
+                raise ModelError(f"{place / result}: not finished: go on with `counterpoint train --resume {place}`")
             return place / result
     checkpoint, _ = newest_complete(place)
     if checkpoint is None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import RunError
-from counterpoint.train.checkpoints.save import MARKER, PARTIAL, checkpoints_in, file_hash
+from counterpoint.train.checkpoints.save import PARTIAL, checkpoints_in
+from counterpoint.train.model.marker import UNFINISHED, read_marker, why_broken
 
 CHECKPOINTS = "checkpoints"
 # Settings that may differ between a checkpoint and the run that resumes from it: they do not change what is learned.
@@ -64,10 +65,7 @@ class Identity:
 
 def newest_complete(run_folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest complete checkpoint of a run, and one line for each newer or broken one that was skipped."""
-    passed_over = [
-        f"{folder.name}: not finished (the run was stopped while it was written)"
-        for folder in sorted((run_folder / CHECKPOINTS).glob(f"{PARTIAL}*"))
-    ]
+    passed_over = [f"{folder.name}: {UNFINISHED}" for folder in sorted((run_folder / CHECKPOINTS).glob(f"{PARTIAL}*"))]
     for folder in reversed(checkpoints_in(run_folder / CHECKPOINTS)):
         problem = why_broken(folder)
         if problem is None:
@@ -81,28 +79,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     problem = why_broken(folder)
     if problem is not None:
         raise RunError(f"{folder}: {problem}: take another checkpoint, or its run folder for the newest complete one")
-    details = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    details = read_marker(folder)
     return Checkpoint(folder, int(details["step"]), details)
-
-
-def why_broken(folder: Path) -> str | None:
-    """None for a folder that equals its marker byte for byte; else what is wrong with it."""
-    marker = folder / MARKER
-    if not marker.is_file():
-        return "not finished (the run was stopped while it was written)"
-    try:
-        files = json.loads(marker.read_text(encoding="utf-8"))["files"]
-        for name, expected in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if file_hash(path) != expected["sha256"]:
-                return f"{name} is damaged (its sha256 differs)"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MARKER} cannot be read"
-    return None
 
 
 def check_same_run(checkpoint: Checkpoint, identity: Identity, allow_changes: bool = False) -> list[str]:

@@ -12,7 +12,6 @@ the marker and sync it. Only then are older checkpoints rotated out; a rotated o
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -22,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import RunError
+from counterpoint.train.model.marker import MARKER, file_hash, sealed
 
-MARKER = "complete.json"
 PARTIAL = ".partial-"
 REPLACED = ".replaced-"
 STEP_FOLDER = re.compile(r"step-(\d+)")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_READ_BYTES = 1 << 20
 
 
 def checkpoint_name(step: int) -> str:
@@ -149,14 +147,6 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether `error`, or what caused it, is a full disk; the writers of torch and safetensors lose the errno."""
     while error is not None:
@@ -193,7 +183,7 @@ def _sync_folder(folder: Path) -> None:
 def _write_marker(folder: Path, content: Mapping[str, Any]) -> None:
     unfinished = folder / f"{MARKER}.unfinished"
     with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
+        json.dump(sealed(content), file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, folder / MARKER)

@@ -17,6 +17,7 @@ from counterpoint.train.evals.runner import Done, Shard, finished, run_plan
 from counterpoint.train.evals.sampling_plan import Draw, plan
 from counterpoint.train.evals.tasks import Task, build_tasks
 from counterpoint.train.model.load import device_of, load_vocabulary_of
+from counterpoint.train.model.marker import require_whole
 from counterpoint.train.sampling.engines import Engine, make_engine
 from counterpoint.train.scoring.scorers import Scorers
 
@@ -63,6 +64,9 @@ class Planned:
                 f"{self.found.source}: parts of a model, which vLLM does not read: `counterpoint export ... --to bf16` "
                 "puts them together; or set eval.engine=transformers"
             )
+        if suite.engine == "vllm":  # which reads the folders itself
+            for folder in filter(None, (self.found.adapter, Path(self.found.base.name).expanduser())):
+                require_whole(folder)
         if suite.engine == "transformers":
             loaded = open_checkpoint(self.found, device_of(self.settings.device))
         return make_engine(suite, loaded=loaded, model=self.found.base, adapter=self.adapter)

@@ -5,6 +5,8 @@ Weights are read from safetensors only and no code of a checkpoint is ever run.
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import GptOssConfig, GptOssForCausalLM, PretrainedConfig
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar
@@ -27,6 +30,8 @@ from counterpoint.data.harmony.vocabulary import (
     ranks_of_tokenizer_json,
 )
 from counterpoint.train.model.embedded import tiny_folder
+from counterpoint.train.model.marker import require_whole
+from counterpoint.train.model.memory_errors import is_out_of_memory
 from counterpoint.train.model.mxfp4_load import load_mxfp4
 from counterpoint.train.model.released_shapes import known_shape
 from counterpoint.train.model.vocabulary_map import MAP_FILE, VocabularyMap
@@ -87,13 +92,15 @@ def load_model(settings: ModelSettings | str, device: torch.device | str = "cpu"
     settings = ModelSettings(name=settings) if isinstance(settings, str) else settings
     folder = tiny_folder() if settings.name == EMBEDDED_MODEL else Path(settings.name).expanduser()
     name = str(folder) if folder.is_dir() else settings.name
+    if folder.is_dir() and settings.init != "random":
+        require_whole(folder)
     config = _config(name, settings)
     mapping = _map(folder, config)
     dtype = dtype_of(settings.dtype, device)
     if settings.init == "random":
         model = cast(Any, _random(config, dtype)).to(device)
     elif settings.base == "mxfp4":
-        model = load_mxfp4(_folder(name, settings), config, dtype, device)
+        model = _packed(_folder(name, settings), settings, config, dtype, device)
         _check_tokenizer(name, settings)
     else:
         model = _pretrained(name, settings, config, dtype, device)
@@ -175,9 +182,12 @@ def _pretrained(
         options["quantization_config"] = _dequantised(settings, config)
     if device.type == "cuda":
         options["device_map"] = {"": device}
+    library = logging.getLogger("transformers")
+    level = library.level
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
+            library.setLevel(logging.ERROR)  # its table of what is missing comes here as one line
             model, info = cast(Any, GptOssForCausalLM).from_pretrained(
                 name,
                 config=config,
@@ -191,7 +201,11 @@ def _pretrained(
                 **options,
             )
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise _load_error(settings.name, error) from error
+    finally:
+        library.setLevel(level)
     if "quantization_config" in options:
         for parameter in model.parameters():  # transformers 5.19 unpacks to bfloat16, whatever it is asked for
             parameter.data = parameter.data.to(dtype)
@@ -199,6 +213,17 @@ def _pretrained(
         raise ModelError(f"model.name: `{settings.name}` lacks {wrong[0]} ({len(wrong)} in all): is the copy complete?")
     _check_tokenizer(name, settings)
     return model
+
+
+def _packed(
+    folder: Path, settings: ModelSettings, config: GptOssConfig, dtype: torch.dtype, device: torch.device
+) -> GptOssForCausalLM:
+    try:
+        return load_mxfp4(folder, config, dtype, device)
+    except (SafetensorError, OSError, json.JSONDecodeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise _load_error(settings.name, error) from error
 
 
 def _is_small(folder: Path) -> bool:

@@ -107,10 +107,11 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
         stop = stack.enter_context(StopSignal())
         stack.enter_context(plain_errors(settings))
         own: list[RunFolder] = []
+        notes: list[str] = []
 
         def begin() -> tuple[Path, Checkpoint | None]:
             own.append(stack.enter_context(RunFolder(*choose_run_folder(settings, resume, overwrite))))
-            return own[0].path, _prepare(settings, own[0], resume, overwrite)
+            return own[0].path, _prepare(settings, own[0], resume, overwrite, notes)
 
         session = Session(*agreed(begin, settings), stop=stop, allow_changes=overwrite)
         stack.callback(lambda: session.tracker.close())
@@ -119,6 +120,8 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
             session.folder.take_library_logs()
         try:
             session.say(f"run folder  {session.path}")
+            for note in notes:
+                session.warn(note)
             yield session
         except BaseException as error:
             _note_failure(session, error)
@@ -192,13 +195,18 @@ def _out_of_memory(settings: TrainingRun) -> RunError:
     return RunError(f"out of memory: {' or '.join(advice)}, then --resume; or start over with a lower {tokens}")
 
 
-def _prepare(settings: TrainingRun, folder: RunFolder, resume: str | None, overwrite: bool) -> Checkpoint | None:
-    """Clean the folder, find the checkpoint to resume from, and write down what the run is."""
+def _prepare(
+    settings: TrainingRun, folder: RunFolder, resume: str | None, overwrite: bool, notes: list[str]
+) -> Checkpoint | None:
+    """Clean the folder, find the checkpoint to resume from, and write down what the run is.
+
+    notes: gets what the user should know of the checkpoints.
+    """
     checkpoint = None
     if resume is None:
         folder.set_aside()
     else:
-        checkpoint = _find_checkpoint(folder, resume, overwrite)
+        checkpoint = _find_checkpoint(folder, resume, overwrite, notes)
     if checkpoint is not None:
         # The data is compared later; settings now, before anything slow, and before they are written down.
         now = Identity(plain(settings), checkpoint.details["data"], rows_per_step(settings))
@@ -208,13 +216,17 @@ def _prepare(settings: TrainingRun, folder: RunFolder, resume: str | None, overw
     return checkpoint
 
 
-def _find_checkpoint(folder: RunFolder, resume: str, overwrite: bool) -> Checkpoint | None:
+def _find_checkpoint(folder: RunFolder, resume: str, overwrite: bool, notes: list[str]) -> Checkpoint | None:
     checkpoints = folder.path / CHECKPOINTS
     if Path(resume).parent.name != CHECKPOINTS:
         checkpoint, passed_over = newest_complete(folder.path)
-        for line in passed_over:
-            folder.log(f"skipped {line}")
-        clean_partial(checkpoints)
+        clean_partial(checkpoints)  # what is left of those that were skipped was complete once, and is damaged
+        if checkpoint is None and checkpoints_in(checkpoints) and not overwrite:
+            raise RunError(
+                f"{checkpoints}: no checkpoint is usable ({'; '.join(passed_over)}): restore one, or pass --overwrite "
+                "to start over in this folder"
+            )
+        notes += [f"skipped {line}" for line in passed_over]
         return checkpoint
     checkpoint = read_checkpoint(Path(resume))
     later = [other for other in checkpoints_in(checkpoints) if (step_of(other) or 0) > checkpoint.step]

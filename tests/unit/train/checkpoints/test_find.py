@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,11 @@ def test_a_run_folder_is_its_result_or_its_newest_whole_checkpoint(tmp_path: Pat
     assert find_checkpoint(str(first)).run == RUN
     with pytest.raises(ModelError, match="not a complete checkpoint"):
         find_checkpoint(str(second))
-    (run / "adapter").mkdir()
-    for file in adapter.iterdir():
-        (run / "adapter" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(adapter, run / "adapter")
+    with pytest.raises(ModelError, match=r"adapter: not finished: go on with `counterpoint train --resume"):
+        find_checkpoint(str(run))
+    shutil.rmtree(run / "adapter")
+    write_folder(run / "adapter", lambda place: shutil.copytree(adapter, place, dirs_exist_ok=True), {})
     for name in (run, run / "adapter"):
         assert (find_checkpoint(str(name)).adapter, find_checkpoint(str(name)).run) == (run / "adapter", RUN)
 

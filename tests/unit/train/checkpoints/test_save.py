@@ -22,8 +22,14 @@ from counterpoint.train.checkpoints.resume import (
     check_same_run,
     newest_complete,
     read_checkpoint,
-    why_broken,
 )
+from counterpoint.train.model.marker import why_broken
+
+
+def flip(path: Path, character: str) -> None:
+    """One bit of the last such character in a text."""
+    head, _, rest = path.read_text().rpartition(character)
+    path.write_text(head + chr(ord(character) ^ 1) + rest)
 
 
 def fill(content: str) -> Any:
@@ -60,6 +66,7 @@ def test_a_whole_checkpoint(tmp_path: Path) -> None:
         (lambda f: (f / save.MARKER).write_text("{"), "complete.json cannot be read"),
         (lambda f: (f / save.MARKER).write_text("[]"), "complete.json cannot be read"),
         (lambda f: (f / save.MARKER).write_text('{"files": {"weights": 3}}'), "complete.json cannot be read"),
+        (lambda f: flip(f / save.MARKER, "3"), "complete.json is damaged (its own checksum differs)"),
     ],
 )
 def test_a_broken_one_is_passed_over_and_named(tmp_path: Path, damage: Any, reason: str) -> None:
