@@ -54,7 +54,7 @@ def prepare(
     fingerprint: of the training data. Tracking begins here.
     """
     identity = Identity(plain(settings), fingerprint, rows_per_step(settings))
-    session.began(identity, steps)
+    session.began(settings, identity, steps)
     set_seed(settings.seed)
     loaded = load_trainable(settings)
     table = attachment_table(loaded.model)

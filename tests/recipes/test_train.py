@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from forks import CLI, Forks
 from safetensors.torch import load_file
 
@@ -205,10 +206,48 @@ def test_a_run_of_other_settings_is_refused_unless_meant(train: Train) -> None:
     _, err = train("train.steps=4", "lora.rank=3", "--resume", code=1)
     assert "the settings changed: lora.rank 2 -> 3; train.steps 2 -> 4" in err
     assert (run / "config.yaml").read_text() == before
+    _, err = train("train.steps=4", "lora.rank=3", "--resume", "--overwrite", code=1)
+    assert "which --overwrite cannot change: lora.rank 2 -> 3" in err
+    assert (run / "config.yaml").read_text() == before
     out, _ = train("train.steps=4", "--resume", "--overwrite")
     assert "warning: resumes with another setting: train.steps 2 -> 4" in out
     assert [line["step"] for line in train.metrics(run)] == [1, 2, 3, 4]
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
+
+
+STEERED = {
+    "train.learning_rate=1e-4": ([5e-3, 5e-3, 1e-4, 1e-4], 0.0),
+    "train.weight_decay=0.5": ([5e-3] * 4, 0.5),
+    "train.schedule=linear": ([5e-3, 5e-3, 2.5e-3, 1.25e-3], 0.0),
+    "train.warmup_steps=4": ([5e-3, 5e-3, 2.5e-3, 3.75e-3], 0.0),
+}
+
+
+@pytest.mark.parametrize("setting", STEERED)
+def test_a_setting_that_a_resume_may_change_is_in_force(train: Train, setting: str) -> None:
+    fixed = ("lora.enabled=false", "train.schedule=constant", "train.warmup_steps=0", "eval.at_end=false")
+    train(*fixed, "eval.every=null", "eval.at_start=false")
+    (run,) = train.runs
+    whole = (run / "model/model.safetensors").read_bytes()
+    older = str(run / "checkpoints" / "step-000002")
+    train(*fixed, "eval.every=null", "eval.at_start=false", setting, "--resume", older, "--overwrite")
+    rates, decay = STEERED[setting]
+    assert [line["learning_rate"] for line in train.metrics(run)] == pytest.approx(rates)
+    assert (run / "model/model.safetensors").read_bytes() != whole
+    groups = torch.load(run / "checkpoints/step-000004/optimizer.pt", weights_only=True)["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [decay, 0.0]
+
+
+def test_a_longer_run_trains_at_the_rates_of_the_longer_schedule(train: Train) -> None:
+    train("train.schedule=linear", "train.warmup_steps=0")
+    (run,) = train.runs
+    train("train.schedule=linear", "train.warmup_steps=0", "train.steps=6", "--resume", "--overwrite")
+    rates = [5e-3, 3.75e-3, 2.5e-3, 1.25e-3, 5e-3 * 2 / 6, 5e-3 * 1 / 6]
+    assert [line["learning_rate"] for line in train.metrics(run)] == pytest.approx(rates)
+    before = (run / "config.yaml").read_text()
+    _, err = train("train.schedule=linear", "train.warmup_steps=0", "train.steps=3", "--resume", "--overwrite", code=1)
+    assert "step-000006: it is past the last of 3 steps" in err
+    assert (run / "config.yaml").read_text() == before
 
 
 def test_overwrite_starts_anew_in_the_newest_folder(train: Train) -> None:
@@ -283,8 +322,6 @@ def test_a_broken_loss_names_the_rows(train: Train, monkeypatch: pytest.MonkeyPa
 
 
 def test_out_of_memory_names_three_settings(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     break_off(monkeypatch, 3, torch.OutOfMemoryError("CUDA out of memory"))
     _, err = train(code=1)
     assert "out of memory: lower train.batch_rows=2" in err

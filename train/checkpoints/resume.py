@@ -7,7 +7,7 @@ the new process by the data's fingerprint and by every setting that affects the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,23 @@ FREE_SETTINGS = (
     "train.on_loss_spike",
     "train.threads",
 )
+# Settings that a run may change on its way where the user says so (--overwrite): what the loop reads anew in every
+# process. All others made the weights, the optimizer's state or the order of the data that a checkpoint holds.
+STEERING_SETTINGS = (
+    "data",  # its tokens are compared by their fingerprint
+    "dpo",
+    "grpo",
+    "model.attention",
+    "model.experts",
+    "model.norms",
+    "model.loss",
+    "rewards",
+    "rollout",
+    "tools",
+    "train",
+)
+FIXED_SETTINGS = ("data.shuffle", "grpo.group", "grpo.efforts", "grpo.iterations", "train.optimizer")
+"""Of `STEERING_SETTINGS`, those that stay as they were."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +101,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def check_same_run(checkpoint: Checkpoint, identity: Identity, allow_changes: bool = False) -> list[str]:
-    """RunError when the data changed, or a setting that matters did and `allow_changes` is not given.
+    """RunError when the data changed, or a setting that matters did and `allow_changes` is not given; and with it, for
+    a setting that a checkpoint cannot be continued with.
 
-    Returns one line for each changed setting that was allowed.
+    Returns one line for each changed setting that was allowed; it is in force from the next step on.
     """
     where = f"cannot resume from {checkpoint.folder}"
     if checkpoint.details["data"] != identity.data:
@@ -95,9 +113,20 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, allow_changes: bo
             f"{identity.data[:12]} now): restore the old data, or start a new run"
         )
     changes = changed_settings(checkpoint.details["settings"], identity.settings)
+    # A setting that only one of both versions of this program knows made nothing of what the checkpoint holds.
+    fixed = [
+        change for change in changes if "unset" not in change.split() and not _is_steering(change.partition(" ")[0])
+    ]
     rows_then = checkpoint.details["rows_per_step"]
     if rows_then != identity.rows_per_step:
-        changes.append(f"rows per step (batch_rows x accumulation x processes) {rows_then} -> {identity.rows_per_step}")
+        change = f"rows per step (batch_rows x accumulation x processes) {rows_then} -> {identity.rows_per_step}"
+        changes.append(change)
+        fixed.append(change)
+    if fixed and allow_changes:
+        raise RunError(
+            f"{where}: the checkpoint was made with another setting, which --overwrite cannot change: "
+            f"{'; '.join(fixed)}: use the old one, or start a new run"
+        )
     if changes and not allow_changes:
         raise RunError(
             f"{where}: the settings changed: {'; '.join(changes)}: "
@@ -117,6 +146,14 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
             shown = ["unset" if value is absent else json.dumps(value) for value in (old, new)]
             changes.append(f"{path} {shown[0]} -> {shown[1]}")
     return changes
+
+
+def _is_steering(path: str) -> bool:
+    return _is_under(path, STEERING_SETTINGS) and not _is_under(path, FIXED_SETTINGS)
+
+
+def _is_under(path: str, sections: Sequence[str]) -> bool:
+    return any(path == section or path.startswith(f"{section}.") for section in sections)
 
 
 def _significant(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from counterpoint.train.run.signals import StopSignal
 
 LOOP_STATE = "loop_state.json"
 TRAINER_STATE = "trainer_state.json"
+_HYPERPARAMETERS = ("initial_lr", "weight_decay", "betas", "eps")
 _Base = Trainer if TYPE_CHECKING else object
 
 
@@ -249,6 +250,25 @@ class BaseTrainer(_Base):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_weights(self.base, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The optimizer's moments and the schedule's place out of the checkpoint, under the rates and the decay of this
+        process: torch's `load_state_dict` restores the old hyperparameters as well."""
+        if checkpoint is None:
+            return
+        groups: Any = cast(Any, self.optimizer).param_groups
+        given = [{key: group[key] for key in _HYPERPARAMETERS if key in group} for group in groups]
+        schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        rates = list(schedule.base_lrs)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule.base_lrs = rates
+        schedule._last_lr = [
+            rate * factor(schedule.last_epoch) for rate, factor in zip(rates, schedule.lr_lambdas, strict=True)
+        ]
+        groups = cast(Any, self.optimizer).param_groups
+        for group, values, rate in zip(groups, given, schedule._last_lr, strict=True):
+            group.update(values)
+            group["lr"] = rate
 
     def _init_training_state(
         self,

@@ -66,12 +66,19 @@ class Session:
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
 
-    def began(self, identity: Identity, steps: int) -> None:
+    def began(self, settings: TrainingRun, identity: Identity, steps: int) -> None:
         """Compare with the checkpoint (RunError where the run is another one), and note what the run is."""
         if self.checkpoint is not None:
             for change in check_same_run(self.checkpoint, identity, self.allow_changes):
                 self.warn(f"resumes with another setting: {change}")
+            if self.checkpoint.step > steps:
+                raise RunError(
+                    f"{self.checkpoint.folder}: it is past the last of {steps} steps (train.steps, train.epochs): "
+                    "raise them, or go back to an older checkpoint"
+                )
         if self.folder is not None:
+            if self.checkpoint is not None:
+                _describe(self.folder, settings)  # only now: a refused resume leaves the run's own
             step = self.checkpoint.step if self.checkpoint else 0
             self.folder.forget_metrics_after(step)
             seeds = {"seed": identity.settings["seed"], "data": identity.settings["seed"]}
@@ -211,9 +218,14 @@ def _prepare(
         # The data is compared later; settings now, before anything slow, and before they are written down.
         now = Identity(plain(settings), checkpoint.details["data"], rows_per_step(settings))
         check_same_run(checkpoint, now, allow_changes=overwrite)
-    folder.describe(settings, versions(device_of(settings.train.device).type))
+    else:
+        _describe(folder, settings)
     folder.state(state="running", began=_now(), pid=os.getpid(), resumed=checkpoint.step if checkpoint else None)
     return checkpoint
+
+
+def _describe(folder: RunFolder, settings: TrainingRun) -> None:
+    folder.describe(settings, versions(device_of(settings.train.device).type))
 
 
 def _find_checkpoint(folder: RunFolder, resume: str, overwrite: bool, notes: list[str]) -> Checkpoint | None:

@@ -287,16 +287,33 @@ def test_changed_settings_are_refused_and_named() -> None:
     with pytest.raises(RunError) as error:
         check_same_run(saved(identity()), other)
     assert "lora.layers [0, 1] -> [0]; train.learning_rate 0.1 -> 0.2: use the old ones" in str(error.value)
-    assert check_same_run(saved(identity()), other, allow_changes=True) == [
-        "lora.layers [0, 1] -> [0]",
-        "train.learning_rate 0.1 -> 0.2",
-    ]
+    steered = identity(train__learning_rate=0.2)
+    assert check_same_run(saved(identity()), steered, allow_changes=True) == ["train.learning_rate 0.1 -> 0.2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lora__layers": [0]}, r"lora.layers \[0, 1\] -> \[0\]"),
+        ({"seed": 1, "train__learning_rate": 0.2}, r"seed 0 -> 1: use the old one"),
+    ],
+)
+def test_what_made_the_checkpoint_is_refused_even_where_changes_are_allowed(changes: Any, told: str) -> None:
+    with pytest.raises(RunError, match=f"which --overwrite cannot change: {told}"):
+        check_same_run(saved(identity()), identity(**changes), allow_changes=True)
+
+
+def test_a_setting_that_an_older_version_did_not_have_is_no_obstacle() -> None:
+    newer = identity(lora__dropout=0.0)
+    assert check_same_run(saved(identity()), newer, allow_changes=True) == ["lora.dropout unset -> 0.0"]
 
 
 def test_rows_per_step_are_compared_as_one_number() -> None:
     other = Identity(identity().settings, "f" * 64, 16)
     with pytest.raises(RunError, match=r"rows per step \(batch_rows x accumulation x processes\) 8 -> 16"):
         check_same_run(saved(identity()), other)
+    with pytest.raises(RunError, match=r"which --overwrite cannot change: rows per step .* 8 -> 16"):
+        check_same_run(saved(identity()), other, allow_changes=True)
 
 
 def test_changed_data_is_always_refused() -> None:
