@@ -75,7 +75,8 @@ class LoraSettings(Settings):
     """Rank of the adapters on experts; null takes `rank`. rank / active experts keeps the capacity per token."""
 
     expert_alpha: Positive | None = None
-    """Scale of the adapters on experts; null takes `alpha`."""
+    """Alpha of the adapters on experts, over `expert_rank`; null takes the one that gives them the scale of attention,
+    since vLLM before 0.32 reads one scale for a whole adapter."""
 
     router: bool = False
     """Adapters on the router. Off by default: it moves which experts see which tokens."""

@@ -39,7 +39,8 @@ class TrainSettings(Settings):
     """Highest learning rate of the schedule."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the learning rate after warm-up: `cosine` and `linear` fall to 0 at the last step."""
+    """Course of the learning rate after warm-up: `cosine` and `linear` fall towards 0, which they would reach one step
+    after the last."""
 
     warmup_ratio: Share = 0.03
     """Share of the steps in which the learning rate rises from 0. Not used where `warmup_steps` is given."""
@@ -50,8 +51,8 @@ class TrainSettings(Settings):
     weight_decay: NotNegative = 0.0
     """Decay of AdamW on matrices (not on biases, norms, and sinks)."""
 
-    max_grad_norm: Positive = 1.0
-    """Gradients whose norm is larger are scaled down to it."""
+    max_grad_norm: NotNegative = 1.0
+    """Gradients whose norm is larger are scaled down to it; 0 clips none."""
 
     optimizer: Literal["adamw", "adamw_8bit", "adamw_torch_8bit"] = "adamw"
     """Two keep their state in 8 bits: `adamw_8bit` is bitsandbytes', `adamw_torch_8bit` is torchao's, for fsdp2 too."""

@@ -238,6 +238,16 @@ def test_a_setting_that_a_resume_may_change_is_in_force(train: Train, setting: s
     assert [group["weight_decay"] for group in groups] == [decay, 0.0]
 
 
+def test_a_norm_of_0_clips_no_gradient(train: Train) -> None:
+    quiet = ("eval.every=null", "eval.at_start=false", "eval.at_end=false", "train.optimizer=adamw", "train.steps=2")
+    for norm in ("0", "1e6", "1e-9"):
+        train(*quiet, f"train.max_grad_norm={norm}")
+    results = [load_file(run / "adapter/adapter_model.safetensors") for run in train.runs]
+    unclipped, loose, tight = results
+    assert all((unclipped[name] == loose[name]).all() for name in loose)
+    assert any((unclipped[name] != tight[name]).any() for name in tight)
+
+
 def test_a_longer_run_trains_at_the_rates_of_the_longer_schedule(train: Train) -> None:
     train("train.schedule=linear", "train.warmup_steps=0")
     (run,) = train.runs

@@ -89,6 +89,10 @@ class BaseTrainer(_Base):
     def _send_telemetry(self) -> None:
         """TRL's constructor sends telemetry by this; none is sent from here."""
 
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """transformers' names, which leave out biases and norms, without the sinks: they are logits, not a matrix."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("sinks")]
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: transformers' estimate walks over all parameters in every micro-batch."""
         return 0
@@ -260,7 +264,13 @@ class BaseTrainer(_Base):
         given = [{key: group[key] for key in _HYPERPARAMETERS if key in group} for group in groups]
         schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         rates = list(schedule.base_lrs)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise RunError(
+                f"{checkpoint}: its optimizer is not this run's ({error}): continue with the version and the settings "
+                "that wrote it, or start a new run from its weights"
+            ) from None
         schedule.base_lrs = rates
         schedule._last_lr = [
             rate * factor(schedule.last_epoch) for rate, factor in zip(rates, schedule.lr_lambdas, strict=True)

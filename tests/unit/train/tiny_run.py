@@ -111,11 +111,11 @@ def make(
     rows = tiny_rows() if rows is None else rows
     settings = SFTConfig(
         output_dir=str(folder), seed=seed, data_seed=seed, max_steps=steps, per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation, learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=2,
+        gradient_accumulation_steps=accumulation, learning_rate=rate, lr_scheduler_type="cosine",
         save_strategy="steps", save_steps=every, logging_steps=log_every, use_cpu=True, bf16=False, max_length=None,
         **checkpointing_arguments(False), dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False, report_to="none", disable_tqdm=True, logging_nan_inf_filter=False,
-        dataloader_pin_memory=False, router_aux_loss_coef=0.0, log_level="error", **args,
+        dataloader_pin_memory=False, router_aux_loss_coef=0.0, log_level="error", **{"warmup_steps": 2, **args},
     )  # fmt: skip
     curve = Curve()
     trainer = CounterpointTrainer(

@@ -84,6 +84,20 @@ def test_micro_batches_do_not_change_the_trajectory(tiny_run: ModuleType, tmp_pa
             torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-7, msg=name)
 
 
+def test_weight_decay_is_on_matrices_alone(tiny_run: ModuleType, tmp_path: Path) -> None:
+    weights = []
+    for decay in (0.0, 0.5):
+        trainer = tiny_run.make(tmp_path / str(decay), lora=False, steps=1, warmup_steps=0, weight_decay=decay)
+        trainer.train()
+        weights.append(tiny_run.weights_of(trainer))
+    plain, decayed = weights
+    moved = {name for name in plain if (plain[name] != decayed[name]).any()}
+    assert moved == {name for name in plain if not name.endswith(("bias", "norm.weight", "layernorm.weight", "sinks"))}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    before = tiny_run.tiny_model(lora=False).state_dict()[name]
+    torch.testing.assert_close(decayed[name], plain[name] - 5e-3 * 0.5 * before)
+
+
 def test_same_seed_same_bits(tiny_run: ModuleType, tmp_path: Path) -> None:
     runs = []
     for i, seed in enumerate((5, 5, 6)):
