@@ -15,7 +15,7 @@ from pathlib import Path
 from counterpoint.configs.errors import DataError, NoDataError, RowError
 from counterpoint.data.conversation import Notice
 from counterpoint.data.rows.json_scanner import Element, Scanner
-from counterpoint.data.rows.open_file import open_bytes
+from counterpoint.data.rows.open_file import MOST_BYTES, SPLIT, TOO_LONG, limited_lines, open_bytes
 from counterpoint.data.rows.row import AnyRow, BadRow, RawRow, UnreadRow, read
 from counterpoint.data.rows.strict_json import BOM, loads
 from counterpoint.data.rows.text_files import is_companion, text_rows
@@ -137,7 +137,7 @@ def is_document(file: Path, kind: str) -> bool:
         if kind == "lines":
             return first.strip() in (b"[", b"{")
         if not newline:
-            return head.startswith(b"[") or not _is_value(first + stream.readline())
+            return head.startswith(b"[") or not _is_value(first + stream.readline(MOST_BYTES))
         if head.startswith(b"["):
             return not (_is_value(first) and rest.strip())
         return not _is_value(first)
@@ -164,9 +164,12 @@ def rows_from_line(path: str, first: int) -> Rows | None:
 
 def _line_rows(file: Path, name: str, first: int = 1) -> Rows:
     blank = 0
-    with open_bytes(file) as lines:
-        for number, line in enumerate(islice(lines, first - 1, None), first):
+    with open_bytes(file) as stream:
+        for number, (line, whole) in enumerate(islice(limited_lines(stream), first - 1, None), first):
             notices: list[Notice] = []
+            if not whole:
+                yield BadRow(f"{name}:{number}", "row_too_long", "row", TOO_LONG, SPLIT, line)
+                continue
             if number == 1 and line.startswith(BOM):
                 line = line[len(BOM) :]
                 notices.append(Notice("bom", "row", "the file begins with a byte order mark"))
@@ -188,16 +191,22 @@ def _document_rows(file: Path, name: str) -> Rows:
         notices = (Notice("bom", "row", "the file begins with a byte order mark"),) if head == BOM else ()
         if head != BOM:
             stream.seek(0)
-        scanner = Scanner(stream)
+        scanner = Scanner(stream, name)
         line, on_line = 0, 0
         for index, element in enumerate(scanner.elements()):
             line, on_line = element.line, on_line + 1 if element.line == line else 1
             source = f"{name}:{line}" if on_line == 1 else f"{name}:{line}[{on_line}]"
             if index == 0 and scanner.is_array and _is_message(element):
                 stream.seek(0)
-                yield UnreadRow(f"{name}:1", stream.read().removeprefix(BOM), notices)
+                raw = stream.read(MOST_BYTES + 1)
+                if len(raw) > MOST_BYTES:
+                    yield BadRow(f"{name}:1", "row_too_long", "row", TOO_LONG, SPLIT, raw[:1000])
+                else:
+                    yield UnreadRow(f"{name}:1", raw.removeprefix(BOM), notices)
                 return
-            if scanner.closed:
+            if len(element.raw) > MOST_BYTES:
+                yield BadRow(source, "row_too_long", "row", TOO_LONG, SPLIT, element.raw[:1000])
+            elif scanner.closed:
                 what = "something follows the end of the array"
                 yield BadRow(source, "not_json", "row", what, "write one array", element.raw)
             elif not element.complete and scanner.is_array:

@@ -1,7 +1,7 @@
 """JSON values of a document one at a time, as bytes: a top-level array's elements, or values one after another.
 
 Strings and brackets are followed, nothing else is checked: an element that is no JSON still ends where its brackets
-close, so the rows after it are read. Memory holds one element.
+close, so the rows after it are read. Memory holds one element, of bounded size.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
+
+from counterpoint.configs.errors import DataError
+from counterpoint.data.rows.open_file import MOST_BYTES, SPLIT, TOO_LONG
 
 _CHUNK = 1 << 20
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
@@ -27,10 +30,13 @@ class Element:
 
 
 class Scanner:
-    """Reads a stream from its start. `is_array`: whether the elements are those of a top-level array."""
+    """Reads a stream from its start. `is_array`: whether the elements are those of a top-level array.
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    name: the file's. DataError for an element that is too long: where it ends, and the next one begins, is not known.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream, self._name = stream, name
         self._buffer = b""
         self._position = 0
         self._line = 1
@@ -132,6 +138,8 @@ class Scanner:
         if self._end:
             return False
         kept = self._buffer[self._position :]
+        if len(kept) > MOST_BYTES:
+            raise DataError(f"{self._name}:{self._line}: a value is {TOO_LONG}: {SPLIT}")
         chunk = self._stream.read(max(_CHUNK, len(kept)))
         self._end = not chunk
         self._buffer, self._position = kept + chunk, 0

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Notice
-from counterpoint.data.rows.open_file import open_bytes
+from counterpoint.data.rows.open_file import MOST_BYTES, SPLIT, TOO_LONG, limited_lines, open_bytes
 from counterpoint.data.rows.row import BadRow, RawRow
 from counterpoint.data.rows.strict_json import BOM
 
@@ -40,9 +40,11 @@ def parquet_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
             yield BadRow(f"{name}:{number + 1}", "damaged_parquet", "row", what, "write the file again")
 
 
-def arrow_row(source: str, value: dict[str, Any]) -> RawRow:
+def arrow_row(source: str, value: dict[str, Any]) -> RawRow | BadRow:
     """A row that Arrow gave: in it, `null` is what an absent key looks like, so nulls are taken away."""
     raw = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+    if len(raw) > MOST_BYTES:
+        return BadRow(source, "row_too_long", "row", TOO_LONG, SPLIT, raw[:1000])
     notices: list[Notice] = []
     pruned = {key: _without_nulls(child, key, notices) for key, child in value.items() if child is not None}
     return RawRow(source, raw, pruned, tuple(notices))
@@ -62,7 +64,7 @@ def csv_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
     """Rows of a CSV (or, by its name, TSV) file with a header, by the line that they begin on."""
     csv.field_size_limit(sys.maxsize)
     with open_bytes(file) as stream:
-        lines = _Lines(stream)
+        lines = _Lines(stream, name)
         delimiter = "\t" if ".tsv" in file.suffixes else ","
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header: list[str] | None = None
@@ -95,14 +97,15 @@ def _csv_row(source: str, header: list[str], cells: list[str], raw: bytes) -> Ra
 class _Lines:
     """Text lines of a byte stream that remember the bytes since `start`."""
 
-    def __init__(self, stream: Iterable[bytes]) -> None:
-        self._stream = iter(stream)
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._lines, self._name = limited_lines(stream), name
         self._kept: list[bytes] = []
+        self._size = 0
         self._number = 0
         self.first = 1
 
     def start(self) -> None:
-        self._kept = []
+        self._kept, self._size = [], 0
         self.first = self._number + 1
 
     def raw(self) -> bytes:
@@ -112,8 +115,11 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._stream)
+        line, whole = next(self._lines)
         self._number += 1
+        self._size += len(line)
+        if not whole or self._size > MOST_BYTES:
+            raise DataError(f"{self._name}:{self.first}: a row is {TOO_LONG}: {SPLIT}, or close its quotes")
         self._kept.append(line)
         if self._number == 1:
             line = line.removeprefix(BOM)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from counterpoint.configs.errors import RowError
+from counterpoint.data.rows.open_file import MOST_BYTES, SPLIT, TOO_LONG
 from counterpoint.data.rows.row import BadRow, RawRow
 from counterpoint.data.rows.strict_json import BOM, decode
 
@@ -24,6 +25,9 @@ def is_companion(file: Path) -> bool:
 def text_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
     """The row of a text file: `{"text"}`, or `{"prompt", "response", "finish_reason"}` where the files next to it give
     them."""
+    if file.stat().st_size > MOST_BYTES:
+        yield BadRow(f"{name}:1", "row_too_long", "row", TOO_LONG, SPLIT)
+        return
     raw = file.read_bytes()
     if not raw.strip():
         return

@@ -47,7 +47,7 @@ def test_a_tool_that_openai_harmony_cannot_write_is_a_bad_row(tmp_path):
 
 
 def test_rows_of_a_size_that_nobody_expects(tmp_path):
-    letters, spaces, long = "x" * 2_000_000, " " * 2_000_000, "word " * 10_000_000
+    letters, spaces, long = "x" * 2_000_000, " " * 2_000_000, "word " * 3_000_000
     many = chat(*[f"message {n}" for n in range(10_000)])
     call = {
         "role": "assistant",
@@ -67,6 +67,6 @@ def test_rows_of_a_size_that_nobody_expects(tmp_path):
     for conversation in conversations[:2]:
         assert len(renderer.examples(conversation)) == 1
     broken = tmp_path / "b.jsonl"
-    broken.write_bytes(b'{"messages": "' + b"x" * 50_000_000 + b"\n" + json.dumps(chat("a", "b")).encode())
+    broken.write_bytes(b'{"messages": "' + b"x" * 15_000_000 + b"\n" + json.dumps(chat("a", "b")).encode())
     found = validate([str(broken)])
     assert (found.rows, found.bad) == (2, Counter(truncated=1))
