@@ -4,12 +4,15 @@ import subprocess
 import sys
 import zipfile
 
-FOLDERS = ("counterpoint", "configs", "data", "train", "recipes")
+FOLDERS = ("counterpoint", "configs", "data", "train", "recipes", "conformance")
+LEFT_OUT = "conformance/results/"
 
 names = set(zipfile.ZipFile(sys.argv[1]).namelist())
 command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS]
 tracked = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
-expected = {f"counterpoint/{name.removeprefix('counterpoint/')}" for name in tracked if name}
+expected = {
+    f"counterpoint/{name.removeprefix('counterpoint/')}" for name in tracked if name and not name.startswith(LEFT_OUT)
+}
 packaged = {name for name in names if ".dist-info/" not in name}
 missing, foreign = sorted(expected - packaged), sorted(packaged - expected)
 if missing or foreign:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("validate", "list every bad row of data files, with what to do"),
     "prepare": ("prepare", "write the training examples of data files as tokens and weights"),
     "check": ("check", "check sampled completions strictly, one code a rule"),
+    "conformance": ("conformance", "measure how faithfully frameworks write Harmony, this one and its peers"),
     "export": ("export", "write an adapter or merged weights, proven equal to what was trained"),
     "verify": ("verify", "ask a running server whether it serves what was trained, prompts id for id"),
     "doctor": ("doctor", "look over this machine: versions, devices, and the lean path against the reference"),

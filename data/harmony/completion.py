@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from counterpoint.data.conversation import Channel, Tool
 from counterpoint.data.harmony.argument_schema import object_of
@@ -124,6 +124,29 @@ def parse_completion(
         violations=violations,
         ids=tuple(ids),
     )
+
+
+class FinishedMessage(TypedDict):
+    """A message of a completion as it was read; `content_type` as in the header."""
+
+    channel: Channel | None
+    recipient: str | None
+    content_type: str | None
+    text: str
+
+
+def finished_messages(reading: Reading, vocabulary: Vocabulary) -> list[FinishedMessage]:
+    """Every finished message of a completion, in order; text that is not UTF-8 holds U+FFFD."""
+    return [
+        FinishedMessage(
+            channel=span.header.channel,
+            recipient=span.header.recipient,
+            content_type=span.header.content_type,
+            text=_text(reading, span, vocabulary),
+        )
+        for span in reading.spans
+        if span.terminator is not None
+    ]
 
 
 def _text(reading: Reading, span: Span, vocabulary: Vocabulary) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.configs.errors import RowError
+from counterpoint.configs.errors import ConfigError, RowError
 
 if TYPE_CHECKING:
     from counterpoint.data.harmony.checker import Rules
@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", nargs="+", metavar="FILE", help="rows to check; - reads JSON lines from standard input"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a row, and a last one with the rates")
+    parser.add_argument(
+        "--messages", action="store_true", help="with --json: the finished messages of a row, as they were read"
+    )
     parser.add_argument("--tools", metavar="FILE", help="JSON file with the tools of rows that name none, or a folder")
     parser.add_argument("--effort", choices=_EFFORTS, help="reasoning effort of rows that name none")
     parser.add_argument("--no-policy", action="store_true", help="leave out no_analysis and empty_analysis")
@@ -44,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    if arguments.messages and not arguments.json:
+        raise ConfigError("--messages: add --json, or leave it out")
     defaults = Rules(effort=arguments.effort, policy=not arguments.no_policy)
     if arguments.tools:
         from counterpoint.data.formats.tool_files import declarations
@@ -51,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         defaults = _with_tools(defaults, {"tools": declarations(arguments.tools)}, arguments.tools)
     totals = Totals()
     for row in _rows(arguments.files):
-        judged = row if isinstance(row, BadRow) else _judge(row, defaults)
+        judged = row if isinstance(row, BadRow) else _judge(row, defaults, arguments.messages)
         totals.add(judged)
         if isinstance(judged, BadRow):
             print(judged.message, file=sys.stderr)
@@ -77,10 +82,11 @@ def _rows(files: list[str]) -> Iterator[RawRow | BadRow]:
                 yield UnreadRow(f"-:{number}", text).read()
 
 
-def _judge(row: RawRow, defaults: Rules) -> Judged | BadRow:
+def _judge(row: RawRow, defaults: Rules, with_messages: bool = False) -> Judged | BadRow:
     from dataclasses import replace
 
     from counterpoint.data.harmony.checker import judge, read
+    from counterpoint.data.harmony.completion import finished_messages
     from counterpoint.data.harmony.official import harmony_accepts
     from counterpoint.data.harmony.vocabulary import load_vocabulary
     from counterpoint.data.rows.row import BadRow
@@ -98,7 +104,8 @@ def _judge(row: RawRow, defaults: Rules) -> Judged | BadRow:
     checked = judge(reading, rules, load_vocabulary())
     if stop_added and reading.scan.spans[-1].header.faults:
         checked = replace(checked, violations=tuple(v for v in checked.violations if v.position != len(ids) - 1))
-    return Judged(row.source, checked, harmony_accepts(ids), stop_added)
+    messages = finished_messages(reading, load_vocabulary()) if with_messages else None
+    return Judged(row.source, checked, harmony_accepts(ids), stop_added, messages)
 
 
 def _ids(row: Mapping[str, Any], rules: Rules) -> tuple[list[int], bool]:

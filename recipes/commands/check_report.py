@@ -10,18 +10,21 @@ import orjson
 
 from counterpoint.data.harmony.checker import Checked
 from counterpoint.data.harmony.codes import CODES
+from counterpoint.data.harmony.completion import FinishedMessage
 from counterpoint.data.intervals import wilson
 from counterpoint.data.rows.row import BadRow
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One row's verdict. harmony_accepts: openai-harmony's parser takes it. stop_added: the stop token was restored."""
+    """One row's verdict. harmony_accepts: openai-harmony's parser takes it. stop_added: the stop token was restored.
+    messages: what was read, where it is asked for."""
 
     source: str
     checked: Checked
     harmony_accepts: bool
     stop_added: bool
+    messages: list[FinishedMessage] | None = None
 
 
 def as_text(row: Judged) -> str:
@@ -36,6 +39,7 @@ def as_json(row: Judged | BadRow, number: int) -> str:
     """`number` counts rows from 1."""
     if isinstance(row, BadRow):
         return _line({"row": number, "source": row.source, "error": row.message})
+    messages = {} if row.messages is None else {"messages": row.messages}
     return _line(
         {
             "row": number,
@@ -44,6 +48,7 @@ def as_json(row: Judged | BadRow, number: int) -> str:
             "harmony_accepts": row.harmony_accepts,
             "recipient_position": row.checked.recipient_position,
             "stop_added": row.stop_added,
+            **messages,
         }
     )
 

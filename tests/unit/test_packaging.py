@@ -9,6 +9,8 @@ from tree import LAYERS, MODULES, ROOT, SOURCES, imports, top
 
 from counterpoint.recipes.cli import COMMANDS
 
+SUITE = "conformance"
+"""A folder that needs nothing of the package and is shipped as files: its scripts are run, never imported."""
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 HEAVY = (
     "torch", "transformers", "trl", "peft", "numpy", "pydantic", "yaml", "tiktoken", "datasets", "rich", "wandb", "jinja2",
@@ -17,8 +19,9 @@ HEAVY = (
 
 def test_the_list_of_packages_is_the_tree() -> None:
     folders = {path.parent for path in SOURCES}
-    assert {"counterpoint", *(f"counterpoint.{'.'.join(folder.parts)}" for folder in folders)} == set(SETUP["packages"])
-    layers = {f"counterpoint.{layer}": layer for layer in LAYERS}
+    ours = {f"counterpoint.{'.'.join(folder.parts)}" for folder in folders}
+    assert {"counterpoint", f"counterpoint.{SUITE}", *ours} == set(SETUP["packages"])
+    layers = {f"counterpoint.{layer}": layer for layer in (*LAYERS, SUITE)}
     assert SETUP["package-dir"] == {"counterpoint": "counterpoint", **layers}
 
 
@@ -114,4 +117,7 @@ def test_every_data_file_in_the_tree_is_packaged() -> None:
         for path in (ROOT / layer).rglob("*")
         if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
     }
-    assert files == packaged
+    suite = {path for path in (ROOT / SUITE).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    scripts = set((ROOT / SUITE).glob("*.py"))
+    results = set((ROOT / SUITE / "results").rglob("*"))
+    assert files | (suite - scripts - results) == packaged
