@@ -33,7 +33,7 @@ class ServedForm:
     merged: an API with one field each for thoughts and text, in which several are joined by line breaks; else each is
         an item of its own, in the order in which it was sampled.
     beside_call: where text next to a call goes. `commentary_first` is before the analysis, `commentary`, `final` and
-        `no_channel` behind it, `analysis` instead of it.
+        `no_channel` behind it, `analysis` instead of it. final_place: where earlier answers go.
     reasoning: whether analysis of an open tool loop comes back. analysis_until: what ends its stay in the prompt;
         `loop` is a final, or a last message that is no result.
     declarations: whose TypeScript declares the tools. tools_first: before the instructions.
@@ -58,6 +58,7 @@ class ServedForm:
     calls: Literal["all", "first"] = "all"
     merged: bool = True
     beside_call: Literal["commentary_first", "commentary", "final", "no_channel", "analysis", "dropped"] = "commentary"
+    final_place: Literal["final", "no_channel"] = "final"
     reasoning: Literal["returned", "lost"] = "returned"
     analysis_until: Literal["final", "loop", "user", "never"] = "final"
     declarations: Literal["harmony", "jinja", "ollama"] = "harmony"
@@ -122,18 +123,26 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 reasoning="lost",
                 evidence="golden ids of transformers 5.20.2 and the official template",
             ),
-            _named(_TEMPLATE, "llama_cpp", arguments="spaced", beside_call="dropped", evidence=_READ),
+            _named(
+                _TEMPLATE,
+                "llama_cpp",
+                arguments="spaced",
+                beside_call="dropped",
+                evidence="golden ids of llama_cpp llama-cpp-python-0.3.36 and the official template",
+            ),
             _named(_TEMPLATE, "sglang", arguments="spaced", reasoning="lost", evidence=_READ),
             _named(
                 _VLLM,
                 "sglang_responses",
                 result_place="bare",
                 beside_call="no_channel",
+                final_place="no_channel",
                 merged=False,
                 analysis_until="never",
                 developer="always",
+                late="prefixed",
                 structured_final=None,
-                evidence=_READ,
+                evidence="golden ids of sglang 0.5.23",
             ),
             _named(
                 _HARMONY,
@@ -277,7 +286,7 @@ class ServedMessages:
         if form.in_turn == "sampled" or form.call_type == "given":
             self._items += [Served(i, self._written(messages[i], i)) for i in range(start, stop)]
             return
-        place = form.beside_call if last.is_call else "final"
+        place = form.beside_call if last.is_call else form.final_place
         thoughts = [i for i in range(start, stop) if messages[i].channel == "analysis" and not messages[i].is_call]
         texts = [i for i in range(start, stop) if i not in thoughts and not messages[i].is_call]
         if form.reasoning == "lost":

@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import hashlib
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -34,7 +36,7 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
 
 from checkpoint_folder import write_checkpoint_folder, write_o200k  # noqa: E402
-from requests_of_apis import DATE, Request, as_responses, read_requests  # noqa: E402
+from requests_of_apis import DATE, Request, as_responses, read_requests, with_thoughts_in  # noqa: E402
 
 Answer = dict[str, Any]
 """`ids`: of the prompt, or `error`: what the server said."""
@@ -97,6 +99,26 @@ def vllm(args: argparse.Namespace, requests: Mapping[str, Request]) -> Iterator[
                 for id_, request in requests.items()
             }
             yield Made("vllm", version, harmony, api, form, answers)
+
+
+def llama_cpp(args: argparse.Namespace, requests: Mapping[str, Request]) -> Iterator[Made]:
+    """A running `llama-server --jinja` (any gpt-oss GGUF, see tiny_gguf.py): its template, then its tokenizer."""
+    if not args.url or not args.version:
+        raise SystemExit("llama_cpp: give --url of a running llama-server, and --version of llama.cpp")
+    template = _get(f"{args.url}/props")["chat_template"]
+
+    def ids(answer: Any) -> list[int]:
+        prompt = re.sub(r"(?<=^Current date: )[0-9-]{10}$", DATE, answer["prompt"], count=1, flags=re.MULTILINE)
+        body = {"content": prompt, "add_special": False, "parse_special": True}
+        found = _posted(f"{args.url}/tokenize", body, lambda tokens: tokens["tokens"])
+        return found["ids"]
+
+    answers = {
+        id_: _posted(f"{args.url}/apply-template", with_thoughts_in(request, "reasoning_content"), ids)
+        for id_, request in requests.items()
+    }
+    sha = hashlib.sha256(template.encode()).hexdigest()
+    yield Made("llama_cpp", args.version, "", "chat", "llama_cpp", answers, sha)
 
 
 @contextlib.contextmanager
@@ -177,6 +199,7 @@ def _worker(server: str, *options: str) -> Callable[[argparse.Namespace, Mapping
 
 SERVERS: Mapping[str, Callable[[argparse.Namespace, Mapping[str, Request]], Iterator[Made]]] = {
     "vllm": vllm,
+    "llama_cpp": llama_cpp,
     "reference": _worker("reference"),
     "transformers": _worker("transformers", OFFICIAL_TEMPLATE),
     "sglang": _worker("sglang", OFFICIAL_TEMPLATE),
@@ -228,6 +251,7 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="of the environment that has the server")
     parser.add_argument("--url", help="of a render server that runs with VLLM_SYSTEM_START_DATE=" + DATE)
     parser.add_argument("--harmony", help="with --url and no --python: the module of that server and its version")
+    parser.add_argument("--version", help="of llama.cpp")
     parser.add_argument("--generated", type=int, metavar="N", help="compare N random conversations with our writer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", action="store_true", help="fail where answers differ from the stored ones")

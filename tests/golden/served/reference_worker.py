@@ -46,8 +46,6 @@ def ids(request: dict[str, Any]) -> list[int]:
     if first.get("role") in ("system", "developer") and isinstance(first["content"], str):
         body["instructions"] = first["content"]  # system items are written as system messages
         body["input"] = body["input"][1:]
-    for tool in body.get("tools", ()):
-        tool.pop("strict")  # a boolean there
     seen.clear()
     try:
         answer = client.post("/v1/responses", json=body)

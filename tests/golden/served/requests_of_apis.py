@@ -47,7 +47,7 @@ def as_responses(request: Request) -> Request:
 
 
 def _flat(tool: Mapping[str, Any]) -> Request:
-    return {"type": "function", "strict": None, **tool["function"]}
+    return {"type": "function", "strict": False, **tool["function"]}
 
 
 def _items(message: Mapping[str, Any]) -> Iterator[Request]:

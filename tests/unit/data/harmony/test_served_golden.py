@@ -30,13 +30,15 @@ _STRINGS_ONLY = "this API takes a string only"
 _LOST = "the server loses the text without a word, so ours refuses the row"
 EVERYWHERE = {
     "parallel_swapped_results": "ours keeps results in the order of their calls",
-    "arguments_empty": "ours trains a call without arguments as {}",
     "arguments_not_json": _ARGUMENTS,
     "arguments_list": _ARGUMENTS,
 }
 """Requests that every file differs on, and why that is meant."""
 
+_EMPTY = "ours writes a call without arguments as {}"
+_WHITE = "thoughts of white space are no thoughts in a row"
 _VLLM_CHAT = {
+    "arguments_empty": _EMPTY,
     "user_parts": _PARTS,
     "user_parts_three_spaces": _PARTS,
     "assistant_parts": _PARTS,
@@ -46,6 +48,7 @@ _VLLM_CHAT = {
     "tools_empty_list": "vLLM refuses an empty list; a row may have one",
 }
 _TEMPLATE = {
+    "arguments_empty": _EMPTY,
     **dict.fromkeys(("system_second", "system_third", "system_then_developer", "developer_then_system"), _LOST),
     **dict.fromkeys(("system_late", "system_late_tools", "system_late_after_first", "developer_late"), _LOST),
     **dict.fromkeys(("system_late_empty", "system_late_in_loop", "system_last"), _LOST),
@@ -55,10 +58,14 @@ _TEMPLATE = {
     "tool_description_missing": "the template fails on it; ours declares an empty one, which clients can send",
     "assistant_empty_before_user": "an empty answer behind thoughts is no answer in a row",
 }
+_CONTINUED = "it continues an assistant message that comes last; ours begins the next one"
+_GRAMMAR = "it refuses schemas that it can make no grammar of"
+_RENDERED_BY_LLAMA_CPP = ("user_part", "result_part", "tool_description_missing")
 DIFFERENT: Mapping[str, Mapping[str, str]] = {
     "vllm": _VLLM_CHAT,
     "vllm_0_30": _VLLM_CHAT,
     "vllm_responses": {
+        "arguments_empty": _EMPTY,
         "user_parts": _PARTS,
         "user_parts_three_spaces": _PARTS,
         "assistant_parts": _PARTS,
@@ -67,6 +74,7 @@ DIFFERENT: Mapping[str, Mapping[str, str]] = {
         "ids_foreign": "vLLM refuses a result of no call; ours pairs it with the open call",
     },
     "reference": {
+        "arguments_empty": _EMPTY,
         "system_parts": _PARTS,
         "user_parts": _PARTS,
         "user_parts_three_spaces": _PARTS,
@@ -86,6 +94,25 @@ DIFFERENT: Mapping[str, Mapping[str, str]] = {
     "transformers_5_19": {
         **_TEMPLATE,
         "loop_thinking": "a client that sends the template's own field keeps its thoughts",
+    },
+    "llama_cpp": {
+        **{id_: why for id_, why in _TEMPLATE.items() if id_ not in _RENDERED_BY_LLAMA_CPP},
+        **dict.fromkeys(("assistant_last", "assistant_last_no_reasoning"), _CONTINUED),
+        **dict.fromkeys(("assistant_last_after_turn", "assistant_last_after_loop"), _CONTINUED),
+        "loop_thinking": "it reads `reasoning_content`; a client that sends `thinking` loses it",
+        "arguments_floats": "it writes 1.0 as 1, and integers above 64 bits wrongly",
+        "schema_default_float_whole": "it writes 3.0 as 3",
+        **dict.fromkeys(("schema_enum_empty", "schema_type_unknown", "schema_type_float"), _GRAMMAR),
+        **dict.fromkeys(("schema_array_no_items", "schema_array_tuple"), "its template engine fails on them"),
+    },
+    "sglang_responses": {
+        **dict.fromkeys(("text_newlines", "text_space"), _WHITE),
+        **dict.fromkeys(("system_then_developer", "developer_late"), "later developer messages have no heading there"),
+        "system_empty_then_developer": "later developer messages have no heading there",
+        **dict.fromkeys(("system_parts", "user_parts", "user_parts_three_spaces", "assistant_parts"), _PARTS),
+        "ids_foreign": "it refuses a result of no call; ours pairs it with the open call",
+        **dict.fromkeys(("choice_none", "choice_required", "choice_named"), "it refuses every choice but auto"),
+        "tool_description_missing": "it fails on it; ours declares an empty one, which clients can send",
     },
 }
 """By form: further requests that differ, and why that is meant."""
