@@ -31,7 +31,7 @@ class PromptSettings(OpeningSettings):
     """Where prompts and their truth come from: files, reasoning-gym generators, arithmetic, as tasks of an evaluation.
     Their `samples`, `temperature` and `max_new_tokens` are ignored here."""
 
-    serving: Literal["sampled", "counterpoint_0_1"] = "sampled"
+    serving: Literal["sampled", "counterpoint_0_1"] = "sampled"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Rollouts continue the ids that were sampled, so `sampled` is the form of their prompts."""
 
     max_tokens: Count = 8192

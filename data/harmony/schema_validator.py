@@ -53,7 +53,7 @@ def limited(base: Any) -> Any:
 
     known = base.VALIDATORS
     ours = {name: function for name, function in _OURS.items() if name in known}
-    made: Any = extend(base, {name: _timed(ours.get(name, function)) for name, function in known.items()})
+    made: Any = extend(base, {name: _timed(ours.get(name) or function) for name, function in known.items()})
     # jsonschema's own takes the class of a `$schema` that stands further inside, whose keywords keep no deadline.
     made.evolve = lambda validator, **changes: attrs.evolve(validator, **changes)
     return made

@@ -297,7 +297,7 @@ class ServedMessages:
             raise RowError("not_served", f"messages[{texts[0]}]", what, fix)
         if thoughts and place == "dropped":
             texts = []
-        said = [(i, _CHANNELS[place]) for i in texts]
+        said: list[tuple[int, Channel | None]] = [(i, _CHANNELS[place]) for i in texts]
         thought: list[tuple[int, Channel | None]] = [(i, "analysis") for i in thoughts]
         if form.merged:
             parts = (said, thought) if place == "commentary_first" else (thought, said)

@@ -84,8 +84,9 @@ class Endpoint:
         body = {"model": self.model, "prompt": list(ids), "max_tokens": max_tokens, "temperature": 0}
         body |= {"return_token_ids": True, "skip_special_tokens": False}
         choice = (self._post("/v1/completions", body).get("choices") or [{}])[0]
-        sampled = _ids(choice.get("token_ids"))
-        return sampled and Continued(tuple(sampled), choice.get("finish_reason"), choice.get("stop_reason"))
+        if (sampled := _ids(choice.get("token_ids"))) is None:
+            return None
+        return Continued(tuple(sampled), choice.get("finish_reason"), choice.get("stop_reason"))
 
     def scores(self, ids: Sequence[int]) -> list[float | None] | None:
         """Log-probabilities of the tokens of `ids`, the first one's None; None where the server does not tell them."""
