@@ -56,7 +56,7 @@ BAD = BadRow(f"bad{EVIL}:6", "not_json", EVIL, EVIL, "fix it")
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = load_vocabulary()
-    renderer = Renderer(vocabulary, RenderSettings())
+    renderer = Renderer(vocabulary, RenderSettings(serving="sampled"))
     builder = PageBuilder(vocabulary, 200)
     for row in (TALK, PLAIN, PROMPT, LONG, HOSTILE):
         builder.add(explain(row, renderer))
@@ -358,3 +358,13 @@ def test_print(opened: Chrome, tmp_path: Path) -> None:
     assert opened.run(visible) == 0
     assert opened.run("document.querySelector('.trained').getClientRects().length") > 0
     opened.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_the_actions_of_a_turn_are_pages_of_their_own(chrome: Chrome, tmp_path: Path) -> None:
+    builder = PageBuilder(load_vocabulary(), 200)
+    builder.add(explain(TALK, Renderer(load_vocabulary(), RenderSettings())))
+    (tmp_path / "actions.html").write_text(builder.page("talk", []), encoding="utf-8")
+    chrome.open((tmp_path / "actions.html").as_uri())
+    assert chrome.text(".meta").startswith("turn 1 of 2, action 1 of 2 · ")
+    chrome.click("#next")
+    assert chrome.text(".meta").startswith("turn 1 of 2, action 2 of 2 · ")
