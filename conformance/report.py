@@ -273,7 +273,7 @@ def failures(book: Book, result: Result, status: str = "required") -> Iterator[t
             if prompt != "exact":
                 yield f"prompt: {name.rpartition('-')[0]}", name, f"{prompt} under {reference}"
             for fault in found["faults"]:
-                if "mask wrong" in fault or "is trained and belongs to no action" in fault:
+                if "mask wrong" in fault or "trained twice" in fault or "belongs to no action" in fault:
                     yield "mask", name, fault
                 elif "mask mild" not in fault:
                     yield f"target: {fault.rpartition(': ')[2].partition(' ')[0]}", name, fault

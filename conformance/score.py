@@ -203,7 +203,7 @@ def score_training(case: Json, examples: Sequence[Json], suite: Suite) -> Json:
             if expected is not None:
                 grade = compare_prompts(ids, expected, suite.headers)
                 prompts[name] = max(prompts.get(name, "exact"), grade, key=["exact", "equivalent", "different"].index)
-    stray = _stray(examples, list(pairs.values()))
+    stray = _stray(examples, list(pairs.values())) or _twice(examples, list(pairs.values()))
     if stray is not None:
         mask = "wrong"
         faults.append(stray)
@@ -244,6 +244,13 @@ def _stray(examples: Sequence[Json], actions: Sequence[Action]) -> str | None:
             if weight and not allowed[at]:
                 return f"example {number}: token {at} is trained and belongs to no action"
     return None
+
+
+def _twice(examples: Sequence[Json], actions: Sequence[Action]) -> str | None:
+    """Where two actions are trained behind the same prompt: the same one twice."""
+    prompts = [tuple(examples[action.example]["ids"][: action.start]) for action in actions]
+    again = next((number for number, prompt in enumerate(prompts) if prompt in prompts[:number]), None)
+    return None if again is None else f"example {actions[again].example}: an action is trained twice"
 
 
 def score_completion(case: Json, answer: Json) -> Json:
