@@ -26,6 +26,7 @@ from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.harmony.vocabulary import full_fingerprint
 from counterpoint.train.checkpoints.find import Found, find_checkpoint, open_checkpoint
 from counterpoint.train.checkpoints.save import MARKER, write_folder
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE, save_weights
@@ -106,7 +107,7 @@ def export(
         write_folder(folder, write, {"target": target})
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    served = found.base.name != EMBEDDED_MODEL  # whose vocabulary no server has
+    served = serving.vocabulary == full_fingerprint()  # no server has the embedded model's
     line = launch_line(serving.opening, str(folder), target == "adapter", found.base.name) if served else ""
     return Export(folder, result, tuple(notes), line)
 

@@ -10,6 +10,7 @@ import torch
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.data.harmony.vocabulary import CALL, RETURN
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.find import Found, open_checkpoint
 from counterpoint.train.checkpoints.weights import save_weights
@@ -17,6 +18,7 @@ from counterpoint.train.export import exporter as module
 from counterpoint.train.export.exporter import export
 from counterpoint.train.model.load import load_model
 from counterpoint.train.model.tiny import random_tiny
+from counterpoint.train.serving.probes import Serving
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,13 @@ def test_an_adapter_export_is_the_live_model(found: Found, tmp_path: Path) -> No
     files = {path.name for path in done.folder.iterdir()}
     assert files == {
         "adapter_config.json", "adapter_model.safetensors", "manifest.json", "vocabulary_map.json", "complete.json",
+        "serving.json", "chat_template.jinja",
     }  # fmt: skip
+    serving = Serving.read(done.folder)
+    assert len(serving.texts) == 8
+    assert all(text.base is not None and text.base != text.tuned for text in serving.texts)
+    assert {text.ids[-1] for text in serving.texts} == {CALL, RETURN}
+    assert done.launch == "", "no server has the embedded model's vocabulary"
     manifest = json.loads((done.folder / "manifest.json").read_text())
     assert manifest["system_message"].endswith("<|end|>")
     assert manifest["gate"]["passed"] is True

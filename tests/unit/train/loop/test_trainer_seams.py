@@ -76,6 +76,7 @@ SEAMS: dict[str, str] = {
     "transformers.trainer:Trainer._load_from_checkpoint": (
         "(self, resume_from_checkpoint: str, model: torch.nn.modules.module.Module | None = None) -> None"
     ),
+    "transformers.trainer:Trainer._load_optimizer_and_scheduler": "(self, checkpoint: str | None) -> None",
     "transformers.trainer:Trainer._maybe_log_save_evaluate": (
         "(self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, model: "
         "torch.nn.modules.module.Module, trial: 'optuna.Trial | dict[str, Any] | None', epoch: float, "
@@ -138,6 +139,8 @@ SEAMS: dict[str, str] = {
         "pin_memory=None, bool non_blocking=False, MemoryFormat? memory_format=None) -> Tensor"
     ),
     "torch._functorch:config": VALUE,
+    "torch.optim.lr_scheduler:LRScheduler._last_lr": VALUE,
+    "trl.trainer.grpo_trainer:GRPOTrainer._load_optimizer_and_scheduler": "(self, checkpoint)",
     "torch._ops:OpOverload._schema": VALUE,
     "torch.nn.parallel:DistributedDataParallel._set_params_and_buffers_to_ignore_for_model": (
         "(module, params_and_buffers_to_ignore)"
