@@ -103,14 +103,14 @@ def _written(node: Mapping[str, Any], place: str) -> Iterator[str]:
             yield from map(str, value)
         elif key in _TEXTS:
             yield json.dumps(value, ensure_ascii=False)
-        elif key == "properties":
+        elif key == "properties" and isinstance(value, Mapping):
             for name, child in value.items():
                 yield name
                 if isinstance(child, Mapping):
                     yield from _written(child, "property")
-        elif key == "items":
+        elif key == "items" and isinstance(value, Mapping):
             yield from _written(value, "items")
-        elif key == "oneOf":
+        elif key == "oneOf" and isinstance(value, list):
             for variant in value:
                 if isinstance(variant, Mapping):
                     yield from _written(variant, "variant")

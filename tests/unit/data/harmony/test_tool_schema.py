@@ -273,6 +273,13 @@ def test_any_schema_is_refused_or_written(schema):
         assert shown(tools[0].parameters).endswith("=> any;")
 
 
+@pytest.mark.parametrize("empty", [{"properties": None}, {"items": None}, {"oneOf": None}])
+def test_null_where_a_schema_has_schemas_is_no_crash(empty):
+    """As Arrow pads them: every row of a column has every key."""
+    schema = an_object(a={"type": "object", "properties": {"x": empty}, **empty, "nullable": True})
+    assert read_tools([{"name": "f", "parameters": schema}], "tools").tools[0].parameters == schema
+
+
 VALUES = st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["x", "y", "z", "v"])
 
 
