@@ -66,6 +66,9 @@ class Openings:
         format_key = tuple((f.name, f.description, _stable(f.schema)) for f in response_formats)
         key = ("developer", instructions, tool_key, format_key)
         suffix = response_formats_text(response_formats)
+        if tools and form.declarations == "unknown":
+            what = f"how {form.name} declares tools is not known here"
+            raise RowError("not_served", "tools", what, "choose another data.serving")
         declared = self._declared(tools)
         if form.declarations == "jinja":
             if (ids := self._cache.get(key)) is not None:

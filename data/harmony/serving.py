@@ -36,7 +36,7 @@ class ServedForm:
         `no_channel` behind it, `analysis` instead of it. final_place: where earlier answers go.
     reasoning: whether analysis of an open tool loop comes back. analysis_until: what ends its stay in the prompt;
         `loop` is a final, or a last message that is no result.
-    declarations: whose TypeScript declares the tools. tools_first: before the instructions.
+    declarations: whose TypeScript declares the tools; `unknown` refuses rows with tools.
     developer: a developer message is written when it holds something, also for empty instructions (`given`), or always.
     leading: several system messages at the start are messages of their own, or one joined text.
     late: later system messages are developer messages, or only those that hold something are (`filled`), or they stay
@@ -61,8 +61,7 @@ class ServedForm:
     final_place: Literal["final", "no_channel"] = "final"
     reasoning: Literal["returned", "lost"] = "returned"
     analysis_until: Literal["final", "loop", "user", "never"] = "final"
-    declarations: Literal["harmony", "jinja", "ollama"] = "harmony"
-    tools_first: bool = False
+    declarations: Literal["harmony", "jinja", "unknown"] = "harmony"
     developer: Literal["filled", "given", "always"] = "filled"
     leading: Literal["separate", "joined"] = "separate"
     late: Literal["developer", "filled", "system", "prefixed", "lost"] = "developer"
@@ -164,8 +163,7 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 result_place="no_channel",
                 beside_call="final",
                 analysis_until="user",
-                declarations="ollama",
-                tools_first=True,
+                declarations="unknown",
                 names="dropped",
                 builtin_calls=False,
                 evidence=_READ,

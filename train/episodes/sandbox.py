@@ -190,7 +190,8 @@ class PythonSandbox:
             return False
         try:
             threads = len(os.listdir(f"/proc/{runner.pid}/task"))
-            places = [os.statvfs(f"/proc/{runner.pid}/root/{name}") for name in ("tmp", "dev/shm", "output")]
+            inside = Path("/proc", str(runner.pid), "root")
+            places = [os.statvfs(inside / name) for name in ("tmp", "dev/shm", "output")]
         except OSError:  # it has just ended, or this user may not look into it: the folders' sizes hold all the same
             return False
         return threads > self.limits.threads or sum(p.f_files - p.f_ffree for p in places) > self.limits.files

@@ -175,6 +175,12 @@ def test_what_a_server_cannot_be_sent_is_refused_with_the_message_that_stands_in
     assert "no JSON" in refused("sglang", replace(CALLED, content="{"), *both[3:]).what
 
 
+def test_tools_are_refused_where_their_declarations_are_not_known() -> None:
+    with pytest.raises(RowError, match="how ollama declares tools is not known here"):
+        renderer("ollama").prompt(LOOP)
+    assert renderer("ollama").prompt(replace(LOOP, messages=LOOP.messages[:1], tools=()))
+
+
 def test_parallel_calls_kept_together_train_the_first_alone() -> None:
     calls = [{"id": f"c{n}", "function": {"name": "f", "arguments": json.dumps({"n": n})}} for n in range(2)]
     results = [{"role": "tool", "tool_call_id": f"c{n}", "content": str(n)} for n in (1, 0)]
