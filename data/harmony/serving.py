@@ -16,8 +16,9 @@ from typing import Literal
 
 from counterpoint.configs.data_section import OpeningSettings, ServingName
 from counterpoint.configs.errors import RowError
-from counterpoint.data.conversation import CONSTRAIN_JSON, Channel, Message
+from counterpoint.data.conversation import CONSTRAIN_JSON, Channel, Conversation, Message
 from counterpoint.data.harmony.encoding import Place
+from counterpoint.data.harmony.ollama_declarations import go_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class ServedForm:
     call_place, result_place: the part of the header that holds the recipient (`bare`: none and no channel,
         `no_channel`: after the role). call_type: content type of a call to a function; "given" keeps the message's.
     result_body: a result's text, or that text as a JSON string. arguments: as the client sends them, parsed and
-        written with spaces (`spaced`), the same in ASCII (`ascii`), or as a JSON string in a string (`quoted`).
+        written with spaces (`spaced`), the same in ASCII (`ascii`), by Go (`go`), or as a JSON string in a string
+        (`quoted`).
     calls: all calls of a message, or its first only.
     merged: an API with one field each for thoughts and text, in which several are joined by line breaks; else each is
         an item of its own, in the order in which it was sampled.
@@ -36,11 +38,13 @@ class ServedForm:
         `no_channel` behind it, `analysis` instead of it. final_place: where earlier answers go.
     reasoning: whether analysis of an open tool loop comes back. analysis_until: what ends its stay in the prompt;
         `loop` is a final, or a last message that is no result.
-    declarations: whose TypeScript declares the tools. tools_first: before the instructions.
+    declarations: whose TypeScript declares the tools.
     developer: a developer message is written when it holds something, also for empty instructions (`given`), or always.
-    leading: several system messages at the start are messages of their own, or one joined text.
+    leading: several system messages at the start are messages of their own, or one joined text, or one without their
+        headings (`cleaned`). neighbours: messages of one role in a row are messages of their own, or one.
     late: later system messages are developer messages, or only those that hold something are (`filled`), or they stay
-        system messages (`system`), or are developer text behind `Instructions:` (`prefixed`), or the server loses them.
+        system messages (`system`), or are developer text behind `Instructions:` (`prefixed`), or the server loses them
+        or moves them to the front (`moved`): such rows are refused.
     structured_final: content type of a final that a response format constrains.
     formats_in_prompt: response formats are declared in the developer message.
     names: of users. builtin_calls: whether calls to python and browser can stand in the history.
@@ -54,7 +58,7 @@ class ServedForm:
     call_type: str | None = "json"
     result_place: Place = "role"
     result_body: Literal["text", "json"] = "text"
-    arguments: Literal["verbatim", "spaced", "ascii", "quoted"] = "verbatim"
+    arguments: Literal["verbatim", "spaced", "ascii", "go", "quoted"] = "verbatim"
     calls: Literal["all", "first"] = "all"
     merged: bool = True
     beside_call: Literal["commentary_first", "commentary", "final", "no_channel", "analysis", "dropped"] = "commentary"
@@ -62,10 +66,10 @@ class ServedForm:
     reasoning: Literal["returned", "lost"] = "returned"
     analysis_until: Literal["final", "loop", "user", "never"] = "final"
     declarations: Literal["harmony", "jinja", "ollama"] = "harmony"
-    tools_first: bool = False
     developer: Literal["filled", "given", "always"] = "filled"
-    leading: Literal["separate", "joined"] = "separate"
-    late: Literal["developer", "filled", "system", "prefixed", "lost"] = "developer"
+    leading: Literal["separate", "joined", "cleaned"] = "separate"
+    neighbours: Literal["separate", "merged"] = "separate"
+    late: Literal["developer", "filled", "system", "prefixed", "lost", "moved"] = "developer"
     structured_final: str | None = None
     formats_in_prompt: bool = False
     names: Literal["kept", "dropped"] = "dropped"
@@ -164,11 +168,15 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 result_place="no_channel",
                 beside_call="final",
                 analysis_until="user",
+                arguments="go",
                 declarations="ollama",
-                tools_first=True,
+                developer="filled",
+                leading="joined",
+                neighbours="merged",
+                late="moved",
                 names="dropped",
                 builtin_calls=False,
-                evidence=_READ,
+                evidence="golden ids of ollama 0.33.0-rc2 and the library's template",
             ),
             _HARMONY,
             _named(_HARMONY, "sampled", in_turn="sampled", evidence="no server: sampled ids go on"),
@@ -176,7 +184,7 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 _HARMONY,
                 FIRST_FORM,
                 in_turn="sampled",
-                leading="joined",
+                leading="cleaned",
                 formats_in_prompt=True,
                 cleaned=True,
                 evidence="no server: what version 0.1 wrote",
@@ -198,6 +206,19 @@ def _form_of(name: ServingName, reasoning: str, arguments: str) -> ServedForm:
     return _named(FORMS[name], name, **{key: value for key, value in changes.items() if value != "of_server"})
 
 
+def leading_of(conversation: Conversation, form: ServedForm) -> int:
+    """How many messages at the start of a conversation are a part of the instructions that open its prompt."""
+    count = 0
+    for message in conversation.messages:
+        if message.role != "developer" or message.raw_ids is not None or (message.name and form.names == "kept"):
+            break
+        count += 1
+    if form.leading == "separate":  # A name, which the server drops, is why it is no instruction already.
+        named = count and conversation.instructions is None and conversation.messages[0].name is not None
+        return 1 if named else 0
+    return count
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """A message as a server writes it. index: of the message in the conversation that it comes from."""
@@ -207,22 +228,21 @@ class Served:
 
 
 class ServedMessages:
-    """The messages of a conversation as a form writes them."""
+    """The messages of a conversation as a form writes them, but for the first `leading`, which open the prompt."""
 
-    def __init__(self, messages: Sequence[Message], form: ServedForm) -> None:
+    def __init__(self, messages: Sequence[Message], form: ServedForm, leading: int = 0) -> None:
         self.form = form
         self._items: list[Served] = []
-        self._begins: dict[int, int] = {}
+        self._begins: dict[int, int] = dict.fromkeys(range(leading), 0)
         self._called = ""
         self._refused: tuple[int, RowError] | None = None
         try:
-            self._write(messages)
+            self._write(messages, leading)
         except RowError as error:
             self._refused = len(self._begins) and max(self._begins), error
         self._begins[len(messages)] = len(self._items)
 
-    def _write(self, messages: Sequence[Message]) -> None:
-        index = 0
+    def _write(self, messages: Sequence[Message], index: int) -> None:
         while index < len(messages):
             self._begins[index] = len(self._items)
             stop = index + 1
@@ -249,7 +269,7 @@ class ServedMessages:
             stop = self._begins[start]
             for item in self._items[done:stop]:
                 message = item.message
-                if (until != "never" and message.is_final) or (until == "user" and message.role == "user"):
+                if message.role == "user" if until == "user" else until != "never" and message.is_final:
                     settled += [old for old in recent if old.message.channel != "analysis"]
                     recent.clear()
                 recent.append(item)
@@ -268,21 +288,32 @@ class ServedMessages:
                 message = replace(message, name=self._called)
             if form.result_body == "json":
                 message = replace(message, content=json.dumps(message.content, ensure_ascii=False))
-        elif message.role == "developer" and form.late == "lost":
+        elif message.role == "developer" and form.late in ("lost", "moved"):
+            lost = "loses a late system message" if form.late == "lost" else "moves a late system message to the front"
             fix = "move it to the front, or choose another data.serving"
-            raise RowError("not_served", f"messages[{index}]", f"{form.name} loses a late system message", fix)
+            raise RowError("not_served", f"messages[{index}]", f"{form.name} {lost}", fix)
         elif message.role == "developer" and form.late == "filled" and not message.content:
             return
         elif message.name is not None and form.names == "dropped":
             message = replace(message, name=None)
+        if form.neighbours == "merged" and message.role == "user" and self._items:
+            before = self._items[-1]
+            if before.message.role == "user":
+                text = f"{before.message.content}\n\n{message.content}"
+                self._items[-1] = Served(before.index, replace(before.message, content=text))
+                return
         self._items.append(Served(index, message))
 
     def _action(self, messages: Sequence[Message], start: int, stop: int) -> None:
         """What a client sends as one message: thoughts, texts, and the call or the answer that ends it."""
         form = self.form
         last = messages[stop - 1]
-        if last.is_call and start == stop - 1 and start and messages[start - 1].is_call and form.calls == "first":
+        parallel = last.is_call and start == stop - 1 and start > 0 and messages[start - 1].is_call
+        if parallel and form.calls == "first":
             return
+        if form.neighbours == "merged" and not parallel and start and messages[start - 1].role == "assistant":
+            what = f"{form.name} makes one of two assistant messages in a row, and loses thoughts and calls"
+            raise RowError("not_served", f"messages[{start}]", what, "choose another data.serving")
         if form.in_turn == "sampled" or form.call_type == "given":
             self._items += [Served(i, self._written(messages[i], i)) for i in range(start, stop)]
             return
@@ -351,8 +382,9 @@ class ServedMessages:
         if how == "quoted":
             return json.dumps(text, ensure_ascii=False)
         try:
-            return json.dumps(json.loads(text), ensure_ascii=how == "ascii")
-        except (ValueError, RecursionError):
+            arguments = json.loads(text)
+            return go_json(arguments) if how == "go" else json.dumps(arguments, ensure_ascii=how == "ascii")
+        except (ValueError, RecursionError, OverflowError):
             what = f"{self.form.name} parses the arguments of a call, and these are no JSON"
             raise RowError("not_served", f"messages[{index}]", what, "write a JSON object") from None
 
