@@ -34,10 +34,10 @@ class ServedForm:
     calls: all calls of a message, or its first only.
     merged: an API with one field each for thoughts and text, in which several are joined by line breaks; else each is
         an item of its own, in the order in which it was sampled.
-    beside_call: where text next to a call goes. `commentary_first` is before the analysis, `commentary`, `final` and
-        `no_channel` behind it, `analysis` instead of it. final_place: where earlier answers go.
+    beside_call: where text next to a call goes. `commentary_first` is before the analysis, `commentary` and `final`
+        behind it, `analysis` instead of it.
     reasoning: whether analysis of an open tool loop comes back. analysis_until: what ends its stay in the prompt;
-        `loop` is a final, or a last message that is no result.
+        `loop` is a final, or a last message that is no result; `library` is openai-harmony's own rule.
     declarations: whose TypeScript declares the tools.
     developer: a developer message is written when it holds something, also for empty instructions (`given`), or always.
     leading: several system messages at the start are messages of their own, or one joined text, or one without their
@@ -61,10 +61,9 @@ class ServedForm:
     arguments: Literal["verbatim", "spaced", "ascii", "go", "quoted"] = "verbatim"
     calls: Literal["all", "first"] = "all"
     merged: bool = True
-    beside_call: Literal["commentary_first", "commentary", "final", "no_channel", "analysis", "dropped"] = "commentary"
-    final_place: Literal["final", "no_channel"] = "final"
+    beside_call: Literal["commentary_first", "commentary", "final", "analysis", "dropped"] = "commentary"
     reasoning: Literal["returned", "lost"] = "returned"
-    analysis_until: Literal["final", "loop", "user", "never"] = "final"
+    analysis_until: Literal["final", "loop", "user", "library"] = "final"
     declarations: Literal["harmony", "jinja", "ollama"] = "harmony"
     developer: Literal["filled", "given", "always"] = "filled"
     leading: Literal["separate", "joined", "cleaned"] = "separate"
@@ -81,7 +80,6 @@ class ServedForm:
 FIRST_FORM = "counterpoint_0_1"
 """What version 0.1 wrote: its run folders and prepared folders keep it."""
 
-_READ = "read from source, not compared"
 _HARMONY = ServedForm(
     "openai_harmony",
     call_type="given",
@@ -134,15 +132,20 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 beside_call="dropped",
                 evidence="golden ids of llama_cpp llama-cpp-python-0.3.36 and the official template",
             ),
-            _named(_TEMPLATE, "sglang", arguments="spaced", reasoning="lost", evidence=_READ),
+            _named(
+                _TEMPLATE,
+                "sglang",
+                arguments="spaced",
+                reasoning="lost",
+                evidence="golden ids of sglang 0.5.23 and the official template",
+            ),
             _named(
                 _VLLM,
                 "sglang_responses",
                 result_place="bare",
-                beside_call="no_channel",
-                final_place="no_channel",
+                beside_call="commentary",
                 merged=False,
-                analysis_until="never",
+                analysis_until="library",
                 developer="always",
                 late="prefixed",
                 structured_final=None,
@@ -251,7 +254,7 @@ class ServedMessages:
                     stop += 1
                 self._action(messages, index, stop)
             else:
-                self._other(index, messages[index])
+                self._other(messages, index)
             index = stop
 
     def seen(self, starts: Sequence[int]) -> Iterator[list[Served]]:
@@ -269,7 +272,7 @@ class ServedMessages:
             stop = self._begins[start]
             for item in self._items[done:stop]:
                 message = item.message
-                if message.role == "user" if until == "user" else until != "never" and message.is_final:
+                if message.role == "user" if until == "user" else until != "library" and message.is_final:
                     settled += [old for old in recent if old.message.channel != "analysis"]
                     recent.clear()
                 recent.append(item)
@@ -277,10 +280,12 @@ class ServedMessages:
             seen = settled + recent
             if until == "loop" and seen and seen[-1].message.role != "tool":
                 seen = [item for item in seen if item.message.channel != "analysis"]
+            elif until == "library":
+                seen = _dropped_by_library(seen)
             yield seen
 
-    def _other(self, index: int, message: Message) -> None:
-        form = self.form
+    def _other(self, messages: Sequence[Message], index: int) -> None:
+        form, message = self.form, messages[index]
         if message.raw_ids is not None:
             pass
         elif message.role == "tool":
@@ -296,12 +301,10 @@ class ServedMessages:
             return
         elif message.name is not None and form.names == "dropped":
             message = replace(message, name=None)
-        if form.neighbours == "merged" and message.role == "user" and self._items:
-            before = self._items[-1]
-            if before.message.role == "user":
-                text = f"{before.message.content}\n\n{message.content}"
-                self._items[-1] = Served(before.index, replace(before.message, content=text))
-                return
+        if form.neighbours == "merged" and index and _is_user(message) and _is_user(messages[index - 1]):
+            before = self._items.pop()
+            text = f"{before.message.content}\n\n{message.content}"
+            index, message = before.index, replace(before.message, content=text)
         self._items.append(Served(index, message))
 
     def _action(self, messages: Sequence[Message], start: int, stop: int) -> None:
@@ -317,7 +320,7 @@ class ServedMessages:
         if form.in_turn == "sampled" or form.call_type == "given":
             self._items += [Served(i, self._written(messages[i], i)) for i in range(start, stop)]
             return
-        place = form.beside_call if last.is_call else form.final_place
+        place = form.beside_call if last.is_call else "final"
         thoughts = [i for i in range(start, stop) if messages[i].channel == "analysis" and not messages[i].is_call]
         texts = [i for i in range(start, stop) if i not in thoughts and not messages[i].is_call]
         if form.reasoning == "lost":
@@ -393,10 +396,22 @@ _CHANNELS: Mapping[str, Channel | None] = {
     "commentary_first": "commentary",
     "commentary": "commentary",
     "final": "final",
-    "no_channel": None,
     "analysis": "analysis",
     "dropped": "analysis",
 }
+
+
+def _dropped_by_library(seen: list[Served]) -> list[Served]:
+    """openai-harmony's own rule: behind a final, the analysis before the first final goes; in a loop nothing does."""
+    said = [item for item in seen if item.message.role == "assistant"]
+    if not said or not said[-1].message.is_final:
+        return seen
+    first = next(i for i, item in enumerate(seen) if item.message.is_final)
+    return [item for i, item in enumerate(seen) if i > first or item.message.channel != "analysis"]
+
+
+def _is_user(message: Message) -> bool:
+    return message.role == "user" and message.raw_ids is None
 
 
 def _ends(message: Message) -> bool:

@@ -36,7 +36,6 @@ EVERYWHERE = {
 """Requests that every file differs on, and why that is meant."""
 
 _EMPTY = "ours writes a call without arguments as {}"
-_WHITE = "thoughts of white space are no thoughts in a row"
 _VLLM_CHAT = {
     "arguments_empty": _EMPTY,
     "user_parts": _PARTS,
@@ -59,6 +58,8 @@ _TEMPLATE = {
     "assistant_empty_before_user": "an empty answer behind thoughts is no answer in a row",
 }
 _CONTINUED = "it continues an assistant message that comes last; ours begins the next one"
+_A_USERS = "it makes a user's message of an assistant message that comes last; ours begins the next one"
+_PYTHONS = "it makes JSON schema's of Python's names of types"
 _MOVED = "it moves the text to the front, before actions that did not see it, so ours refuses the row"
 _AS_SYSTEM = "it loses messages of the role developer; ours writes what it can be sent as a system message"
 _GRAMMAR = "it refuses schemas that it can make no grammar of"
@@ -125,8 +126,15 @@ DIFFERENT: Mapping[str, Mapping[str, str]] = {
         "ids_foreign": "it writes `functions.` without a name; ours pairs the result with the open call",
         "ids_reused_other_tool": "it names both results after the last call of their id",
     },
+    "sglang": {
+        **{id_: why for id_, why in _TEMPLATE.items() if id_ not in ("user_part", "result_part")},
+        **dict.fromkeys(("assistant_last", "assistant_last_no_reasoning"), _A_USERS),
+        **dict.fromkeys(("assistant_last_after_turn", "assistant_last_after_loop"), _A_USERS),
+        **dict.fromkeys(("schema_type_unknown", "schema_type_float"), _PYTHONS),
+        "choice_none": "it declares no tools then; ours declares them, as the others do",
+    },
     "sglang_responses": {
-        **dict.fromkeys(("text_newlines", "text_space"), _WHITE),
+        **dict.fromkeys(("schema_type_unknown", "schema_type_float"), _PYTHONS),
         **dict.fromkeys(("system_then_developer", "developer_late"), "later developer messages have no heading there"),
         "system_empty_then_developer": "later developer messages have no heading there",
         **dict.fromkeys(("system_parts", "user_parts", "user_parts_three_spaces", "assistant_parts"), _PARTS),
