@@ -1,8 +1,8 @@
 """The system and the developer message that open a conversation.
 
 openai-harmony writes their text, its TypeScript of tool schemas included, because servers do the same; for servers that
-obey a chat template `template_declarations` writes the tools. Each distinct opening is written once; the ids are ours
-(same vocabulary, cached).
+obey a template `template_declarations` and `ollama_declarations` write the tools. Each distinct opening is written
+once; the ids are ours (same vocabulary, cached).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from openai_harmony import Message as OfficialMessage
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Effort, ResponseFormat, Tool
 from counterpoint.data.harmony.official import official_encoding
+from counterpoint.data.harmony.ollama_declarations import ollama_developer
 from counterpoint.data.harmony.serving import ServedForm
 from counterpoint.data.harmony.template_declarations import template_developer
 from counterpoint.data.harmony.tool_schema import cleaned_parameters
@@ -66,15 +67,13 @@ class Openings:
         format_key = tuple((f.name, f.description, _stable(f.schema)) for f in response_formats)
         key = ("developer", instructions, tool_key, format_key)
         suffix = response_formats_text(response_formats)
-        if tools and form.declarations == "unknown":
-            what = f"how {form.name} declares tools is not known here"
-            raise RowError("not_served", "tools", what, "choose another data.serving")
         declared = self._declared(tools)
-        if form.declarations == "jinja":
+        if form.declarations != "harmony":
+            write = template_developer if form.declarations == "jinja" else ollama_developer
             if (ids := self._cache.get(key)) is not None:
                 self._cache.move_to_end(key)
                 return ids
-            text = self._vocabulary.encode(template_developer(instructions, declared, suffix))
+            text = self._vocabulary.encode(write(instructions, declared, suffix))
             return self._kept(key, [START, *self._vocabulary.encode("developer"), MESSAGE, *text, END])
         return self._cached(key, lambda: developer_message(instructions, declared), bool(tools), suffix)
 

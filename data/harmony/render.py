@@ -18,7 +18,8 @@ from counterpoint.data.harmony import reasons
 from counterpoint.data.harmony.encoding import Grammar
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.reasons import Why, weighed
-from counterpoint.data.harmony.serving import Served, ServedMessages, form_of
+from counterpoint.data.harmony.served_messages import Served, ServedMessages, leading_of
+from counterpoint.data.harmony.serving import form_of
 from counterpoint.data.harmony.spans import ANY_MESSAGE, CHANNEL_CODES, CONTEXT, Example, Span, SpanArrays, placed
 from counterpoint.data.harmony.vocabulary import CALL, END, RETURN, Vocabulary
 from counterpoint.data.harmony.window import Action, Turn, split_actions, split_turns
@@ -237,25 +238,13 @@ class Renderer:
             Span(developer, 0.0, developer_why, CONTEXT, -1, "developer"),
         ]
 
-    def joined(self, conversation: Conversation) -> int:
-        """How many messages at the start are a part of the instructions."""
-        count = 0
-        if self.form.leading == "joined":
-            while count < len(conversation.messages) and _is_leading(conversation.messages[count]):
-                count += 1
-        return count
-
     def _instructions(self, conversation: Conversation) -> str | None:
         texts = [conversation.instructions] if conversation.instructions is not None else []
-        texts += [message.content for message in conversation.messages[: self.joined(conversation)]]
-        if self.form.leading == "joined":
+        texts += [message.content for message in conversation.messages[: leading_of(conversation, self.form)]]
+        if self.form.leading == "cleaned":
             texts = [text.removeprefix("# Instructions\n\n") for text in texts]
-            return "\n\n".join(text for text in texts if text) or None
-        return texts[0] if texts else None
-
-
-def _is_leading(message: Message) -> bool:
-    return message.role == "developer" and message.name is None and message.raw_ids is None
+            texts = [text for text in texts if text]
+        return "\n\n".join(texts) if texts else None
 
 
 class _Written:
@@ -287,10 +276,10 @@ class _Written:
 
     def histories(self, starts: Sequence[int]) -> Iterator[list[Span]]:
         """The history before the actions that begin at each of the ascending message indices `starts`."""
-        joined = self.renderer.joined(self.conversation)
-        self._served = ServedMessages(self.messages, self.renderer.form)
+        form = self.renderer.form
+        self._served = ServedMessages(self.messages, form, leading_of(self.conversation, form))
         for seen in self._served.seen(starts):
-            yield [self._context(item) for item in seen if item.index >= joined]
+            yield [self._context(item) for item in seen]
 
     def sampled(self, index: int) -> Span:
         """A message as it stands in the conversation, where no server writes it again."""

@@ -1,22 +1,20 @@
 """What each server puts before the model when a client sends a conversation back: one frozen form a name.
 
 A server does not see the tokens that it sampled, it sees the client's messages and writes them again, each in a way of
-its own. `seen` gives the messages of a history as a form writes them; the renderer turns them into ids. What was
-measured on which version: docs/serving.md and tests/golden/served.
+its own. `served_messages` writes a history by a form. What was measured on which version: docs/serving.md and
+tests/golden/served.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
 from counterpoint.configs.data_section import OpeningSettings, ServingName
-from counterpoint.configs.errors import RowError
-from counterpoint.data.conversation import CONSTRAIN_JSON, Channel, Message
+from counterpoint.data.conversation import CONSTRAIN_JSON
 from counterpoint.data.harmony.encoding import Place
 
 
@@ -28,19 +26,22 @@ class ServedForm:
     call_place, result_place: the part of the header that holds the recipient (`bare`: none and no channel,
         `no_channel`: after the role). call_type: content type of a call to a function; "given" keeps the message's.
     result_body: a result's text, or that text as a JSON string. arguments: as the client sends them, parsed and
-        written with spaces (`spaced`), the same in ASCII (`ascii`), or as a JSON string in a string (`quoted`).
+        written with spaces (`spaced`), the same in ASCII (`ascii`), by Go (`go`), or as a JSON string in a string
+        (`quoted`).
     calls: all calls of a message, or its first only.
     merged: an API with one field each for thoughts and text, in which several are joined by line breaks; else each is
         an item of its own, in the order in which it was sampled.
-    beside_call: where text next to a call goes. `commentary_first` is before the analysis, `commentary`, `final` and
-        `no_channel` behind it, `analysis` instead of it. final_place: where earlier answers go.
+    beside_call: where text next to a call goes. `commentary_first` is before the analysis, `commentary` and `final`
+        behind it, `analysis` instead of it.
     reasoning: whether analysis of an open tool loop comes back. analysis_until: what ends its stay in the prompt;
-        `loop` is a final, or a last message that is no result.
-    declarations: whose TypeScript declares the tools; `unknown` refuses rows with tools.
+        `loop` is a final, or a last message that is no result; `library` is openai-harmony's own rule.
+    declarations: whose TypeScript declares the tools.
     developer: a developer message is written when it holds something, also for empty instructions (`given`), or always.
-    leading: several system messages at the start are messages of their own, or one joined text.
+    leading: several system messages at the start are messages of their own, or one joined text, or one without their
+        headings (`cleaned`). neighbours: messages of one role in a row are messages of their own, or one.
     late: later system messages are developer messages, or only those that hold something are (`filled`), or they stay
-        system messages (`system`), or are developer text behind `Instructions:` (`prefixed`), or the server loses them.
+        system messages (`system`), or are developer text behind `Instructions:` (`prefixed`), or the server loses them
+        or moves them to the front (`moved`): such rows are refused.
     structured_final: content type of a final that a response format constrains.
     formats_in_prompt: response formats are declared in the developer message.
     names: of users. builtin_calls: whether calls to python and browser can stand in the history.
@@ -54,17 +55,17 @@ class ServedForm:
     call_type: str | None = "json"
     result_place: Place = "role"
     result_body: Literal["text", "json"] = "text"
-    arguments: Literal["verbatim", "spaced", "ascii", "quoted"] = "verbatim"
+    arguments: Literal["verbatim", "spaced", "ascii", "go", "quoted"] = "verbatim"
     calls: Literal["all", "first"] = "all"
     merged: bool = True
-    beside_call: Literal["commentary_first", "commentary", "final", "no_channel", "analysis", "dropped"] = "commentary"
-    final_place: Literal["final", "no_channel"] = "final"
+    beside_call: Literal["commentary_first", "commentary", "final", "analysis", "dropped"] = "commentary"
     reasoning: Literal["returned", "lost"] = "returned"
-    analysis_until: Literal["final", "loop", "user", "never"] = "final"
-    declarations: Literal["harmony", "jinja", "unknown"] = "harmony"
+    analysis_until: Literal["final", "loop", "user", "library"] = "final"
+    declarations: Literal["harmony", "jinja", "ollama"] = "harmony"
     developer: Literal["filled", "given", "always"] = "filled"
-    leading: Literal["separate", "joined"] = "separate"
-    late: Literal["developer", "filled", "system", "prefixed", "lost"] = "developer"
+    leading: Literal["separate", "joined", "cleaned"] = "separate"
+    neighbours: Literal["separate", "merged"] = "separate"
+    late: Literal["developer", "filled", "system", "prefixed", "lost", "moved"] = "developer"
     structured_final: str | None = None
     formats_in_prompt: bool = False
     names: Literal["kept", "dropped"] = "dropped"
@@ -76,7 +77,6 @@ class ServedForm:
 FIRST_FORM = "counterpoint_0_1"
 """What version 0.1 wrote: its run folders and prepared folders keep it."""
 
-_READ = "read from source, not compared"
 _HARMONY = ServedForm(
     "openai_harmony",
     call_type="given",
@@ -129,15 +129,20 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 beside_call="dropped",
                 evidence="golden ids of llama_cpp llama-cpp-python-0.3.36 and the official template",
             ),
-            _named(_TEMPLATE, "sglang", arguments="spaced", reasoning="lost", evidence=_READ),
+            _named(
+                _TEMPLATE,
+                "sglang",
+                arguments="spaced",
+                reasoning="lost",
+                evidence="golden ids of sglang 0.5.23 and the official template",
+            ),
             _named(
                 _VLLM,
                 "sglang_responses",
                 result_place="bare",
-                beside_call="no_channel",
-                final_place="no_channel",
+                beside_call="commentary",
                 merged=False,
-                analysis_until="never",
+                analysis_until="library",
                 developer="always",
                 late="prefixed",
                 structured_final=None,
@@ -163,10 +168,15 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 result_place="no_channel",
                 beside_call="final",
                 analysis_until="user",
-                declarations="unknown",
+                arguments="go",
+                declarations="ollama",
+                developer="filled",
+                leading="joined",
+                neighbours="merged",
+                late="moved",
                 names="dropped",
                 builtin_calls=False,
-                evidence=_READ,
+                evidence="golden ids of ollama 0.33.0-rc2 and the library's template",
             ),
             _HARMONY,
             _named(_HARMONY, "sampled", in_turn="sampled", evidence="no server: sampled ids go on"),
@@ -174,7 +184,7 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 _HARMONY,
                 FIRST_FORM,
                 in_turn="sampled",
-                leading="joined",
+                leading="cleaned",
                 formats_in_prompt=True,
                 cleaned=True,
                 evidence="no server: what version 0.1 wrote",
@@ -194,177 +204,3 @@ def form_of(settings: OpeningSettings) -> ServedForm:
 def _form_of(name: ServingName, reasoning: str, arguments: str) -> ServedForm:
     changes = {"reasoning": reasoning, "arguments": arguments}
     return _named(FORMS[name], name, **{key: value for key, value in changes.items() if value != "of_server"})
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A message as a server writes it. index: of the message in the conversation that it comes from."""
-
-    index: int
-    message: Message
-
-
-class ServedMessages:
-    """The messages of a conversation as a form writes them."""
-
-    def __init__(self, messages: Sequence[Message], form: ServedForm) -> None:
-        self.form = form
-        self._items: list[Served] = []
-        self._begins: dict[int, int] = {}
-        self._called = ""
-        self._refused: tuple[int, RowError] | None = None
-        try:
-            self._write(messages)
-        except RowError as error:
-            self._refused = len(self._begins) and max(self._begins), error
-        self._begins[len(messages)] = len(self._items)
-
-    def _write(self, messages: Sequence[Message]) -> None:
-        index = 0
-        while index < len(messages):
-            self._begins[index] = len(self._items)
-            stop = index + 1
-            if messages[index].role == "assistant":
-                while not _ends(messages[stop - 1]) and stop < len(messages) and messages[stop].role == "assistant":
-                    stop += 1
-                self._action(messages, index, stop)
-            else:
-                self._other(index, messages[index])
-            index = stop
-
-    def seen(self, starts: Sequence[int]) -> Iterator[list[Served]]:
-        """What the prompts of actions hold that begin at the ascending message indices `starts`.
-
-        Raises RowError where the server cannot write a message before one of them.
-        """
-        until = self.form.analysis_until
-        settled: list[Served] = []
-        recent: list[Served] = []
-        done = 0
-        for start in starts:
-            if self._refused is not None and self._refused[0] < start:
-                raise self._refused[1]
-            stop = self._begins[start]
-            for item in self._items[done:stop]:
-                message = item.message
-                if (until != "never" and message.is_final) or (until == "user" and message.role == "user"):
-                    settled += [old for old in recent if old.message.channel != "analysis"]
-                    recent.clear()
-                recent.append(item)
-            done = stop
-            seen = settled + recent
-            if until == "loop" and seen and seen[-1].message.role != "tool":
-                seen = [item for item in seen if item.message.channel != "analysis"]
-            yield seen
-
-    def _other(self, index: int, message: Message) -> None:
-        form = self.form
-        if message.raw_ids is not None:
-            pass
-        elif message.role == "tool":
-            if form.calls == "first" and self._called:
-                message = replace(message, name=self._called)
-            if form.result_body == "json":
-                message = replace(message, content=json.dumps(message.content, ensure_ascii=False))
-        elif message.role == "developer" and form.late == "lost":
-            fix = "move it to the front, or choose another data.serving"
-            raise RowError("not_served", f"messages[{index}]", f"{form.name} loses a late system message", fix)
-        elif message.role == "developer" and form.late == "filled" and not message.content:
-            return
-        elif message.name is not None and form.names == "dropped":
-            message = replace(message, name=None)
-        self._items.append(Served(index, message))
-
-    def _action(self, messages: Sequence[Message], start: int, stop: int) -> None:
-        """What a client sends as one message: thoughts, texts, and the call or the answer that ends it."""
-        form = self.form
-        last = messages[stop - 1]
-        if last.is_call and start == stop - 1 and start and messages[start - 1].is_call and form.calls == "first":
-            return
-        if form.in_turn == "sampled" or form.call_type == "given":
-            self._items += [Served(i, self._written(messages[i], i)) for i in range(start, stop)]
-            return
-        place = form.beside_call if last.is_call else form.final_place
-        thoughts = [i for i in range(start, stop) if messages[i].channel == "analysis" and not messages[i].is_call]
-        texts = [i for i in range(start, stop) if i not in thoughts and not messages[i].is_call]
-        if form.reasoning == "lost":
-            thoughts = []
-        if texts and thoughts and place == "analysis":
-            what = f"{form.name} refuses a call with both text and thinking"
-            fix = "set data.text_beside_call: analysis, or choose another data.serving"
-            raise RowError("not_served", f"messages[{texts[0]}]", what, fix)
-        if thoughts and place == "dropped":
-            texts = []
-        said: list[tuple[int, Channel | None]] = [(i, _CHANNELS[place]) for i in texts]
-        thought: list[tuple[int, Channel | None]] = [(i, "analysis") for i in thoughts]
-        if form.merged:
-            parts = (said, thought) if place == "commentary_first" else (thought, said)
-            for part in parts:
-                self._say(messages, part)
-        else:
-            for one in sorted(said + thought):
-                self._say(messages, [one])
-        if last.is_call:
-            self._items.append(Served(stop - 1, self._written(last, stop - 1)))
-
-    def _say(self, messages: Sequence[Message], parts: Sequence[tuple[int, Channel | None]]) -> None:
-        """Texts of one kind as one message, as an API's field holds them."""
-        if not parts:
-            return
-        index, channel = parts[0]
-        message = messages[index]
-        if len(parts) > 1 or message.channel != channel:
-            text = "\n".join(messages[i].content for i, _ in parts if messages[i].content)
-            message = replace(message, channel=channel, content=text, raw_ids=None)
-        if message.content or not self.form.merged:
-            self._items.append(Served(index, self._written(message, index)))
-
-    def _written(self, message: Message, index: int) -> Message:
-        form = self.form
-        if message.raw_ids is not None and form.in_turn == "served":
-            message = replace(message, raw_ids=None)
-        if message.name is not None and form.names == "dropped":
-            message = replace(message, name=None)
-        if not message.is_call:
-            return message if message.content_type is None else replace(message, content_type=None)
-        if form.in_turn == "sampled":
-            return message
-        recipient = message.recipient or ""
-        self._called = recipient
-        if not recipient.startswith("functions."):
-            if form.builtin_calls:
-                return message
-            what = f"{form.name} has no calls to built-in tools in its history"
-            raise RowError("not_served", f"messages[{index}]", what, "choose another data.serving")
-        content_type = message.content_type if form.call_type == "given" else form.call_type
-        content = self._arguments(message.content, index)
-        if content_type != message.content_type or content is not message.content:
-            message = replace(message, content_type=content_type, content=content)
-        return message
-
-    def _arguments(self, text: str, index: int) -> str:
-        how = self.form.arguments
-        if how == "verbatim":
-            return text
-        if how == "quoted":
-            return json.dumps(text, ensure_ascii=False)
-        try:
-            return json.dumps(json.loads(text), ensure_ascii=how == "ascii")
-        except (ValueError, RecursionError):
-            what = f"{self.form.name} parses the arguments of a call, and these are no JSON"
-            raise RowError("not_served", f"messages[{index}]", what, "write a JSON object") from None
-
-
-_CHANNELS: Mapping[str, Channel | None] = {
-    "commentary_first": "commentary",
-    "commentary": "commentary",
-    "final": "final",
-    "no_channel": None,
-    "analysis": "analysis",
-    "dropped": "analysis",
-}
-
-
-def _ends(message: Message) -> bool:
-    """Whether an action ends with this message: nothing is sampled behind a call or a final."""
-    return message.is_call or message.is_final

@@ -12,7 +12,8 @@ from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.formats.convert import Converted, trainable
 from counterpoint.data.formats.read import convert_row, source_rows
 from counterpoint.data.harmony.prompt import Openings
-from counterpoint.data.harmony.serving import ServedMessages, form_of
+from counterpoint.data.harmony.served_messages import ServedMessages, leading_of
+from counterpoint.data.harmony.serving import form_of
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.harmony.window import split_actions, split_turns
 from counterpoint.data.rows.row import BadRow
@@ -92,7 +93,9 @@ class _Writes:
         messages = conversation.messages
         if self._form.in_turn == "served":
             actions = [action for turn in split_turns(messages) for action in split_actions(messages, turn)]
-            for _ in ServedMessages(messages, self._form).seen([action.start for action in actions]):
+            for _ in ServedMessages(messages, self._form, leading_of(conversation, self._form)).seen(
+                [action.start for action in actions]
+            ):
                 pass
         if not conversation.tools and not conversation.response_formats:
             return

@@ -203,6 +203,7 @@ SERVERS: Mapping[str, Callable[[argparse.Namespace, Mapping[str, Request]], Iter
     "reference": _worker("reference"),
     "transformers": _worker("transformers", OFFICIAL_TEMPLATE),
     "sglang": _worker("sglang", OFFICIAL_TEMPLATE),
+    "ollama": _worker("ollama"),
 }
 
 

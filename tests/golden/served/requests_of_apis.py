@@ -69,7 +69,9 @@ def _items(message: Mapping[str, Any]) -> Iterator[Request]:
         }
     if content:
         parts = _parts(content if isinstance(content, list) else [{"text": content}], "output_text")
-        yield {"type": "message", "id": "msg", "status": "completed", "role": "assistant", "content": parts}
+        item = {"type": "message", "id": "msg", "status": "completed", "role": "assistant", "content": parts}
+        # As servers that know phases answer, and clients return it; the others ignore it.
+        yield {**item, "phase": "commentary" if message.get("tool_calls") else "final_answer"}
     for call in message.get("tool_calls", ()):
         yield {"type": "function_call", "call_id": call["id"], **call["function"]}
 

@@ -36,7 +36,6 @@ EVERYWHERE = {
 """Requests that every file differs on, and why that is meant."""
 
 _EMPTY = "ours writes a call without arguments as {}"
-_WHITE = "thoughts of white space are no thoughts in a row"
 _VLLM_CHAT = {
     "arguments_empty": _EMPTY,
     "user_parts": _PARTS,
@@ -59,6 +58,10 @@ _TEMPLATE = {
     "assistant_empty_before_user": "an empty answer behind thoughts is no answer in a row",
 }
 _CONTINUED = "it continues an assistant message that comes last; ours begins the next one"
+_A_USERS = "it makes a user's message of an assistant message that comes last; ours begins the next one"
+_PYTHONS = "it makes JSON schema's of Python's names of types"
+_MOVED = "it moves the text to the front, before actions that did not see it, so ours refuses the row"
+_AS_SYSTEM = "it loses messages of the role developer; ours writes what it can be sent as a system message"
 _GRAMMAR = "it refuses schemas that it can make no grammar of"
 _RENDERED_BY_LLAMA_CPP = ("user_part", "result_part", "tool_description_missing")
 DIFFERENT: Mapping[str, Mapping[str, str]] = {
@@ -105,8 +108,33 @@ DIFFERENT: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("schema_enum_empty", "schema_type_unknown", "schema_type_float"), _GRAMMAR),
         **dict.fromkeys(("schema_array_no_items", "schema_array_tuple"), "its template engine fails on them"),
     },
+    "ollama": {
+        **dict.fromkeys(("plain_developer", "system_then_developer", "developer_then_system"), _AS_SYSTEM),
+        "system_empty_then_developer": _AS_SYSTEM,
+        **dict.fromkeys(("system_late", "system_late_tools", "system_late_after_first", "developer_late"), _MOVED),
+        **dict.fromkeys(("system_late_empty", "system_late_in_loop", "system_last"), _MOVED),
+        "turns_assistant_twice": "it makes one of both messages and loses thoughts and calls, so ours refuses the row",
+        **dict.fromkeys(("assistant_last", "assistant_last_no_reasoning"), _CONTINUED),
+        **dict.fromkeys(("assistant_last_after_turn", "assistant_last_after_loop"), _CONTINUED),
+        **dict.fromkeys(("system_parts", "user_parts", "user_parts_three_spaces", "assistant_parts"), _PARTS),
+        **dict.fromkeys(("result_part", "result_parts"), "it loses the name of the tool of a result in parts"),
+        **dict.fromkeys(("loop_thinking", "loop_reasoning_content"), "it reads `reasoning`, other fields are lost"),
+        **dict.fromkeys(
+            ("name_dotted", "name_dashed"), "it declares the tool under another name; ours refuses the row"
+        ),
+        "arguments_empty": _EMPTY,
+        "ids_foreign": "it writes `functions.` without a name; ours pairs the result with the open call",
+        "ids_reused_other_tool": "it names both results after the last call of their id",
+    },
+    "sglang": {
+        **{id_: why for id_, why in _TEMPLATE.items() if id_ not in ("user_part", "result_part")},
+        **dict.fromkeys(("assistant_last", "assistant_last_no_reasoning"), _A_USERS),
+        **dict.fromkeys(("assistant_last_after_turn", "assistant_last_after_loop"), _A_USERS),
+        **dict.fromkeys(("schema_type_unknown", "schema_type_float"), _PYTHONS),
+        "choice_none": "it declares no tools then; ours declares them, as the others do",
+    },
     "sglang_responses": {
-        **dict.fromkeys(("text_newlines", "text_space"), _WHITE),
+        **dict.fromkeys(("schema_type_unknown", "schema_type_float"), _PYTHONS),
         **dict.fromkeys(("system_then_developer", "developer_late"), "later developer messages have no heading there"),
         "system_empty_then_developer": "later developer messages have no heading there",
         **dict.fromkeys(("system_parts", "user_parts", "user_parts_three_spaces", "assistant_parts"), _PARTS),
@@ -117,7 +145,7 @@ DIFFERENT: Mapping[str, Mapping[str, str]] = {
 }
 """By form: further requests that differ, and why that is meant."""
 
-TEMPLATE_FORMS = {name for name, form in FORMS.items() if form.declarations == "jinja"}
+TEMPLATE_FORMS = {name for name, form in FORMS.items() if form.declarations != "harmony"}
 _CONTROL = re.compile(
     r"<\|(?:start|end|message|channel|constrain|call|return|startoftext|endoftext|endofprompt|reserved_\d+)\|>"
 )

@@ -77,7 +77,7 @@ VLLM_CALL = 'assistant to=functions.f<|channel|>commentary json|{"q":"Oslo"}<|ca
         ),
         (
             "sglang_responses",
-            f"user|Oslo?<|end|>\n{CHANNEL}analysis|Ask.<|end|>\nassistant|I look.<|end|>\n{VLLM_CALL}"
+            f"user|Oslo?<|end|>\n{CHANNEL}analysis|Ask.<|end|>\n{CHANNEL}commentary|I look.<|end|>\n{VLLM_CALL}"
             "functions.f|4<|end|>\nassistant",
         ),
         (
@@ -85,6 +85,12 @@ VLLM_CALL = 'assistant to=functions.f<|channel|>commentary json|{"q":"Oslo"}<|ca
             f"user|Oslo?<|end|>\n{CHANNEL}analysis|Ask.<|end|>\n"
             'assistant to=functions.f<|channel|>commentary json|{"q": "Oslo"}<|call|>\n'
             'functions.f to=assistant<|channel|>commentary|"4"<|end|>\nassistant',
+        ),
+        (
+            "ollama",
+            f"user|Oslo?<|end|>\n{CHANNEL}analysis|Ask.<|end|>\n{CHANNEL}final|I look.<|end|>\n"
+            f'{CHANNEL}commentary to=functions.f <|constrain|>json|{{"q":"Oslo"}}<|call|>\n'
+            "functions.f to=assistant|4<|end|>\nassistant",
         ),
         (
             "openai_harmony",
@@ -105,6 +111,45 @@ def test_what_clients_do_not_return_is_not_in_the_prompt() -> None:
     conversation = replace(LOOP, messages=(*LOOP.messages[:3], odd, *LOOP.messages[4:]))
     assert '|{"q": "\\u00e9"}<|call|>' in loop("vllm", conversation, served=ServedSettings(arguments="ascii"))
     assert '|{"q":"é"}<|call|>' in loop("vllm", conversation)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ('{"b": 1, "a": [true, null, "é"]}', '{"a":[true,null,"é"],"b":1}'),
+        ('{"n": [1.0, 1e5, 2.50, 1e21, 1.5e-7, 1e-10, 12345678901234567890, -0.0]}',
+         '{"n":[1,100000,2.5,1e+21,1.5e-7,1e-10,12345678901234567000,-0]}'),
+        ('{"<": "a & b > c"}', '{"\\u003c":"a \\u0026 b \\u003e c"}'),
+    ],
+)  # fmt: skip
+def test_ollama_writes_arguments_as_go_does(given: str, written: str) -> None:
+    """The right values are what Ollama 0.33.0-rc2 wrote of them."""
+    conversation = replace(LOOP, messages=(*LOOP.messages[:3], replace(CALLED, content=given), *LOOP.messages[4:]))
+    assert f"json|{written}<|call|>" in loop("ollama", conversation)
+
+
+def test_the_first_system_message_is_the_instructions_also_under_a_name() -> None:
+    named = Conversation((Message("developer", "Be brief.", name="boss"), Message("user", "Hi")), source="a:1")
+    plain = Conversation((Message("user", "Hi"),), instructions="Be brief.", source="a:1")
+    for serving in ("vllm", "reference", "transformers", "sglang_responses", "ollama"):
+        assert renderer(serving).prompt(named) == renderer(serving).prompt(plain)
+
+
+@pytest.mark.parametrize(
+    ("tool", "what"),
+    [
+        (
+            Tool("f", parameters={"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}),
+            "without a type",
+        ),
+        (Tool("a-b"), "under another name"),
+        (Tool("python"), "built-in"),
+    ],
+)
+def test_tools_that_ollama_fails_on_or_renames_are_refused(tool: Tool, what: str) -> None:
+    with pytest.raises(RowError, match=what) as told:
+        renderer("ollama").prompt(Conversation((Message("user", "Hi"),), tools=(tool,), source="a:1"))
+    assert told.value.kind == "not_served"
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -173,12 +218,6 @@ def test_what_a_server_cannot_be_sent_is_refused_with_the_message_that_stands_in
     assert "built-in" in refused("llama_cpp", Message("assistant", "1", "analysis", "python"), *both).what
     assert "late system" in refused("transformers", Message("developer", "d"), Message("assistant", "x", "final")).what
     assert "no JSON" in refused("sglang", replace(CALLED, content="{"), *both[3:]).what
-
-
-def test_tools_are_refused_where_their_declarations_are_not_known() -> None:
-    with pytest.raises(RowError, match="how ollama declares tools is not known here"):
-        renderer("ollama").prompt(LOOP)
-    assert renderer("ollama").prompt(replace(LOOP, messages=LOOP.messages[:1], tools=()))
 
 
 def test_parallel_calls_kept_together_train_the_first_alone() -> None:
