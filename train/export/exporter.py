@@ -36,6 +36,7 @@ from counterpoint.train.export.mxfp4 import write_mxfp4
 from counterpoint.train.export.served import serving_of
 from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import LoadedModel, load_model
+from counterpoint.train.sampling.vllm_engine import highest_rank, vllm_rank
 from counterpoint.train.serving.chat_template import chat_template
 from counterpoint.train.serving.probes import TOOLS_FILE, Serving, launch_line
 
@@ -108,7 +109,8 @@ def export(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     served = serving.vocabulary == full_fingerprint()  # no server has the embedded model's
-    line = launch_line(serving.opening, str(folder), target == "adapter", found.base.name) if served else ""
+    rank = vllm_rank(highest_rank(str(folder))) if target == "adapter" else None
+    line = launch_line(serving.opening, str(folder), rank, found.base.name) if served else ""
     return Export(folder, result, tuple(notes), line)
 
 

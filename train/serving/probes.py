@@ -213,14 +213,15 @@ def _named(base: RenderSettings, changes: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
-def launch_line(settings: OpeningSettings, folder: str, adapter: bool, base: str) -> str:
-    """The command that serves the model in the trained form; "" where the server takes none of ours."""
+def launch_line(settings: OpeningSettings, folder: str, rank: int | None, base: str) -> str:
+    """The command that serves the model in the trained form; "" where the server takes none of ours. rank: what a
+    server has to make room for, None for whole weights."""
     date = f"VLLM_SYSTEM_START_DATE={settings.date} " if settings.date else ""
     if settings.serving.startswith("vllm") or settings.serving == "sampled":
-        model = f"{base} --enable-lora --max-lora-rank 64 --lora-modules tuned={folder}" if adapter else folder
-        return f"{date}vllm serve {model}"
+        model = folder if rank is None else f"{base} --enable-lora --max-lora-rank {rank} --lora-modules tuned={folder}"
+        return f"{date}vllm serve {model} --enable-auto-tool-choice --tool-call-parser openai"
     if settings.serving.startswith("sglang"):
-        model = f"--model-path {base} --lora-paths tuned={folder}" if adapter else f"--model-path {folder}"
+        model = f"--model-path {base} --lora-paths tuned={folder}" if rank else f"--model-path {folder}"
         return f"python -m sglang.launch_server {model}"
     if settings.serving.startswith("transformers"):
         return f"transformers serve {folder}"

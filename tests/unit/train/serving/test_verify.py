@@ -250,6 +250,8 @@ def test_nothing_that_is_known_answers() -> None:
 
 
 def test_the_launch_line_pins_the_date() -> None:
-    line = launch_line(OPENING, "out", True, "openai/gpt-oss-20b")
+    line = launch_line(OPENING, "out", 32, "openai/gpt-oss-20b")
     assert line.startswith("VLLM_SYSTEM_START_DATE=2025-06-28 vllm serve openai/gpt-oss-20b --enable-lora")
-    assert launch_line(RenderSettings(date=""), "out", False, "b") == "vllm serve out"
+    assert "--max-lora-rank 32 " in line
+    tools = "--enable-auto-tool-choice --tool-call-parser openai"
+    assert launch_line(RenderSettings(date=""), "out", None, "b") == f"vllm serve out {tools}"
