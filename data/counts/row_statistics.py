@@ -13,7 +13,7 @@ import numpy as np
 
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.counts.characters import CharacterCounts
-from counterpoint.data.harmony.spans import CHANNEL_NAMES, Example
+from counterpoint.data.harmony.spans import CHANNEL_NAMES, CONTEXT, Example
 from counterpoint.data.harmony.vocabulary import Vocabulary
 
 SAMPLED_WHOLE, SAMPLED_EVERY = 1_000, 16
@@ -57,7 +57,9 @@ class RowStatistics:
         self.turns[len({example.turn for example in examples})] += 1
         for example in examples:
             self.lengths[len(example.ids)] += 1
-            counts = np.bincount(example.channels, minlength=len(CHANNEL_NAMES)).tolist()
+            targets = example.channels[example.channels != CONTEXT]
+            counts = np.bincount(targets, minlength=len(CHANNEL_NAMES)).tolist()
+            counts[CONTEXT] = len(example.ids) - len(targets)
             for name, count in zip(CHANNEL_NAMES, counts, strict=True):
                 self.tokens[name] += count
         self.called.update(sorted({m.recipient for m in conversation.messages if m.recipient is not None}))
@@ -69,9 +71,9 @@ class RowStatistics:
                 texts.append(conversation.instructions)
             self.characters.add(texts, vocabulary)
         if examples and first:
-            digest = hashlib.blake2b(digest_size=8)
-            for example in examples:
-                digest.update(example.ids.tobytes())
+            digest = hashlib.blake2b(examples[-1].ids.tobytes(), digest_size=8)
+            for example in examples[:-1]:  # Their contexts are in the last one, or were targets before.
+                digest.update(example.ids[(example.channels != CONTEXT).argmax() :].tobytes())
             self._keep_hashes([int.from_bytes(digest.digest(), "little")])
 
     def merge(self, other: RowStatistics) -> None:

@@ -55,9 +55,7 @@ class _Node:
 
 def tree_of(examples: Sequence[Example]) -> TreeRow:
     """One tree row of `examples` that share prefixes (at least one example, each of at least two tokens)."""
-    root = _Node(np.empty(0, dtype=np.int32), 0)
-    for example in examples:
-        _insert(root, example.ids)
+    root = _Tree(examples).root
     size = _number(root)
     ids, position, subtree_end = (np.empty(size, dtype=np.int32) for _ in range(3))
     _write(root, ids, position, subtree_end)
@@ -86,9 +84,7 @@ def size_of_tree(examples: Sequence[Example]) -> int:
     """Tokens of `tree_of(examples)`, without making it."""
     if len(examples) == 1:
         return len(examples[0].ids)
-    root = _Node(np.empty(0, dtype=np.int32), 0)
-    for example in examples:
-        _insert(root, example.ids)
+    root = _Tree(examples).root
     return _number(root)
 
 
@@ -129,24 +125,40 @@ def _shifted(arrays: Sequence[Int32], offsets: Iterable[int]) -> Int32:
     return np.concatenate(shifted).astype(np.int32)
 
 
-def _insert(root: _Node, ids: Int32) -> None:
-    node, done = root, 0
-    while done < len(ids):
-        child = next((c for c in node.children if c.ids[0] == ids[done]), None)
-        if child is None:
-            node.children.append(_Node(ids[done:], done))
-            return
-        shared = _common(child.ids, ids[done:])
-        if shared < len(child.ids):
-            child.children = [_Node(child.ids[shared:], done + shared, child.children)]
-            child.ids = child.ids[:shared]
-        node, done = child, done + shared
+class _Tree:
+    """A prefix tree under construction."""
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        self.root = _Node(np.empty(0, dtype=np.int32), 0)
+        self._last: Int32 = self.root.ids
+        self._path = [self.root]
+        for example in examples:
+            self._insert(example.ids)
+
+    def _insert(self, ids: Int32) -> None:
+        # An example mostly goes on where the one before it did: what both share is compared once.
+        shared = _common(self._last, ids)
+        path = [node for node in self._path if node.start + len(node.ids) <= shared]
+        node, done = path[-1], path[-1].start + len(path[-1].ids)
+        while done < len(ids):
+            child = next((c for c in node.children if c.ids[0] == ids[done]), None)
+            if child is None:
+                child = _Node(ids[done:], done)
+                node.children.append(child)
+            shared = _common(child.ids, ids[done:])
+            if shared < len(child.ids):
+                child.children = [_Node(child.ids[shared:], done + shared, child.children)]
+                child.ids = child.ids[:shared]
+            node, done = child, done + shared
+            path.append(node)
+        self._last, self._path = ids, path
 
 
 def _common(a: Int32, b: Int32) -> int:
     n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n
+    different = a[:n] != b[:n]
+    first = int(different.argmax()) if n else 0
+    return first if n and different[first] else n
 
 
 def _number(root: _Node) -> int:

@@ -43,7 +43,7 @@ Numbered = tuple[int, AnyRow, str, int]
 
 QUARANTINE = "quarantine"
 _CHUNK_BYTES, _CHUNK_ROWS = 1 << 20, 256
-_BATCH_TOKENS = 2_000_000
+_BATCH_TOKENS = 250_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,12 +179,15 @@ def _channel_names(codes: np.ndarray) -> pa.Array:
     """Names of channel codes, null for context; the names are written run by run."""
     names = ["", *CHANNEL_NAMES[1:]]
     lengths = np.array([len(name) for name in names], dtype=np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths[codes])]).astype(np.int32)
-    starts = np.flatnonzero(np.diff(codes, prepend=255)).tolist()
-    runs = zip(codes[starts].tolist(), np.diff([*starts, len(codes)]).tolist(), strict=True)
+    trained = np.flatnonzero(codes)
+    of_trained = codes[trained]
+    ends = np.concatenate([[0], np.cumsum(lengths[of_trained])]).astype(np.int32)
+    offsets = np.repeat(ends, np.diff(trained + 1, prepend=0, append=len(codes) + 1))
+    starts = np.flatnonzero(np.diff(of_trained, prepend=0)).tolist()
+    runs = zip(of_trained[starts].tolist(), np.diff([*starts, len(trained)]).tolist(), strict=True)
     data = "".join(names[code] * count for code, count in runs).encode()
     valid = np.packbits(codes != 0, bitorder="little")
-    nulls = int((codes == 0).sum())
+    nulls = len(codes) - len(trained)
     return pa.StringArray.from_buffers(
         len(codes), pa.py_buffer(offsets), pa.py_buffer(data), pa.py_buffer(valid), null_count=nulls
     )

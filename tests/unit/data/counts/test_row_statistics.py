@@ -61,7 +61,7 @@ def test_hashes_and_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for start in range(0, 200, 10):
             out.merge(statistics(range(start, start + 10)))
     assert len(out._hashes) <= 50
-    assert 100 <= out.duplicates <= 300  # 200, from a sample of them
+    assert 50 <= out.duplicates <= 400  # 200, from a sample of 1 in 16: 12 of them, plus or minus 4
     assert out.as_dict()["duplicates_estimated"]
     assert set(out.called) == {"functions.f0", "functions.f1", OTHERS}
 
