@@ -58,7 +58,7 @@ def prepare(
     set_seed(settings.seed)
     loaded = load_trainable(settings)
     table = attachment_table(loaded.model)
-    session.say(f"model {loaded.source}\n{table.text()}")
+    session.say(f"model {loaded.source}, prompts as data.serving: {settings.data.serving}\n{table.text()}")
     session.begins_tracking(settings)
     session.tracker.scalars(0, table.as_dict())
     return Prepared(loaded, identity, steps, prompts)

@@ -164,6 +164,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4
 arguments = st.dictionaries(texts, texts | st.integers() | st.none() | st.booleans() | st.lists(texts, max_size=2))
 
 
+@pytest.mark.usefixtures("openai_harmony_itself")
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["analysis", "commentary"]), texts), max_size=3),

@@ -48,6 +48,7 @@ def test_openai_harmony_reads_the_golden_ids_as_the_golden_text() -> None:
             assert official_encoding().decode_utf8(run["ids"]) == run["text"]
 
 
+@pytest.mark.usefixtures("openai_harmony_itself")
 def test_openai_harmony_writes_the_same_ids_where_it_can() -> None:
     """It puts recipients in the role section and has no response formats."""
     without_format = replace(conversation(), response_formats=())

@@ -44,12 +44,14 @@ def check_against_official(conversation: Conversation) -> None:
         assert example.weights.tolist() == expected.tolist()
 
 
+@pytest.mark.usefixtures("openai_harmony_itself")
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(conversations())
 def test_ids_prompts_and_weights_are_openai_harmonys(conversation: Conversation) -> None:
     check_against_official(conversation)
 
 
+@pytest.mark.usefixtures("openai_harmony_itself")
 @pytest.mark.slow
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(conversations())
