@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ import torch
 from counterpoint.configs.data_section import OpeningSettings, RenderSettings
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
 from counterpoint.train.model.load import LoadedModel
-from counterpoint.train.serving.probes import ScoredText, Serving, probes_of
+from counterpoint.train.sampling.sample import Sampler
+from counterpoint.train.serving.probes import PROBE_TOKENS, Probe, ScoredText, Serving, probes_of
 
 MAX_TEXTS = 8
 Scorable = tuple[np.ndarray, np.ndarray]
@@ -24,7 +26,19 @@ def serving_of(loaded: LoadedModel, settings: OpeningSettings, sequences: Sequen
     finals = [each for each in sequences if each[0][-1] == RETURN][: MAX_TEXTS - len(calls)]
     texts = tuple(_scored(loaded, ids, trained) for ids, trained in (*calls, *finals))
     opening = RenderSettings.of(settings)
-    return Serving(opening, loaded.vocabulary.fingerprint, probes_of(opening, loaded.vocabulary), texts)
+    return Serving(opening, loaded.vocabulary.fingerprint, _sampled(loaded, opening), texts)
+
+
+def _sampled(loaded: LoadedModel, opening: RenderSettings) -> tuple[Probe, ...]:
+    """The probes, with the rules that the model's own completions break."""
+    probes = probes_of(opening, loaded.vocabulary)
+    asked = [probe for probe in probes if probe.ids is not None]
+    found = Sampler(loaded).sample([probe.ids or () for probe in asked], PROBE_TOKENS)
+    broken = {
+        probe.name: probe.broken_by(sample.ids, sample.finish_reason == "length", loaded.vocabulary)
+        for probe, sample in zip(asked, found, strict=True)
+    }
+    return tuple(replace(probe, broken=broken.get(probe.name)) for probe in probes)
 
 
 def _scored(loaded: LoadedModel, ids: np.ndarray, trained: np.ndarray) -> ScoredText:

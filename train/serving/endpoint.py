@@ -65,9 +65,13 @@ class Endpoint:
             answer = self._post("/v1/chat/completions", {**body, "max_tokens": 1, "return_token_ids": True})
             if (ids := _ids(_first(answer, "prompt_token_ids"))) is not None:
                 return ids
-        except RunError:
-            pass  # a render server answers no completion
-        answer = self._post("/v1/chat/completions/render", body)
+            first = None
+        except RunError as error:  # A render server answers no completion.
+            first = error
+        try:
+            answer = self._post("/v1/chat/completions/render", body)
+        except RunError as error:  # A server with a model may forbid it.
+            raise first or error from None
         return _ids(answer[0].get("token_ids") if isinstance(answer, list) else answer.get("token_ids"))
 
     def chat(self, request: Mapping[str, Any], stream: bool = False) -> Mapping[str, Any]:
@@ -125,18 +129,21 @@ class Endpoint:
             return "default"
 
     def _get(self, path: str) -> Any:
-        return json.loads(self._asked(path, None))
+        return self._post(path, None)
 
     def _post(self, path: str, body: Any) -> Any:
+        return self._parsed(path, self._asked(path, body))
+
+    def _parsed(self, path: str, text: bytes | str) -> Any:
         try:
-            return json.loads(self._asked(path, body))
+            return json.loads(text)
         except ValueError:
             raise RunError(f"{redact(self.root)}{path}: its answer is no JSON") from None
 
     def _lines(self, path: str, body: Any) -> list[Any]:
         text = self._asked(path, body).decode("utf-8", "replace")
         data = (line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:"))
-        return [json.loads(line) for line in data if line and line != "[DONE]"]
+        return [self._parsed(path, line) for line in data if line and line != "[DONE]"]
 
     def _asked(self, path: str, body: Any) -> bytes:
         headers = {"Content-Type": "application/json"}

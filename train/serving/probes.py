@@ -18,6 +18,7 @@ from counterpoint.configs.data_section import ConversionSettings, OpeningSetting
 from counterpoint.configs.errors import ModelError, RowError
 from counterpoint.data.conversation import Conversation, Tool
 from counterpoint.data.formats.convert import convert
+from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.prompt import cleaned_tools
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.serving import FORMS
@@ -25,6 +26,8 @@ from counterpoint.data.harmony.tool_declarations import read_tools
 from counterpoint.data.harmony.vocabulary import Vocabulary
 
 SERVING_FILE, TOOLS_FILE = "serving.json", "tools.json"
+PROBE_TOKENS = 256
+"""Tokens that are sampled after a probe, at export and of a server."""
 STOP_IDS = (200002, 199999, 200012)
 _AS_SENT = ConversionSettings(parallel_calls="together")
 
@@ -66,11 +69,20 @@ _NEXT = {"role": "user", "content": "And tomorrow?"}
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A chat request and the prompt ids of training for it; none where the form cannot write it."""
+    """A chat request and the prompt ids of training for it; none where the form cannot write it. broken: codes of the
+    rules that the trained model's own greedy completion breaks; None where it was not sampled."""
 
     name: str
     request: Mapping[str, Any]
     ids: tuple[int, ...] | None = None
+    broken: tuple[str, ...] | None = None
+
+    def broken_by(self, ids: Sequence[int], cut: bool, vocabulary: Vocabulary) -> tuple[str, ...]:
+        """Codes of the rules that a completion breaks. cut: at the limit of tokens."""
+        tools = read_tools(self.request.get("tools") or [], "tools").tools
+        reason = "length" if cut else None
+        checked = check(ids, tools=tools, finish_reason=reason, vocabulary=vocabulary, policy=False)
+        return tuple(violation.code for violation in checked.violations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +129,7 @@ class Serving:
             return cls(
                 RenderSettings.model_validate(value["data"]),
                 value["vocabulary"],
-                tuple(Probe(p["name"], p["request"], p["ids"] and tuple(p["ids"])) for p in value["probes"]),
+                tuple(_read_probe(probe) for probe in value["probes"]),
                 tuple(
                     ScoredText(tuple(t["ids"]), t["start"], tuple(t["tuned"]), t["base"] and tuple(t["base"]))
                     for t in value["texts"]
@@ -130,6 +142,13 @@ class Serving:
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"{folder / SERVING_FILE}: cannot be read ({reason}): export again") from None
+
+
+def _read_probe(value: Mapping[str, Any]) -> Probe:
+    ids, broken = value["ids"], value.get("broken")
+    return Probe(
+        value["name"], value["request"], ids and tuple(ids), None if broken is None else tuple(map(str, broken))
+    )
 
 
 _OPENING = frozenset(OpeningSettings.model_fields)

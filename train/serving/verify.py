@@ -10,13 +10,11 @@ from typing import Any, Literal
 
 from counterpoint.configs.data_section import RenderSettings
 from counterpoint.configs.errors import RowError, RunError
-from counterpoint.data.harmony.checker import check
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.harmony.tool_declarations import read_tools
 from counterpoint.data.harmony.vocabulary import CALL, RETURN, Vocabulary
 from counterpoint.train.serving.endpoint import Endpoint
-from counterpoint.train.serving.probes import Probe, Serving, other_settings, prompt_ids
+from counterpoint.train.serving.probes import PROBE_TOKENS, Probe, Serving, other_settings, prompt_ids
 
 Verdict = Literal["ok", "differs", "cannot tell"]
 MOST_DIFFERENT = 0.15
@@ -24,7 +22,6 @@ MOST_DIFFERENT = 0.15
 NEARER = 3.0
 """How many times nearer to the tuned model than to its base the server's scores must be."""
 _TOLD_APART = 0.01
-_TOKENS = 512
 _HEADER = {"date": re.compile(r"Current date: (.*)"), "effort": re.compile(r"Reasoning: (.*)")}
 
 
@@ -208,30 +205,25 @@ def _stops(endpoint: Endpoint, serving: Serving, vocabulary: Vocabulary) -> tupl
 
 
 def _checked(endpoint: Endpoint, serving: Serving, vocabulary: Vocabulary) -> tuple[Verdict, str]:
-    """Completions of the probes by the strict check."""
+    """Completions of the probes by the strict check; a rule that the trained model broke itself is not the server's."""
     broken: list[str] = []
+    known: list[str] = []
     count = 0
     for probe in serving.probes:
-        told = endpoint.continued(probe.ids, _TOKENS) if probe.ids is not None else None
+        told = endpoint.continued(probe.ids, PROBE_TOKENS) if probe.ids is not None else None
         if told is None:
             continue
         count += 1
         ids = told.ids if told.reason != "stop" or told.ids[-1] in (CALL, RETURN) else (*told.ids, told.stop)
-        tools = read_tools(probe.request.get("tools") or [], "tools").tools
-        reason = "length" if told.reason == "length" else None
-        checked = check(
-            [i for i in ids if isinstance(i, int)],
-            tools=tools,
-            finish_reason=reason,
-            vocabulary=vocabulary,
-            policy=False,
-        )
-        broken += [f"{probe.name}: {violation.code}" for violation in checked.violations]
+        for code in probe.broken_by([i for i in ids if isinstance(i, int)], told.reason == "length", vocabulary):
+            (known if code in (probe.broken or ()) else broken).append(f"{probe.name}: {code}")
     if not count:
         return "cannot tell", "this server tells no sampled ids"
+    own = f"{len(known)} in those of the trained model too: {'; '.join(known[:3])}" if known else ""
     if broken:
-        return "differs", f"{len(broken)} violations in {count} completions: {'; '.join(broken[:3])}"
-    return "ok", f"{count} completions keep every rule"
+        also = f"; {own}" if own else ""
+        return "differs", f"{len(broken)} violations in {count} completions: {'; '.join(broken[:3])}{also}"
+    return "ok", own or f"{count} completions keep every rule"
 
 
 def _call(
@@ -239,11 +231,12 @@ def _call(
 ) -> tuple[Verdict, str]:
     """A call that the server returns is sent back: are the ids of the next prompt those of training?"""
     probe = next(probe for probe in serving.probes if probe.name == "tools")
-    request = {**probe.request, "max_tokens": _TOKENS, "temperature": 0}
+    request = {**probe.request, "max_tokens": PROBE_TOKENS, "temperature": 0}
     message = endpoint.chat(request, stream)
     calls = message.get("tool_calls")
     if not calls:
-        return "cannot tell", "the model called no tool, or the server read no call in what it sampled"
+        flags = "vLLM reads calls with --enable-auto-tool-choice --tool-call-parser openai"
+        return "cannot tell", f"the model called no tool, or the server read no call in what it sampled ({flags})"
     call = calls[0]
     kept = {key: message[key] for key in ("content", "reasoning", "reasoning_content") if message.get(key)}
     back = {"role": "assistant", "content": None, **kept, "tool_calls": [call]}
@@ -267,7 +260,7 @@ def _call(
 
 def _sampled_arguments(endpoint: Endpoint, probe: Probe, vocabulary: Vocabulary) -> str | None:
     """The arguments of the call as they were sampled; None where the server tells no ids."""
-    told = endpoint.continued(probe.ids or (), _TOKENS)
+    told = endpoint.continued(probe.ids or (), PROBE_TOKENS)
     if told is None:
         return None
     ids = [*told.ids, *([told.stop] if told.stop == CALL and told.ids[-1] != CALL else [])]

@@ -185,6 +185,32 @@ def test_each_planted_fault_is_found(fault: str, stand_in: StandIn, questions: s
     assert exit_code([*findings.values()]) == 1
 
 
+def test_a_rule_that_the_trained_model_breaks_too_is_no_alarm() -> None:
+    says = SAYS.replace("<|channel|>final", "<|channel|>commentary")
+    own = {probe.name: probe.broken_by(encoded(says), False, VOCABULARY) for probe in SERVING.probes}
+    assert "return_without_final" in own["chat"]
+    findings = found(
+        StandIn(says=says), replace(SERVING, probes=tuple(replace(p, broken=own[p.name]) for p in SERVING.probes))
+    )
+    assert not differing(findings)
+    assert "in those of the trained model too: chat: " in findings["checked"].detail
+
+
+def test_what_a_server_says_of_its_failure_is_told() -> None:
+    def failing(path: str, body: Any) -> Any:
+        if path == "/version":
+            return {"version": "0.33.0"}
+        return b"<html>down</html>" if path == "/v1/completions" else None
+
+    with serving_json(failing) as url:
+        findings = {finding.question: finding for finding in verify(Endpoint(url), SERVING, VOCABULARY)}
+        assert "/v1/chat/completions: status 404" in findings["prompt chat"].detail  # not /render, asked last
+        assert "its answer is no JSON" in findings["adapter"].detail
+        assert {finding.verdict for finding in findings.values()} == {"cannot tell"}
+    with serving_json(lambda path, body: b"<html>") as url, pytest.raises(RunError, match="its answer is no JSON"):
+        Endpoint(url)
+
+
 def test_clients_that_lose_reasoning_are_right_where_the_model_was_trained_for_them() -> None:
     serving = replace(SERVING, opening=LOST, probes=probes_of(LOST, VOCABULARY))
     findings = found(StandIn(settings=LOST), serving)
