@@ -90,6 +90,11 @@ def begun(place: Place, *arguments: str, step: int = 3) -> Fork:
     return run
 
 
+def newest(place: Place) -> list[str]:
+    """The names of the complete checkpoints."""
+    return sorted(path.parent.name for path in (place.run / "checkpoints").glob("step-*/complete.json"))
+
+
 def flip(path: Path) -> None:
     """One bit in the middle of a file."""
     data = bytearray(path.read_bytes())

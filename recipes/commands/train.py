@@ -87,7 +87,13 @@ def _config_of_run(resume: Path) -> Path:
 
 def _launch(settings: Any, arguments: list[str]) -> None:
     """Becomes the launcher of a run of several processes, unless this is one of them."""
-    from counterpoint.recipes.commands.launch import check_launched, is_launched, launch_command, launch_environment
+    from counterpoint.recipes.commands.launch import (
+        check_launched,
+        is_launched,
+        launch_command,
+        launch_environment,
+        signals_to_handle,
+    )
 
     if is_launched():
         check_launched(settings.launch)
@@ -95,5 +101,5 @@ def _launch(settings: Any, arguments: list[str]) -> None:
         from counterpoint.train.model.load import device_of
 
         environment = launch_environment(settings.launch, device_of(settings.train.device).type)
-        command = launch_command(settings.launch, arguments)
+        command = launch_command(settings.launch, arguments, signals=signals_to_handle())
         os.execve(command[0], command, environment)

@@ -56,12 +56,16 @@ class Session:
     tracker: Tracker = field(default_factory=NoTracker)
     progress: Progress = field(default_factory=Progress)
     trains: bool = False
+    output_lost: bool = False
 
     def say(self, text: str) -> None:
         """Print, and write to log.txt."""
         if self.folder is not None:
             self.progress.say(redact(text))
             self.folder.log(text)
+            if self.progress.lost is not None and not self.output_lost:
+                self.output_lost = True
+                self.folder.log(f"standard output is gone ({self.progress.lost}): the run goes on, and is told here")
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
