@@ -8,6 +8,7 @@ hexadecimal digits as well: it is kept where its key or the word before it marks
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -30,9 +31,14 @@ _TOKENS = re.compile(
 )
 _HEX_40 = re.compile(r"(?<![0-9A-Za-z_])[0-9a-fA-F]{40}(?![0-9A-Za-z_])")
 _COMMIT_BEFORE = re.compile(
-    r"(?:(?:commit|revision|rev|sha1?|head|snapshots|tree|blob)[\"'`]?[\s:=/(]{0,3}[\"'`]?|@)$", re.IGNORECASE
+    r"(?:(?:commit(?:_id|_hash)?|revision|rev|sha1?|head|snapshots|resolve|tree|blobs?)[\"'`]?[\s:=/(]{0,3}[\"'`]?|@)$",
+    re.IGNORECASE,
 )
-_AUTHORIZATION = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+_AUTHORIZATION = re.compile(
+    r"(authorization[\"']?\s{0,3}[=:]\s{0,3}[\"']?)?\b(bearer|basic)(\s{1,3})([\w.~+/=-]{8,})", re.IGNORECASE
+)
+# After "bearer": a word, maybe capitalised or of several parts, and the end of its sentence.
+_WORD = re.compile(r"[A-Za-z]?[a-z]{1,20}(?:[-/][a-z]{1,20}){0,2}[.:]?")
 _URL_USER = re.compile(r"(?<=://)[^\s/\"'<>]+(?=@)")
 _URL_SECRET = re.compile(r"(?<=[?&])((?:token|key|sig|signature|code)=)[^\s&#\"'<>]+", re.IGNORECASE)
 # `token` alone is an ordinary word here (pad_token, tokens: 512).
@@ -40,8 +46,14 @@ _SECRET = (
     r"(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|secret|password|passwd|passphrase"
     r"|(?:hf|hub|hugging_?face|github|gh|api|access|auth|refresh|session|secret|bearer)[_-]?token)"
 )
+# What goes on after "... looks like a secret: ". A closed list, since any other word may be a passphrase.
+_PROSE = (
+    r"(?<=\s)(?:keep|take|give|pass|leave|store|write|read|move|drop|hide|make|name|rotate|remove|replace|choose|check|"
+    r"find|look|that|this|these|those|they|there|with|without|from|into|when|where|which|what|whoever|never|always|must|"
+    r"should|will|does|only|such|some|both|each|your|then)\s+(?-i:[a-z])"
+)
 _ASSIGNMENT = re.compile(
-    rf"({_SECRET}[\"']?\s{{0,3}}[=:]\s{{0,3}}[\"']?)(?!\[hidden\])[^\s\"'&,;}})]{{4,}}", re.IGNORECASE
+    rf"({_SECRET}[\"']?\s{{0,3}}[=:]\s{{0,3}}[\"']?)(?!\[hidden\]|{_PROSE})[^\s\"'&,;}})]{{4,}}", re.IGNORECASE
 )
 _SECRET_KEY = re.compile(rf"{_SECRET}$|authorization|credential|cookie", re.IGNORECASE)
 _COMMIT_KEY = re.compile(r"commit|revision|sha\d*$|hash|fingerprint|digest", re.IGNORECASE)
@@ -77,7 +89,7 @@ def _redact(value: Any, key: str) -> Any:
 def _redact_text(text: str, is_commit: bool) -> str:
     text = _URL_USER.sub(HIDDEN, text)
     text = _URL_SECRET.sub(rf"\1{HIDDEN}", text)
-    text = _AUTHORIZATION.sub(rf"\1\2{HIDDEN}", text)
+    text = _AUTHORIZATION.sub(lambda found: found[0] if _is_prose(found) else found[0][: -len(found[4])] + HIDDEN, text)
     text = _TOKENS.sub(HIDDEN, text)
     text = _ASSIGNMENT.sub(rf"\1{HIDDEN}", text)
     if is_commit:
@@ -86,3 +98,17 @@ def _redact_text(text: str, is_commit: bool) -> str:
         lambda found: found[0] if _COMMIT_BEFORE.search(text[max(0, found.start() - 24) : found.start()]) else HIDDEN,
         text,
     )
+
+
+def _is_prose(found: re.Match[str]) -> bool:
+    """Whether "bearer" or "basic" and what follows are words ("basic arithmetic"), and no credentials."""
+    header, scheme, _, value = found.groups()
+    if header is not None:
+        return False
+    if scheme.lower() == "bearer":
+        return _WORD.fullmatch(value) is not None
+    try:
+        decoded = base64.b64decode(value.rstrip("=") + "=" * (-len(value.rstrip("=")) % 4), validate=True)
+    except ValueError:
+        return True
+    return b":" not in decoded  # credentials are base64 of `user:password`

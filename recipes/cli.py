@@ -1,15 +1,16 @@
 """The command `counterpoint`. Imports nothing but the standard library's argparse until a command is chosen.
 
 A command is a module of `counterpoint.recipes` with `add_arguments(parser)` and `run(args) -> int`, and a line here.
-Exit codes: 0, 1 (a data file, a model, a run), 2 (a setting or an argument), 130 (Ctrl-C), 143 (SIGTERM).
+Exit codes: 0, 1 (a data file, a model, a run), 2 (a setting or an argument), 128 + the number of the signal that ended
+it (130 Ctrl-C, 143 SIGTERM), 141 (the reader of its output went away).
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -46,17 +47,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except CounterpointError as error:
-        from counterpoint.configs.redact import redact
-
-        print(" ".join(redact(str(error)).split()), file=sys.stderr)
+        _fail(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of a pipe went away (`| head`): the interpreter must not flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from counterpoint.train.run.progress import discard
+
+        discard(sys.stdout)  # the reader of a pipe went away (`| head`)
         return 141
+    except OSError as error:
+        if error.filename is not None or (lost := _lost_output()) is None:
+            raise
+        _fail(f"standard output: cannot be written ({lost}): send it somewhere else")
+        return 1
+
+
+def _fail(text: str) -> None:
+    from counterpoint.configs.redact import redact
+
+    with suppress(OSError):  # the terminal may be gone
+        print(" ".join(redact(text).split()), file=sys.stderr)
+
+
+def _lost_output() -> str | None:
+    """Why standard output cannot be written, where that is so; the error itself does not say where it is from."""
+    from counterpoint.train.run.progress import discard
+
+    try:
+        print(flush=True)
+    except OSError as error:
+        discard(sys.stdout)
+        return error.strerror
+    return None
 
 
 def _run(arguments: list[str]) -> int:

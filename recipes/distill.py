@@ -23,6 +23,8 @@ from counterpoint.train.run.folder import (
     RunFolder,
     choose_run_folder,
     json_lines,
+    state_of,
+    what_to_resume,
     write_whole,
 )
 from counterpoint.train.run.versions import versions
@@ -38,6 +40,7 @@ def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False
 
     overwrite: start anew in the newest folder of this name.
     """
+    resume = what_to_resume(settings, resume)
     renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
     questions = read_questions(settings, renderer)
     with RunFolder(*choose_run_folder(settings, resume, overwrite)) as folder:
@@ -53,6 +56,7 @@ def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False
         with Scorers() as scorers:
             for start in range(0, len(left), settings.distill.batch):
                 batch = left[start : start + settings.distill.batch]
+                folder.lock.check()
                 for found in sample_batch(settings, batch, renderer, sampler, scorers):
                     done[int(found["number"])] = found
                     with (path / (ROWS if "row" in found else REFUSED)).open("a", encoding="utf-8") as file:
@@ -105,7 +109,7 @@ def finished(folder: RunFolder, hash_now: str, resume: str | None) -> dict[int, 
         folder.empty()
         folder.state(state="running", data=hash_now)
         return {}
-    if json.loads(state.read_text(encoding="utf-8")).get("data") != hash_now:
+    if state_of(folder.path).get("data") != hash_now:
         raise RunError(f"{folder.path}: its rows or settings were others: start a new run, without --resume")
     done: dict[int, dict[str, Any]] = {}
     for name in (ROWS, REFUSED):

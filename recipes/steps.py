@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from transformers import set_seed
 
 from counterpoint.configs.dump import plain
@@ -26,7 +27,7 @@ from counterpoint.train.loop.callbacks import RunLog
 from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
 from counterpoint.train.run.session import Session
-from counterpoint.train.run.world import rows_per_step
+from counterpoint.train.run.world import process_number, rows_per_step, world_size
 from counterpoint.train.scoring.prompts import EvalPrompt
 
 BAD_ROWS = "bad_rows.jsonl"
@@ -98,18 +99,12 @@ def train_to_end(
     return 0
 
 
-def add_measurements(
-    settings: TrainingRun, session: Session, prepared: Prepared, trainer: BaseTrainer
-) -> ChannelEval | None:
-    """Metrics, experts, and the evaluation by sampling (None where this process takes no part in it)."""
+def add_measurements(settings: TrainingRun, session: Session, prepared: Prepared, trainer: BaseTrainer) -> ChannelEval:
+    """Metrics, experts, and the evaluation by sampling, in which every process has a share."""
     trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
     writes = session.folder is not None
     if session.folder is not None:
         trainer.add_callback(RunLog(session.folder, session.tracker, session.progress))
-    elif not trainer.is_fsdp_enabled:
-        return None
-    # Of a sharded model every process has a part of the weights that are sampled from, so all of them have the hook;
-    # what was measured is printed and written by one, since the others' sessions are silent and their folder is None.
     hook = ChannelEval(
         prepared.loaded,
         Renderer(prepared.loaded.vocabulary, settings.data),
@@ -120,19 +115,26 @@ def add_measurements(
         say=session.say,
         warn=session.warn,
         seed=settings.seed,
+        stops=lambda: session.stop.received is not None,
+        process=process_number(),
+        processes=world_size(),
+        gather=gather_object,
     )
     trainer.add_callback(hook)
     return hook
 
 
-def ended_early(settings: TrainingRun, session: Session, trainer: BaseTrainer, hook: ChannelEval | None) -> int:
+def ended_early(settings: TrainingRun, session: Session, trainer: BaseTrainer, hook: ChannelEval) -> int:
     """A signal, or a threshold of the evaluation (RunError), ended training before its last step."""
     step = trainer.state.global_step
     session.ended("stopped", step=step)
     command = resume_command(str(session.path), settings)
-    if hook is not None and hook.stopped is not None:
+    if hook.stopped is not None:
         raise RunError(f"{hook.stopped}: look at {hook.folder}; there is a checkpoint, `{command}` resumes from it")
-    session.say(f"stopped after step {step}, with a checkpoint; continue with\n  {command}")
+    if step:
+        session.say(f"stopped after step {step}, with a checkpoint; continue with\n  {command}")
+    else:
+        session.say("stopped before the first step: the same command starts it again")
     return trainer.stop.exit_code or 143
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,18 @@ def weights(run: Path) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+def begun(place: Place, *arguments: str, step: int = 3) -> Fork:
+    """A run of `my.yaml` that has come to that step."""
+    run = place.start("train", "my.yaml", *arguments)
+    run.until(f"\nstep {step}/")
+    return run
+
+
+def newest(place: Place) -> list[str]:
+    """The names of the complete checkpoints."""
+    return sorted(path.parent.name for path in (place.run / "checkpoints").glob("step-*/complete.json"))
+
+
 def flip(path: Path) -> None:
     """One bit in the middle of a file."""
     data = bytearray(path.read_bytes())
@@ -93,3 +108,30 @@ def lay_out(folder: Path, forks: Forks) -> Place:
     write_rows(folder / "rows.jsonl", [row(n) for n in range(12)])
     write_rows(folder / "prompts.jsonl", [PROMPT])
     return Place(folder, forks)
+
+
+def on_host(name: str, arguments: list[str], locks: bool = True, stale: float | None = None) -> int:
+    """A job for tests/forks.py: the command line on a machine of that name, whose file system may pass no locks on.
+
+    stale: seconds in place of the minute in which a holder must have given a sign of life.
+    """
+    import counterpoint.train.run.lock as lock
+    from counterpoint.recipes.cli import main
+
+    libc = ctypes.CDLL(None)
+    if libc.unshare(0x04000000) == 0:  # CLONE_NEWUTS
+        socket.sethostname(name)
+    else:
+        socket.gethostname = lambda: name
+    if not locks:
+
+        def flock(*_: Any) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        lock.fcntl.flock = flock  # type: ignore[assignment]
+    if stale is not None:
+        lock.lock_folder.__defaults__ = (stale / 5, stale)
+    return main(arguments)
+
+
+ON_HOST = f"{Path(__file__)}:on_host"

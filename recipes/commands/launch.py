@@ -6,12 +6,16 @@ The variables for FSDP2 are those that `accelerate launch --use_fsdp` sets; a ru
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import LaunchSettings
 
+SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGHUP")
+SAVE_SECONDS = 300
+"""What the launcher gives its processes to write a checkpoint, before it kills them; torch's own are 30."""
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -42,7 +46,10 @@ def check_launched(launch: LaunchSettings, environment: Mapping[str, str] = os.e
 
 
 def launch_command(
-    launch: LaunchSettings, arguments: Sequence[str], environment: Mapping[str, str] = os.environ
+    launch: LaunchSettings,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] = os.environ,
+    signals: Sequence[str] = SIGNALS,
 ) -> list[str]:
     """The command line that runs `counterpoint` with `arguments` in every process of this node.
 
@@ -51,7 +58,18 @@ def launch_command(
     """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.processes}"]
     command += _rendezvous(launch.nodes, environment) if launch.nodes > 1 else ["--standalone"]
+    command += [f"--signals-to-handle={','.join(signals)}", f"--shutdown-timeout={SAVE_SECONDS}"]
     return [*command, "--module", "counterpoint.recipes.cli", *arguments]
+
+
+def signals_to_handle() -> Sequence[str]:
+    """Those that end the run. A lost terminal sends SIGHUP to the launcher: started at one, it ignores that."""
+    from counterpoint.train.run.signals import has_terminal
+
+    if not has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        return SIGNALS
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # kept across the start of the launcher and of its processes
+    return [name for name in SIGNALS if name != "SIGHUP"]
 
 
 def launch_environment(

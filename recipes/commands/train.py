@@ -4,6 +4,7 @@ examples:
   counterpoint train quickstart
   counterpoint train my.yaml lora.rank=8 train.learning_rate=1e-4
   counterpoint train my.yaml --resume
+  counterpoint train my.yaml --resume auto
   counterpoint train --resume runs/my-20260101-120000
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 from counterpoint.configs.errors import ConfigError
 
-NEWEST = "newest"
+NEWEST, AUTO = "newest", "auto"
 _RECIPES = {name: f"counterpoint.recipes.{name}" for name in ("sft", "dpo", "grpo", "distill")}
 
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=NEWEST,
         metavar="RUN",
-        help="resume a run folder; without RUN the newest of this name",
+        help="resume a run folder; without RUN the newest of this name; `auto`: that, or a new run where there is none",
     )
     parser.add_argument(
         "--overwrite",
@@ -47,16 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Dispatches on the run file's recipe to `run(settings, resume=..., overwrite=...) -> int` of its module.
 
-    resume: None, `newest` (the newest run folder of this name), or a run folder.
+    resume: None, `newest` (the newest run folder of this name), `auto` (that, or none), or a run folder.
     """
     from counterpoint.configs.load import load_run
     from counterpoint.data.formats.registry import check_format
 
     config, settings_given, resume = args.config, list(args.settings), args.resume
     of_run_folder = False
-    if resume not in (None, NEWEST) and _is_setting(resume):
+    if resume not in (None, NEWEST, AUTO) and _is_setting(resume):
         settings_given, resume = [*settings_given, resume], NEWEST
-    if resume not in (None, NEWEST) and (config is None or _is_setting(config)):
+    if resume not in (None, NEWEST, AUTO) and (config is None or _is_setting(config)):
         settings_given = [*([config] if config else []), *settings_given]
         config, of_run_folder = str(_config_of_run(Path(resume))), True
     if config is None:
@@ -86,7 +87,13 @@ def _config_of_run(resume: Path) -> Path:
 
 def _launch(settings: Any, arguments: list[str]) -> None:
     """Becomes the launcher of a run of several processes, unless this is one of them."""
-    from counterpoint.recipes.commands.launch import check_launched, is_launched, launch_command, launch_environment
+    from counterpoint.recipes.commands.launch import (
+        check_launched,
+        is_launched,
+        launch_command,
+        launch_environment,
+        signals_to_handle,
+    )
 
     if is_launched():
         check_launched(settings.launch)
@@ -94,5 +101,5 @@ def _launch(settings: Any, arguments: list[str]) -> None:
         from counterpoint.train.model.load import device_of
 
         environment = launch_environment(settings.launch, device_of(settings.train.device).type)
-        command = launch_command(settings.launch, arguments)
+        command = launch_command(settings.launch, arguments, signals=signals_to_handle())
         os.execve(command[0], command, environment)

@@ -36,8 +36,8 @@ def started(script: str, tmp_path: Path, *arguments: str, **environment: str) ->
 
 def check(call: dict, rank: str, address: str) -> None:
     """The command line is a right one, and the nodes find each other."""
-    command, name, *settings = call["arguments"]
-    assert command == "train"
+    command, name, *settings, resume, which = call["arguments"]
+    assert (command, resume, which) == ("train", "--resume", "auto")
     launch = load_run(name, settings).launch  # type: ignore[union-attr]
     assert (launch.nodes, launch.processes, launch.strategy) == (2, 8, "fsdp2")
     node = launch_command(launch, [], call["environment"])

@@ -27,7 +27,7 @@ from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.run.folder import METRICS, json_lines
-from counterpoint.train.sampling.sample import Sampled, Sampler, sample_seed
+from counterpoint.train.sampling.sample import Sampled, Sampler, SamplingStoppedError, sample_seed
 from counterpoint.train.scoring.prompts import EvalPrompt, clustered
 from counterpoint.train.scoring.scorers import Scorers
 
@@ -74,25 +74,25 @@ class EvalPoint:
 Asked = tuple[EvalPrompt, Effort, int]
 
 
+def planned(prompts: Sequence[EvalPrompt], settings: SamplingSettings) -> list[Asked]:
+    """Every prompt at every effort, `settings.samples` times."""
+    return [(p, e, k) for p in prompts for e in settings.efforts for k in range(settings.samples)]
+
+
 def sample_all(
-    loaded: LoadedModel, renderer: Renderer, prompts: Sequence[EvalPrompt], settings: SamplingSettings, seed: int
+    loaded: LoadedModel,
+    renderer: Renderer,
+    plan: Sequence[Asked],
+    settings: SamplingSettings,
+    seed: int,
+    stops: Callable[[], bool] = lambda: False,
 ) -> list[tuple[Asked, Sampled]]:
-    """Every prompt at every effort, `settings.samples` times; a seed depends on prompt, effort and number alone."""
-    numbers = range(settings.samples)
-    plan: list[Asked] = [(p, e, k) for p in prompts for e in settings.efforts for k in numbers]
+    """A sample of each; its seed depends on prompt, effort and number alone. stops: as of `Sampler`."""
     ids = [renderer.prompt(prompt.conversation, effort) for prompt, effort, _ in plan]
     seeds = [sample_seed(seed, prompt.id, effort, k) for prompt, effort, k in plan]
-    sampler = Sampler(loaded, batch_rows=settings.batch)
+    sampler = Sampler(loaded, batch_rows=settings.batch, stops=stops)
     sampled = sampler.sample(ids, settings.max_new_tokens, settings.temperature, seeds)
     return list(zip(plan, sampled, strict=True))
-
-
-def _judged(loaded: LoadedModel, samples: Sequence[tuple[Asked, Sampled]], scorers: Scorers) -> list[Judged]:
-    """Each sample read, checked and scored."""
-    return [
-        judge(prompt, effort, k, out.ids, out.finish_reason, loaded.vocabulary, scorers)
-        for (prompt, effort, k), out in samples
-    ]
 
 
 class _OutOfStepError(RunError):
@@ -100,12 +100,13 @@ class _OutOfStepError(RunError):
 
 
 class ChannelEval(TrainerCallback):
-    """The hook as a callback, for the process that samples, and where the model is sharded for all of them.
+    """The hook as a callback, for every process of a run: they share the samples.
 
     It is a `StepCallback` (train/loop/base_trainer.py). loaded: the live model, a PEFT model or a plain one. folder:
-    gets `step-000050-tuned.jsonl` with every sample and `metrics.jsonl`; None for a process that only takes part in
-    sampling. log: scalars `eval/...` and a table of samples. say, warn: a line each. `points` holds what was measured,
-    `stopped` the reason where `stop_below` ended the run.
+    gets `step-000050-tuned.jsonl` with every sample and `metrics.jsonl`; None for all processes but the main one. log:
+    scalars `eval/...` and a table of samples. say, warn: a line each. stops: whether a signal wants the run to end,
+    asked all the time. process, processes: the number of this one, and how many there are; gather: collects from all
+    of them. `points` holds what was measured, `stopped` the reason where `stop_below` ended the run.
     """
 
     def __init__(
@@ -120,7 +121,12 @@ class ChannelEval(TrainerCallback):
         say: Callable[[str], None] = print,
         warn: Callable[[str], None] = print,
         seed: int = 0,
+        stops: Callable[[], bool] = lambda: False,
+        process: int = 0,
+        processes: int = 1,
+        gather: Callable[[list[Any]], list[Any]] = list,
     ) -> None:
+        self.stops, self.process, self.processes, self.gather = stops, process, processes, gather
         self.loaded, self.renderer, self.prompts, self.settings = loaded, renderer, clustered(prompts), settings
         self.folder, self.log, self.say, self.warn, self.seed = folder, log, say, warn, seed
         self.points: list[EvalPoint] = []
@@ -144,15 +150,21 @@ class ChannelEval(TrainerCallback):
             self.measure(state.global_step, "tuned", control)
 
     def measure(self, step: int, who: Who, control: TrainerControl | None = None) -> EvalPoint | None:
-        """Sample, check, write and log; None when it failed, which only warns."""
+        """Sample, check, write and log; None when it failed, which only warns, or a signal came meanwhile."""
+        began = time.monotonic()
         try:
+            samples = self._samples(step, who)
             if self.folder is None:
-                self._sampled(step, who)
                 return None
-            point, samples = self._measured(step, who)
+            point = EvalPoint(step, who, time.monotonic() - began, summarise(samples))
             self._write(self.folder, point, samples)
         except _OutOfStepError:
             raise
+        except SamplingStoppedError:
+            self.say(f"the evaluation at step {step} is left out: a signal came")
+            if control is not None:
+                control.should_save = control.should_training_stop = True
+            return None
         except Exception as error:
             self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training continues")
             return None
@@ -162,18 +174,57 @@ class ChannelEval(TrainerCallback):
             self._thresholds(point, control)
         return point
 
-    def _measured(self, step: int, who: Who) -> tuple[EvalPoint, list[Judged]]:
-        began = time.monotonic()
-        with Scorers() as scorers:
-            samples = _judged(self.loaded, self._sampled(step, who), scorers)
-        return EvalPoint(step, who, time.monotonic() - began, summarise(samples)), samples
+    def _samples(self, step: int, who: Who) -> list[Judged]:
+        """Every sample in order, checked and scored: each process has its share."""
+        found: list[tuple[int, Judged]] = []
+        failure: Exception | None = None
+        try:
+            found = self._share(step, who)
+        except _OutOfStepError:
+            raise
+        except Exception as error:
+            failure = error
+        if self.processes > 1:
+            # Collective: reached by every process, whatever came of its share.
+            shares = self.gather([(found, failure and (type(failure).__name__, str(failure)))])
+            told = [each for _, each in shares if each is not None]
+            if any(name == SamplingStoppedError.__name__ for name, _ in told):
+                raise SamplingStoppedError
+            if told:
+                raise failure or RunError(f"in another process: {told[0][0]}: {told[0][1]}")
+            found = [each for share, _ in shares for each in share]
+        elif failure is not None:
+            raise failure
+        return [judged for _, judged in sorted(found, key=lambda each: each[0])]
 
-    def _sampled(self, step: int, who: Who) -> list[tuple[Asked, Sampled]]:
+    def _share(self, step: int, who: Who) -> list[tuple[int, Judged]]:
+        """This process's samples with their place in the plan. A sharded model is sampled by all processes together,
+        and then each judges its share."""
+        plan = planned(self.prompts, self.settings)
+        mine = range(self.process, len(plan), self.processes)
+        if is_sharded(self.loaded.model):
+            sampled = self._sampled(step, who, plan)
+            samples = [(place, *sampled[place]) for place in mine]
+        else:
+            sampled = self._sampled(step, who, [plan[place] for place in mine])
+            samples = [(place, *each) for place, each in zip(mine, sampled, strict=True)]
+        out: list[tuple[int, Judged]] = []
+        with Scorers() as scorers:
+            for place, (prompt, effort, k), sample in samples:
+                if self.stops():
+                    raise SamplingStoppedError
+                ids, reason, vocabulary = sample.ids, sample.finish_reason, self.loaded.vocabulary
+                out.append((place, judge(prompt, effort, k, ids, reason, vocabulary, scorers)))
+        return out
+
+    def _sampled(self, step: int, who: Who, plan: Sequence[Asked]) -> list[tuple[Asked, Sampled]]:
         """RunError where it fails in a process that holds a part of the model: the others would wait for it here, or
         receive what it sends for the next step."""
         try:
             with self._who(who):
-                return sample_all(self.loaded, self.renderer, self.prompts, self.settings, self.seed)
+                return sample_all(self.loaded, self.renderer, plan, self.settings, self.seed, self.stops)
+        except SamplingStoppedError:
+            raise
         except Exception as error:
             if not is_sharded(self.loaded.model):
                 raise

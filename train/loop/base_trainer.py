@@ -170,7 +170,11 @@ class BaseTrainer(_Base):
         control.should_training_stop, control.should_save = stop or signalled, save_now or signalled
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing where a resumed run was already at its end; transformers would take one step more."""
+        """Nothing where a resumed run was already at its end, or a signal came before the first step; transformers
+        would take one step more."""
+        if self.state.global_step == 0:
+            self._agree_on_control()
+            self.control.should_save = False
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return

@@ -54,6 +54,9 @@ class RunLog(TrainerCallback):
             left = self._seconds_left(state)
             self.progress.show(progress_line(state.global_step, state.max_steps, values, left))
 
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.folder.lock.check()  # before anything is saved
+
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.folder.log(f"checkpoint of step {state.global_step}")
 

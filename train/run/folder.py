@@ -9,7 +9,7 @@ runs/quickstart-20261122-160501/
     checkpoints/       see train/checkpoints/save.py
     eval/              samples and reports
     adapter/ or model/ the result
-    lock               pid and host of the process that uses the folder
+    lock               pid and host of the process that uses the folder, touched while it lives
     overwritten/       with --overwrite, what was here before, until the new run trains
 """
 
@@ -35,7 +35,7 @@ from counterpoint.configs.schema import RunSettings
 from counterpoint.train.run.lock import FolderLock, lock_folder
 
 CONFIG, VERSIONS, STATE, METRICS, LOG = "config.yaml", "versions.json", "run.json", "metrics.jsonl", "log.txt"
-NEWEST = "newest"
+NEWEST, AUTO = "newest", "auto"
 ASIDE = "overwritten"
 _OWN = (CONFIG, VERSIONS, STATE, LOG)
 LIBRARIES = ("counterpoint", "py.warnings", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -82,6 +82,17 @@ def named_run_folder(path: str) -> Path:
     if not (folder / CONFIG).is_file():
         raise RunError(f"{path}: not a run folder (it has no {CONFIG}): give one made by `counterpoint train`")
     return folder
+
+
+def what_to_resume(settings: RunSettings, resume: str | None) -> str | None:
+    """`auto` is the newest run of this name that has begun, and where there is none, None: a new run."""
+    if resume != AUTO:
+        return resume
+    try:
+        newest_run_folder(settings)
+    except RunError:
+        return None
+    return NEWEST
 
 
 def choose_run_folder(settings: RunSettings, resume: str | None, overwrite: bool) -> tuple[Path, bool]:
@@ -153,7 +164,8 @@ class RunFolder:
 
     def state(self, **values: Any) -> None:
         """Add to run.json."""
-        self.write_json(STATE, {**_state_of(self.path), **values})
+        self.lock.check()
+        self.write_json(STATE, {**state_of(self.path), **values})
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         write_whole(self.path / name, json.dumps(redact(dict(value)), indent=1) + "\n")
@@ -241,16 +253,21 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 def _has_begun(folder: Path) -> bool:
     """Whether there is anything to resume; a run that failed before it had any is none."""
     try:
-        state = _state_of(folder)
-    except (OSError, ValueError):
+        state = state_of(folder)
+    except OSError:
         state = {}
     failed = "data" not in state or state.get("state") == "failed"
     return not failed or any((folder / name).exists() for name in (METRICS, "checkpoints"))
 
 
-def _state_of(folder: Path) -> dict[str, Any]:
+def state_of(folder: Path) -> dict[str, Any]:
+    """What run.json holds; nothing where it is damaged."""
     path = folder / STATE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        value = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _stays(values: Mapping[str, Any], step: int) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 CHANNELS = ("analysis", "commentary", "final")
@@ -30,26 +32,45 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Prints progress lines; `say` prints anything else without tearing them."""
+    """Prints progress lines; `say` prints anything else without tearing them.
+
+    A terminal or a pipe that is gone ends nothing: `lost` is then the reason, and no more is printed.
+    """
 
     def __init__(self, out: TextIO | None = None) -> None:
         self.out = out or sys.stdout
         self.live = self.out.isatty()
+        self.lost: str | None = None
         self._width = 0
 
     def show(self, line: str) -> None:
         if self.live:
             # A line that wraps could not be replaced; blanks overwrite the rest of a longer one before.
             line = line[: shutil.get_terminal_size().columns - 1]
-            self.out.write("\r" + line.ljust(self._width))
+            self._write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:
-            self.out.write(line + "\n")
-        self.out.flush()
+            self._write(line + "\n")
 
     def say(self, text: str) -> None:
-        if self._width:
-            self.out.write("\n")
-            self._width = 0
-        self.out.write(text + "\n")
-        self.out.flush()
+        self._write(("\n" if self._width else "") + text + "\n")
+        self._width = 0
+
+    def _write(self, text: str) -> None:
+        if self.lost is not None:
+            return
+        try:
+            self.out.write(text)
+            self.out.flush()
+        except OSError as error:
+            self.lost = error.strerror or str(error)
+            discard(self.out)
+
+
+def discard(out: TextIO) -> None:
+    """Send what goes to a stream that is gone, and what it still holds, nowhere: else the interpreter's end fails."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out.fileno())
+        os.close(nowhere)
+        out.flush()

@@ -30,7 +30,7 @@ from counterpoint.train.checkpoints.resume import (
 )
 from counterpoint.train.checkpoints.save import checkpoints_in, clean_partial, remove, step_of
 from counterpoint.train.model.load import device_of
-from counterpoint.train.run.folder import RunFolder, choose_run_folder
+from counterpoint.train.run.folder import RunFolder, choose_run_folder, what_to_resume
 from counterpoint.train.run.progress import Progress
 from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.run.tracking import NoTracker, Tracker, start_tracker
@@ -56,12 +56,16 @@ class Session:
     tracker: Tracker = field(default_factory=NoTracker)
     progress: Progress = field(default_factory=Progress)
     trains: bool = False
+    output_lost: bool = False
 
     def say(self, text: str) -> None:
         """Print, and write to log.txt."""
         if self.folder is not None:
             self.progress.say(redact(text))
             self.folder.log(text)
+            if self.progress.lost is not None and not self.output_lost:
+                self.output_lost = True
+                self.folder.log(f"standard output is gone ({self.progress.lost}): the run goes on, and is told here")
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
@@ -103,10 +107,10 @@ class Session:
 def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bool = False) -> Iterator[Session]:
     """Signals caught, the run's folder locked, described and printed; on exit the run's end is recorded.
 
-    resume: None for a new run, `newest` for the newest of this name, or a run folder or checkpoint. overwrite: start
-    over in the newest folder of this name; with `resume`, resume although settings changed. RunError in plain words for
-    a full disk and for too little memory. Of a run that a mistake keeps from training nothing is left, and what it
-    would have overwritten is kept.
+    resume: None for a new run, `newest` for the newest of this name, `auto` for that or else a new run, or a run folder
+    or checkpoint. overwrite: start over in the newest folder of this name; with `resume`, resume although settings
+    changed. RunError in plain words for a full disk and for too little memory. Of a run that a mistake keeps from
+    training nothing is left, and what it would have overwritten is kept.
     """
     if settings.train.threads is not None:
         torch.set_num_threads(settings.train.threads)
@@ -117,7 +121,11 @@ def open_session(settings: TrainingRun, resume: str | None = None, overwrite: bo
         notes: list[str] = []
 
         def begin() -> tuple[Path, Checkpoint | None]:
+            nonlocal resume
+            resume = what_to_resume(settings, resume)
             own.append(stack.enter_context(RunFolder(*choose_run_folder(settings, resume, overwrite))))
+            if own[0].lock.moved:
+                notes.append(f"took over the folder from {own[0].lock.stale}, which gives no sign of life")
             return own[0].path, _prepare(settings, own[0], resume, overwrite, notes)
 
         session = Session(*agreed(begin, settings), stop=stop, allow_changes=overwrite)
@@ -253,6 +261,8 @@ def _find_checkpoint(folder: RunFolder, resume: str, overwrite: bool, notes: lis
 
 
 def _note_failure(session: Session, error: BaseException) -> None:
+    if session.folder is not None:
+        session.folder.lock.check()  # a folder that is another's by now is neither written nor withdrawn
     reason = redact(f"{type(error).__name__}: {error}")
     try:
         if session.folder is not None:

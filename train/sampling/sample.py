@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,6 +48,10 @@ def known(logprob: float | None) -> float | None:
     return None if logprob is None or math.isnan(logprob) else float(logprob)
 
 
+class SamplingStoppedError(Exception):
+    """Sampling ended before it was done, because its caller wants to stop."""
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Samples from `loaded.model`, with a KV cache and continuous batching.
@@ -56,12 +60,14 @@ class Sampler:
     same prompts, and takes the tokens that process 0 chose.
 
     batch_rows, batch_tokens: most samples, and most tokens (prompt and completion), that are in progress at a time.
-    Which samples share a batch does not affect the draws: each has a generator of its own.
+    Which samples share a batch does not affect the draws: each has a generator of its own. stops: asked after every
+    token; SamplingStoppedError once it is true (of a sharded model, in process 0).
     """
 
     loaded: LoadedModel
     batch_rows: int = 32
     batch_tokens: int = DEFAULT_BATCH_TOKENS
+    stops: Callable[[], bool] = lambda: False
 
     def sample(
         self,
@@ -118,9 +124,14 @@ class Sampler:
 
         def choose(scores_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
             chosen_B = (scores_BV if noise is None else noise.on(scores_BV, samples)).argmax(-1)
+            stop = self.stops()
             if sharded:
                 # Collective: all processes sample the same prompts, and one choice keeps them in step to the end.
-                torch.distributed.broadcast(chosen_B, src=0)
+                both = torch.cat([chosen_B, chosen_B.new_tensor([int(stop)])])
+                torch.distributed.broadcast(both, src=0)
+                chosen_B, stop = both[:-1], bool(both[-1])
+            if stop:
+                raise SamplingStoppedError
             return chosen_B
 
         return Decoder(loaded.model, loaded.pad_row, stop_rows, slots).run(rows, max_new_tokens, choose)

@@ -17,6 +17,7 @@ def test_one_node() -> None:
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert command[3:] == [
         *("--nproc-per-node=8", "--standalone"),
+        *("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT,SIGUSR1,SIGHUP", "--shutdown-timeout=300"),
         *("--module", "counterpoint.recipes.cli", "train", "a.yaml", "lora.rank=8"),
     ]
 
@@ -94,7 +95,8 @@ def test_train_becomes_the_launcher_only_for_several_processes(monkeypatch: pyte
     assert calls == []
     run("launch.processes=2", resume="lora.rank=8", overwrite=True)
     assert calls[0][0] == sys.executable
-    assert calls[0][1][7:] == [
+    command = calls[0][1]
+    assert command[command.index("counterpoint.recipes.cli") + 1 :] == [
         *("train", "quickstart", "launch.processes=2", "lora.rank=8"),
         *("--resume", "newest", "--overwrite"),
     ]

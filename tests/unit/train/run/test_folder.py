@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -174,10 +176,31 @@ def test_a_taken_over_lock_is_logged(tmp_path: Path) -> None:
     assert f"took over the lock of pid 1 on {socket.gethostname()}, which is dead" in (tmp_path / "log.txt").read_text()
 
 
-def test_a_lock_of_another_machine_is_believed(tmp_path: Path) -> None:
-    (tmp_path / LOCK_FILE).write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+def test_a_lock_of_another_machine_holds_while_it_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / LOCK_FILE
+    path.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    dies = threading.Event()
+
+    def live() -> None:
+        while not dies.wait(0.2):
+            os.utime(path)
+
+    holder = threading.Thread(target=live)
+    holder.start()
     with pytest.raises(RunError, match=r"a run on another machine is using it \(pid 1 on elsewhere\)"):
-        lock_folder(tmp_path)
+        lock_folder(tmp_path, beat=1.0, stale=10.0)
+    dies.set()
+    holder.join()
+    lock = lock_folder(tmp_path, beat=0.2, stale=1.0)
+    assert (lock.stale, lock.moved) == ("pid 1 on elsewhere", True)
+    assert capsys.readouterr().out.count("was used by pid 1 on elsewhere: waiting") == 2
+    touched = path.stat().st_mtime
+    time.sleep(0.5)
+    assert path.stat().st_mtime > touched
+    lock.release()
+    assert path.read_text() == ""
 
 
 def test_git_state(tmp_path: Path) -> None:
