@@ -53,10 +53,11 @@ def prepare(
 
     fingerprint: of the training data. Tracking begins here.
     """
-    identity = Identity(plain(settings), fingerprint, rows_per_step(settings))
+    base = session.pinned(settings.model)
+    identity = Identity(plain(settings), fingerprint, rows_per_step(settings), base)
     session.began(settings, identity, steps)
     set_seed(settings.seed)
-    loaded = load_trainable(settings)
+    loaded = load_trainable(settings, base["revision"])
     table = attachment_table(loaded.model)
     session.say(f"model {loaded.source}\n{table.text()}")
     session.begins_tracking(settings)
@@ -64,11 +65,14 @@ def prepare(
     return Prepared(loaded, identity, steps, prompts)
 
 
-def load_trainable(settings: TrainingRun) -> LoadedModel:
-    """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation."""
+def load_trainable(settings: TrainingRun, revision: str | None = None) -> LoadedModel:
+    """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation.
+
+    revision: the commit that a Hugging Face name is pinned to.
+    """
     device = device_of(settings.train.device)
     prepare_optimizer(settings.train.optimizer, device.type)
-    loaded = load_model(settings.model, device)
+    loaded = load_model(settings.model.model_copy(update={"revision": revision or settings.model.revision}), device)
     if settings.lora.enabled:
         loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
     use_implementations(loaded.model, settings.model, settings.train.activation_checkpointing == "experts")

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 from forks import CLI, Forks
-from safetensors.torch import load_file
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 
 from counterpoint.configs.load import load_run
 from counterpoint.recipes.cli import main
 from counterpoint.train.checkpoints.resume import newest_complete
+from counterpoint.train.checkpoints.save import file_hash
 from counterpoint.train.loop.sft_trainer import CounterpointTrainer
+from counterpoint.train.model.embedded import tiny_folder
 
 RUN_FILE = """
 recipe: sft
@@ -258,6 +261,39 @@ def test_a_longer_run_trains_at_the_rates_of_the_longer_schedule(train: Train) -
     _, err = train("train.schedule=linear", "train.warmup_steps=0", "train.steps=3", "--resume", "--overwrite", code=1)
     assert "step-000006: it is past the last of 3 steps" in err
     assert (run / "config.yaml").read_text() == before
+
+
+def test_another_base_under_a_run_is_refused_by_resume_and_export(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_folder(), train.folder / "base")
+    settings = ("model.name=base", "model.init=pretrained", "eval.every=null", "eval.at_start=false")
+    train(*settings, "eval.at_end=false")
+    (run,) = train.runs
+    pinned = json.loads((run / "run.json").read_text())["base"]
+    assert pinned["files"] == {"model.safetensors": file_hash(train.folder / "base" / "model.safetensors")}
+    assert main(["export", str(run), "--out", "same"]) == 0
+    # The base is found from another folder, by plain PEFT too.
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(train.folder / "base")
+    (train.folder / "elsewhere").mkdir()
+    monkeypatch.chdir(train.folder / "elsewhere")
+    AutoPeftModelForCausalLM.from_pretrained(train.folder / "same")
+    assert main(["sample", str(train.folder / "same"), "Hi", "--max-new-tokens", "1"]) == 0
+    monkeypatch.chdir(train.folder)
+
+    weights = load_file(train.folder / "base" / "model.safetensors")
+    weights["model.layers.0.self_attn.q_proj.weight"] += 0.05
+    save_file(weights, train.folder / "base" / "model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    before = (run / "config.yaml").read_text(), train.metrics(run)
+    capsys.readouterr()
+    _, err = train(*settings, "eval.at_end=false", "--resume", code=1)
+    assert "made on another base: base has a different model.safetensors" in err
+    assert ((run / "config.yaml").read_text(), train.metrics(run)) == before
+    assert main(["export", str(run), "--out", "other"]) == 1
+    assert "made on another base: base has a different model.safetensors" in capsys.readouterr().err
+    assert not (train.folder / "other").exists()
 
 
 def test_overwrite_starts_anew_in_the_newest_folder(train: Train) -> None:
