@@ -9,8 +9,8 @@ from accelerate.utils import gather_object
 
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.recipes.grpo_prompts import fingerprint, read_items
-from counterpoint.recipes.steps import Prepared, prepare, train_to_end
+from counterpoint.recipes.grpo_prompts import fingerprint, read_held_out, read_items
+from counterpoint.recipes.steps import Prepared, add_held_out, prepare, train_to_end
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.callbacks import AttachmentProof
@@ -42,6 +42,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
         groups = rows_per_step(settings) // settings.grpo.group
         items = read_items(settings, session, renderer, toolkit, rewards, groups)
+        held_out = read_held_out(settings, session, renderer, toolkit, rewards)
         check_engine(settings)
         steps = steps_of(settings, len(items), groups)
         prompts = load_prompts(settings.eval.prompts)
@@ -64,6 +65,8 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             gather_object,  # of every process, once its part of a step's rollouts is sampled
         )
         trainer = make_trainer(settings, session, prepared, rollouts)
+        if held_out:
+            add_held_out(settings, session, trainer, lambda: trainer.held_out(held_out))
         return train_to_end(settings, session, prepared, trainer)
 
 

@@ -23,13 +23,14 @@ from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.callbacks import RunLog
+from counterpoint.train.loop.held_out import HeldOut, Measure
 from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
 from counterpoint.train.run.session import Session
 from counterpoint.train.run.world import rows_per_step
 from counterpoint.train.scoring.prompts import EvalPrompt
 
-BAD_ROWS = "bad_rows.jsonl"
+BAD_ROWS, BAD_HELD_OUT = "bad_rows.jsonl", "bad_held_out_rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def train_to_end(
 ) -> int:
     """Train, save the result, write the report. The exit code: 143 or 130 where a signal ended it before its last step.
 
-    n_bad: training rows that could not be used. RunError where a threshold of the evaluation ended the run.
+    n_bad: rows, trained or held out, that could not be used. RunError where a threshold of the evaluation ended it.
     """
     hook = add_measurements(settings, session, prepared, trainer)
     steps, checkpoint = prepared.steps, session.checkpoint
@@ -100,6 +101,16 @@ def train_to_end(
     if session.folder is not None:
         report(session, prepared.loaded, result, n_bad)
     return 0
+
+
+def bad_rows_file(session: Session, name: str) -> Path | None:
+    """Where rows that cannot be used are written; None in a process that writes nothing."""
+    return session.path / name if session.folder is not None else None
+
+
+def add_held_out(settings: TrainingRun, session: Session, trainer: BaseTrainer, measure: Measure) -> None:
+    """Have held-out data measured at the steps of the evaluation."""
+    trainer.add_callback(HeldOut(trainer, measure, settings.eval.every, settings.eval.at_start, session.say))
 
 
 def add_measurements(
@@ -142,8 +153,9 @@ def ended_early(settings: TrainingRun, session: Session, trainer: BaseTrainer, h
 
 def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int) -> None:
     """Write the page; say where everything is, what to type next, and how well the channels are kept."""
+    files = [str(session.path / name) for name in (BAD_ROWS, BAD_HELD_OUT) if (session.path / name).is_file()]
     if n_bad:
-        session.warn(f"{n_bad} bad rows were quarantined: see {session.path / BAD_ROWS}")
+        session.warn(f"{n_bad} bad rows were quarantined: see {' and '.join(files)}")
     points = read_points(session.path / "eval")
     if points:
         write_report(session.path, run_report(session.path), loaded.vocabulary)

@@ -99,6 +99,29 @@ def test_a_step_without_a_lesson_does_not_stop_a_run_with_an_adapter() -> None:
     assert not any(bool(tensor.any()) for tensor in untouched)
 
 
+def test_held_out_prompts_are_rewarded_and_do_not_change_the_run() -> None:
+    off = ("train.steps=2", "eval.every=1")
+    plain = curve(train(*off))
+    tasks = "data.valid=[{type: arithmetic, size: 3, seed: 9}, {type: arithmetic, size: 2, seed: 5, name: more}]"
+    run = train(*off, tasks, "name=held")
+    assert curve(run) == plain
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    held_out = {line["step"]: line for line in lines if "valid_reward" in line}
+    assert list(held_out) == [1, 2]
+    last = held_out[2]
+    assert last["valid_reward"] == pytest.approx(last["valid_rewards/odd"] + 0.5 * last["valid_rewards/channel"])
+    assert last["valid_reward"] == pytest.approx(
+        (3 * last["valid_arithmetic_reward"] + 2 * last["valid_more_reward"]) / 5
+    )
+    assert "held-out: 5 prompts" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["samples: 2", "temperature: 0.5", "max_new_tokens: 9", "efforts: [low]"])
+def test_a_task_s_own_sampling_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "run.yaml", f"data.train=[{{type: arithmetic, {name}}}]"]) == 2
+    assert f"`{name.partition(':')[0]}` of a task is for evaluations" in capsys.readouterr().err
+
+
 def test_settings_that_cannot_be_are_told_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "run.yaml", "grpo.group=3"]) == 2
     assert "does not hold whole groups of `grpo.group` (3)" in capsys.readouterr().err

@@ -139,6 +139,41 @@ def test_full_fine_tuning_with_held_out_rows(train: Train) -> None:
     assert held_out[4] < held_out[0]
 
 
+def test_held_out_rows_are_read_told_and_set_aside_like_training_rows(train: Train) -> None:
+    long = {"messages": [{"role": "user", "content": "word " * 600}, {"role": "assistant", "content": "yes"}]}
+    write(train.folder / "a.jsonl", [*rows(3), long])
+    write(train.folder / "b.jsonl", [*rows(9), {"messages": 1}])
+    sets = "data.valid=[{path: a.jsonl, name: easy}, {path: b.jsonl, name: hard}]"
+    out, _ = train(sets, "data.bad_rows_limit=0.2", "eval.every=null", "eval.at_start=false", "eval.at_end=false")
+    (run,) = train.runs
+    lines = out.splitlines()
+    assert "held-out easy: warning: 1 examples are longer than data.max_tokens and were left out" in lines
+    assert "held-out hard: warning: 1 of 10 rows were quarantined (" in out
+    (bad,) = (json.loads(line) for line in (run / "bad_held_out_rows.jsonl").read_text().splitlines())
+    assert "b.jsonl:10" in json.dumps(bad)
+    assert f"warning: 1 bad rows were quarantined: see runs/{run.name}/bad_held_out_rows.jsonl" in lines
+    (held_out,) = (line for line in train.metrics(run) if "valid_loss" in line)
+    assert {"valid_easy_loss", "valid_hard_loss", "valid_hard_loss_final"} < set(held_out)
+    assert any(line.startswith("held-out step 4: valid loss ") for line in lines)
+    _, err = train(sets, "data.bad_rows_limit=0.05", code=1)
+    assert "b.jsonl: 1 of 10 rows are bad, more than data.bad_rows_limit" in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("data.max_tokens=20",), "all 12 examples are longer than data.max_tokens (20): raise it"),
+        (
+            ("data.weights={analysis: 0, final: 0, terminators: 0}",),
+            "no token of its 12 assistant turns has a loss weight",
+        ),
+    ],
+)
+def test_the_right_cause_where_nothing_trains(train: Train, settings: tuple[str, ...], told: str) -> None:
+    _, err = train(*settings, code=1)
+    assert f"rows.jsonl: {told}" in err
+
+
 def break_off(monkeypatch: pytest.MonkeyPatch, step: int, raised: BaseException) -> None:
     """The run ends in the forward pass of the step after `step`."""
     real = CounterpointTrainer.nll

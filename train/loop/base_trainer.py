@@ -64,6 +64,7 @@ class BaseTrainer(_Base):
     stop_agreed: bool = False
     saved_step: int | None = None
     evaluated_step: int = 0
+    measured: dict[str, float]
 
     def set_up_loop(
         self, loop: LoopSettings, identity: Identity, extras: Callable[[Path], None] | None, stop: StopSignal | None
@@ -72,6 +73,7 @@ class BaseTrainer(_Base):
         checkpoint (the vocabulary map)."""
         self.loop, self.identity, self.extras, self.stop = loop, identity, extras, stop or StopSignal()
         self.base = self.accelerator.unwrap_model(self.model)
+        self.measured = {}
         self._prepare_packed()
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEvents(self))
@@ -136,6 +138,14 @@ class BaseTrainer(_Base):
         # transformers counts any log line as the one that was due; a callback's own must not replace it.
         still_to_log = self.control.should_log and "loss" not in logs
         super().log(logs, start_time)
+        self.control.should_log = still_to_log
+
+    def log_measured(self, values: dict[str, float]) -> None:
+        """Log what was measured beside training. TRL's own `log` would add its means since the last line to it, and
+        forget them."""
+        self.measured.update(values)
+        still_to_log = self.control.should_log
+        Trainer.log(cast(Any, self), dict(values))
         self.control.should_log = still_to_log
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:

@@ -52,19 +52,8 @@ class Rollouts:
         """
         items = [self.items[int(number)] for number in numbers]
         first = self.process * len(items)
-        episodes = run_episodes(
-            [item.prompt.conversation for item in items],
-            self.renderer,
-            self.engine,
-            limits=self.limits,
-            toolbox=self.toolkit.toolbox if self.toolkit is not None else None,
-            efforts=[item.effort for item in items],
-            temperature=self.temperature,
-            seed=[sample_seed(self.seed, step, first + place) for place in range(len(items))],
-            follow_ups=[item.follow_ups for item in items],
-        )
-        outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
-        scores = [self.rewards.score(outcome) for outcome in outcomes]
+        seeds = [sample_seed(self.seed, step, first + place) for place in range(len(items))]
+        episodes, outcomes, scores = self._sampled(items, seeds)
         found = zip(items, episodes, outcomes, scores, strict=True)
         # Collective: TRL asks every process for as many rollouts of a step.
         rows = self.gather([{"step": step, **self._row(*each)} for each in found])
@@ -80,6 +69,33 @@ class Rollouts:
             "logprobs": _logprobs(episodes),  # pyright: ignore[reportReturnType]
             SCORES: scores,
         }
+
+    def tried(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """One rollout of each item as it is kept, with `reward`, the weighted sum. Every process samples a part,
+        all get all. The seeds are the same at every step, so that two steps differ by their weights alone."""
+        count = max(1, len(self.gather([self.process])))
+        mine = list(range(self.process, len(items), count))
+        seeds = [sample_seed(self.seed, "held-out", items[n].prompt.id, items[n].effort, items[n].turn) for n in mine]
+        episodes, outcomes, scores = self._sampled([items[n] for n in mine], seeds)
+        found = zip([items[n] for n in mine], episodes, outcomes, scores, strict=True)
+        return self.gather([{**self._row(*each), "reward": self.rewards.total(each[3])} for each in found])
+
+    def _sampled(
+        self, items: Sequence[Item], seeds: list[int]
+    ) -> tuple[list[Episode], list[Outcome], list[list[float]]]:
+        episodes = run_episodes(
+            [item.prompt.conversation for item in items],
+            self.renderer,
+            self.engine,
+            limits=self.limits,
+            toolbox=self.toolkit.toolbox if self.toolkit is not None else None,
+            efforts=[item.effort for item in items],
+            temperature=self.temperature,
+            seed=seeds,
+            follow_ups=[item.follow_ups for item in items],
+        )
+        outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
+        return episodes, outcomes, [self.rewards.score(outcome) for outcome in outcomes]
 
     def _row(self, item: Item, episode: Episode, outcome: Outcome, scores: list[float]) -> dict[str, Any]:
         """A rollout as it is kept and counted."""
