@@ -247,7 +247,7 @@ class GrpoRun(RunSettings):
     grpo: GrpoSettings = GrpoSettings()
     """Groups and the loss."""
 
-    train: TrainSettings = TrainSettings(learning_rate=1e-5)
+    train: TrainSettings = TrainSettings(learning_rate=1e-5, no_learning_steps=20)
     """The loop; `batch_rows` counts rollouts, and `batch_rows` times `accumulation` are those of one step."""
 
     eval: EvalSettings = EvalSettings()

@@ -64,6 +64,13 @@ class TrainSettings(Settings):
     router_aux_loss_coef: NotNegative = 0.0
     """Weight of the router's load-balancing loss. The released configuration has 0.9, which swamps the loss."""
 
+    on_no_learning: Literal["stop", "warn"] = "stop"
+    """What follows where nothing is learned: `no_learning_steps` steps in a row without a gradient, or with a loss that
+    fell back to that of a guess. `warn` goes on; the command then ends with an error if it is still so."""
+
+    no_learning_steps: Count = 5
+    """Steps without learning after which that is clear."""
+
     checkpoint_every: Count | None = None
     """Steps between checkpoints; null writes only the last one, and one on SIGTERM."""
 

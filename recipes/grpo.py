@@ -20,6 +20,7 @@ from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
 from counterpoint.train.loop.teacher import load_teacher
 from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import device_of, load_vocabulary_of
+from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.run.world import process_number, rows_per_step
 from counterpoint.train.sampling.engines import Engine
@@ -62,7 +63,8 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             None if toolkit.empty else toolkit,
             session.path / "rollouts.jsonl" if session.folder is not None else None,
             process_number(),
-            gather_object,  # of every process, once its part of a step's rollouts is sampled
+            gather=gather_object,  # of every process, once its part of a step's rollouts is sampled
+            seen=FirstSight(session.warn),
         )
         trainer = make_trainer(settings, session, prepared, rollouts)
         if held_out:

@@ -87,6 +87,7 @@ def train_to_end(
 
     n_bad: rows, trained or held out, that could not be used. RunError where a threshold of the evaluation ended it.
     """
+    trainer.warn = session.warn
     hook = add_measurements(settings, session, prepared, trainer)
     steps, checkpoint = prepared.steps, session.checkpoint
     going_on = f", going on from step {checkpoint.step}" if checkpoint else ""
@@ -98,8 +99,11 @@ def train_to_end(
     result = session.path / ("adapter" if settings.lora.enabled else "model")
     trainer.save_final(result)
     session.ended("finished", step=steps)
+    trouble = trainer.learning.trouble()
     if session.folder is not None:
-        report(session, prepared.loaded, result, n_bad)
+        report(session, prepared.loaded, result, n_bad, learned=trouble is None)
+    if trouble is not None:
+        raise RunError(f"{session.path}: {trouble}: nothing was learned; {trainer.no_learning_advice}")
     return 0
 
 
@@ -151,7 +155,7 @@ def ended_early(settings: TrainingRun, session: Session, trainer: BaseTrainer, h
     return trainer.stop.exit_code or 143
 
 
-def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int) -> None:
+def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int, learned: bool = True) -> None:
     """Write the page; say where everything is, what to type next, and how well the channels are kept."""
     files = [str(session.path / name) for name in (BAD_ROWS, BAD_HELD_OUT) if (session.path / name).is_file()]
     if n_bad:
@@ -160,6 +164,8 @@ def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int) -> N
     if points:
         write_report(session.path, run_report(session.path), loaded.vocabulary)
         session.say(f"report      {session.path / PAGE}")
-    session.say(f"{result.name:<11} {result}\nnext        counterpoint evaluate {session.path}")
+    session.say(f"{result.name:<11} {result}")
+    if learned:
+        session.say(f"next        counterpoint evaluate {session.path}")
     if verdict := channel_verdict(points):
         session.say(verdict)

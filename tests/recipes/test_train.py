@@ -174,6 +174,28 @@ def test_the_right_cause_where_nothing_trains(train: Train, settings: tuple[str,
     assert f"rows.jsonl: {told}" in err
 
 
+HOT = (
+    "lora.enabled=false", "model.init=pretrained", "train.learning_rate=1e6", "train.warmup_steps=0",
+    "train.max_grad_norm=1e9", "train.schedule=constant", "train.steps=12", "eval.at_start=false", "eval.at_end=false",
+    "eval.every=null",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", ["stop", "warn"])
+def test_a_run_that_learns_nothing_says_so(train: Train, policy: str) -> None:
+    out, err = train(*HOT, f"train.on_no_learning={policy}", "train.no_learning_steps=4", code=1)
+    dead = r"(the gradient was 0 in the last \d+ steps at a rate above 0|the loss was that of a guess .* steps)"
+    (run,) = train.runs
+    if policy == "stop":
+        assert re.match(rf"step \d+: {dead}: nothing is learned; lower train.learning_rate", err)
+        assert not (run / "model").exists()
+    else:
+        assert re.search(rf"warning: step \d+: {dead}: nothing is learned", out)
+        assert re.match(rf"runs/{run.name}: {dead}: nothing was learned; lower train.learning_rate", err)
+        assert (run / "model").exists()
+    assert "next  " not in out
+
+
 def break_off(monkeypatch: pytest.MonkeyPatch, step: int, raised: BaseException) -> None:
     """The run ends in the forward pass of the step after `step`."""
     real = CounterpointTrainer.nll

@@ -34,7 +34,9 @@ FREE_SETTINGS = (
     "train.device",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.no_learning_steps",
     "train.on_loss_spike",
+    "train.on_no_learning",
     "train.threads",
 )
 # Settings that a run may change on its way where the user says so (--overwrite): what the loop reads anew in every

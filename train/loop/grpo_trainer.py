@@ -44,6 +44,8 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
     advantage.
     """
 
+    no_learning_advice = "the rewards of no group differed: see rollouts.jsonl, raise grpo.group or vary the prompts"
+
     def __init__(
         self,
         loaded: LoadedModel,

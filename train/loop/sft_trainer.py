@@ -170,6 +170,7 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         loss, trained, total, stops = self.accelerator.reduce(local, "sum").tolist()  # pyright: ignore
         self.stop_agreed = self.stop_agreed or stops > 0
         self._check_loss(model, loss, norm)
+        self.step_loss = loss
         self.meter.add_step(loss, int(trained), int(total), self.clock.seconds())
         self._forget_step()
 

@@ -35,6 +35,8 @@ class LoopSettings:
     spike_factor: float = 4.0
     router_aux_loss_coef: float = 0.0
     lean_loss: bool = True
+    stop_without_learning: bool = True
+    no_learning_steps: int = 5
 
 
 def total_steps(settings: SftRun, n_rows: int, processes: int | None = None) -> int:
@@ -56,6 +58,8 @@ def loop_settings(settings: TrainingRun, run_folder: Path) -> LoopSettings:
         checkpoints=run_folder / "checkpoints",
         keep=train.keep_checkpoints,
         router_aux_loss_coef=train.router_aux_loss_coef,
+        stop_without_learning=train.on_no_learning == "stop",
+        no_learning_steps=train.no_learning_steps,
     )
     if not isinstance(settings, SftRun):
         return common
