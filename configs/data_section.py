@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date as calendar_date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from counterpoint.configs.base import (
     Count,
@@ -90,6 +90,17 @@ class SourceSettings(Settings):
     """Number of rows to read from the start of the file; null reads all."""
 
 
+class HeldOutSourceSettings(SourceSettings):
+    """One file of held-out data."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    """Name of the set that the file belongs to: letters, digits and hyphens. Each set's loss is reported as
+    `valid_NAME_loss`, beside `valid_loss` of all of them."""
+
+
+HeldOutSource = Annotated[
+    HeldOutSourceSettings, BeforeValidator(_source_of_path, json_schema_input_type=str | HeldOutSourceSettings)
+]
 Source = Annotated[SourceSettings, BeforeValidator(_source_of_path, json_schema_input_type=str | SourceSettings)]
 
 
@@ -255,20 +266,44 @@ class ConversionSettings(SchemaSettings):
     `functions`."""
 
 
-class DataSettings(RenderSettings, ConversionSettings):
-    """Which rows are trained, how they are rendered, and how they are laid out in rows of tokens."""
+class QuestionSettings(OpeningSettings, ConversionSettings):
+    """Rows whose questions are asked, and how they are rendered."""
+
+    train: Annotated[tuple[Source, ...], NotEmpty, OneOrMany]
+    """The rows: one or several files, each a path or `{path, format, weight, rows}`."""
+
+
+class ReadSettings(RenderSettings, ConversionSettings):
+    """What every recipe that learns from rows has: which are trained, which are held out, and how they are rendered."""
 
     train: Annotated[tuple[Source, ...], NotEmpty, OneOrMany]
     """Training data: one or several files, each a path or `{path, format, weight, rows}`."""
 
-    valid: Annotated[tuple[Source, ...], OneOrMany] = ()
-    """Held-out data, of which only the loss is measured; empty for none."""
+    valid: Annotated[tuple[HeldOutSource, ...], OneOrMany] = ()
+    """Held-out data, of which only the loss is measured, every `eval.every` steps and after the last; empty for none.
+    A `name` beside `path` makes a set of its own."""
 
     max_tokens: Count = 8192
-    """Longest conversation, in tokens of its layout."""
+    """Longest conversation, in tokens of its layout; of a pair, the longer side with its prompt."""
 
     too_long: Literal["drop", "error"] = "drop"
-    """Longer conversations: left out and counted, or the run stops before it starts."""
+    """Longer ones: left out and counted, or the run stops before it starts."""
+
+    shuffle: bool = True
+    """Draw a new order of rows for every epoch from the seed."""
+
+    bad_rows_limit: Share = 0.05
+    """Share of rows that may be quarantined before the run stops, of the training data and of the held-out data."""
+
+    @property
+    def valid_sets(self) -> dict[str, tuple[HeldOutSourceSettings, ...]]:
+        """Held-out sources by the name of their set, in their order; "" holds those without a name."""
+        names = dict.fromkeys(source.name or "" for source in self.valid)
+        return {name: tuple(source for source in self.valid if (source.name or "") == name) for name in names}
+
+
+class DataSettings(ReadSettings):
+    """Which rows are trained, how they are rendered, and how they are laid out in rows of tokens."""
 
     pack_tokens: Count | None = None
     """Tokens per row when several conversations are packed into one, without attending to each other; null gives each
@@ -276,12 +311,6 @@ class DataSettings(RenderSettings, ConversionSettings):
 
     tree: bool = True
     """All turns of a conversation in one pass over its tokens; false makes one row of each turn."""
-
-    shuffle: bool = True
-    """Draw a new order of rows for every epoch from the seed."""
-
-    bad_rows_limit: Share = 0.05
-    """Share of rows that may be quarantined before the run stops."""
 
     @model_validator(mode="after")
     def _checks(self) -> DataSettings:
@@ -292,4 +321,18 @@ class DataSettings(RenderSettings, ConversionSettings):
             )
         if self.train_on == "final" and not self.weights.final:
             raise ValueError("`train_on: final` with `weights.final: 0` trains nothing: change one of them")
+        return self
+
+
+class PairSettings(ReadSettings):
+    """Which rows become pairs or rated completions, and how they are rendered."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> PairSettings:
+        parts = {name: getattr(self.weights, name) for name in type(self.weights).model_fields}
+        if shared := [name for name, weight in parts.items() if weight not in (0, 1)]:
+            raise ValueError(
+                f"`weights.{shared[0]}` is {parts[shared[0]]:g}, and a token of a pair is compared or it is not: "
+                "use 1 or 0"
+            )
         return self

@@ -47,6 +47,7 @@ def load_run(
         document, name = read_with_extends(path, where), path.stem
         if path.name == RECORDED and (path.parent / "run.json").is_file():
             _keep_first_form(document)
+            _drop_retired(document)
     if values:
         document = _merged(document, Document(dict(values), _places(values, ())))
     for override in overrides:
@@ -61,6 +62,25 @@ def _keep_first_form(document: Document) -> None:
     data = document.value.get("data")
     if isinstance(data, dict) and "serving" not in data:
         data["serving"] = "counterpoint_0_1"
+
+
+_RETIRED = {
+    "dpo": "data.pack_tokens data.tree model.loss train.on_loss_spike train.spike_factor",
+    "grpo": "model.loss train.on_loss_spike train.spike_factor",
+    "distill": (
+        "model.loss tracking data.valid data.max_tokens data.too_long data.pack_tokens data.tree data.shuffle "
+        "data.bad_rows_limit data.effort_buckets data.missing_thinking data.train_on data.weights data.call_style"
+    ),
+}
+"""Settings that recorded runs have and that never did anything in them."""
+
+
+def _drop_retired(document: Document) -> None:
+    for name in _RETIRED.get(str(document.value.get("recipe")), "").split():
+        section, _, key = name.partition(".")
+        inside = document.value if not key else document.value.get(section)
+        if isinstance(inside, dict):
+            inside.pop(key or section, None)
 
 
 def _places(value: Any, path: Key) -> dict[Key, str]:

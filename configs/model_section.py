@@ -39,9 +39,6 @@ class ModelSettings(Settings):
     norms: Implementation = "lean"
     """RMS norms: `lean` keeps their inputs as they are, `reference` is transformers', which keeps float32 copies."""
 
-    loss: Implementation = "lean"
-    """Loss over the vocabulary: `lean` in chunks over weighted positions only, `reference` with all logits."""
-
     @model_validator(mode="after")
     def _checks(self) -> ModelSettings:
         if self.name == EMBEDDED_MODEL and self.revision is not None:
@@ -51,6 +48,13 @@ class ModelSettings(Settings):
         if self.base == "mxfp4" and self.name == EMBEDDED_MODEL:
             raise ValueError("`base: mxfp4` reads an original checkpoint, which `name: tiny` is not: use `base: bf16`")
         return self
+
+
+class SupervisedModelSettings(ModelSettings):
+    """Which gpt-oss is trained, on which implementation, and how its loss is formed."""
+
+    loss: Implementation = "lean"
+    """Loss over the vocabulary: `lean` in chunks over weighted positions only, `reference` with all logits."""
 
 
 class LoraSettings(Settings):

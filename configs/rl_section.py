@@ -23,13 +23,24 @@ from counterpoint.configs.data_section import OpeningSettings
 from counterpoint.configs.eval_section import ServerSettings, TaskSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
 
+_SET_ELSEWHERE = {
+    "samples": "grpo.group",
+    "temperature": "rollout.temperature",
+    "max_new_tokens": "rollout.action_tokens",
+    "efforts": "grpo.efforts",
+}
+
 
 class PromptSettings(OpeningSettings):
     """The prompts that are sampled, and how they are rendered."""
 
     train: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], NotEmpty, OneOrMany]
     """Where prompts and their truth come from: files, reasoning-gym generators, arithmetic, as tasks of an evaluation.
-    Their `samples`, `temperature` and `max_new_tokens` are ignored here."""
+    How often they are sampled and how is set by `grpo` and `rollout`."""
+
+    valid: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], OneOrMany] = ()
+    """Held-out prompts, of which only the rewards are measured, every `eval.every` steps and after the last; empty for
+    none."""
 
     serving: Literal["sampled", "counterpoint_0_1"] = "sampled"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Rollouts continue the ids that were sampled, so `sampled` is the form of their prompts."""
@@ -39,6 +50,14 @@ class PromptSettings(OpeningSettings):
 
     shuffle: bool = True
     """Draw a new order of prompts for every pass from the seed."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> PromptSettings:
+        for task in (*self.train, *self.valid):
+            for name, owner in _SET_ELSEWHERE.items():
+                if getattr(task, name) is not None:
+                    raise ValueError(f"`{name}` of a task is for evaluations: leave it out, and set `{owner}`")
+        return self
 
 
 class RolloutSettings(Settings):

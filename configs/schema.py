@@ -4,8 +4,8 @@
     SftRun        sections model, lora, data, train, eval, tracking, launch
     DpoRun        the same, and dpo
     GrpoRun       the same, and grpo, rollout, rewards, tools
-    DistillRun    sections model, data, distill, tracking
-    EvaluateRun   sections model, eval, tracking
+    DistillRun    sections model, data, distill
+    EvaluateRun   sections model, eval
 
 The docstring under a field is its documentation and the JSON schema's description (`counterpoint configs schema sft`).
 """
@@ -22,7 +22,11 @@ from counterpoint.configs.data_section import (
     ChannelWeights,
     ConversionSettings,
     DataSettings,
+    HeldOutSourceSettings,
     OpeningSettings,
+    PairSettings,
+    QuestionSettings,
+    ReadSettings,
     RenderSettings,
     SchemaSettings,
     ServedSettings,
@@ -37,7 +41,7 @@ from counterpoint.configs.eval_section import (
     TaskSettings,
     VllmSettings,
 )
-from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings
+from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings, SupervisedModelSettings
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.configs.rl_section import (
@@ -47,7 +51,7 @@ from counterpoint.configs.rl_section import (
     TeacherSettings,
     ToolSettings,
 )
-from counterpoint.configs.train_section import LaunchSettings, TrackingSettings, TrainSettings
+from counterpoint.configs.train_section import LaunchSettings, SupervisedTrainSettings, TrackingSettings, TrainSettings
 
 __all__ = [
     "RECIPES",
@@ -63,11 +67,15 @@ __all__ = [
     "EvaluateRun",
     "GrpoRun",
     "GrpoSettings",
+    "HeldOutSourceSettings",
     "LaunchSettings",
     "LoraSettings",
     "ModelSettings",
     "OpeningSettings",
+    "PairSettings",
     "PromptSettings",
+    "QuestionSettings",
+    "ReadSettings",
     "RenderSettings",
     "RewardSettings",
     "RolloutSettings",
@@ -80,6 +88,8 @@ __all__ = [
     "SftRun",
     "SourceSettings",
     "SuiteSettings",
+    "SupervisedModelSettings",
+    "SupervisedTrainSettings",
     "TaskSettings",
     "TeacherSettings",
     "ToolSettings",
@@ -135,9 +145,6 @@ class RunSettings(Settings):
     model: ModelSettings = ModelSettings()
     """The model."""
 
-    tracking: TrackingSettings = TrackingSettings()
-    """Weights & Biases."""
-
 
 class SftRun(RunSettings):
     """Supervised fine-tuning on conversations, on all channels."""
@@ -145,13 +152,19 @@ class SftRun(RunSettings):
     recipe: Literal["sft"]
     """What the run does: the first line of a run file."""
 
+    model: SupervisedModelSettings = SupervisedModelSettings()
+    """The model."""
+
+    tracking: TrackingSettings = TrackingSettings()
+    """Weights & Biases."""
+
     lora: LoraSettings = LoraSettings()
     """Adapters, or full fine-tuning."""
 
     data: DataSettings
     """The conversations."""
 
-    train: TrainSettings = TrainSettings()
+    train: SupervisedTrainSettings = SupervisedTrainSettings()
     """The loop."""
 
     eval: EvalSettings = EvalSettings()
@@ -177,10 +190,13 @@ class DpoRun(RunSettings):
     recipe: Literal["dpo"]
     """What the run does: the first line of a run file."""
 
+    tracking: TrackingSettings = TrackingSettings()
+    """Weights & Biases."""
+
     lora: LoraSettings = LoraSettings()
     """Adapters, or full fine-tuning."""
 
-    data: DataSettings
+    data: PairSettings
     """The pairs, rows with a `label`, or conversations of which pairs are made."""
 
     dpo: DpoSettings = DpoSettings()
@@ -210,6 +226,9 @@ class GrpoRun(RunSettings):
     recipe: Literal["grpo"]
     """What the run does: the first line of a run file."""
 
+    tracking: TrackingSettings = TrackingSettings()
+    """Weights & Biases."""
+
     lora: LoraSettings = LoraSettings()
     """Adapters, or full fine-tuning."""
 
@@ -228,7 +247,7 @@ class GrpoRun(RunSettings):
     grpo: GrpoSettings = GrpoSettings()
     """Groups and the loss."""
 
-    train: TrainSettings = TrainSettings(learning_rate=1e-5)
+    train: TrainSettings = TrainSettings(learning_rate=1e-5, no_learning_steps=20)
     """The loop; `batch_rows` counts rollouts, and `batch_rows` times `accumulation` are those of one step."""
 
     eval: EvalSettings = EvalSettings()
@@ -286,7 +305,7 @@ class DistillRun(RunSettings):
     recipe: Literal["distill"]
     """What the run does: the first line of a run file."""
 
-    data: DataSettings
+    data: QuestionSettings
     """The rows: conversations that end in an answer without reasoning, or questions with an `answer`."""
 
     distill: DistillSettings = DistillSettings()
@@ -341,6 +360,6 @@ def json_schema(recipe: str) -> dict[str, Any]:
     }
     # What a run file must hold may as well come from the one it extends.
     schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
-    for section in ("DataSettings", "PromptSettings"):
+    for section in ("DataSettings", "PairSettings", "PromptSettings", "QuestionSettings"):
         schema["$defs"].get(section, {}).pop("required", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -21,7 +21,7 @@ from counterpoint.configs.base import (
 
 
 class TrainSettings(Settings):
-    """Steps, optimizer, checkpoints, and what happens when the loss goes wrong."""
+    """Steps, optimizer, checkpoints."""
 
     epochs: Positive = 1.0
     """Passes over the data; fractions are allowed. Not used where `steps` is given."""
@@ -64,12 +64,12 @@ class TrainSettings(Settings):
     router_aux_loss_coef: NotNegative = 0.0
     """Weight of the router's load-balancing loss. The released configuration has 0.9, which swamps the loss."""
 
-    on_loss_spike: Literal["warn", "skip", "stop"] = "warn"
-    """What follows a loss far above its recent mean: a warning, a step without update, or the end of the run. A loss
-    or gradient that is not finite always stops the run before the step."""
+    on_no_learning: Literal["stop", "warn"] = "stop"
+    """What follows where nothing is learned: `no_learning_steps` steps in a row without a gradient, or with a loss that
+    fell back to that of a guess. `warn` goes on; the command then ends with an error if it is still so."""
 
-    spike_factor: Annotated[float, Field(gt=1)] = 4.0
-    """A loss above this multiple of its recent mean is a spike."""
+    no_learning_steps: Count = 5
+    """Steps without learning after which that is clear."""
 
     checkpoint_every: Count | None = None
     """Steps between checkpoints; null writes only the last one, and one on SIGTERM."""
@@ -85,6 +85,17 @@ class TrainSettings(Settings):
 
     threads: Count | None = None
     """CPU threads of torch; null keeps torch's default."""
+
+
+class SupervisedTrainSettings(TrainSettings):
+    """The loop, and what happens when the loss jumps."""
+
+    on_loss_spike: Literal["warn", "skip", "stop"] = "warn"
+    """What follows a loss far above its recent mean: a warning, a step without update, or the end of the run. A loss
+    or gradient that is not finite always stops the run before the step."""
+
+    spike_factor: Annotated[float, Field(gt=1)] = 4.0
+    """A loss above this multiple of its recent mean is a spike."""
 
 
 class TrackingSettings(Settings):

@@ -6,12 +6,22 @@ Reads top to bottom: folder and lock, pairs, model, trainer, training with its r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.configs.schema import DpoRun
+from counterpoint.configs.schema import DpoRun, SourceSettings
 from counterpoint.data.dataset.pairs import PairData, build_pairs, build_rated
-from counterpoint.recipes.steps import BAD_ROWS, Prepared, prepare, train_to_end
+from counterpoint.recipes.steps import (
+    BAD_HELD_OUT,
+    BAD_ROWS,
+    Prepared,
+    add_held_out,
+    bad_rows_file,
+    prepare,
+    train_to_end,
+)
 from counterpoint.train.loop.callbacks import AttachmentProof
+from counterpoint.train.loop.held_out import held_out_pairs
 from counterpoint.train.loop.preference_trainers import PreferenceTrainer, RatedTrainer
 from counterpoint.train.loop.rl_arguments import dpo_arguments, kto_arguments, steps_of
 from counterpoint.train.loop.training_arguments import loop_settings
@@ -24,27 +34,37 @@ from counterpoint.train.scoring.prompts import load_prompts
 def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Train as `settings` say; arguments and exit codes as of `recipes.sft.run`."""
     with open_session(settings, resume, overwrite) as session:
-        pairs = read_pairs(settings, session)
+        pairs = read_pairs(settings, session, settings.data.train, BAD_ROWS)
+        held_out = {
+            name: read_pairs(settings, session, sources, BAD_HELD_OUT, f"held-out{f' {name}' if name else ''}: ")
+            for name, sources in settings.data.valid_sets.items()
+        }
         steps = steps_of(settings, len(pairs.pairs), rows_per_step(settings))
         prompts = load_prompts(settings.eval.prompts, settings.data)
         prepared = prepare(settings, session, pairs.fingerprint, steps, prompts)
         trainer = make_trainer(settings, session, prepared, pairs)
-        return train_to_end(settings, session, prepared, trainer)
+        if held_out:
+            sets = {name: found.pairs for name, found in held_out.items()}
+            add_held_out(settings, session, trainer, lambda: held_out_pairs(trainer, sets))
+        n_bad = sum(found.report.n_bad for found in (pairs, *held_out.values()))
+        return train_to_end(settings, session, prepared, trainer, n_bad)
 
 
-def read_pairs(settings: DpoRun, session: Session) -> PairData[Any]:
-    """The pairs or rated completions; bad rows go to `bad_rows.jsonl` in the run folder, counts to the terminal."""
+def read_pairs(
+    settings: DpoRun, session: Session, sources: Sequence[SourceSettings], bad_rows: str, where: str = ""
+) -> PairData[Any]:
+    """The pairs or rated completions; bad rows go to the file `bad_rows` in the run folder, counts to the terminal."""
     build: Any = build_rated if settings.dpo.rated else build_pairs
     found = build(
-        settings.data.train,
+        sources,
         settings.data,
         settings.dpo,
         load_vocabulary_of(settings.model),
         seed=settings.seed,
-        quarantine=session.path / BAD_ROWS if session.folder is not None else None,
+        quarantine=bad_rows_file(session, bad_rows),
     )
     for line in found.lines():
-        session.say(line)
+        session.say(where + line)
     return found
 
 

@@ -9,8 +9,8 @@ from accelerate.utils import gather_object
 
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.recipes.grpo_prompts import fingerprint, read_items
-from counterpoint.recipes.steps import Prepared, prepare, train_to_end
+from counterpoint.recipes.grpo_prompts import fingerprint, read_held_out, read_items
+from counterpoint.recipes.steps import Prepared, add_held_out, prepare, train_to_end
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.callbacks import AttachmentProof
@@ -20,6 +20,7 @@ from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
 from counterpoint.train.loop.teacher import load_teacher
 from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import device_of, load_vocabulary_of
+from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.run.world import process_number, rows_per_step
 from counterpoint.train.sampling.engines import Engine
@@ -42,6 +43,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
         groups = rows_per_step(settings) // settings.grpo.group
         items = read_items(settings, session, renderer, toolkit, rewards, groups)
+        held_out = read_held_out(settings, session, renderer, toolkit, rewards)
         check_engine(settings)
         steps = steps_of(settings, len(items), groups)
         prompts = load_prompts(settings.eval.prompts)
@@ -61,9 +63,12 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             None if toolkit.empty else toolkit,
             session.path / "rollouts.jsonl" if session.folder is not None else None,
             process_number(),
-            gather_object,  # of every process, once its part of a step's rollouts is sampled
+            gather=gather_object,  # of every process, once its part of a step's rollouts is sampled
+            seen=FirstSight(session.warn),
         )
         trainer = make_trainer(settings, session, prepared, rollouts)
+        if held_out:
+            add_held_out(settings, session, trainer, lambda: trainer.held_out(held_out))
         return train_to_end(settings, session, prepared, trainer)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from counterpoint.configs.errors import ConfigError, DataError
-from counterpoint.configs.eval_section import SuiteSettings
+from counterpoint.configs.eval_section import SuiteSettings, TaskSettings
 from counterpoint.configs.schema import GrpoRun, PromptSettings
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.toolkit import Toolkit
@@ -22,7 +23,7 @@ def read_items(
     settings: GrpoRun, session: Session, renderer: Renderer, toolkit: Toolkit, rewards: Rewards, groups: int
 ) -> list[Item]:
     """Each turn of each prompt at its efforts. groups: sampled in one step; ConfigError for fewer items than that."""
-    prompts = read_prompts(settings.data, renderer, toolkit)
+    prompts = read_prompts(settings.data.train, settings.data, renderer, toolkit)
     items = items_of(prompts, renderer, settings.grpo.efforts)
     check_rewards(rewards, items, session)
     session.say(f"{len(prompts)} prompts, {groups} groups of {settings.grpo.group} a step")
@@ -34,10 +35,25 @@ def read_items(
     return items
 
 
-def read_prompts(data: PromptSettings, renderer: Renderer, toolkit: Toolkit | None = None) -> list[EvalPrompt]:
+def read_held_out(
+    settings: GrpoRun, session: Session, renderer: Renderer, toolkit: Toolkit, rewards: Rewards
+) -> dict[str, list[Item]]:
+    """The items of `data.valid`, by task."""
+    if not settings.data.valid:
+        return {}
+    prompts = read_prompts(settings.data.valid, settings.data, renderer, toolkit)
+    check_rewards(rewards, items_of(prompts, renderer), session)
+    session.say(f"held-out: {len(prompts)} prompts")
+    by_task = {prompt.task: [other for other in prompts if other.task == prompt.task] for prompt in prompts}
+    return {task: items_of(found, renderer, settings.grpo.efforts) for task, found in by_task.items()}
+
+
+def read_prompts(
+    tasks: Sequence[TaskSettings], data: PromptSettings, renderer: Renderer, toolkit: Toolkit | None = None
+) -> list[EvalPrompt]:
     """The prompts of all tasks with their truth, the tools declared. DataError for one that is too long."""
     prompts: list[EvalPrompt] = []
-    for task in build_tasks(SuiteSettings(tasks=data.train)):
+    for task in build_tasks(SuiteSettings(tasks=tuple(tasks))):
         for prompt in task.prompts:
             if toolkit is not None and not toolkit.empty and prompt.conversation.opening_ids is None:
                 prompt = replace(prompt, conversation=toolkit.declared(prompt.conversation))

@@ -24,13 +24,14 @@ from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.callbacks import RunLog
+from counterpoint.train.loop.held_out import HeldOut, Measure
 from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
 from counterpoint.train.run.session import Session
 from counterpoint.train.run.world import process_number, rows_per_step, world_size
 from counterpoint.train.scoring.prompts import EvalPrompt
 
-BAD_ROWS = "bad_rows.jsonl"
+BAD_ROWS, BAD_HELD_OUT = "bad_rows.jsonl", "bad_held_out_rows.jsonl"
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ def prepare(
 
     fingerprint: of the training data. Tracking begins here.
     """
-    identity = Identity(plain(settings), fingerprint, rows_per_step(settings))
+    base = session.pinned(settings.model)
+    identity = Identity(plain(settings), fingerprint, rows_per_step(settings), base)
     session.began(settings, identity, steps)
     set_seed(settings.seed)
-    loaded = load_trainable(settings)
+    loaded = load_trainable(settings, base["revision"])
     table = attachment_table(loaded.model)
     session.say(f"model {loaded.source}, prompts as data.serving: {settings.data.serving}\n{table.text()}")
     session.begins_tracking(settings)
@@ -65,11 +67,14 @@ def prepare(
     return Prepared(loaded, identity, steps, prompts)
 
 
-def load_trainable(settings: TrainingRun) -> LoadedModel:
-    """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation."""
+def load_trainable(settings: TrainingRun, revision: str | None = None) -> LoadedModel:
+    """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation.
+
+    revision: the commit that a Hugging Face name is pinned to.
+    """
     device = device_of(settings.train.device)
     prepare_optimizer(settings.train.optimizer, device.type)
-    loaded = load_model(settings.model, device)
+    loaded = load_model(settings.model.model_copy(update={"revision": revision or settings.model.revision}), device)
     if settings.lora.enabled:
         loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
     use_implementations(loaded.model, settings.model, settings.train.activation_checkpointing == "experts")
@@ -81,8 +86,9 @@ def train_to_end(
 ) -> int:
     """Train, save the result, write the report. The exit code: 143 or 130 where a signal ended it before its last step.
 
-    n_bad: training rows that could not be used. RunError where a threshold of the evaluation ended the run.
+    n_bad: rows, trained or held out, that could not be used. RunError where a threshold of the evaluation ended it.
     """
+    trainer.warn = session.warn
     hook = add_measurements(settings, session, prepared, trainer)
     steps, checkpoint = prepared.steps, session.checkpoint
     going_on = f", going on from step {checkpoint.step}" if checkpoint else ""
@@ -94,9 +100,22 @@ def train_to_end(
     result = session.path / ("adapter" if settings.lora.enabled else "model")
     trainer.save_final(result)
     session.ended("finished", step=steps)
+    trouble = trainer.learning.trouble()
     if session.folder is not None:
-        report(session, prepared.loaded, result, n_bad)
+        report(session, prepared.loaded, result, n_bad, learned=trouble is None)
+    if trouble is not None:
+        raise RunError(f"{session.path}: {trouble}: nothing was learned; {trainer.no_learning_advice}")
     return 0
+
+
+def bad_rows_file(session: Session, name: str) -> Path | None:
+    """Where rows that cannot be used are written; None in a process that writes nothing."""
+    return session.path / name if session.folder is not None else None
+
+
+def add_held_out(settings: TrainingRun, session: Session, trainer: BaseTrainer, measure: Measure) -> None:
+    """Have held-out data measured at the steps of the evaluation."""
+    trainer.add_callback(HeldOut(trainer, measure, settings.eval.every, settings.eval.at_start, session.say))
 
 
 def add_measurements(settings: TrainingRun, session: Session, prepared: Prepared, trainer: BaseTrainer) -> ChannelEval:
@@ -138,14 +157,17 @@ def ended_early(settings: TrainingRun, session: Session, trainer: BaseTrainer, h
     return trainer.stop.exit_code or 143
 
 
-def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int) -> None:
+def report(session: Session, loaded: LoadedModel, result: Path, n_bad: int, learned: bool = True) -> None:
     """Write the page; say where everything is, what to type next, and how well the channels are kept."""
+    files = [str(session.path / name) for name in (BAD_ROWS, BAD_HELD_OUT) if (session.path / name).is_file()]
     if n_bad:
-        session.warn(f"{n_bad} bad rows were quarantined: see {session.path / BAD_ROWS}")
+        session.warn(f"{n_bad} bad rows were quarantined: see {' and '.join(files)}")
     points = read_points(session.path / "eval")
     if points:
         write_report(session.path, run_report(session.path), loaded.vocabulary)
         session.say(f"report      {session.path / PAGE}")
-    session.say(f"{result.name:<11} {result}\nnext        counterpoint evaluate {session.path}")
+    session.say(f"{result.name:<11} {result}")
+    if learned:
+        session.say(f"next        counterpoint evaluate {session.path}")
     if verdict := channel_verdict(points):
         session.say(verdict)

@@ -19,7 +19,7 @@ import numpy as np
 
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.configs.preference_section import DpoSettings
-from counterpoint.configs.schema import DataSettings, SourceSettings
+from counterpoint.configs.schema import ReadSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import pair_lines
@@ -100,7 +100,7 @@ class PairData(Generic[T]):
 
 def build_pairs(
     sources: Sequence[SourceSettings],
-    data: DataSettings,
+    data: ReadSettings,
     dpo: DpoSettings,
     vocabulary: Vocabulary,
     *,
@@ -120,7 +120,7 @@ def build_pairs(
 
 def build_rated(
     sources: Sequence[SourceSettings],
-    data: DataSettings,
+    data: ReadSettings,
     dpo: DpoSettings,
     vocabulary: Vocabulary,
     *,
@@ -138,7 +138,7 @@ def build_rated(
 def _read(
     found: PairData[T],
     sources: Sequence[SourceSettings],
-    data: DataSettings,
+    data: ReadSettings,
     made_of: Callable[[Conversation | Preference], Iterator[T]],
     quarantine: Path | None,
 ) -> None:
@@ -282,11 +282,16 @@ def _compared(span: Span, loss_on: str) -> bool:
     return span.part == loss_on or (ends and len(span.ids) == 1 and span.channel == CHANNEL_CODES[loss_on])
 
 
-def _check(found: PairData[T], data: DataSettings, sources: Sequence[SourceSettings]) -> None:
+def _check(found: PairData[T], data: ReadSettings, sources: Sequence[SourceSettings]) -> None:
     where = ", ".join(source.path for source in sources)
     found.report.check_bad_rows(data.bad_rows_limit, where)
     if data.too_long == "error":
         found.report.check_too_long(data.max_tokens, where, found.noun)
+    if found.report.too_long and not found.pairs:
+        raise DataError(
+            f"{where}: all {found.report.too_long} {found.noun}s are longer than data.max_tokens ({data.max_tokens}): "
+            "raise it"
+        )
     if not found.pairs:
         raise DataError(f"{where}: no row makes a {found.noun}: give pairs, or conversations and dpo.negatives")
 

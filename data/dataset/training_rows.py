@@ -129,10 +129,13 @@ def build_training_rows(
 
 
 def write_quarantine(path: Path, rows: Iterable[BadRow]) -> None:
-    """Bad rows with their reason and original bytes, one JSON object a line."""
-    with path.open("wb") as file:
+    """Append bad rows with their reason and original bytes, one JSON object a line; a resumed run writes a row once."""
+    known = set(path.read_bytes().splitlines()) if path.is_file() else set()
+    with path.open("ab") as file:
         for row in rows:
-            file.write(orjson.dumps(row.quarantined()) + b"\n")
+            line = orjson.dumps(row.quarantined())
+            if line not in known:
+                file.write(line + b"\n")
 
 
 def _quarantine(row: BadRow, report: RowCounter, on_bad: OnBad | None) -> None:
@@ -168,8 +171,18 @@ def _check(report: RowCounter, data: DataSettings, sources: Sequence[SourceSetti
     report.check_bad_rows(data.bad_rows_limit, where)
     if data.too_long == "error":
         report.check_too_long(data.max_tokens, where)
-    if not report.examples:
-        raise DataError(f"{where}: no row has an assistant turn to train: check the file with `counterpoint show`")
+    if report.examples:
+        return
+    if report.too_long:
+        raise DataError(
+            f"{where}: all {report.too_long} examples are longer than data.max_tokens ({data.max_tokens}): raise it"
+        )
+    if report.turns:
+        raise DataError(
+            f"{where}: no token of its {report.turns} assistant turns has a loss weight: see data.weights, "
+            "data.train_on and data.missing_thinking"
+        )
+    raise DataError(f"{where}: no row has an assistant turn to train: check the file with `counterpoint show`")
 
 
 def _fingerprint(rows: Iterable[TreeRow]) -> str:

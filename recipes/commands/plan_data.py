@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from counterpoint.configs.errors import NoDataError
@@ -53,6 +53,9 @@ def _supervised(run: SftRun) -> Work:
     taken = min(run.train.batch_rows, len(data.rows))
     targets = sorted((len(row.target_id) for row in data.rows), reverse=True)[:taken]
     batch = Batch(taken, max(len(row) for row in data.rows), sum(targets))
+    vocabulary = load_vocabulary_of(run.model)
+    held_out = [build_training_rows(sources, run.data, vocabulary) for sources in run.data.valid_sets.values()]
+    widths = [len(row) for found in held_out for row in found.rows]
     steps, step_rows = total_steps(run, len(data.rows), _processes(run)), rows_per_step(run, _processes(run))
     mean = sum(len(row) for row in data.rows) / len(data.rows)
     passes = steps * step_rows / len(data.rows)
@@ -62,7 +65,9 @@ def _supervised(run: SftRun) -> Work:
         f"{_counted(len(data.rows), 'row')} of {mean:,.0f} tokens (the longest {batch.width:,}), {step_rows} a step: "
         f"{_counted(steps, 'step')}, {passes:.3g} passes",
         f"{cut:,} examples longer than data.max_tokens ({run.data.max_tokens:,}) left out" if cut else "no row is cut",
+        *_held_out(run, widths, "row", steps),
     ]
+    batch = _with_held_out(batch, widths, run.train.batch_rows)
     return Work(batch, steps, round(steps * step_rows * mean), tuple(lines), data.rows)
 
 
@@ -81,8 +86,15 @@ def _pairs(run: DpoRun) -> Work:
     both = 2 * min(run.train.batch_rows, len(found.pairs))
     width = max(pair.tokens for pair in found.pairs)
     mean = sum(2 * pair.tokens for pair in found.pairs) / len(found.pairs)
+    vocabulary = load_vocabulary_of(run.model)
+    widths = [
+        pair.tokens
+        for sources in run.data.valid_sets.values()
+        for pair in build(sources, run.data, run.dpo, vocabulary, seed=run.seed).pairs
+    ]
     longest = f"the longest side has {width:,} tokens; {per_step} {found.noun}s a step: {_counted(steps, 'step')}"
-    lines = (*found.lines(), longest)
+    lines = (*found.lines(), longest, *_held_out(run, [2 * n for n in widths], found.noun, steps))
+    width = max([width, *widths])
     return Work(Batch(both, width, both * width), steps, round(steps * per_step * mean), lines)
 
 
@@ -96,17 +108,20 @@ def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.train.run.world import rows_per_step
 
     renderer = Renderer(load_vocabulary_of(run.model), run.data)
-    prompts = read_prompts(run.data, renderer)
+    prompts = read_prompts(run.data.train, run.data, renderer)
     items = items_of(prompts, renderer, run.grpo.efforts)
     rollouts = rows_per_step(cast(Any, run), _processes(run))
     steps = steps_of(run, len(items), rollouts // run.grpo.group)
-    longest = max(len(renderer.prompt(item.prompt.conversation, item.effort)) for item in items)
+    held_out = items_of(read_prompts(run.data.valid, run.data, renderer), renderer, run.grpo.efforts)
+    lengths = [len(renderer.prompt(item.prompt.conversation, item.effort)) for item in [*items, *held_out]]
+    longest = max(lengths)
     width = longest + run.rollout.completion_tokens
     lines = [
         f"{len(prompts):,} prompts (the longest {longest:,} tokens), rollouts of up to "
         f"{run.rollout.completion_tokens:,} tokens, {rollouts} a step: {_counted(steps, 'step')}",
         "tokens and time count every rollout at its longest, and once more for its sampling",
     ]
+    lines += _held_out(run, [n + run.rollout.completion_tokens for n in lengths[len(items) :]], "rollout", steps)
     if run.tools != type(run.tools)():
         lines.append("declarations of tools are not counted")
     if run.grpo.teacher is not None:
@@ -115,6 +130,25 @@ def _rollouts(run: GrpoRun) -> Work:
         lines.append("the memory that vLLM takes (rollout.vllm.gpu_memory) is not counted")
     batch = Batch(run.train.batch_rows, width, run.train.batch_rows * run.rollout.completion_tokens)
     return Work(batch, steps, 2 * steps * rollouts * width, tuple(lines))
+
+
+def _held_out(run: TrainingRun, widths: Sequence[int], noun: str, steps: int) -> list[str]:
+    """A line on what is measured beside training, none where nothing is."""
+    if not widths:
+        return []
+    between = (steps - 1) // run.eval.every if run.eval.every else 0
+    times = run.eval.at_start + between + 1
+    return [
+        f"held-out: {_counted(len(widths), noun)} of {sum(widths):,} tokens (the longest {max(widths):,}), measured "
+        f"{_counted(times, 'time')}: {times * sum(widths):,} tokens forward, not in the time below"
+    ]
+
+
+def _with_held_out(batch: Batch, widths: Sequence[int], rows: int) -> Batch:
+    """The larger of both forward passes in each of its sizes; a held-out row may be longer than every trained one."""
+    if not widths:
+        return batch
+    return replace(batch, rows=max(batch.rows, min(rows, len(widths))), width=max(batch.width, *widths))
 
 
 def _counted(count: int, noun: str) -> str:

@@ -94,3 +94,45 @@ def test_rated_completions_take_three_steps_and_a_resume_is_the_same() -> None:
 def test_kto_needs_rows_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "dpo/tiny_rated", "train.batch_rows=1"]) == 2
     assert "set `train.batch_rows` to 2 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "kto"])
+def test_held_out_pairs_are_measured_and_do_not_change_the_run(tmp_path: Path, loss: str) -> None:
+    rows = [{"prompt": f"What is {n}?", "chosen": str(n), "rejected": str(n + 1)} for n in range(7)]
+    for name, part in (("pairs", rows[:4]), ("a", rows[4:]), ("b", [*rows[4:6], {"prompt": 1}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    (tmp_path / "run.yaml").write_text(
+        "extends: dpo/tiny_format\nrecipe: dpo\ndata: {train: pairs.jsonl, bad_rows_limit: 0.5}\n"
+        f"dpo: {{losses: {loss}, negatives: []}}\neval: {{every: 2}}\n"
+    )
+    plain = metrics(train("run.yaml", *SETTINGS, "train.steps=3"))
+    run = train("run.yaml", *SETTINGS, "train.steps=3", "name=held", "data.valid=[a.jsonl, {path: b.jsonl, name: b}]")
+    both = metrics(run)
+    held_out = {line["step"]: line for line in both if "valid_loss" in line}
+    assert list(held_out) == [2, 3]
+    assert "valid_b_loss" in held_out[3]
+    if loss == "sigmoid":
+        assert 0 <= held_out[3]["valid_accuracy"] <= 1
+        assert held_out[3]["valid_margin"] != held_out[2]["valid_margin"]
+    timeless = ("loss", "grad_norm", "rewards/chosen", "logps/chosen")
+    assert [[line.get(key) for key in timeless] for line in both if "loss" in line] == [
+        [line.get(key) for key in timeless] for line in plain if "loss" in line
+    ]
+    assert len((run / "bad_held_out_rows.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("data.valid=/nonexistent.jsonl", "/nonexistent.jsonl"),
+        ("data.weights.analysis=0.3", "`weights.analysis` is 0.3, and a token of a pair is compared or it is not"),
+        ("data.pack_tokens=4096", "unknown key `data.pack_tokens`"),
+        ("data.tree=false", "unknown key `data.tree`"),
+        ("train.on_loss_spike=stop", "unknown key `train.on_loss_spike`"),
+        ("train.spike_factor=2", "unknown key `train.spike_factor`"),
+        ("model.loss=reference", "unknown key `model.loss`"),
+    ],
+)
+def test_what_pairs_do_not_have_is_refused(setting: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "dpo/tiny_format", *SETTINGS, setting]) != 0
+    assert told in capsys.readouterr().err

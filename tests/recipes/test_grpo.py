@@ -49,9 +49,10 @@ def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def train(*settings: str) -> Path:
+def train(*settings: str, code: int = 0) -> Path:
+    """code 1: a run that learned nothing, whose folder is there all the same."""
     before = set(Path().iterdir())
-    assert main(["train", "run.yaml", *settings]) == 0
+    assert main(["train", "run.yaml", *settings]) == code
     return next(path for path in Path().iterdir() if path not in before and (path / "metrics.jsonl").is_file())
 
 
@@ -92,11 +93,60 @@ def test_loss_variants_with_an_adapter_and_groups_at_each_effort(loss: str) -> N
 
 
 def test_a_step_without_a_lesson_does_not_stop_a_run_with_an_adapter() -> None:
-    run = train("lora.enabled=true", "rewards=[{type: json}]", "train.steps=2")
+    run = train("lora.enabled=true", "rewards=[{type: json}]", "train.steps=2", code=1)
     assert [line[1:3] for line in curve(run, "loss", "grad_norm")] == [[0, 0]] * 2
     untouched = [tensor for name, tensor in weights(run).items() if "lora_B" in name]
     assert untouched
     assert not any(bool(tensor.any()) for tensor in untouched)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ('return reference["no_such_key"]', "reward function failed and counts as 0: 8 of 8, the first: raised: "),
+        ('return float("nan")', "reward function failed and counts as 0: 8 of 8, the first: "),
+        ("return 1.0", None),
+    ],
+)
+def test_rewards_that_teach_nothing_are_told_and_end_the_run(
+    code: str, told: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad.py").write_text(f"def reward(completion, reference):\n    {code}\n")
+    rewards = "rewards=[{type: function, function: 'bad.py:reward'}]"
+    assert main(["train", "run.yaml", "train.steps=2", rewards]) == 1
+    out, err = capsys.readouterr()
+    assert (
+        "the gradient was 0 in the last 2 steps at a rate above 0: nothing was learned; the rewards of no group" in err
+    )
+    assert "next  " not in out
+    assert out.count("reward function failed") == (1 if told else 0)
+    assert told is None or f"warning: step 1: {told}" in out
+    assert main(["train", "run.yaml", "train.steps=9", "train.no_learning_steps=3", rewards, "name=b"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("step 3: the gradient was 0 in the last 3 steps at a rate above 0: nothing is learned; ")
+
+
+def test_held_out_prompts_are_rewarded_and_do_not_change_the_run() -> None:
+    off = ("train.steps=2", "eval.every=1")
+    plain = curve(train(*off))
+    tasks = "data.valid=[{type: arithmetic, size: 3, seed: 9}, {type: arithmetic, size: 2, seed: 5, name: more}]"
+    run = train(*off, tasks, "name=held")
+    assert curve(run) == plain
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    held_out = {line["step"]: line for line in lines if "valid_reward" in line}
+    assert list(held_out) == [1, 2]
+    last = held_out[2]
+    assert last["valid_reward"] == pytest.approx(last["valid_rewards/odd"] + 0.5 * last["valid_rewards/channel"])
+    assert last["valid_reward"] == pytest.approx(
+        (3 * last["valid_arithmetic_reward"] + 2 * last["valid_more_reward"]) / 5
+    )
+    assert "held-out: 5 prompts" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["samples: 2", "temperature: 0.5", "max_new_tokens: 9", "efforts: [low]"])
+def test_a_task_s_own_sampling_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "run.yaml", f"data.train=[{{type: arithmetic, {name}}}]"]) == 2
+    assert f"`{name.partition(':')[0]}` of a task is for evaluations" in capsys.readouterr().err
 
 
 def test_settings_that_cannot_be_are_told_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +182,7 @@ def test_a_reward_that_can_judge_nothing_is_told_before_the_model_loads(
 def test_turns_without_a_truth_are_counted_and_earn_nothing() -> None:
     rows = [{"prompt": "1 + 1?", "answer": 2, "follow_ups": ["Thanks."]}, {"prompt": "2 + 2?", "answer": 4}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = train("data.train=[{type: file, path: rows.jsonl}]", "rewards=[{type: answer}, {type: channel}]")
+    run = train("data.train=[{type: file, path: rows.jsonl}]", "rewards=[{type: answer}, {type: channel}]", code=1)
     assert "reward answer: 1 of 3 turns have no truth for it" in (run / "log.txt").read_text()
     rolled = list(map(json.loads, (run / "rollouts.jsonl").open()))
     assert {row["turn"] for row in rolled if "turn" in row} <= {0, 1}
@@ -142,7 +192,8 @@ def test_turns_without_a_truth_are_counted_and_earn_nothing() -> None:
 def test_the_other_run_files_take_a_step(name: str) -> None:
     small = ("model.init=random", "output=.", "train.steps=1", "train.batch_rows=16", "rollout.action_tokens=6")
     quiet = ("eval.at_start=false", "eval.at_end=false", "tracking.wandb=off")
-    assert main(["train", name, *small, *quiet]) == 0
+    # Random weights earn nothing in one step, so there was nothing to learn from.
+    assert main(["train", name, *small, *quiet]) == 1
     (run,) = Path().glob("tiny_*")
     rolled = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert len(rolled) == 16

@@ -49,6 +49,20 @@ def test_what_is_planned_is_what_happens(capsys: pytest.CaptureFixture[str], tmp
     assert plan["checkpoint_bytes"] == pytest.approx(written, rel=0.15)
 
 
+def test_held_out_rows_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "n " * 900}, {"role": "assistant", "content": "n"}]}
+    (tmp_path / "valid.jsonl").write_text(f"{json.dumps(long)}\n" * 2)
+    settings = ["train.steps=20", "eval.every=5", "data.max_tokens=2000", f"data.valid={tmp_path}/valid.jsonl"]
+    _, without = planned(capsys, "quickstart", *settings[:-1])
+    _, counted = planned(capsys, "quickstart", *settings)
+    assert counted["largest_batch"]["width"] > 900 > without["largest_batch"]["width"]
+    assert counted["memory"]["peak"] > without["memory"]["peak"]
+    cli.main(["plan", "quickstart", *settings])
+    width = counted["largest_batch"]["width"]
+    told = f"held-out: 2 rows of {2 * width:,} tokens (the longest {width:,}), measured 5 times: {10 * width:,} tokens"
+    assert told in capsys.readouterr().out
+
+
 def test_what_a_plan_of_rollouts_leaves_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["plan", "grpo/tiny_teacher"])
     assert "the memory of the teacher (tiny) is not counted" in capsys.readouterr().out

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 from forks import CLI, Forks
-from safetensors.torch import load_file
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 
 from counterpoint.configs.load import load_run
 from counterpoint.recipes.cli import main
 from counterpoint.train.checkpoints.resume import newest_complete
+from counterpoint.train.checkpoints.save import file_hash
 from counterpoint.train.loop.sft_trainer import CounterpointTrainer
+from counterpoint.train.model.embedded import tiny_folder
 
 RUN_FILE = """
 recipe: sft
@@ -134,6 +137,63 @@ def test_full_fine_tuning_with_held_out_rows(train: Train) -> None:
     held_out = {line["step"]: line["valid_loss"] for line in train.metrics(run) if "valid_loss" in line}
     assert list(held_out) == [0, 2, 4]
     assert held_out[4] < held_out[0]
+
+
+def test_held_out_rows_are_read_told_and_set_aside_like_training_rows(train: Train) -> None:
+    long = {"messages": [{"role": "user", "content": "word " * 600}, {"role": "assistant", "content": "yes"}]}
+    write(train.folder / "a.jsonl", [*rows(3), long])
+    write(train.folder / "b.jsonl", [*rows(9), {"messages": 1}])
+    sets = "data.valid=[{path: a.jsonl, name: easy}, {path: b.jsonl, name: hard}]"
+    out, _ = train(sets, "data.bad_rows_limit=0.2", "eval.every=null", "eval.at_start=false", "eval.at_end=false")
+    (run,) = train.runs
+    lines = out.splitlines()
+    assert "held-out easy: warning: 1 examples are longer than data.max_tokens and were left out" in lines
+    assert "held-out hard: warning: 1 of 10 rows were quarantined (" in out
+    (bad,) = (json.loads(line) for line in (run / "bad_held_out_rows.jsonl").read_text().splitlines())
+    assert "b.jsonl:10" in json.dumps(bad)
+    assert f"warning: 1 bad rows were quarantined: see runs/{run.name}/bad_held_out_rows.jsonl" in lines
+    (held_out,) = (line for line in train.metrics(run) if "valid_loss" in line)
+    assert {"valid_easy_loss", "valid_hard_loss", "valid_hard_loss_final"} < set(held_out)
+    assert any(line.startswith("held-out step 4: valid loss ") for line in lines)
+    _, err = train(sets, "data.bad_rows_limit=0.05", code=1)
+    assert "b.jsonl: 1 of 10 rows are bad, more than data.bad_rows_limit" in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("data.max_tokens=20",), "all 12 examples are longer than data.max_tokens (20): raise it"),
+        (
+            ("data.weights={analysis: 0, final: 0, terminators: 0}",),
+            "no token of its 12 assistant turns has a loss weight",
+        ),
+    ],
+)
+def test_the_right_cause_where_nothing_trains(train: Train, settings: tuple[str, ...], told: str) -> None:
+    _, err = train(*settings, code=1)
+    assert f"rows.jsonl: {told}" in err
+
+
+HOT = (
+    "lora.enabled=false", "model.init=pretrained", "train.learning_rate=1e6", "train.warmup_steps=0",
+    "train.max_grad_norm=1e9", "train.schedule=constant", "train.steps=12", "eval.at_start=false", "eval.at_end=false",
+    "eval.every=null",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", ["stop", "warn"])
+def test_a_run_that_learns_nothing_says_so(train: Train, policy: str) -> None:
+    out, err = train(*HOT, f"train.on_no_learning={policy}", "train.no_learning_steps=4", code=1)
+    dead = r"(the gradient was 0 in the last \d+ steps at a rate above 0|the loss was that of a guess .* steps)"
+    (run,) = train.runs
+    if policy == "stop":
+        assert re.match(rf"step \d+: {dead}: nothing is learned; lower train.learning_rate", err)
+        assert not (run / "model").exists()
+    else:
+        assert re.search(rf"warning: step \d+: {dead}: nothing is learned", out)
+        assert re.match(rf"runs/{run.name}: {dead}: nothing was learned; lower train.learning_rate", err)
+        assert (run / "model").exists()
+    assert "next  " not in out
 
 
 def break_off(monkeypatch: pytest.MonkeyPatch, step: int, raised: BaseException) -> None:
@@ -258,6 +318,39 @@ def test_a_longer_run_trains_at_the_rates_of_the_longer_schedule(train: Train) -
     _, err = train("train.schedule=linear", "train.warmup_steps=0", "train.steps=3", "--resume", "--overwrite", code=1)
     assert "step-000006: it is past the last of 3 steps" in err
     assert (run / "config.yaml").read_text() == before
+
+
+def test_another_base_under_a_run_is_refused_by_resume_and_export(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_folder(), train.folder / "base")
+    settings = ("model.name=base", "model.init=pretrained", "eval.every=null", "eval.at_start=false")
+    train(*settings, "eval.at_end=false")
+    (run,) = train.runs
+    pinned = json.loads((run / "run.json").read_text())["base"]
+    assert pinned["files"] == {"model.safetensors": file_hash(train.folder / "base" / "model.safetensors")}
+    assert main(["export", str(run), "--out", "same"]) == 0
+    # The base is found from another folder, by plain PEFT too.
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(train.folder / "base")
+    (train.folder / "elsewhere").mkdir()
+    monkeypatch.chdir(train.folder / "elsewhere")
+    AutoPeftModelForCausalLM.from_pretrained(train.folder / "same")
+    assert main(["sample", str(train.folder / "same"), "Hi", "--max-new-tokens", "1"]) == 0
+    monkeypatch.chdir(train.folder)
+
+    weights = load_file(train.folder / "base" / "model.safetensors")
+    weights["model.layers.0.self_attn.q_proj.weight"] += 0.05
+    save_file(weights, train.folder / "base" / "model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    before = (run / "config.yaml").read_text(), train.metrics(run)
+    capsys.readouterr()
+    _, err = train(*settings, "eval.at_end=false", "--resume", code=1)
+    assert "made on another base: base has a different model.safetensors" in err
+    assert ((run / "config.yaml").read_text(), train.metrics(run)) == before
+    assert main(["export", str(run), "--out", "other"]) == 1
+    assert "made on another base: base has a different model.safetensors" in capsys.readouterr().err
+    assert not (train.folder / "other").exists()
 
 
 def test_overwrite_starts_anew_in_the_newest_folder(train: Train) -> None:

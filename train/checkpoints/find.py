@@ -9,6 +9,7 @@ a model folder, a Hugging Face name, tiny   the model itself
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class Found:
     None.
 
     run: settings of the run it came from, where that is known; prompts are then rendered as in training. shards: the
-    checkpoint whose shards replace the base's own weights, None for an unsharded model.
+    checkpoint whose shards replace the base's own weights, None for an unsharded model. pin: what its run pinned of the
+    base (model/pin.py), None where that is not known.
     """
 
     source: str
@@ -45,6 +47,7 @@ class Found:
     adapter: Path | None
     run: TrainingRun | None
     shards: Path | None = None
+    pin: Mapping[str, Any] | None = None
 
 
 def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
@@ -68,7 +71,8 @@ def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
             )
         return Found(name, _like(model or (run.model if run else None), str(weights)), None, run)
     base = run.model if run is not None else model or _base_of(weights)
-    return Found(name, base, weights, run)
+    pin = _pin_of(weights)
+    return Found(name, _at(base, pin), weights, run, pin=pin)
 
 
 def open_checkpoint(checkpoint: Found | str, device: torch.device | str = "cpu") -> LoadedModel:
@@ -89,7 +93,27 @@ def _in_shards(name: str, checkpoint: Path, run: TrainingRun | None) -> Found:
             f"{name}: the shards of a model that fsdp2 trained, and there is no run file of it: "
             "name it where it was written, RUN/checkpoints/..."
         )
-    return Found(name, run.model, None, run, checkpoint)
+    pin = _pin_of(checkpoint)
+    return Found(name, _at(run.model, pin), None, run, checkpoint, pin)
+
+
+def _pin_of(weights: Path) -> Mapping[str, Any] | None:
+    """What the marker of a run's result or checkpoint, or the manifest of an export, says of the base."""
+    for file, key in ((MARKER, "base"), ("manifest.json", "base_pin")):
+        try:
+            pin: Any = json.loads((weights / file).read_bytes()).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(pin, Mapping) and isinstance(pin.get("files"), Mapping) and "revision" in pin:
+            return pin
+    return None
+
+
+def _at(base: ModelSettings, pin: Mapping[str, Any] | None) -> ModelSettings:
+    """The base at the commit that it was pinned to."""
+    if pin is None or base.revision is not None or pin.get("name") != base.name:
+        return base
+    return base.model_copy(update={"revision": pin["revision"]})
 
 
 def _run_of(place: Path) -> TrainingRun | None:

@@ -15,6 +15,7 @@ from typing import Any
 from counterpoint.configs.errors import RunError
 from counterpoint.train.checkpoints.save import PARTIAL, checkpoints_in
 from counterpoint.train.model.marker import UNFINISHED, read_marker, why_broken
+from counterpoint.train.model.pin import check_same_base
 
 CHECKPOINTS = "checkpoints"
 # Settings that may differ between a checkpoint and the run that resumes from it: they do not change what is learned.
@@ -33,7 +34,9 @@ FREE_SETTINGS = (
     "train.device",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.no_learning_steps",
     "train.on_loss_spike",
+    "train.on_no_learning",
     "train.threads",
 )
 # Settings that a run may change on its way where the user says so (--overwrite): what the loop reads anew in every
@@ -69,15 +72,18 @@ class Identity:
     """What a run must share with a checkpoint to resume from it.
 
     settings: the resolved run file as plain values (secrets redacted); data: the training data's fingerprint;
-    rows_per_step: rows in one optimizer step over all processes.
+    rows_per_step: rows in one optimizer step over all processes. base: what is pinned of the base (model/pin.py), None
+    for a checkpoint of a version that pinned nothing.
     """
 
     settings: Mapping[str, Any]
     data: str
     rows_per_step: int
+    base: Mapping[str, Any] | None = None
 
     def as_details(self) -> dict[str, Any]:
-        return {"settings": self.settings, "data": self.data, "rows_per_step": self.rows_per_step}
+        details = {"settings": self.settings, "data": self.data, "rows_per_step": self.rows_per_step}
+        return details | ({"base": self.base} if self.base is not None else {})
 
 
 def newest_complete(run_folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -112,6 +118,8 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, allow_changes: bo
             f"{where}: the training data changed (fingerprint {checkpoint.details['data'][:12]} then, "
             f"{identity.data[:12]} now): restore the old data, or start a new run"
         )
+    if identity.base is not None:
+        check_same_base(checkpoint.details.get("base"), identity.base, where)
     changes = changed_settings(checkpoint.details["settings"], identity.settings)
     # A setting that only one of both versions of this program knows made nothing of what the checkpoint holds.
     fixed = [

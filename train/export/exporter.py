@@ -35,7 +35,8 @@ from counterpoint.train.export import gguf as gguf_export
 from counterpoint.train.export.mxfp4 import write_mxfp4
 from counterpoint.train.export.served import serving_of
 from counterpoint.train.model.embedded import tiny_folder
-from counterpoint.train.model.load import LoadedModel, load_model
+from counterpoint.train.model.load import LoadedModel, base_path, load_model
+from counterpoint.train.model.pin import base_pin, check_same_base
 from counterpoint.train.sampling.vllm_engine import highest_rank, vllm_rank
 from counterpoint.train.serving.chat_template import chat_template
 from counterpoint.train.serving.probes import TOOLS_FILE, Serving, launch_line
@@ -43,6 +44,7 @@ from counterpoint.train.serving.probes import TOOLS_FILE, Serving, launch_line
 Target = Literal["adapter", "bf16", "mxfp4", "gguf"]
 LIMITS: dict[Target, float] = {"adapter": 1e-6, "bf16": 1e-2, "mxfp4": 5e-2, "gguf": 1e-2}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ def export(
     the gate refuses, with its numbers; nothing is then left at `folder`.
     """
     found = find_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
+    if found.pin is not None:
+        check_same_base(found.pin, base_pin(found.base), found.source)
     folder = Path(folder)
     if folder.exists():
         raise ModelError(f"{folder}: exists already: name another folder with --out")
@@ -135,16 +139,38 @@ def _fill(place: Path, found: Found, target: Target, live: LoadedModel) -> list[
         assert adapter is not None
         shutil.copyfile(adapter / ADAPTER_FILE, place / ADAPTER_FILE)
         config = json.loads((adapter / "adapter_config.json").read_bytes())
-        config["base_model_name_or_path"] = base.name
+        config["base_model_name_or_path"] = base_path(base)
         (place / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return _copy_tokenizer(place, base, live)
+    side = _side_base(found)
     notes: list[str] = []
     if target == "mxfp4":
         notes = [part.line for part in write_mxfp4(place, live.model, live.stop_rows)]
     else:
         _write_merged(place, live)
+    _start_from_base(place, side, live)
     _check_config(place, live, packed=target == "mxfp4")
-    return [*notes, *_copy_tokenizer(place, base, live)]
+    return [*notes, *_copy_tokenizer(place, side, live)]
+
+
+def _side_base(found: Found) -> ModelSettings:
+    """Where tokenizer and generation settings come from: of a run that trained all weights, the model it began with."""
+    return found.run.model if found.run is not None and found.adapter is None else found.base
+
+
+def _start_from_base(place: Path, base: ModelSettings, live: LoadedModel) -> None:
+    """Generation settings and token ids of the base's own files, where it has them. Both stop tokens are added, since a
+    server that does not stop at them runs on behind a call or an answer."""
+    if (source := _base_file(base, "generation_config.json")) is not None:
+        own = json.loads(source.read_bytes())
+        stops = own.get("eos_token_id") or []
+        stops = [stops] if isinstance(stops, int) else stops
+        own["eos_token_id"] = [*stops, *(row for row in live.stop_rows if row not in stops)]
+        (place / source.name).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
+    if (source := _base_file(base, "config.json")) is not None:
+        own, written = (json.loads((path / source.name).read_bytes()) for path in (source.parent, place))
+        written |= {key: own[key] for key in TOKEN_IDS if own.get(key) is not None}
+        (place / source.name).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_merged(place: Path, live: LoadedModel) -> None:
@@ -165,7 +191,7 @@ def _check_config(place: Path, live: LoadedModel, packed: bool) -> None:
     stops = json.loads((place / "generation_config.json").read_bytes()).get("eos_token_id")
     assert written.get("architectures") == ["GptOssForCausalLM"], written.get("architectures")
     assert method == ("mxfp4" if packed else None), method
-    assert stops == live.stop_rows, stops
+    assert set(live.stop_rows) <= set(stops), stops
 
 
 def _copy_tokenizer(place: Path, base: ModelSettings, live: LoadedModel) -> list[str]:
@@ -202,8 +228,9 @@ def _manifest(found: Found, target: Target, loaded: LoadedModel, result: gate.Ga
     return {
         "made_by": f"counterpoint {version('counterpoint')}",
         "target": target,
-        "base": found.base.name,
+        "base": EMBEDDED_MODEL if found.base.name == EMBEDDED_MODEL else base_path(found.base),
         "base_revision": found.base.revision,
+        "base_pin": found.pin,
         "system_message": loaded.vocabulary.decode(system),
         "date": settings.date,
         "effort": settings.effort,

@@ -19,6 +19,7 @@ from counterpoint.train.checkpoints import save
 from counterpoint.train.checkpoints.distributed_save import write_together
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.checkpoints.weights import load_weights, save_weights, state_bytes
+from counterpoint.train.loop.learning_watch import LearningWatch
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.mxfp4 import lay_bare, packed_names
 from counterpoint.train.model.sharded import gathered_weights, is_sharded
@@ -64,6 +65,11 @@ class BaseTrainer(_Base):
     stop_agreed: bool = False
     saved_step: int | None = None
     evaluated_step: int = 0
+    measured: dict[str, float]
+    learning: LearningWatch
+    step_loss: float | None = None
+    no_learning_advice: str = "lower train.learning_rate, or look at the data with `counterpoint show`"
+    warn: Callable[[str], None] = print
 
     def set_up_loop(
         self, loop: LoopSettings, identity: Identity, extras: Callable[[Path], None] | None, stop: StopSignal | None
@@ -72,6 +78,9 @@ class BaseTrainer(_Base):
         checkpoint (the vocabulary map)."""
         self.loop, self.identity, self.extras, self.stop = loop, identity, extras, stop or StopSignal()
         self.base = self.accelerator.unwrap_model(self.model)
+        self.measured = {}
+        rows = self.base.get_output_embeddings().weight.shape[0]
+        self.learning = LearningWatch(loop.no_learning_steps, rows)
         self._prepare_packed()
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepEvents(self))
@@ -118,7 +127,23 @@ class BaseTrainer(_Base):
         the optimizer; so a gradient that is not finite ends here."""
         norm = float(torch.as_tensor(super()._get_grad_norm(model, grad_norm)))
         self.check_step(model, norm)
+        self._check_learning(norm)
         return norm
+
+    def _check_learning(self, norm: float) -> None:
+        """norm, rate and loss are of all processes, so all of them stop or none does."""
+        where = f"step {self.state.global_step + 1}"
+        if jumped := self.learning.jump(norm):
+            clipped = " (train.max_grad_norm scales it down)" if self.args.max_grad_norm else ""
+            self.warn(f"{where}: {jumped}{clipped}")
+        rate = max(group["lr"] for group in cast(Any, self.optimizer).param_groups)
+        if trouble := self.learning.step(norm, rate, self.step_loss):
+            if self.loop.stop_without_learning:
+                raise RunError(
+                    f"{where}: {trouble}: nothing is learned; {self.no_learning_advice}, or set "
+                    f"train.on_no_learning: warn; checkpoint: {self.last_checkpoint() or 'none'}"
+                )
+            self.warn(f"{where}: {trouble}: nothing is learned; {self.no_learning_advice}")
 
     def check_step(self, model: torch.nn.Module, norm: float) -> None:
         """Called by every process before the weights change. RunError where the gradient is not finite."""
@@ -136,6 +161,14 @@ class BaseTrainer(_Base):
         # transformers counts any log line as the one that was due; a callback's own must not replace it.
         still_to_log = self.control.should_log and "loss" not in logs
         super().log(logs, start_time)
+        self.control.should_log = still_to_log
+
+    def log_measured(self, values: dict[str, float]) -> None:
+        """Log what was measured beside training. TRL's own `log` would add its means since the last line to it, and
+        forget them."""
+        self.measured.update(values)
+        still_to_log = self.control.should_log
+        Trainer.log(cast(Any, self), dict(values))
         self.control.should_log = still_to_log
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -184,10 +217,15 @@ class BaseTrainer(_Base):
 
     def loop_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop, as JSON. Called by every process."""
-        return {"callbacks": {name: callback.state_dict() for name, callback in self._stateful_callbacks().items()}}
+        return {
+            "learning": self.learning.state(),
+            "callbacks": {name: callback.state_dict() for name, callback in self._stateful_callbacks().items()},
+        }
 
     def restore_loop(self, state: dict[str, Any]) -> None:
         """Restores what `loop_state` gave."""
+        if "learning" in state:
+            self.learning.restore(state["learning"])
         for name, callback in self._stateful_callbacks().items():
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name])

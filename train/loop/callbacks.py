@@ -1,27 +1,17 @@
-"""What happens around the steps: metrics to folder, tracker and terminal; proof that adapters train; held-out loss."""
+"""What happens around the steps: metrics to folder, tracker and terminal; proof that adapters train."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import Any
 
-import torch
-from accelerate import Accelerator
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from counterpoint.data.harmony.spans import CHANNEL_NAMES
-from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.adapters.attach import check_attached_after_step, check_attached_before_step, lora_parts
-from counterpoint.train.loop.meter import Meter
-from counterpoint.train.loop.row_dataset import ROW, RowCollator
 from counterpoint.train.run.folder import RunFolder
 from counterpoint.train.run.progress import Progress, progress_line
 from counterpoint.train.run.tracking import Tracker
-
-if TYPE_CHECKING:
-    from counterpoint.train.loop.sft_trainer import CounterpointTrainer
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
 
@@ -101,60 +91,3 @@ class AttachmentProof(TrainerCallback):
         if not self.proven and optimizer.param_groups[0]["lr"] > 0 and self.taught():
             check_attached_after_step(model)
             self.proven = True
-
-
-class HeldOutLoss(TrainerCallback):
-    """The loss of rows that are not trained, overall and by channel, as `valid_loss...` in the metrics.
-
-    A `StepCallback` (base_trainer.py), for every process.
-    """
-
-    def __init__(
-        self, trainer: CounterpointTrainer, rows: Sequence[TreeRow], every: int | None, at_start: bool
-    ) -> None:
-        self.trainer, self.rows, self.every, self.at_start = trainer, rows, every, at_start
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.at_start and state.global_step == 0:
-            self._measure()
-
-    def after_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        last = state.global_step >= state.max_steps
-        if last or (self.every and state.global_step % self.every == 0):
-            self._measure()
-
-    def _measure(self) -> None:
-        self.trainer.log(held_out_loss(self.trainer, self.rows))
-
-
-@torch.no_grad()
-def held_out_loss(trainer: CounterpointTrainer, rows: Sequence[TreeRow]) -> dict[str, float]:
-    """Weighted mean of the loss over `rows`, overall and by channel. Every process takes a part of the rows."""
-    accelerator, model, meter = trainer.accelerator, cast(Any, trainer.model_wrapped), Meter(trainer.args.device)
-    was_training = model.training
-    model.eval()
-    for numbers, counts in _share(len(rows), trainer.args.per_device_eval_batch_size, accelerator):
-        batch = RowCollator(rows, trainer.collate)([{ROW: number} for number in numbers])
-        inputs = trainer._prepare_inputs(batch)  # transformers' way to the device
-        with trainer.compute_loss_context_manager():
-            _, nll_T = trainer.nll(model, inputs, 1.0)
-        meter.add_targets(nll_T, inputs["target_weights"] * counts, inputs["target_channels"])
-    model.train(was_training)
-    # Collective: `HeldOutLoss` is a callback of every process, and due at the same steps.
-    loss_C, weight_C = cast(torch.Tensor, accelerator.reduce(meter.sums_2C, "sum")).tolist()
-    channels = {
-        f"valid_loss_{name}": loss / weight
-        for name, loss, weight in zip(CHANNEL_NAMES, loss_C, weight_C, strict=True)
-        if weight > 0
-    }
-    return {"valid_loss": sum(loss_C) / sum(weight_C), **channels} if sum(weight_C) > 0 else {}
-
-
-def _share(n_rows: int, batch_rows: int, accelerator: Accelerator) -> Iterator[tuple[list[int], float]]:
-    """This process' batches of row numbers, each with the factor 1. All processes get equally many, since a sharded
-    model waits for all of them in every forward pass: missing batches are filled up with ones of factor 0."""
-    mine = list(range(accelerator.process_index, n_rows, accelerator.num_processes))
-    batches = math.ceil(math.ceil(n_rows / accelerator.num_processes) / batch_rows)
-    for i in range(batches):
-        numbers = mine[i * batch_rows : (i + 1) * batch_rows]
-        yield (numbers, 1.0) if numbers else ([0], 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.episodes import EpisodeLimits, run_episodes
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.grpo_items import Item
+from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.rollout import Episode
 from counterpoint.train.sampling.sample import sample_seed
@@ -28,7 +30,7 @@ class Rollouts:
 
     keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
     process: the number of this one, of those that train together; gather: collects what each of them has measured.
-    measured: what is logged of the last step in addition to TRL's own means.
+    measured: what is logged of the last step in addition to TRL's own means. seen: tells each kind of failure once.
     """
 
     items: Sequence[Item]
@@ -44,6 +46,8 @@ class Rollouts:
     process: int = 0
     gather: Callable[[list[Any]], list[Any]] = list
     measured: dict[str, float] = field(default_factory=dict)
+    seen: FirstSight = field(default_factory=lambda: FirstSight(lambda _: None))
+    failed_before: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any]) -> dict[str, list]:
         """TRL's dictionary for the items with these numbers, each sampled once for every time it is listed.
@@ -52,24 +56,14 @@ class Rollouts:
         """
         items = [self.items[int(number)] for number in numbers]
         first = self.process * len(items)
-        episodes = run_episodes(
-            [item.prompt.conversation for item in items],
-            self.renderer,
-            self.engine,
-            limits=self.limits,
-            toolbox=self.toolkit.toolbox if self.toolkit is not None else None,
-            efforts=[item.effort for item in items],
-            temperature=self.temperature,
-            seed=[sample_seed(self.seed, step, first + place) for place in range(len(items))],
-            follow_ups=[item.follow_ups for item in items],
-        )
-        outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
-        scores = [self.rewards.score(outcome) for outcome in outcomes]
+        seeds = [sample_seed(self.seed, step, first + place) for place in range(len(items))]
+        episodes, outcomes, scores = self._sampled(items, seeds)
         found = zip(items, episodes, outcomes, scores, strict=True)
         # Collective: TRL asks every process for as many rollouts of a step.
         rows = self.gather([{"step": step, **self._row(*each)} for each in found])
         failures = self.gather([{**self.rewards.failures}])
         self.measured = self._measures(rows, failures)
+        self._tell(rows, step, self.gather([{**self.rewards.causes}]))
         if self.keep is not None:
             with self.keep.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -80,6 +74,33 @@ class Rollouts:
             "logprobs": _logprobs(episodes),  # pyright: ignore[reportReturnType]
             SCORES: scores,
         }
+
+    def tried(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """One rollout of each item as it is kept, with `reward`, the weighted sum. Every process samples a part,
+        all get all. The seeds are the same at every step, so that two steps differ by their weights alone."""
+        count = max(1, len(self.gather([self.process])))
+        mine = list(range(self.process, len(items), count))
+        seeds = [sample_seed(self.seed, "held-out", items[n].prompt.id, items[n].effort, items[n].turn) for n in mine]
+        episodes, outcomes, scores = self._sampled([items[n] for n in mine], seeds)
+        found = zip([items[n] for n in mine], episodes, outcomes, scores, strict=True)
+        return self.gather([{**self._row(*each), "reward": self.rewards.total(each[3])} for each in found])
+
+    def _sampled(
+        self, items: Sequence[Item], seeds: list[int]
+    ) -> tuple[list[Episode], list[Outcome], list[list[float]]]:
+        episodes = run_episodes(
+            [item.prompt.conversation for item in items],
+            self.renderer,
+            self.engine,
+            limits=self.limits,
+            toolbox=self.toolkit.toolbox if self.toolkit is not None else None,
+            efforts=[item.effort for item in items],
+            temperature=self.temperature,
+            seed=seeds,
+            follow_ups=[item.follow_ups for item in items],
+        )
+        outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
+        return episodes, outcomes, [self.rewards.score(outcome) for outcome in outcomes]
 
     def _row(self, item: Item, episode: Episode, outcome: Outcome, scores: list[float]) -> dict[str, Any]:
         """A rollout as it is kept and counted."""
@@ -92,10 +113,26 @@ class Rollouts:
             "channel_correct": outcome.completion.ok,
             "analysis_tokens": outcome.completion.n_tokens_by_channel["analysis"],
             "calls": len(episode.called),
+            "fault": next((str(called.result.fault) for called in episode.called if called.result.fault), None),
             "faults": sum(called.result.fault is not None for called in episode.called),
             "solved": self.rewards.solved(outcome, scores),
             "text": self.renderer.vocabulary.decode(episode.completion_ids),
         }
+
+    def _tell(self, rows: Sequence[dict[str, Any]], step: int, causes: Sequence[dict[str, str]]) -> None:
+        """Each kind of failure at its first sight."""
+        where, n = f"step {step + 1}", len(rows)
+        known = {name: cause for each in reversed(causes) for name, cause in each.items()}
+        for name in self.rewards.names:
+            failed = int(self.measured.get(f"rewards/{name}/failures", 0)) - self.failed_before[name]
+            self.failed_before[name] += failed
+            self.seen.tell(f"reward {name} failed and counts as 0", min(failed, n), n, where, known.get(name, ""))
+        faults = [row for row in rows if row["faults"]]
+        cause = f"{faults[0]['fault']} ({faults[0]['id']})" if faults else ""
+        self.seen.tell("rollouts with a call that failed", len(faults), n, where, cause)
+        for stop, kind in (("length", "rollouts cut for their length"), ("calls", "rollouts with too many calls")):
+            cut = [row for row in rows if row["stop"] == stop]
+            self.seen.tell(kind, len(cut), n, where, cut[0]["id"] if cut else "")
 
     def _measures(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, int]]) -> dict[str, float]:
         """Of one step's rollouts of all processes: groups of equal rewards, failures, calls, analysis tokens."""

@@ -7,7 +7,7 @@ and takes back ids (as the model's rows) and the masks. Rewards are computed in 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.base_trainer import BaseTrainer
+from counterpoint.train.loop.grpo_items import Item
 from counterpoint.train.loop.grpo_rollouts import SCORES, Rollouts
+from counterpoint.train.loop.held_out import held_out_rewards
 from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.loop.shared_prompts import share_prompts
 from counterpoint.train.loop.teacher import Teacher
@@ -42,6 +44,8 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
     advantage.
     """
 
+    no_learning_advice = "the rewards of no group differed: see rollouts.jsonl, raise grpo.group or vary the prompts"
+
     def __init__(
         self,
         loaded: LoadedModel,
@@ -56,7 +60,7 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
         shared: SharePrompts = "auto",
         teacher: Teacher | None = None,
     ) -> None:
-        self.shared, self.teacher, self.loaded = shared, teacher, loaded
+        self.shared, self.teacher, self.loaded, self.rollouts = shared, teacher, loaded, rollouts
         rows = loaded.vocabulary_map.rows
 
         def roll(numbers: list[str], trainer: Any) -> dict[str, Any]:
@@ -82,6 +86,12 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
         if isinstance(rollouts.engine, FollowingEngine):
             # From here on TRL calls `sync_weights` before each step's rollouts, and corrects by their logprobs.
             self.use_vllm, self.vllm_generation, self._last_loaded_step = True, _Sync(self, rollouts.engine), -1
+
+    def held_out(self, sets: Mapping[str, Sequence[Item]]) -> dict[str, float]:
+        """The rewards of held-out items under the weights as they are now."""
+        if self.use_vllm:
+            self.vllm_generation.sync_weights()
+        return held_out_rewards(self.rollouts, sets)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch, with the teacher's part of the advantages. Where another engine sampled, the share of ratios

@@ -32,6 +32,8 @@ class _OnOurRows(BaseTrainer):
     """What both trainers share. Their reference is the model as it is given: the base under a fresh adapter, or a copy
     where all weights are trained."""
 
+    loaded: LoadedModel
+
     def __init__(
         self,
         loaded: LoadedModel,
@@ -45,6 +47,7 @@ class _OnOurRows(BaseTrainer):
         extras: Callable[[Path], None] | None = None,
         stop: StopSignal | None = None,
     ) -> None:
+        self.loaded = loaded
         adapted = hasattr(loaded.model, "peft_config")
         trainer_of_trl: Any = super().__init__
         trainer_of_trl(

@@ -10,14 +10,21 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.kto_config import KTOConfig
 
 from counterpoint.configs.schema import DpoRun, GrpoRun
-from counterpoint.train.loop.training_arguments import common_arguments, without_data_parallel
+from counterpoint.train.loop.training_arguments import common_arguments, steps_of_epochs, without_data_parallel
 from counterpoint.train.run.world import world_size
 
 
 def steps_of(settings: DpoRun | GrpoRun, n_items: int, per_step: int) -> int:
-    """Optimizer steps over `n_items` pairs, rated completions or groups, `per_step` of them in one."""
+    """Optimizer steps over `n_items` pairs, rated completions or groups, `per_step` of them in one.
+
+    TRL leaves out groups that do not fill a step, and takes `grpo.iterations` steps on each that it samples.
+    """
     train = settings.train
-    return train.steps if train.steps is not None else math.ceil(train.epochs * math.ceil(n_items / per_step))
+    if train.steps is not None:
+        return train.steps
+    if isinstance(settings, GrpoRun):
+        return steps_of_epochs(train.epochs, max(1, n_items // per_step) * settings.grpo.iterations)
+    return steps_of_epochs(train.epochs, math.ceil(n_items / per_step))
 
 
 def dpo_arguments(settings: DpoRun, run_folder: Path, steps: int) -> DPOConfig:

@@ -19,6 +19,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from counterpoint.configs.errors import RunError
 from counterpoint.data.layout.tree import TreeRow
+from counterpoint.train.adapters.routing import inner_model
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.loss import weighted_nll
@@ -111,17 +112,21 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], normaliser: torch.Tensor | float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted loss / normaliser, detached nll (T,)) of a collated batch; no logits of context are made."""
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            position_ids=inputs["position_ids"],
-            **attention_inputs(self.base, inputs["position_ids"], inputs["subtree_end"]),
-            output_hidden_states=True,
-            # No logits at all: on a CPU even those of one position would copy a bfloat16 head.
-            logits_to_keep=inputs["input_ids"].new_empty(0),
-            use_cache=False,
-        )
-        # transformers puts the normalised output of the last layer here: the input of the head.
-        hidden_BSH = outputs.hidden_states[-1]
+        found: list[torch.Tensor] = []
+        # The input of the head is the only one of all hidden states that is looked at, so the others are not kept.
+        norm = inner_model(self.base).norm.register_forward_hook(lambda module, args, output: found.append(output))
+        try:
+            model(
+                input_ids=inputs["input_ids"],
+                position_ids=inputs["position_ids"],
+                **attention_inputs(self.base, inputs["position_ids"], inputs["subtree_end"]),
+                # No logits at all: on a CPU even those of one position would copy a bfloat16 head.
+                logits_to_keep=inputs["input_ids"].new_empty(0),
+                use_cache=False,
+            )
+        finally:
+            norm.remove()
+        (hidden_BSH,) = found
         hidden_TH = hidden_BSH.flatten(0, 1).index_select(0, inputs["target_index"])
         # Collective under FSDP2, as the forward pass itself: all processes run equally many batches.
         weight_VH = self.base.get_output_embeddings().weight
@@ -165,6 +170,7 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         loss, trained, total, stops = self.accelerator.reduce(local, "sum").tolist()  # pyright: ignore
         self.stop_agreed = self.stop_agreed or stops > 0
         self._check_loss(model, loss, norm)
+        self.step_loss = loss
         self.meter.add_step(loss, int(trained), int(total), self.clock.seconds())
         self._forget_step()
 

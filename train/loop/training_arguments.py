@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class LoopSettings:
     spike_factor: float = 4.0
     router_aux_loss_coef: float = 0.0
     lean_loss: bool = True
+    stop_without_learning: bool = True
+    no_learning_steps: int = 5
 
 
 def total_steps(settings: SftRun, n_rows: int, processes: int | None = None) -> int:
@@ -42,17 +44,30 @@ def total_steps(settings: SftRun, n_rows: int, processes: int | None = None) -> 
     if settings.train.steps is not None:
         return settings.train.steps
     batches = math.ceil(math.ceil(n_rows / settings.train.batch_rows) / (processes or world_size()))
-    return math.ceil(settings.train.epochs * math.ceil(batches / settings.train.accumulation))
+    return steps_of_epochs(settings.train.epochs, math.ceil(batches / settings.train.accumulation))
+
+
+def steps_of_epochs(epochs: float, steps_each: int) -> int:
+    """Steps of `epochs` passes. 1.1 passes of 10 steps are 11, although 1.1 x 10 is a little more in binary."""
+    return max(1, math.ceil(round(epochs * steps_each, 6)))
 
 
 def loop_settings(settings: TrainingRun, run_folder: Path) -> LoopSettings:
     train = settings.train
-    return LoopSettings(
+    common = LoopSettings(
         checkpoints=run_folder / "checkpoints",
         keep=train.keep_checkpoints,
-        on_loss_spike=train.on_loss_spike,
-        spike_factor=train.spike_factor,
         router_aux_loss_coef=train.router_aux_loss_coef,
+        stop_without_learning=train.on_no_learning == "stop",
+        no_learning_steps=train.no_learning_steps,
+    )
+    if not isinstance(settings, SftRun):
+        return common
+    spikes = settings.train
+    return replace(
+        common,
+        on_loss_spike=spikes.on_loss_spike,
+        spike_factor=spikes.spike_factor,
         lean_loss=settings.model.loss == "lean",
     )
 
@@ -84,6 +99,7 @@ def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dic
         "data_seed": settings.seed,
         "max_steps": steps,
         "per_device_train_batch_size": train.batch_rows,
+        "per_device_eval_batch_size": train.batch_rows,
         "gradient_accumulation_steps": train.accumulation,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": SCHEDULES[train.schedule],

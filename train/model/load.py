@@ -100,11 +100,19 @@ def load_model(settings: ModelSettings | str, device: torch.device | str = "cpu"
     if settings.init == "random":
         model = cast(Any, _random(config, dtype)).to(device)
     elif settings.base == "mxfp4":
-        model = _packed(_folder(name, settings), settings, config, dtype, device)
+        model = _packed(snapshot_of(settings), settings, config, dtype, device)
         _check_tokenizer(name, settings)
     else:
         model = _pretrained(name, settings, config, dtype, device)
+    if settings.init == "pretrained":
+        model.name_or_path = base_path(settings)  # what PEFT writes into an adapter
     return finish_model(model, mapping, settings.name)
+
+
+def base_path(settings: ModelSettings) -> str:
+    """The base as other programs find it from any folder: an absolute path, or a Hugging Face name."""
+    folder = tiny_folder() if settings.name == EMBEDDED_MODEL else Path(settings.name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else settings.name
 
 
 def load_vocabulary_of(settings: ModelSettings) -> Vocabulary:
@@ -231,10 +239,13 @@ def _is_small(folder: Path) -> bool:
     return folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 1 << 30
 
 
-def _folder(name: str, settings: ModelSettings) -> Path:
+def snapshot_of(settings: ModelSettings) -> Path:
     """A checkpoint's folder on this machine; one of the hub is downloaded, without its copies in other formats."""
-    if Path(name).is_dir():
-        return Path(name)
+    name = settings.name
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
+    if not _HUB_NAME.fullmatch(name):
+        _config(name, settings)  # raises: neither a folder nor a name
     try:
         others = ["original/*", "metal/*"]
         wanted = ["*.safetensors", "*.json"]

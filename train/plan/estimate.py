@@ -121,7 +121,7 @@ class Estimate:
             model.attention == "lean" and not padded,
             model.experts == "lean",
             model.norms == "lean",
-            model.loss == "lean",
+            getattr(model, "loss", "lean") == "lean",
             model.base == "mxfp4",
             WHOLE_LOGITS if rewarded else 0,
             isinstance(self.run, DpoRun) and self.shape.full,
@@ -189,7 +189,7 @@ def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
     """From what costs least to what costs most."""
     run, full = estimate.run, estimate.shape.full
     for part in ("loss", "attention", "experts", "norms"):
-        if getattr(run.model, part) == "reference":
+        if getattr(run.model, part, "lean") == "reference":
             yield [(f"model.{part}", "lean")]
     if run.train.batch_rows > 1 and not isinstance(run, GrpoRun):
         yield [("train.batch_rows", 1), ("train.accumulation", run.train.accumulation * run.train.batch_rows)]

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import CounterpointError, RunError
 from counterpoint.configs.redact import redact
-from counterpoint.configs.schema import TrainingRun
+from counterpoint.configs.schema import ModelSettings, TrainingRun
 from counterpoint.train.checkpoints.resume import (
     CHECKPOINTS,
     Checkpoint,
@@ -30,6 +30,7 @@ from counterpoint.train.checkpoints.resume import (
 )
 from counterpoint.train.checkpoints.save import checkpoints_in, clean_partial, remove, step_of
 from counterpoint.train.model.load import device_of
+from counterpoint.train.model.pin import base_pin
 from counterpoint.train.run.folder import RunFolder, choose_run_folder, what_to_resume
 from counterpoint.train.run.progress import Progress
 from counterpoint.train.run.signals import StopSignal
@@ -70,6 +71,14 @@ class Session:
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
 
+    def pinned(self, model: ModelSettings) -> dict[str, Any]:
+        """What is pinned of the base; a run that resumes takes the commit that it began with."""
+        pin = (self.checkpoint.details.get("base") if self.checkpoint else None) or {}
+        if model.revision is None and pin.get("name") == model.name:
+            model = model.model_copy(update={"revision": pin["revision"]})
+        # In every process: each downloads what it is going to read.
+        return base_pin(model)
+
     def began(self, settings: TrainingRun, identity: Identity, steps: int) -> None:
         """Compare with the checkpoint (RunError where the run is another one), and note what the run is."""
         if self.checkpoint is not None:
@@ -86,7 +95,7 @@ class Session:
             step = self.checkpoint.step if self.checkpoint else 0
             self.folder.forget_metrics_after(step)
             seeds = {"seed": identity.settings["seed"], "data": identity.settings["seed"]}
-            self.folder.state(seeds=seeds, data=identity.data, steps=steps)
+            self.folder.state(seeds=seeds, data=identity.data, steps=steps, base=identity.base)
 
     def begins_tracking(self, settings: TrainingRun) -> None:
         """Once the model has loaded: a run that a mistake keeps from training is not listed anywhere."""

@@ -45,6 +45,7 @@ class Rewards:
     """The rewards of a run file. Close it, or use it as a context manager: user code runs in a child process.
 
     failures: how often each reward's own code raised, hung or gave no number; such a rollout earns 0 from it.
+    causes: of each such reward, the first one in words.
     """
 
     def __init__(self, settings: Sequence[RewardSettings], seconds: float = 10.0) -> None:
@@ -52,6 +53,7 @@ class Rewards:
         self.names = _names(self.settings)
         self.weights = tuple(setting.weight for setting in self.settings)
         self.failures: Counter[str] = Counter()
+        self.causes: dict[str, str] = {}
         self._scorers = Scorers(seconds)
 
     def unjudged(self, outcomes: Sequence[Outcome]) -> dict[str, int]:
@@ -112,6 +114,7 @@ class Rewards:
             return found
         if found.outcome == "failed":
             self.failures[name] += 1
+            self.causes.setdefault(name, found.detail)
             return 0.0
         return found.value
 

@@ -458,10 +458,16 @@ class TestDump:
         new = loaded("run.yaml", "lora.rank=8", "data.valid=v.jsonl", "train.steps=3")
         assert differences(old, new) == [
             "`lora.rank` was `16` and is `8`",
-            "`data.valid` was `[]` and is `[{path: v.jsonl, format: auto, weight: 1.0, rows: null}]`",
+            "`data.valid` was `[]` and is `[{path: v.jsonl, format: auto, weight: 1.0, rows: null, name: null}]`",
             "`train.steps` was `null` and is `3`",
         ]
         assert differences(old, old) == []
+
+    def test_a_recorded_run_may_have_settings_that_never_did_anything(self, write, tmp_path: Path) -> None:
+        text = "recipe: dpo\ndata: {train: pairs.jsonl, tree: true, serving: vllm}\nmodel: {name: tiny, loss: lean}\n"
+        assert "unknown key `model.loss`" in message(write(text, "config.yaml"))
+        (tmp_path / "run.json").write_text("{}")
+        assert load_run(tmp_path / "config.yaml").model.name == "tiny"
 
     def test_secrets_are_hidden_even_in_settings_that_were_not_loaded(self) -> None:
         value = {"recipe": "sft", "data": {"train": "a"}, "tracking": {"project": "hf_aB3dE6gH9jK2mN5pQ8sT"}}

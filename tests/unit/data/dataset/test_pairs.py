@@ -130,7 +130,7 @@ def test_rows_that_make_no_pair(tmp_path: Path) -> None:
         build_pairs(data.train, data, DpoSettings(), VOCABULARY)
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     data = data_of(tmp_path, [pair, pair], max_tokens=5)
-    with pytest.raises(DataError, match="no row makes a pair"):
+    with pytest.raises(DataError, match=r"all 2 pairs are longer than data.max_tokens \(5\)"):
         build_pairs(data.train, data, DpoSettings(), VOCABULARY)
     found = build_pairs(data.train, data.model_copy(update={"max_tokens": 500}), DpoSettings(), VOCABULARY)
     assert (len(found.pairs), found.kinds, found.lines()) == (2, {"given": 2}, ["2 rows, 2 pairs (2 given)"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.find import Found, open_checkpoint
 from counterpoint.train.checkpoints.weights import save_weights
 from counterpoint.train.export import exporter as module
-from counterpoint.train.export.exporter import export
+from counterpoint.train.export.exporter import Target, export
 from counterpoint.train.model.load import load_model
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.serving.probes import Serving
@@ -67,6 +69,23 @@ def test_a_merge_in_bf16_stays_within_its_rounding_and_loads_without_peft(found:
     again = load_model(ModelSettings(name=str(done.folder)))
     stops = json.loads((done.folder / "generation_config.json").read_text())["eos_token_id"]
     assert sorted(stops) == sorted(again.stop_rows)
+
+
+@pytest.mark.parametrize("target", ["bf16", "mxfp4"])
+def test_generation_settings_start_from_those_of_the_base(found: Found, tmp_path: Path, target: Target) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(found.base.name, base)
+    own = {"bos_token_id": 3, "do_sample": True, "eos_token_id": [7], "pad_token_id": 5, "top_k": 40}
+    (base / "generation_config.json").write_text(json.dumps(own))
+    config = json.loads((base / "config.json").read_text()) | {"eos_token_id": 7, "pad_token_id": 5}
+    (base / "config.json").write_text(json.dumps(config))
+    moved = replace(found, base=ModelSettings(name=str(base)))
+    done = export(moved, target, tmp_path / "out", limit=50)
+    written = json.loads((done.folder / "generation_config.json").read_text())
+    stops = load_model(moved.base).stop_rows
+    assert written == {**own, "eos_token_id": [7, *stops]}
+    config = json.loads((done.folder / "config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"]) == (7, 5)
 
 
 def test_an_export_that_is_not_the_trained_model_is_refused_with_its_numbers(

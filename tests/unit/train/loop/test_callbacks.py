@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from counterpoint.configs.errors import RunError
-from counterpoint.data.layout.collate import Collator
 from counterpoint.train.evals.hook import ChannelEval
 from counterpoint.train.loop.base_trainer import StatefulCallback, StepCallback
-from counterpoint.train.loop.callbacks import AttachmentProof, HeldOutLoss, RunLog, held_out_loss
+from counterpoint.train.loop.callbacks import AttachmentProof, RunLog
+from counterpoint.train.loop.held_out import HeldOut
 from counterpoint.train.run.folder import RunFolder
 from counterpoint.train.run.progress import Progress
 
@@ -59,7 +59,7 @@ def test_every_log_line_goes_to_folder_tracker_and_terminal(tiny_run: ModuleType
 
 def test_what_works_after_a_step_is_a_step_callback() -> None:
     """The base trainer asks by protocol: a renamed `after_step` would leave an evaluation out in silence."""
-    for kind in (HeldOutLoss, ChannelEval):
+    for kind in (HeldOut, ChannelEval):
         assert issubclass(kind, StepCallback)
         assert not issubclass(kind, StatefulCallback)
         assert inspect.signature(kind.after_step).parameters == inspect.signature(StepCallback.after_step).parameters
@@ -95,31 +95,3 @@ def test_adapters_without_gradient_are_refused_after_the_first_real_step(tiny_ru
 
 def test_full_fine_tuning_has_nothing_to_prove(tiny_run: ModuleType, tmp_path: Path) -> None:
     tiny_run.make(tmp_path, lora=False, steps=2, callbacks=[AttachmentProof()]).train()
-
-
-def test_held_out_loss(tiny_run: ModuleType, tmp_path: Path) -> None:
-    rows = tiny_run.tiny_rows(7, seed=9)
-    trainer = tiny_run.make(tmp_path, steps=1)
-    got = held_out_loss(trainer, rows)
-    batch = Collator()(rows)
-    _, nll = trainer.nll(trainer.model, batch, 1.0)
-    weights = batch["target_weights"]
-    assert got["valid_loss"] == pytest.approx(((nll * weights).sum() / weights.sum()).item(), rel=1e-5)
-    finals = batch["target_channels"] == 3
-    expected = (nll * weights)[finals].sum() / weights[finals].sum()
-    assert got["valid_loss_final"] == pytest.approx(expected.item(), rel=1e-5)
-    assert set(got) == {"valid_loss", "valid_loss_analysis", "valid_loss_commentary", "valid_loss_final"}
-    assert trainer.model.training
-
-
-def test_held_out_loss_changes_nothing(tiny_run: ModuleType, tmp_path: Path) -> None:
-    curves, seen = [], []
-    for on in (False, True):
-        trainer = tiny_run.make(tmp_path / str(on), steps=5)
-        if on:
-            trainer.add_callback(HeldOutLoss(trainer, tiny_run.tiny_rows(5, seed=9), 2, at_start=True))
-        trainer.train()
-        curves.append(trainer.curve.logs)
-        seen = [log["step"] for log in trainer.state.log_history if "valid_loss" in log]
-    assert curves[0] == curves[1]
-    assert seen == [0, 2, 4, 5]

@@ -261,8 +261,9 @@ def test_loss_spikes_follow_the_policy(tiny_run: ModuleType, tmp_path: Path, pol
         assert max(weights) == 11
         return
     trainer.train()
-    assert len(warnings) == 1
+    assert len(warnings) == 2
     assert warnings[0].startswith("step 12: the loss jumped to ")
+    assert warnings[1].startswith("step 12: the gradient's norm jumped to ")
     changed = [name for name in weights[11] if not torch.equal(weights[11][name], weights[12][name])]
     assert bool(changed) == (policy == "warn")
     assert len(trainer.spikes.losses) == 13

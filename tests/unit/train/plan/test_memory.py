@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
-from counterpoint.configs.model_section import LoraSettings, ModelSettings
-from counterpoint.configs.schema import SftRun, TrainSettings
+from counterpoint.configs.model_section import LoraSettings, SupervisedModelSettings
+from counterpoint.configs.schema import SftRun, SupervisedTrainSettings
 from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.implementations import use_implementations
@@ -32,10 +32,16 @@ MIDDLE = {
 def run_of(folder: Path, shape: dict[str, int], **train: Any) -> SftRun:
     """A run whose model is only a config.json."""
     GptOssConfig(**shape).save_pretrained(folder)
-    model = ModelSettings(name=str(folder), **train.pop("model", {}))
+    model = SupervisedModelSettings(name=str(folder), **train.pop("model", {}))
     lora = train.pop("lora", LoraSettings())
     return SftRun.model_validate(
-        {"recipe": "sft", "model": model, "lora": lora, "data": {"train": "x.jsonl"}, "train": TrainSettings(**train)}
+        {
+            "recipe": "sft",
+            "model": model,
+            "lora": lora,
+            "data": {"train": "x.jsonl"},
+            "train": SupervisedTrainSettings(**train),
+        }
     )
 
 

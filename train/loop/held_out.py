@@ -1,0 +1,171 @@
+"""What rows that are not trained say: their loss, the preference of held-out pairs, the reward of held-out prompts.
+
+Each measurement gives `valid_loss` (or `valid_reward`) over all sets, and of each set with a name `valid_NAME_loss`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from counterpoint.data.harmony.spans import CHANNEL_NAMES
+from counterpoint.data.layout.tree import TreeRow
+from counterpoint.train.loop.base_trainer import BaseTrainer
+from counterpoint.train.loop.meter import Meter
+from counterpoint.train.loop.row_dataset import ROW, RowCollator
+
+if TYPE_CHECKING:
+    from counterpoint.train.loop.grpo_items import Item
+    from counterpoint.train.loop.grpo_rollouts import Rollouts
+    from counterpoint.train.loop.preference_trainers import PreferenceTrainer, RatedTrainer
+    from counterpoint.train.loop.sft_trainer import CounterpointTrainer
+
+Measure = Callable[[], dict[str, float]]
+
+
+class HeldOut(TrainerCallback):
+    """Logs what `measure` gives, before the first step where `at_start`, every `every` steps and after the last.
+
+    A `StepCallback` (base_trainer.py), for every process. say: one line for each measurement.
+    """
+
+    def __init__(
+        self,
+        trainer: BaseTrainer,
+        measure: Measure,
+        every: int | None,
+        at_start: bool,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.trainer, self.measure, self.every, self.at_start, self.say = trainer, measure, every, at_start, say
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.at_start and state.global_step == 0:
+            self._measure(state)
+
+    def after_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        last = state.global_step >= state.max_steps
+        if last or (self.every and state.global_step % self.every == 0):
+            self._measure(state)
+
+    def _measure(self, state: TrainerState) -> None:
+        values = self.measure()
+        self.trainer.log_measured(values)
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+        self.say(f"held-out step {state.global_step}: {told}")
+
+
+@torch.no_grad()
+def held_out_loss(trainer: CounterpointTrainer, sets: Mapping[str, Sequence[TreeRow]]) -> dict[str, float]:
+    """Weighted mean of the loss of each set, overall and by channel. Every process takes a part of the rows."""
+    sums = {name: _sums(trainer, rows) for name, rows in sets.items()}
+    values = _losses("valid_loss", sum(sums.values(), torch.zeros(2, len(CHANNEL_NAMES), dtype=torch.float64)))
+    for name, sums_2C in sums.items():
+        if name:
+            values |= _losses(f"valid_{name}_loss", sums_2C)
+    return values
+
+
+def _losses(prefix: str, sums_2C: torch.Tensor) -> dict[str, float]:
+    loss_C, weight_C = sums_2C.tolist()
+    if not sum(weight_C):
+        return {}
+    channels = zip(CHANNEL_NAMES, loss_C, weight_C, strict=True)
+    by_channel = {f"{prefix}_{name}": loss / weight for name, loss, weight in channels if weight > 0}
+    return {prefix: sum(loss_C) / sum(weight_C), **by_channel}
+
+
+def _sums(trainer: CounterpointTrainer, rows: Sequence[TreeRow]) -> torch.Tensor:
+    accelerator, model, meter = trainer.accelerator, cast(Any, trainer.model_wrapped), Meter(trainer.args.device)
+    was_training = model.training
+    model.eval()
+    for numbers, counts in _share(len(rows), trainer.args.per_device_eval_batch_size, accelerator):
+        batch = RowCollator(rows, trainer.collate)([{ROW: number} for number in numbers])
+        inputs = trainer._prepare_inputs(batch)  # transformers' way to the device
+        with trainer.compute_loss_context_manager():
+            _, nll_T = trainer.nll(model, inputs, 1.0)
+        meter.add_targets(nll_T, inputs["target_weights"] * counts, inputs["target_channels"])
+    model.train(was_training)
+    # Collective: `HeldOut` is a callback of every process, and due at the same steps.
+    return cast(torch.Tensor, accelerator.reduce(meter.sums_2C, "sum")).cpu()
+
+
+def _share(n_rows: int, batch_rows: int, accelerator: Accelerator) -> Iterator[tuple[list[int], float]]:
+    """This process' batches of row numbers, each with the factor 1. All processes get equally many, since a sharded
+    model waits for all of them in every forward pass: missing batches are filled up with ones of factor 0."""
+    mine = list(range(accelerator.process_index, n_rows, accelerator.num_processes))
+    batches = math.ceil(math.ceil(n_rows / accelerator.num_processes) / batch_rows)
+    for i in range(batches):
+        numbers = mine[i * batch_rows : (i + 1) * batch_rows]
+        yield (numbers, 1.0) if numbers else ([0], 0.0)
+
+
+@torch.no_grad()
+def held_out_pairs(trainer: PreferenceTrainer | RatedTrainer, sets: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """Mean loss of each set; of pairs also `valid_accuracy`, the share whose wanted side is preferred, and
+    `valid_margin`, the mean difference of their implicit rewards.
+
+    Every process takes all rows, because TRL's numbers are means over processes.
+    """
+    model: Any = trainer.model_wrapped
+    was_training = model.training
+    model.eval()
+    found = {name: _pair_sums(trainer, model, rows) for name, rows in sets.items()}
+    model.train(was_training)
+    values = _means("valid", [numbers for each in found.values() for numbers in each])
+    for name, each in found.items():
+        if name:
+            values |= _means(f"valid_{name}", each)
+    return values
+
+
+_PAIR_METRICS = {"accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+
+
+def _pair_sums(trainer: Any, model: Any, rows: Sequence[Any]) -> list[tuple[int, dict[str, float]]]:
+    """(rows, their means) of each batch."""
+    collate = type(trainer.data_collator)(trainer.loaded, rows)
+    size, found = trainer.args.per_device_eval_batch_size, []
+    batches = [list(range(start, min(start + size, len(rows)))) for start in range(0, len(rows), size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        # KTO compares a completion with another row's of its batch.
+        last = batches.pop()
+        batches[-1] += last
+    for numbers in batches:
+        inputs = trainer._prepare_inputs(collate([{ROW: number} for number in numbers]))
+        with trainer.compute_loss_context_manager():
+            means = {"loss": float(trainer.compute_loss(model, inputs))}
+        told = trainer._metrics["eval"]
+        if "rewards/accuracies" in told:
+            means |= {name: float(told[key][-1]) for name, key in _PAIR_METRICS.items()}
+        told.clear()
+        found.append((len(numbers), means))
+    return found
+
+
+def _means(prefix: str, batches: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    rows = sum(n for n, _ in batches)
+    return {f"{prefix}_{name}": sum(n * means[name] for n, means in batches) / rows for name in batches[0][1]}
+
+
+def held_out_rewards(rollouts: Rollouts, sets: Mapping[str, Sequence[Item]]) -> dict[str, float]:
+    """Mean of the weighted sum of all rewards on one rollout of each held-out item, of each reward and of right
+    channels; where there are several sets, also the sum of each. Every process takes a part of the items."""
+    rows = {name: rollouts.tried(items) for name, items in sets.items()}
+    everything = [row for each in rows.values() for row in each]
+    values = {"valid_reward": _mean([row["reward"] for row in everything])}
+    for name in rollouts.rewards.names:
+        values[f"valid_rewards/{name}"] = _mean([row["rewards"][name] for row in everything])
+    values["valid_channel_correct"] = _mean([row["channel_correct"] for row in everything])
+    if len(rows) > 1:
+        values |= {f"valid_{name}_reward": _mean([row["reward"] for row in each]) for name, each in rows.items()}
+    return values
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
