@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _WRITTEN_TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean"})
+_JSON_TYPES = _WRITTEN_TYPES | {"null"}
+_PYTHON_TYPES = frozenset({"dict", "float", "tuple"})
 _META = frozenset({"$schema", "$id", "$comment", "$anchor", "$defs", "definitions", "strict"})
 _TEXTS = ("description", "title", "default", "examples", "enum", "const")
 _VALUES = frozenset({"default", "const", "enum", "examples"})
@@ -48,6 +50,21 @@ def multi_line_texts(schema: Mapping[str, Any], field: str) -> Iterator[str]:
         for key in ("description", "title"):
             if path != field and isinstance(node.get(key), str) and "\n" in node[key]:
                 yield f"{path}.{key}"
+
+
+def unserved_schemas(schema: Mapping[str, Any], field: str, types: str) -> Iterator[tuple[str, str]]:
+    """Paths of what a server refuses or rewrites in a schema, and what it does; types: `ServedForm.types`."""
+    for path, node in _nodes(schema, field):
+        kinds = node.get("type")
+        for kind in kinds if isinstance(kinds, list) else [kinds]:
+            if types == "json" and isinstance(kind, str) and kind not in _JSON_TYPES:
+                yield f"{path}.type", f"it knows no type {kind!r}"
+            if types == "python" and isinstance(kind, str) and kind in _PYTHON_TYPES:
+                yield f"{path}.type", f"it rewrites the type {kind!r}"
+        if types == "json" and node.get("enum") == []:
+            yield f"{path}.enum", "it takes no empty enum"
+        if types == "json" and kinds == "array" and path != field and "items" not in node:
+            yield path, "its template fails on an array without `items`"
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

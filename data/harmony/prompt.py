@@ -20,6 +20,7 @@ from openai_harmony import Message as OfficialMessage
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Effort, ResponseFormat, Tool
+from counterpoint.data.harmony.lost_keywords import unserved_schemas
 from counterpoint.data.harmony.official import official_encoding
 from counterpoint.data.harmony.ollama_declarations import ollama_developer
 from counterpoint.data.harmony.serving import ServedForm
@@ -73,9 +74,21 @@ class Openings:
             if (ids := self._cache.get(key)) is not None:
                 self._cache.move_to_end(key)
                 return ids
+            self._refuse_unserved(tools)
             text = self._vocabulary.encode(write(instructions, declared, suffix))
             return self._kept(key, [START, *self._vocabulary.encode("developer"), MESSAGE, *text, END])
-        return self._cached(key, lambda: developer_message(instructions, declared), bool(tools), suffix)
+
+        def make() -> OfficialMessage:
+            self._refuse_unserved(tools)
+            return developer_message(instructions, declared)
+
+        return self._cached(key, make, bool(tools), suffix)
+
+    def _refuse_unserved(self, tools: Sequence[Tool]) -> None:
+        for number, tool in enumerate(tools if self._form.types != "any" else ()):
+            for path, why in unserved_schemas(tool.parameters or {}, f"tools[{number}].parameters", self._form.types):
+                fix = "correct the schema, or choose another data.serving"
+                raise RowError("not_served", path, f"{self._form.name} cannot be sent it: {why}", fix)
 
     def late_developer(self, text: str) -> array[int]:
         """A system or developer message after the conversation began."""

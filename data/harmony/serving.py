@@ -36,6 +36,7 @@ class ServedForm:
     reasoning: whether analysis of an open tool loop comes back. analysis_until: what ends its stay in the prompt;
         `loop` is a final, or a last message that is no result; `library` is openai-harmony's own rule.
     declarations: whose TypeScript declares the tools.
+    types: JSON schema's types alone are taken (`json`), or Python's are rewritten (`python`): such tools are refused.
     developer: a developer message is written when it holds something, also for empty instructions (`given`), or always.
     leading: several system messages at the start are messages of their own, or one joined text, or one without their
         headings (`cleaned`). neighbours: messages of one role in a row are messages of their own, or one.
@@ -62,6 +63,7 @@ class ServedForm:
     reasoning: Literal["returned", "lost"] = "returned"
     analysis_until: Literal["final", "loop", "user", "library"] = "final"
     declarations: Literal["harmony", "jinja", "ollama"] = "harmony"
+    types: Literal["any", "json", "python"] = "any"
     developer: Literal["filled", "given", "always"] = "filled"
     leading: Literal["separate", "joined", "cleaned"] = "separate"
     neighbours: Literal["separate", "merged"] = "separate"
@@ -127,6 +129,7 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 "llama_cpp",
                 arguments="spaced",
                 beside_call="dropped",
+                types="json",
                 evidence="golden ids of llama_cpp llama-cpp-python-0.3.36 and the official template",
             ),
             _named(
@@ -134,11 +137,13 @@ FORMS: Mapping[str, ServedForm] = MappingProxyType(
                 "sglang",
                 arguments="spaced",
                 reasoning="lost",
+                types="python",
                 evidence="golden ids of sglang 0.5.23 and the official template",
             ),
             _named(
                 _VLLM,
                 "sglang_responses",
+                types="python",
                 result_place="bare",
                 beside_call="commentary",
                 merged=False,
