@@ -18,6 +18,11 @@ class ModelSettings(Settings):
     name: Text = EMBEDDED_MODEL
     """`tiny` for the embedded model, a Hugging Face name (`openai/gpt-oss-20b`), or a checkpoint folder."""
 
+    adapter: Text | None = None
+    """A run folder, a checkpoint or a PEFT folder whose LoRA adapter is put on the model: a run that trains goes on
+    from it (SFT, then DPO or GRPO) and takes it as its reference. `name` may then be left out, and so may `lora`,
+    which an adapter brings along. A run folder as `name` means the same, or its weights after full fine-tuning."""
+
     revision: Text | None = None
     """Branch, tag or commit of a Hugging Face name; null takes the newest."""
 

@@ -18,6 +18,7 @@ from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
 from counterpoint.train.adapters.implementations import use_implementations
+from counterpoint.train.checkpoints.start import put_start, with_start
 from counterpoint.train.model.load import device_of, load_model, load_vocabulary_of
 from counterpoint.train.run.folder import (
     RunFolder,
@@ -40,6 +41,7 @@ def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False
 
     overwrite: start anew in the newest folder of this name.
     """
+    settings = with_start(settings)
     resume = what_to_resume(settings, resume)
     renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
     questions = read_questions(settings, renderer)
@@ -50,7 +52,7 @@ def run(settings: DistillRun, resume: str | None = None, overwrite: bool = False
         folder.describe(settings, versions(device_of(settings.device).type))
         left = [question for question in questions if question.number not in done]
         print(f"{len(questions)} questions" + (f", {len(done)} of them done before" if done else ""))
-        loaded = load_model(settings.model, device_of(settings.device))
+        loaded = put_start(load_model(settings.model, device_of(settings.device)), settings.model)
         use_implementations(loaded.model, settings.model)
         sampler = Sampler(loaded, batch_rows=settings.distill.batch)
         with Scorers() as scorers:

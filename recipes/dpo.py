@@ -20,6 +20,7 @@ from counterpoint.recipes.steps import (
     prepare,
     train_to_end,
 )
+from counterpoint.train.checkpoints.start import with_start
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.held_out import held_out_pairs
 from counterpoint.train.loop.preference_trainers import PreferenceTrainer, RatedTrainer
@@ -33,6 +34,7 @@ from counterpoint.train.scoring.prompts import load_prompts
 
 def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Train as `settings` say; arguments and exit codes as of `recipes.sft.run`."""
+    settings = with_start(settings)
     with open_session(settings, resume, overwrite) as session:
         pairs = read_pairs(settings, session, settings.data.train, BAD_ROWS)
         held_out = {

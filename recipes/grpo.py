@@ -11,6 +11,7 @@ from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.grpo_prompts import fingerprint, read_held_out, read_items
 from counterpoint.recipes.steps import Prepared, add_held_out, prepare, train_to_end
+from counterpoint.train.checkpoints.start import with_start
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.callbacks import AttachmentProof
@@ -32,6 +33,7 @@ from counterpoint.train.scoring.rewards import Rewards
 
 def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Train as `settings` say; arguments and exit codes as of `recipes.sft.run`."""
+    settings = with_start(settings)
     tools = settings.tools
     with (
         open_session(settings, resume, overwrite) as session,

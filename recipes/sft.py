@@ -17,6 +17,7 @@ from counterpoint.recipes.steps import (
     prepare,
     train_to_end,
 )
+from counterpoint.train.checkpoints.start import with_start
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.held_out import held_out_loss
 from counterpoint.train.loop.sft_trainer import CounterpointTrainer
@@ -33,6 +34,7 @@ def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) ->
     resume: None, `newest` (the newest run folder of this name), a run folder, or a checkpoint in one. overwrite: start
     anew in the newest folder of this name; with `resume`, continue although settings changed.
     """
+    settings = with_start(settings)
     with open_session(settings, resume, overwrite) as session:
         train, held_out = read_data(settings, session)
         steps = total_steps(settings, len(train.rows))

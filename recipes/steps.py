@@ -19,6 +19,7 @@ from counterpoint.train.adapters.attach import attach_lora, attachment_table
 from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.checkpoints.resume import Identity
+from counterpoint.train.checkpoints.start import check_adapter_base, put_start
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
@@ -56,26 +57,31 @@ def prepare(
     fingerprint: of the training data. Tracking begins here.
     """
     base = session.pinned(settings.model)
+    check_adapter_base(settings.model, base)
     identity = Identity(plain(settings), fingerprint, rows_per_step(settings), base)
     session.began(settings, identity, steps)
     set_seed(settings.seed)
     loaded = load_trainable(settings, base["revision"])
     table = attachment_table(loaded.model)
-    session.say(f"model {loaded.source}, prompts as data.serving: {settings.data.serving}\n{table.text()}")
+    onward = f", its adapter {settings.model.adapter} trained onward" if settings.model.adapter else ""
+    forms = f"prompts as data.serving: {settings.data.serving}"
+    session.say(f"model {loaded.source}{onward}, {forms}\n{table.text()}")
     session.begins_tracking(settings)
     session.tracker.scalars(0, table.as_dict())
     return Prepared(loaded, identity, steps, prompts)
 
 
 def load_trainable(settings: TrainingRun, revision: str | None = None) -> LoadedModel:
-    """The model on its device, with a fresh adapter where the run trains one, on the chosen implementation.
+    """The model on its device, with the adapter that the run trains, on the chosen implementation.
 
     revision: the commit that a Hugging Face name is pinned to.
     """
     device = device_of(settings.train.device)
     prepare_optimizer(settings.train.optimizer, device.type)
     loaded = load_model(settings.model.model_copy(update={"revision": revision or settings.model.revision}), device)
-    if settings.lora.enabled:
+    if settings.model.adapter is not None:
+        loaded = put_start(loaded, settings.model, trainable=True)
+    elif settings.lora.enabled:
         loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
     use_implementations(loaded.model, settings.model, settings.train.activation_checkpointing == "experts")
     return loaded

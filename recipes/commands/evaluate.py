@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.train.checkpoints.find import find_checkpoint
 
     name = settings.checkpoint if given is not args.settings else args.checkpoint
-    found = find_checkpoint(name or settings.checkpoint or settings.model.name)
+    found = find_checkpoint(name or settings.checkpoint or settings.model.adapter or settings.model.name)
     settings = _prompts_of_the_run(settings, found)
     folder = Path(args.out) if args.out else _folder(found, settings, args.config)
     plans = _plans(settings, found, args.base, folder)

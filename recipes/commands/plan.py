@@ -53,8 +53,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.config}: `recipe: {settings.recipe}` trains nothing, so there is nothing to plan")
 
     from counterpoint.recipes.commands.plan_data import work_of
+    from counterpoint.train.checkpoints.start import with_start
     from counterpoint.train.plan.estimate import Estimate
 
+    settings = with_start(settings)
     work = work_of(settings)
     estimate = Estimate.of(settings, work.batch, device_type(settings, args.device))
     budget = args.memory * GIB if args.memory else _memory_here(estimate.device)

@@ -40,7 +40,7 @@ ARROWS = {
     "train/scoring": "user_code rows formats harmony sampling",
     "train/serving": "formats harmony sampling",
     "train/export": "formats harmony model adapters checkpoints sampling scoring serving",
-    "train/evals": "intervals user_code formats harmony pages model checkpoints run sampling scoring",
+    "train/evals": "intervals user_code formats harmony pages model adapters checkpoints run sampling scoring",
     "train/loop": "harmony layout dataset model adapters checkpoints run sampling episodes scoring",
     "train/parity": "model adapters loop",
     "train/plan": "model adapters loop",

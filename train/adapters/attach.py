@@ -34,6 +34,8 @@ PARAMETER_TARGETS = {GATE_UP: "mlp.experts.gate_up_proj", DOWN: "mlp.experts.dow
 EXPERT_PATTERN = r"mlp\.experts\.(gate_up|down)_proj"
 CUSTOM_MODULES = {GptOssExperts: ParamWrapper, torch.nn.Linear: AutocastLinear}
 """Our wrappers, registered with PEFT in place of its own."""
+REFERENCE = "ref"
+"""TRL's name for the copy of an adapter that stays as it is."""
 _KIND_OF_PARAMETER = {target.rpartition(".")[2]: kind for kind, target in PARAMETER_TARGETS.items()}
 
 
@@ -97,6 +99,63 @@ def attach_lora(model: PreTrainedModel, lora: LoraSettings | None = None) -> Pef
             raise ModelError(f"lora: PEFT found nothing to attach to in {type(model).__name__}: {error}") from error
     _require(peft_model, wanted, layers)
     return peft_model
+
+
+def lora_of(folder: str | Path) -> LoraSettings:
+    """The settings that make an adapter of the shape of a saved one. ModelError where the folder holds none."""
+    try:
+        config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
+        parameters = " ".join(config.target_parameters or ())
+        experts = "mlp.experts" in parameters
+        rank, alpha = config.r, float(config.lora_alpha)
+        expert_rank = next((r for name, r in (config.rank_pattern or {}).items() if "experts" in name), rank)
+        expert_alpha = next((a for name, a in (config.alpha_pattern or {}).items() if "experts" in name), alpha)
+        ratio = math.sqrt(expert_rank / rank) if config.use_rslora else expert_rank / rank
+        layers: Any = config.layers_to_transform
+        if layers is None and (named := re.findall(r"layers\.(\d+)\.", parameters)):
+            layers = sorted({int(layer) for layer in named})
+        found = LoraSettings(
+            rank=rank,
+            alpha=alpha,
+            attention=any(target in str(config.target_modules) for target in ATTENTION_TARGETS),
+            experts=experts,
+            router="mlp.router" in parameters,
+            expert_rank=expert_rank if experts and expert_rank != rank else None,
+            expert_alpha=expert_alpha if experts and not math.isclose(expert_alpha, alpha * ratio) else None,
+            layers=None if layers is None else tuple([layers] if isinstance(layers, int) else layers),
+            rslora=bool(config.use_rslora),
+        )
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelError(f"{folder}: no LoRA adapter of PEFT ({reason}): give the folder of one") from error
+    further = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if getattr(config, name)]
+    if config.bias != "none":
+        further.append("bias")
+    if further:
+        raise ModelError(
+            f"{folder}: it has more than LoRA's two matrices ({', '.join(further)}), which is not trained here: merge "
+            "it into its base, and name that as `model.name`"
+        )
+    return found
+
+
+def is_fresh(model: torch.nn.Module) -> bool:
+    """Whether an adapter adds nothing yet: all B are zero. Collective where it is sharded."""
+    parts = [(module, name) for _, _, module in lora_parts(model) for name in module.active_adapters]
+    moved = [bool(whole(cast(torch.Tensor, module.lora_B[name].weight)).any()) for module, name in parts]
+    return not any(moved)
+
+
+def keep_reference(model: Any, needed: bool) -> None:
+    """Freeze TRL's copy of the adapter, "ref", or delete it where the reference is the model without an adapter."""
+    if REFERENCE not in model.peft_config:
+        return
+    if not needed:
+        model.delete_adapter(REFERENCE)
+        return
+    for name, parameter in model.named_parameters():
+        if f".{REFERENCE}." in name:
+            parameter.requires_grad_(False)
 
 
 def load_lora(model: PreTrainedModel, folder: str | Path, trainable: bool = False) -> PeftModel:

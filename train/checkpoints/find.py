@@ -170,4 +170,4 @@ def _like(model: ModelSettings | None, name: str) -> ModelSettings:
     """`name` with the number format and implementation of `model`."""
     if model is None:
         return ModelSettings(name=name)
-    return model.model_copy(update={"name": name, "init": "pretrained", "revision": None})
+    return model.model_copy(update={"name": name, "adapter": None, "init": "pretrained", "revision": None})

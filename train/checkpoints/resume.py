@@ -119,7 +119,10 @@ def check_same_run(checkpoint: Checkpoint, identity: Identity, allow_changes: bo
             f"{identity.data[:12]} now): restore the old data, or start a new run"
         )
     if identity.base is not None:
-        check_same_base(checkpoint.details.get("base"), identity.base, where)
+        then = checkpoint.details.get("base")
+        check_same_base(then, identity.base, where)
+        if then is not None and then.get("adapter") != identity.base.get("adapter"):
+            raise RunError(f"{where}: model.adapter is not the one that the run began with: restore it")
     changes = changed_settings(checkpoint.details["settings"], identity.settings)
     # A setting that only one of both versions of this program knows made nothing of what the checkpoint holds.
     fixed = [

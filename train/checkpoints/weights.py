@@ -23,7 +23,9 @@ def save_weights(model: Any, folder: Path, state_dict: dict[str, torch.Tensor] |
     """Write the adapter of a `PeftModel`, or all weights of any other model, into `folder`."""
     if isinstance(model, PeftModel):
         # PEFT would ask the hub whether the base model's embedding was resized; it was not.
-        model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+        model.save_pretrained(
+            str(folder), state_dict=state_dict, save_embedding_layers=False, selected_adapters=["default"]
+        )
         (folder / "README.md").unlink(missing_ok=True)
     else:
         # The original format of a base that was unpacked from MXFP4 has no place for these weights.
@@ -38,7 +40,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Load what `save_weights` wrote. ModelError when names or shapes differ."""
     if isinstance(model, PeftModel):
         result = set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
-        missing = [key for key in result.missing_keys if ".lora_" in key]
+        missing = [key for key in result.missing_keys if ".lora_" in key and ".default." in key]
         wrong = [*missing, *result.unexpected_keys]
     elif (folder / MODEL_FILE).is_file():
         result = model.load_state_dict(load_file(folder / MODEL_FILE), strict=False)

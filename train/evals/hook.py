@@ -23,6 +23,7 @@ from counterpoint.configs.eval_section import EvalSettings, SamplingSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.intervals import wilson
+from counterpoint.train.adapters.attach import is_fresh
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
@@ -138,8 +139,8 @@ class ChannelEval(TrainerCallback):
         adapted = isinstance(self.loaded.model, PeftModel)
         if adapted and self.settings.base:
             self.measure(0, "base", control)
-        # A fresh adapter changes nothing: its B is zero, so the base's figures are the model's own.
-        if not adapted or not self.settings.base:
+        # A fresh adapter changes nothing, so the base's figures are the model's own.
+        if not adapted or not self.settings.base or not is_fresh(self.loaded.model):
             self.measure(0, "tuned", control)
 
     def after_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:

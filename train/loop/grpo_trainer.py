@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from counterpoint.train.adapters.attach import is_fresh, keep_reference
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.grpo_items import Item
@@ -60,6 +61,7 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
         shared: SharePrompts = "auto",
         teacher: Teacher | None = None,
     ) -> None:
+        fresh = is_fresh(loaded.model)
         self.shared, self.teacher, self.loaded, self.rollouts = shared, teacher, loaded, rollouts
         rows = loaded.vocabulary_map.rows
 
@@ -78,8 +80,8 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
                 callbacks=callbacks,
                 rollout_func=roll,
             )
-        if hasattr(loaded.model, "peft_config") and "ref" in loaded.model.peft_config:
-            loaded.model.delete_adapter("ref")
+        if hasattr(loaded.model, "peft_config"):
+            keep_reference(loaded.model, needed=bool(args.beta) and not fresh)
         self.taught = True
         restore_stops(loaded)
         self.set_up_loop(loop, identity, extras, stop)

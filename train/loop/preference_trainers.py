@@ -19,6 +19,7 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
 from counterpoint.data.dataset.pairs import Pair, Rated
+from counterpoint.train.adapters.attach import is_fresh, keep_reference
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.row_dataset import ROW, row_numbers
@@ -29,8 +30,8 @@ from counterpoint.train.run.signals import StopSignal
 
 
 class _OnOurRows(BaseTrainer):
-    """What both trainers share. Their reference is the model as it is given: the base under a fresh adapter, or a copy
-    where all weights are trained."""
+    """What both trainers share. Their reference is the model as it is given: the base under a fresh adapter, a copy of
+    an adapter that was trained before, or a copy of the model where all weights are trained."""
 
     loaded: LoadedModel
 
@@ -49,6 +50,7 @@ class _OnOurRows(BaseTrainer):
     ) -> None:
         self.loaded = loaded
         adapted = hasattr(loaded.model, "peft_config")
+        fresh = adapted and is_fresh(loaded.model)
         trainer_of_trl: Any = super().__init__
         trainer_of_trl(
             model=loaded.model,
@@ -59,9 +61,9 @@ class _OnOurRows(BaseTrainer):
             processing_class=RowTokenizer(loaded),
             callbacks=callbacks,
         )
-        if adapted and "ref" in loaded.model.peft_config:
-            # TRL's copy of the adapter: a fresh one adds nothing, so the reference is the model with it switched off.
-            loaded.model.delete_adapter("ref")
+        if adapted:
+            # TRL's copy of a fresh adapter adds nothing, so the reference is the model with it switched off.
+            keep_reference(loaded.model, needed=not fresh)
         self.processing_class = None
         restore_stops(loaded)
         self.set_up_loop(loop, identity, extras, stop)

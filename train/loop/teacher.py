@@ -16,6 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from counterpoint.configs.rl_section import TeacherSettings
 from counterpoint.train.adapters.implementations import use_implementations
+from counterpoint.train.checkpoints.start import put_start, start_of
 from counterpoint.train.model.load import LoadedModel, load_model
 
 
@@ -37,8 +38,11 @@ class Teacher:
 
 def load_teacher(settings: TeacherSettings, temperature: float, device: torch.device) -> Teacher:
     """The teacher, frozen, with log-probabilities at the temperature of sampling."""
-    loaded = load_model(settings.model, device)
-    use_implementations(loaded.model, settings.model)
+    model = start_of(settings.model)
+    loaded = put_start(load_model(model, device), model)
+    if model.adapter is not None:
+        loaded = loaded.with_model(loaded.model.get_base_model())  # its modules hold the adapter
+    use_implementations(loaded.model, model)
     loaded.model.requires_grad_(False).eval()
     add_fused_lm_head(loaded.model, temperature=temperature)
     return Teacher(loaded, settings.weight)

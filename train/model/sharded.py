@@ -19,7 +19,7 @@ def gathered_weights(model: torch.nn.Module, keep: bool) -> dict[str, torch.Tens
     adapter = isinstance(model, PeftModel)
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if adapter and "lora_" not in name:
+        if adapter and ("lora_" not in name or ".default." not in name):
             continue
         # Collective: state_dict has the same names in the same order in every process.
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -29,7 +29,9 @@ from counterpoint.train.checkpoints.resume import (
     read_checkpoint,
 )
 from counterpoint.train.checkpoints.save import checkpoints_in, clean_partial, remove, step_of
+from counterpoint.train.checkpoints.weights import ADAPTER_FILE
 from counterpoint.train.model.load import device_of
+from counterpoint.train.model.marker import file_hash
 from counterpoint.train.model.pin import base_pin
 from counterpoint.train.run.folder import RunFolder, choose_run_folder, what_to_resume
 from counterpoint.train.run.progress import Progress
@@ -72,12 +74,14 @@ class Session:
         self.say(f"warning: {text}")
 
     def pinned(self, model: ModelSettings) -> dict[str, Any]:
-        """What is pinned of the base; a run that resumes takes the commit that it began with."""
+        """What is pinned of the base, and of the adapter that the run starts from (`adapter`: its sha256); a run that
+        resumes takes the commit that it began with."""
         pin = (self.checkpoint.details.get("base") if self.checkpoint else None) or {}
         if model.revision is None and pin.get("name") == model.name:
             model = model.model_copy(update={"revision": pin["revision"]})
         # In every process: each downloads what it is going to read.
-        return base_pin(model)
+        adapter = {} if model.adapter is None else {"adapter": file_hash(Path(model.adapter) / ADAPTER_FILE)}
+        return {**base_pin(model), **adapter}
 
     def began(self, settings: TrainingRun, identity: Identity, steps: int) -> None:
         """Compare with the checkpoint (RunError where the run is another one), and note what the run is."""

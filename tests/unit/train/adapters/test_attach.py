@@ -15,6 +15,7 @@ from counterpoint.train.adapters.attach import (
     check_attached_after_step,
     check_attached_before_step,
     load_lora,
+    lora_of,
     lora_parts,
 )
 
@@ -164,6 +165,23 @@ def test_saved_adapter_loads_in_plain_peft_and_has_the_names_and_shapes_that_ser
         assert torch.allclose(ours(IDS).logits, live, atol=2e-5, rtol=0)
     assert not any(p.requires_grad for p in ours.parameters())
     assert attachment_table(load_lora(build_gptoss(), tmp_path, trainable=True)).trainable > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LoraSettings(),
+        LoraSettings(rank=4, alpha=8, expert_rank=2, router=True),
+        LoraSettings(rank=4, alpha=6, expert_rank=1, expert_alpha=9, rslora=True),
+        LoraSettings(rank=4, expert_rank=8, rslora=True, layers=(1,)),
+        LoraSettings(attention=False, layers=(0,)),
+        LoraSettings(experts=False),
+        LoraSettings(attention=False, experts=False, router=True),
+    ],
+)
+def test_a_saved_adapter_says_which_settings_made_it(build_gptoss, tmp_path, settings):
+    attach_lora(build_gptoss(), settings).save_pretrained(tmp_path)
+    assert lora_of(tmp_path) == settings
 
 
 def test_a_folder_without_an_adapter_is_an_error(build_gptoss, tmp_path):
