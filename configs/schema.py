@@ -41,6 +41,7 @@ from counterpoint.configs.eval_section import (
     TaskSettings,
     VllmSettings,
 )
+from counterpoint.configs.figures import check_figures, held_out_figures
 from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings, SupervisedModelSettings
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.reward_section import RewardSettings
@@ -51,7 +52,13 @@ from counterpoint.configs.rl_section import (
     TeacherSettings,
     ToolSettings,
 )
-from counterpoint.configs.train_section import LaunchSettings, SupervisedTrainSettings, TrackingSettings, TrainSettings
+from counterpoint.configs.train_section import (
+    LaunchSettings,
+    StopSettings,
+    SupervisedTrainSettings,
+    TrackingSettings,
+    TrainSettings,
+)
 
 __all__ = [
     "RECIPES",
@@ -87,6 +94,7 @@ __all__ = [
     "Settings",
     "SftRun",
     "SourceSettings",
+    "StopSettings",
     "SuiteSettings",
     "SupervisedModelSettings",
     "SupervisedTrainSettings",
@@ -118,6 +126,11 @@ def _check_sharded(run: SftRun | DpoRun) -> None:
     if run.model.base == "mxfp4" and run.model.experts == "reference":
         raise ValueError(
             "`launch.strategy: fsdp2` shards `model.base: mxfp4` under the lean experts only: use `model.experts: lean`"
+        )
+    if run.train.keep_best is not None and not run.lora.enabled:
+        raise ValueError(
+            "`launch.strategy: fsdp2` without adapters keeps checkpoints in shards, of which `train.keep_best` makes "
+            "no result: leave it out"
         )
 
 
@@ -181,6 +194,7 @@ class SftRun(RunSettings):
             )
         _check_sharded(self)
         _check_recomputed(self)
+        check_figures(self.train, self.eval.every, held_out_figures(self.data.valid_sets, "loss"))
         return self
 
 
@@ -217,6 +231,8 @@ class DpoRun(RunSettings):
             raise ValueError("`dpo.losses: kto` compares the rows of a batch: set `train.batch_rows` to 2 or more")
         _check_sharded(self)
         _check_recomputed(self)
+        kinds = ("loss",) if self.dpo.rated else ("loss", "accuracy", "margin")
+        check_figures(self.train, self.eval.every, held_out_figures(self.data.valid_sets, *kinds))
         return self
 
 
@@ -276,6 +292,8 @@ class GrpoRun(RunSettings):
         if self.rollout.engine != "transformers":
             self._check_engine()
         _check_recomputed(self)
+        held_out = ("valid_reward", "valid_channel_correct") if self.data.valid else ()
+        check_figures(self.train, self.eval.every, held_out)
         return self
 
     def _check_engine(self) -> None:

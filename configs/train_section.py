@@ -20,6 +20,19 @@ from counterpoint.configs.base import (
 )
 
 
+class StopSettings(Settings):
+    """When a run ends before its last step: a figure has not become better for a while."""
+
+    metric: Text
+    """The figure, as `train.keep_best`."""
+
+    patience: Count = 3
+    """Measurements in a row without a better one, after which the run ends."""
+
+    least: NotNegative = 0.0
+    """What counts as better: by more than this."""
+
+
 class TrainSettings(Settings):
     """Steps, optimizer, checkpoints."""
 
@@ -76,6 +89,14 @@ class TrainSettings(Settings):
 
     keep_checkpoints: Count = 2
     """Newest checkpoints that are kept; the last step's is always among them."""
+
+    keep_best: Text | None = None
+    """The result is the step with the best figure instead of the last one, and its checkpoint is kept: `valid_loss`
+    (or `valid_NAME_loss` of a set), `channel_correct`, `right_answers`, `right_calls`; of pairs also `valid_accuracy`
+    and `valid_margin`, of rollouts `valid_reward`. Compared every `eval.every` steps and at the last."""
+
+    stop_when: StopSettings | None = None
+    """End the run when a figure no longer becomes better; null trains all steps."""
 
     log_every: Count = 10
     """Steps between lines of metrics."""

@@ -24,6 +24,7 @@ from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_poi
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
 from counterpoint.train.loop.base_trainer import BaseTrainer
+from counterpoint.train.loop.best import KeepBest
 from counterpoint.train.loop.callbacks import RunLog
 from counterpoint.train.loop.held_out import HeldOut, Measure
 from counterpoint.train.loop.optimizers import prepare_optimizer
@@ -96,16 +97,25 @@ def train_to_end(
     """
     trainer.warn = session.warn
     hook = add_measurements(settings, session, prepared, trainer)
+    best = KeepBest(trainer, settings.train, session.say)
+    if settings.train.keep_best or settings.train.stop_when:
+        trainer.add_callback(best)
     steps, checkpoint = prepared.steps, session.checkpoint
     going_on = f", going on from step {checkpoint.step}" if checkpoint else ""
     session.say(f"{steps} step{'' if steps == 1 else 's'}{going_on}")
     session.begins_training()
     trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    if trainer.state.global_step < steps:
+    best.agree()
+    if trainer.state.global_step < steps and best.ended is None:
         return ended_early(settings, session, trainer, hook)
     result = session.path / ("adapter" if settings.lora.enabled else "model")
-    trainer.save_final(result)
-    session.ended("finished", step=steps)
+    trainer.save_final(result, best.best_step)
+    step = trainer.state.global_step
+    session.ended("finished", step=step, result_step=best.best_step or step)
+    if best.best_step is not None:
+        session.say(f"best        step {best.best_step} of {step}: {settings.train.keep_best} {best.best:.4g}")
+    elif settings.train.keep_best is not None:
+        session.warn(f"train.keep_best: {settings.train.keep_best} was never measured: the result is the last step")
     trouble = trainer.learning.trouble()
     if session.folder is not None:
         report(session, prepared.loaded, result, n_bad, learned=trouble is None)
@@ -144,6 +154,7 @@ def add_measurements(settings: TrainingRun, session: Session, prepared: Prepared
         process=process_number(),
         processes=world_size(),
         gather=gather_object,
+        measured=trainer.measured.update,
     )
     trainer.add_callback(hook)
     return hook

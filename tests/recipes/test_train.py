@@ -174,6 +174,66 @@ def test_the_right_cause_where_nothing_trains(train: Train, settings: tuple[str,
     assert f"rows.jsonl: {told}" in err
 
 
+AWAY = (
+    "model.init=pretrained", "train.learning_rate=1e-1", "train.schedule=constant", "train.warmup_steps=0",
+    "train.steps=6", "train.checkpoint_every=null", "train.keep_checkpoints=1", "eval.every=1", "eval.at_start=false",
+    "data.valid={path: 'example:quickstart', rows: 6}",
+)  # fmt: skip
+
+
+def test_the_best_checkpoint_is_the_result(train: Train) -> None:
+    """Trained on other rows, the model leaves what it could do: the first step is the best one."""
+    out, _ = train(*AWAY, "train.keep_best=valid_loss")
+    (run,) = train.runs
+    losses = [line["valid_loss"] for line in train.metrics(run) if "valid_loss" in line]
+    best = 1 + losses.index(min(losses))
+    assert best < 6
+    assert f"best        step {best} of 6: valid_loss {min(losses):.4g}" in out.splitlines()
+    assert json.loads((run / "adapter/complete.json").read_text())["step"] == best
+    assert json.loads((run / "run.json").read_text())["result_step"] == best
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == [f"step-{best:06d}", "step-000006"]
+    kept = run / "checkpoints" / names[0] / "adapter_model.safetensors"
+    assert (run / "adapter/adapter_model.safetensors").read_bytes() == kept.read_bytes()
+    assert {path.name for path in (run / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "complete.json", "vocabulary_map.json",
+    }  # fmt: skip
+    # Resumed at its end, or from the checkpoint of its best step, the run knows its best step still.
+    (run / "adapter/adapter_model.safetensors").write_bytes(b"")
+    train(*AWAY, "train.keep_best=valid_loss", "--resume")
+    assert (run / "adapter/adapter_model.safetensors").read_bytes() == kept.read_bytes()
+    shutil.rmtree(run / "checkpoints" / "step-000006")
+    train(*AWAY, "train.keep_best=valid_loss", "train.stop_when={metric: valid_loss, patience: 2}", "--resume")
+    assert (run / "adapter/adapter_model.safetensors").read_bytes() == kept.read_bytes()
+    assert json.loads((run / "run.json").read_text())["step"] == best + 2
+
+
+def test_a_run_ends_when_its_figure_no_longer_becomes_better(train: Train) -> None:
+    out, _ = train(*AWAY, "train.stop_when={metric: valid_loss, patience: 2}")
+    (run,) = train.runs
+    losses = [line["valid_loss"] for line in train.metrics(run) if "valid_loss" in line]
+    assert len(losses) == 3
+    assert min(losses) == losses[0]
+    told = f"step 3: valid_loss was not better than {losses[0]:.4g} in 2 measurements: the run ends here"
+    assert told in out
+    state = json.loads((run / "run.json").read_text())
+    assert (state["state"], state["step"], state["result_step"]) == ("finished", 3, 3)
+    assert (run / "checkpoints/step-000003/complete.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("train.keep_best=valid_loss",), "`train.keep_best` is `valid_loss`, and this run measures channel_correct"),
+        (("train.stop_when={metric: reward}",), "`train.stop_when.metric` is `reward`, and this run measures"),
+        (("train.keep_best=channel_correct", "eval.every=null"), "compares steps, and `eval.every` is null: set it"),
+    ],
+)
+def test_a_figure_that_is_never_measured_is_refused(train: Train, settings: tuple[str, ...], told: str) -> None:
+    _, err = train(*settings, code=2)
+    assert told in err
+
+
 HOT = (
     "lora.enabled=false", "model.init=pretrained", "train.learning_rate=1e6", "train.warmup_steps=0",
     "train.max_grad_norm=1e9", "train.schedule=constant", "train.steps=12", "eval.at_start=false", "eval.at_end=false",

@@ -32,11 +32,13 @@ FREE_SETTINGS = (
     "train.batch_rows",
     "train.checkpoint_every",
     "train.device",
+    "train.keep_best",
     "train.keep_checkpoints",
     "train.log_every",
     "train.no_learning_steps",
     "train.on_loss_spike",
     "train.on_no_learning",
+    "train.stop_when",
     "train.threads",
 )
 # Settings that a run may change on its way where the user says so (--overwrite): what the loop reads anew in every

@@ -101,10 +101,11 @@ def abandon_folder(partial: Path, target: Path, error: BaseException, expected_b
         raise _disk_full(target, max(expected_bytes, written + 1), free) from error
 
 
-def rotate(parent: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` complete checkpoints under `parent` (0 keeps all); returns what was removed."""
+def rotate(parent: Path, keep: int, spared: int | None = None) -> list[Path]:
+    """Remove all but the newest `keep` complete checkpoints under `parent` (0 keeps all), and but that of step
+    `spared`; returns what was removed."""
     complete = [folder for folder in checkpoints_in(parent) if (folder / MARKER).exists()]
-    gone = complete[:-keep] if keep > 0 else []
+    gone = [folder for folder in (complete[:-keep] if keep > 0 else []) if step_of(folder) != spared]
     for folder in gone:
         remove(folder)
     return gone

@@ -107,7 +107,8 @@ class ChannelEval(TrainerCallback):
     gets `step-000050-tuned.jsonl` with every sample and `metrics.jsonl`; None for all processes but the main one. log:
     scalars `eval/...` and a table of samples. say, warn: a line each. stops: whether a signal wants the run to end,
     asked all the time. process, processes: the number of this one, and how many there are; gather: collects from all
-    of them. `points` holds what was measured, `stopped` the reason where `stop_below` ended the run.
+    of them. measured: gets the numbers of each point. `points` holds what was measured, `stopped` the reason where
+    `stop_below` ended the run.
     """
 
     def __init__(
@@ -126,10 +127,12 @@ class ChannelEval(TrainerCallback):
         process: int = 0,
         processes: int = 1,
         gather: Callable[[list[Any]], list[Any]] = list,
+        measured: Callable[[dict[str, float]], None] = lambda _: None,
     ) -> None:
         self.stops, self.process, self.processes, self.gather = stops, process, processes, gather
         self.loaded, self.renderer, self.prompts, self.settings = loaded, renderer, clustered(prompts), settings
         self.folder, self.log, self.say, self.warn, self.seed = folder, log, say, warn, seed
+        self.measured = measured
         self.points: list[EvalPoint] = []
         self.stopped: str | None = None
 
@@ -170,6 +173,8 @@ class ChannelEval(TrainerCallback):
             self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training continues")
             return None
         self.points.append(point)
+        if who == "tuned":
+            self.measured(point.summary.scalars())
         self.say(point.line())
         if who == "tuned" and step > 0:
             self._thresholds(point, control)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -21,6 +22,7 @@ from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.checkpoints.weights import load_weights, save_weights, state_bytes
 from counterpoint.train.loop.learning_watch import LearningWatch
 from counterpoint.train.loop.training_arguments import LoopSettings
+from counterpoint.train.model.marker import why_broken
 from counterpoint.train.model.mxfp4 import lay_bare, packed_names
 from counterpoint.train.model.sharded import gathered_weights, is_sharded
 from counterpoint.train.run.signals import StopSignal
@@ -64,6 +66,7 @@ class BaseTrainer(_Base):
     base: Any
     stop_agreed: bool = False
     saved_step: int | None = None
+    kept_step: int | None = None
     evaluated_step: int = 0
     measured: dict[str, float]
     learning: LearningWatch
@@ -247,7 +250,7 @@ class BaseTrainer(_Base):
         write_together(self.accelerator, target, self._fill_checkpoint, details, state_bytes(self.base))
         self.saved_step = step
         if self.args.should_save:
-            save.rotate(self.loop.checkpoints, self.loop.keep)
+            save.rotate(self.loop.checkpoints, self.loop.keep, self.kept_step)
 
     def _fill_checkpoint(self, folder: Path) -> None:
         """Everything a run needs to resume bit for bit. Run by every process.
@@ -274,10 +277,30 @@ class BaseTrainer(_Base):
             if self.extras is not None:
                 self.extras(folder)
 
-    def save_final(self, folder: Path) -> None:
-        """The trained adapter or model on its own, for use after the run: complete or absent."""
-        details = {**self.identity.as_details(), "step": self.state.global_step}
-        write_together(self.accelerator, folder, lambda place: self._save(str(place), self._gathered()), details)
+    def save_final(self, folder: Path, step: int | None = None) -> None:
+        """The trained adapter or model on its own, for use after the run: complete or absent.
+
+        step: of the checkpoint whose weights it holds, None for those of now. Its marker says which step it is.
+        RunError where that checkpoint is gone or damaged.
+        """
+        now = self.state.global_step
+        details = {**self.identity.as_details(), "step": now if step is None else step}
+        if step is None or step == now:
+            write_together(self.accelerator, folder, lambda place: self._save(str(place), self._gathered()), details)
+            return
+        checkpoint = self.loop.checkpoints / save.checkpoint_name(step)
+        if problem := why_broken(checkpoint):
+            raise RunError(
+                f"{checkpoint}: the best checkpoint cannot be the result: {problem}: take another checkpoint as it is"
+            )
+        write_together(self.accelerator, folder, lambda place: self._copy_weights(checkpoint, place), details)
+
+    def _copy_weights(self, checkpoint: Path, place: Path) -> None:
+        if self.args.should_save:
+            state = (save.MARKER, LOOP_STATE, TRAINER_STATE)
+            for path in checkpoint.iterdir():
+                if path.suffix in (".safetensors", ".json") and path.name not in state:
+                    shutil.copyfile(path, place / path.name)
 
     def _gathered(self) -> dict[str, torch.Tensor] | None:
         """What is saved of a sharded model; None where the model is not sharded. Run by every process."""
