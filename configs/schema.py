@@ -165,7 +165,7 @@ class SftRun(RunSettings):
     recipe: Literal["sft"]
     """What the run does: the first line of a run file."""
 
-    model: SupervisedModelSettings = SupervisedModelSettings()
+    model: SupervisedModelSettings = SupervisedModelSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
     """The model."""
 
     tracking: TrackingSettings = TrackingSettings()

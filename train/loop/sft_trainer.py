@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -114,7 +114,8 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         """(weighted loss / normaliser, detached nll (T,)) of a collated batch; no logits of context are made."""
         found: list[torch.Tensor] = []
         # The input of the head is the only one of all hidden states that is looked at, so the others are not kept.
-        norm = inner_model(self.base).norm.register_forward_hook(lambda module, args, output: found.append(output))
+        norm = cast(nn.Module, inner_model(self.base).norm)
+        hook = norm.register_forward_hook(lambda module, args, output: found.append(output))
         try:
             model(
                 input_ids=inputs["input_ids"],
@@ -125,7 +126,7 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
                 use_cache=False,
             )
         finally:
-            norm.remove()
+            hook.remove()
         (hidden_BSH,) = found
         hidden_TH = hidden_BSH.flatten(0, 1).index_select(0, inputs["target_index"])
         # Collective under FSDP2, as the forward pass itself: all processes run equally many batches.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.model_section import LoraSettings, SupervisedModelSettings
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.implementations import use_implementations
 
 LEAN, REFERENCE = (
-    ModelSettings(),
-    ModelSettings(attention="reference", experts="reference", norms="reference", loss="reference"),
+    SupervisedModelSettings(),
+    SupervisedModelSettings(attention="reference", experts="reference", norms="reference", loss="reference"),
 )
 
 
