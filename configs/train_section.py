@@ -149,3 +149,6 @@ class LaunchSettings(Settings):
 
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     """`ddp` keeps the whole model in each process; `fsdp2` shards it by decoder layer."""
+
+    timeout: Positive = 1800.0
+    """Seconds that a process waits for the others, before the run ends with an error."""

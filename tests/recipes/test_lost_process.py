@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ data: {train: rows.jsonl, max_tokens: 512}
 train: {steps: 100000, batch_rows: 2, learning_rate: 1e-4, checkpoint_every: 4, log_every: 1, device: cpu, threads: 1}
 tracking: {wandb: "off"}
 launch: {processes: 2}
+eval: {at_start: false}
 """
 ROW = {"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]}
 
@@ -35,7 +37,7 @@ def test_no_process_waits_for_one_that_was_killed(forks: Forks, tmp_path: Path, 
         survivor = processes[1 - killed]
         assert survivor.wait() == 1, survivor.told()
         told = survivor.err.read_text()
-        assert "another process of this run has ended or cannot be reached" in told
+        assert "another process of this run has ended, cannot be reached, or let this one wait" in told
         assert "Traceback" not in told
     finally:
         for process in processes:
@@ -47,3 +49,21 @@ def test_no_process_waits_for_one_that_was_killed(forks: Forks, tmp_path: Path, 
     assert checkpoint.step >= 4
     if killed == 1:
         assert json.loads((run / "run.json").read_text())["state"] == "failed"
+
+
+def test_a_process_that_stands_still_is_waited_for_as_long_as_the_setting_says(forks: Forks, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(RUN_FILE)
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n" * 24)
+    processes = forks.group(CLI, ["train", "my.yaml", "launch.timeout=6"], folder=tmp_path)
+    processes[0].until("\nstep 3/")
+    processes[1].send(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert processes[0].wait() == 1, processes[0].told()
+        assert time.monotonic() - began < 40
+        told = processes[0].err.read_text()
+        assert "longer than launch.timeout (6 s)" in told, told
+        assert "Traceback" not in told
+    finally:
+        processes[1].send(signal.SIGKILL)
+        processes[1].wait()

@@ -95,6 +95,7 @@ def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dic
     plain = "adamw_torch_fused" if device == "cuda" else "adamw_torch"
     return {
         "output_dir": str(run_folder),
+        "ddp_timeout": math.ceil(settings.launch.timeout),
         "seed": settings.seed,
         "data_seed": settings.seed,
         "max_steps": steps,

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -162,7 +162,8 @@ def agreed(decide: Callable[[], T], settings: TrainingRun) -> T:
     """What the main process decides, broadcast to all; its error is raised in all."""
     if world_size() == 1:
         return decide()
-    state = PartialState(cpu=device_of(settings.train.device).type == "cpu")
+    limit = timedelta(seconds=settings.launch.timeout)
+    state = PartialState(cpu=device_of(settings.train.device).type == "cpu", timeout=limit)
     shared: list[Any] = [None, None]
     if state.is_main_process:
         try:
@@ -194,7 +195,8 @@ def plain_errors(settings: TrainingRun) -> Iterator[None]:
             raise _out_of_memory(settings) from error
         if world_size() > 1 and _has_lost_a_process(error):
             raise RunError(
-                "another process of this run has ended or cannot be reached: see its own last lines; "
+                "another process of this run has ended, cannot be reached, or let this one wait longer than "
+                f"launch.timeout ({settings.launch.timeout:g} s): see its own last lines; "
                 "continue from the newest checkpoint with --resume"
             ) from error
         raise
