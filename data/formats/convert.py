@@ -70,6 +70,9 @@ def _noticed(converted: Converted, notices: list[Notice]) -> Converted:
 
 def trainable(conversation: Conversation) -> None:
     """Raises RowError where supervised training has nothing to learn from: no assistant turn with a weight above 0."""
+    if conversation.is_unwanted:
+        what = "false: an answer that is not wanted is not trained"
+        raise RowError("unwanted_answer", "label", what, "use it with dpo.losses: kto, or leave the row out")
     messages = conversation.messages
     turns = split_turns(messages)
     if not turns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from counterpoint.data.conversation import (
 from counterpoint.data.formats.call_arguments import arguments_text
 from counterpoint.data.formats.call_pairing import Event, pair
 from counterpoint.data.formats.harmony_system import parse_system
+from counterpoint.data.formats.meaning import is_said, meaning_of, sample_of
 from counterpoint.data.formats.tool_names import ToolNames
 from counterpoint.data.rows.strict_json import dumps, loads
 
@@ -59,6 +60,7 @@ class Draft:
         self.weight = 1.0
         self.parallel_calls_allowed = True
         self.is_context = False  # while it is set, assistant messages are context: their weight is 0
+        self.roles: Mapping[str, str] = {}  # names of speakers, of the source's own
         self.names = ToolNames(options, self.notice, tuple(dict.fromkeys((*options.builtin_tools, *builtin_tools))))
         self.instructions: list[str] = []
         self._events: list[Event] = []
@@ -69,11 +71,17 @@ class Draft:
         self.notices.append(Notice(kind, field, detail))
 
     def unused(self, key: str, field: str, value: Any) -> None:
-        """A field that no rule reads: kept in the metadata, reported once per key."""
+        """A field that no rule reads: kept in the metadata, reported once per key with a sample; by its meaning where
+        its name has one."""
         self.metadata[field] = value
-        if key not in self._seen_unused:
-            self._seen_unused.add(key)
-            self.notice("unused_field", key, "kept as metadata, not rendered")
+        if key in self._seen_unused:
+            return
+        self._seen_unused.add(key)
+        meaning = meaning_of(key) if is_said(value) else None
+        if meaning is None:
+            self.notice("unused_field", key, f"kept as metadata, not rendered: {sample_of(value)}")
+        else:
+            self.notice("unread_field", key, f"is the name of {meaning}, and was not read here: {sample_of(value)}")
 
     def declare(self, tools: Sequence[Tool], builtin_tools: Sequence[str], field: str) -> None:
         """Tools that the row declares. Raises RowError where two of one name differ."""

@@ -1,6 +1,6 @@
-"""The input formats, one line each. Format `NAME` is the module `counterpoint.data.formats.NAME`, which has the
-functions `looks_like` and `read` of the protocol below; detection, conversion, and the names in messages all come from
-the table.
+"""The input formats, one line each. A format is one of `chat_formats`, or the module `counterpoint.data.formats.NAME`,
+which has the functions `looks_like` and `read` of the protocol below; detection, conversion, and the names in messages
+all come from the table.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def format_named(name: str) -> Format:
     """A built-in format. Raises ConfigError."""
     if name not in FORMATS:
         raise ConfigError(f"unknown format `{name}`: {_choose(name)}")
-    return cast(Format, import_module(f"counterpoint.data.formats.{name}"))
+    from counterpoint.data.formats.chat_formats import CHATS
+
+    return CHATS.get(name) or cast(Format, import_module(f"counterpoint.data.formats.{name}"))
 
 
 def detect(value: Any) -> str:

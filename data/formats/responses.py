@@ -12,15 +12,15 @@ from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.chat import chat_messages
-from counterpoint.data.formats.common_fields import read_common, read_effort, read_weight
+from counterpoint.data.formats.chat_formats import is_turn
+from counterpoint.data.formats.common_fields import read_common, read_effort
 from counterpoint.data.formats.content import content_text
 from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations, read_response_format
 from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, join, one_of, text_of
 from counterpoint.data.formats.harmony import names_channel
-from counterpoint.data.formats.sharegpt import is_turn
-from counterpoint.data.formats.tagged_messages import add_tagged_assistant
-from counterpoint.data.formats.tags import has_tags
+from counterpoint.data.formats.loss_flags import MESSAGE_FLAGS, message_weight
+from counterpoint.data.formats.tagged_messages import add_answer, holds_markup
 
 ITEM_TYPES = frozenset(
     {
@@ -46,14 +46,13 @@ _ITEM = frozenset(
             "role",
             "content",
             "phase",
-            "weight",
             "call_id",
             "name",
             "arguments",
             "input",
             "output",
         ),
-        *("output", "summary", "encrypted_content", "code", "outputs", "container_id", "server_label"),
+        *(*MESSAGE_FLAGS, "summary", "encrypted_content", "code", "outputs", "container_id", "server_label"),
     }
 )
 PARAMETERS = "responses_create_params"
@@ -159,7 +158,7 @@ def add_items(draft: Draft, items: Sequence[tuple[Any, str]]) -> None:
         item = as_object(item, where)
         kind = item.get("type", "message")
         if one_of(kind, _CALLS):
-            weight = read_weight(item, where)
+            weight = message_weight(item, where, draft.notice)
             calls.append(_call(item, where, custom=kind == "custom_tool_call"))
             _unused(draft, item, where)
             continue
@@ -193,7 +192,11 @@ def _item(draft: Draft, item: Mapping[str, Any], kind: str, field: str) -> None:
     elif kind == "mcp_call":
         id_ = text_of(item, "id", field)
         name = as_text(item.get("name"), f"{field}.name")
-        draft.assistant(field, calls=[Call(name, item.get("arguments"), field, id_)], weight=read_weight(item, field))
+        draft.assistant(
+            field,
+            calls=[Call(name, item.get("arguments"), field, id_)],
+            weight=message_weight(item, field, draft.notice),
+        )
         if item.get("output") is not None:
             draft.result(as_text(item["output"], f"{field}.output"), f"{field}.output", id_)
     else:
@@ -214,12 +217,10 @@ def _message(draft: Draft, item: Mapping[str, Any], field: str) -> None:
         phase = item.get("phase")
         if phase is not None and not one_of(phase, _PHASES):
             raise RowError("bad_phase", f"{field}.phase", f"is {str(phase)[:40]!r}", "write commentary or final_answer")
-        weight = read_weight(item, field)
-        if phase is None and has_tags(text):
+        weight = message_weight(item, field, draft.notice)
+        if holds_markup(draft, text):
             draft.notice("tags_in_text", where, "thinking or calls written as tags were taken out")
-            add_tagged_assistant(draft, text, where, weight=weight)
-        else:
-            draft.assistant(field, text=text, weight=weight, text_field=where, phase=_PHASES.get(phase or ""))
+        add_answer(draft, field, text=text, text_field=where, weight=weight, phase=_PHASES.get(phase or ""))
     else:
         what = f"is {role[:40]!r}" if isinstance(role, str) else f"is {describe(role)}"
         raise RowError("unknown_role", f"{field}.role", what, "write system, developer, user or assistant")
@@ -227,7 +228,7 @@ def _message(draft: Draft, item: Mapping[str, Any], field: str) -> None:
 
 def _reasoning(draft: Draft, item: Mapping[str, Any], field: str) -> None:
     """The reasoning's content; else its summary, with a notice; encrypted content cannot be read."""
-    weight = read_weight(item, field)
+    weight = message_weight(item, field, draft.notice)
     if item.get("encrypted_content") is not None:
         draft.notice("encrypted_reasoning", f"{field}.encrypted_content", "encrypted reasoning was left out")
     for key in ("content", "summary"):
@@ -260,7 +261,7 @@ def _code_call(draft: Draft, item: Mapping[str, Any], field: str) -> None:
     draft.names.offer(("python",))
     id_ = text_of(item, "id", field)
     code = Call("python", as_text(item.get("code"), f"{field}.code"), field, id_, f"{field}.code")
-    draft.assistant(field, calls=[code], weight=read_weight(item, field))
+    draft.assistant(field, calls=[code], weight=message_weight(item, field, draft.notice))
     logs = []
     for i, output in enumerate(as_list(item.get("outputs") or [], f"{field}.outputs")):
         where = f"{field}.outputs[{i}]"
