@@ -19,6 +19,7 @@ from counterpoint.configs.base import (
     Text,
     Unique,
 )
+from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 
 TrainOn = Literal["turns", "last_turn", "assistant", "final"]
 MissingThinking = Literal["keep", "final_body", "effort_low"]
@@ -95,6 +96,18 @@ class SourceSettings(Settings):
 
     rows: Count | None = None
     """Number of rows to read from the start of the file; null reads all."""
+
+    columns: ColumnSettings | None = None
+    """Which column is what, for a table or a chat that no format knows."""
+
+    roles: RoleSettings | None = None
+    """Who speaks under a name that no format knows: `{user: customer, assistant: [agent, robot]}`."""
+
+    @model_validator(mode="after")
+    def _checks_mapping(self) -> SourceSettings:
+        if (self.columns or self.roles) and self.format != "auto":
+            raise ValueError("`columns` and `roles` say themselves what the rows are: leave `format` out")
+        return self
 
 
 class HeldOutSourceSettings(SourceSettings):

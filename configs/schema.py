@@ -51,11 +51,13 @@ from counterpoint.configs.rl_section import (
     TeacherSettings,
     ToolSettings,
 )
+from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.train_section import LaunchSettings, SupervisedTrainSettings, TrackingSettings, TrainSettings
 
 __all__ = [
     "RECIPES",
     "ChannelWeights",
+    "ColumnSettings",
     "ConversionSettings",
     "DataSettings",
     "DistillRun",
@@ -78,6 +80,7 @@ __all__ = [
     "ReadSettings",
     "RenderSettings",
     "RewardSettings",
+    "RoleSettings",
     "RolloutSettings",
     "RunSettings",
     "SamplingSettings",

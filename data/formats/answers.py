@@ -11,8 +11,6 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.formats.common_fields import read_common
-from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import describe
 from counterpoint.data.formats.message import add_messages
@@ -30,29 +28,6 @@ def read_pair(
     prompt = draft.finish()
     chosen, rejected = (_side(prompt, begin(), messages, where, row.get(key), key) for key in keys)
     return _preference(prompt, chosen, rejected, keys[1])
-
-
-def read_completion(row: Mapping[str, Any], draft: Draft) -> Conversation:
-    """`prompt` and `completion`, of which the completion is trained. Raises RowError."""
-    read_declarations(draft, row, "")
-    read_common(draft, row, DECLARATIONS | {"prompt", "completion", "system"})
-    if isinstance(row.get("system"), str):
-        draft.system(row["system"], "system")
-    draft.is_context = True
-    add_prompt(draft, row.get("prompt"), "prompt")
-    draft.is_context = False
-    _add_answer(draft, row.get("completion"), "completion")
-    return draft.finish()
-
-
-def add_prompt(draft: Draft, prompt: Any, field: str) -> None:
-    """A prompt: a string is the user's message. Raises RowError."""
-    if isinstance(prompt, str):
-        draft.user(prompt, field)
-    elif isinstance(prompt, list):
-        add_messages(draft, prompt, field)
-    else:
-        raise RowError("wrong_type", field, f"is {describe(prompt)}", "write the prompt as a string or as messages")
 
 
 def _side(prompt: Conversation, draft: Draft, messages: list[Any], where: str, answer: Any, key: str) -> Conversation:

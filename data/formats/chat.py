@@ -11,7 +11,6 @@ from typing import Any
 
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.common_fields import read_common
-from counterpoint.data.formats.content import content_text
 from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.logs import ANSWER_KEYS, add_logged_answer, logged_answer
@@ -19,13 +18,12 @@ from counterpoint.data.formats.loss_flags import each_message, masked_speaker
 from counterpoint.data.formats.meaning import is_said
 from counterpoint.data.formats.message import CONTENT, add_messages, exchanges_apart, holds_messages, is_open, is_prompt
 from counterpoint.data.formats.roles import role_of, speaker_named
-from counterpoint.data.formats.tagged_messages import add_system
+from counterpoint.data.formats.system_texts import add_row_system, system_fields
 
 MESSAGE_KEYS = (
     *("messages", "conversations", "conversation", "traj", "trajectory", "history", "dialogue", "dialog", "chat"),
     *("turns", "contents", "items", "thread"),
 )
-SYSTEM_KEYS = ("system", "system_prompt", "instructions", "system_message", "systemInstruction", "system_instruction")
 
 
 def messages_key(row: Mapping[str, Any]) -> str | None:
@@ -52,8 +50,7 @@ def read_chat(row: Mapping[str, Any], draft: Draft, key: str | None = None) -> C
     read_declarations(draft, row, "")
     asks = is_prompt(messages)
     answer = logged_answer(row) if asks or is_open(messages) else None
-    systems = frozenset(name for name in SYSTEM_KEYS if _is_system(row.get(name)))
-    read = DECLARATIONS | {key, *systems} | ({answer} if answer else set())
+    read = DECLARATIONS | system_fields(row) | {key} | ({answer} if answer else set())
     same = {name for name in ANSWER_KEYS if is_said(row.get(name)) and _is_last(row[name], messages)}
     read_common(draft, row, read | same, quiet=asks and answer is None)
     add_row_system(draft, row, messages)
@@ -69,28 +66,6 @@ def _is_last(answer: Any, messages: Any) -> bool:
     """Whether a column repeats what the last message says."""
     last = messages[-1] if isinstance(messages, list) and messages else None
     return isinstance(last, dict) and answer in (last, *(last.get(key) for key in CONTENT))
-
-
-def _is_system(value: Any) -> bool:
-    return isinstance(value, (str, list, dict)) or value is None
-
-
-def add_row_system(draft: Draft, row: Mapping[str, Any], messages: Any = None) -> None:
-    """System texts that stand beside the messages; one that the messages begin with is not written twice."""
-    first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
-    opening = first.get("content", first.get("value")) if speaker_named(role_of(first)[1]) == "system" else None
-    seen: list[str] = []
-    for key in SYSTEM_KEYS:
-        if not _is_system(row.get(key)):
-            continue
-        text = content_text(row.get(key), key, draft.options, draft.notice)
-        if text is None or (not text and key != "system") or text in seen:
-            continue
-        if text and text == opening:
-            draft.notice("same_system", key, "the messages begin with it: written once")
-            continue
-        seen.append(text)
-        add_system(draft, text, key)
 
 
 def _factors(row: Mapping[str, Any], messages: Any, draft: Draft) -> list[float] | None:

@@ -23,6 +23,7 @@ from counterpoint.data.formats.call_arguments import arguments_text
 from counterpoint.data.formats.call_pairing import Event, pair
 from counterpoint.data.formats.harmony_system import parse_system
 from counterpoint.data.formats.meaning import is_said, meaning_of, sample_of
+from counterpoint.data.formats.roles import Speaker
 from counterpoint.data.formats.tool_names import ToolNames
 from counterpoint.data.rows.strict_json import dumps, loads
 
@@ -60,7 +61,7 @@ class Draft:
         self.weight = 1.0
         self.parallel_calls_allowed = True
         self.is_context = False  # while it is set, assistant messages are context: their weight is 0
-        self.roles: Mapping[str, str] = {}  # names of speakers, of the source's own
+        self.roles: Mapping[str, Speaker] = {}  # names of speakers, of the source's own
         self.names = ToolNames(options, self.notice, tuple(dict.fromkeys((*options.builtin_tools, *builtin_tools))))
         self.instructions: list[str] = []
         self._events: list[Event] = []

@@ -8,8 +8,8 @@ from typing import Any
 
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.data.conversation import Conversation, Notice
-from counterpoint.data.formats.answers import read_completion
 from counterpoint.data.formats.chat import chat_messages, read_chat
+from counterpoint.data.formats.completion import read_completion
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import wrong_type
 

@@ -36,16 +36,16 @@ def role_of(message: Mapping[str, Any]) -> tuple[str, Any]:
     return ("from", None) if "from" in message else ("role", None)
 
 
-def speaker_named(name: Any, roles: Mapping[str, str] | None = None) -> Speaker | None:
+def speaker_named(name: Any, roles: Mapping[str, Speaker] | None = None) -> Speaker | None:
     """The speaker of a role's name; None where nobody is called so. roles: further names, of a user's own."""
     if not isinstance(name, str):
         return None
     if roles and name in roles:
-        return SPEAKERS[roles[name]]
+        return roles[name]
     return SPEAKERS.get(name.strip().lower())
 
 
-def speaker_of(message: Mapping[str, Any], field: str, roles: Mapping[str, str] | None = None) -> Speaker:
+def speaker_of(message: Mapping[str, Any], field: str, roles: Mapping[str, Speaker] | None = None) -> Speaker:
     """The speaker of a message. Raises RowError."""
     key, name = role_of(message)
     where = f"{field}.{key}" if field else key
