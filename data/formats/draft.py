@@ -19,13 +19,14 @@ from counterpoint.data.conversation import (
     ResponseFormat,
     Tool,
 )
-from counterpoint.data.formats.call_arguments import arguments_text
+from counterpoint.data.formats.call_arguments import arguments_text, with_required_nulls
 from counterpoint.data.formats.call_pairing import Event, pair
 from counterpoint.data.formats.harmony_system import parse_system
 from counterpoint.data.formats.meaning import is_said, meaning_of, sample_of
 from counterpoint.data.formats.roles import Speaker
 from counterpoint.data.formats.tool_names import ToolNames
 from counterpoint.data.rows.strict_json import dumps, loads
+from counterpoint.data.rows.tables import Padded
 
 _MARKUP = re.compile(r"<\|(?:start|end|message|channel|constrain|call|return|startoftext|endoftext)\|>")
 
@@ -215,14 +216,17 @@ class Draft:
         if not recipient.startswith("functions."):
             code = builtin_text(recipient, call.arguments, where, self)
             return Message("assistant", code, "analysis", recipient, name, "code", weight)
+        arguments = call.arguments
+        if isinstance(arguments, Padded):
+            arguments = with_required_nulls(arguments, self.names.parameters(call.name))
         if call.custom:
-            text = call.arguments if isinstance(call.arguments, str) else ""
+            text = arguments if isinstance(arguments, str) else ""
             self.notice("custom_tool", call.field, "a call with free text: written without a content type")
             content_type = None
-        elif call.native and isinstance(call.arguments, dict):
-            text, content_type = dumps(call.arguments), CONSTRAIN_JSON
+        elif call.native and isinstance(arguments, dict):
+            text, content_type = dumps(arguments), CONSTRAIN_JSON
         else:
-            text = arguments_text(call.arguments, where, self.options, self.notice)
+            text = arguments_text(arguments, where, self.options, self.notice)
             content_type = CONSTRAIN_JSON
         self._check_text(text, where)
         return Message("assistant", text, "commentary", recipient, name, content_type, weight)

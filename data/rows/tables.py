@@ -50,13 +50,31 @@ def arrow_row(source: str, value: dict[str, Any]) -> RawRow | BadRow:
     return RawRow(source, raw, pruned, tuple(notices))
 
 
-def _without_nulls(value: Any, path: str, notices: list[Notice]) -> Any:
+class Padded(dict[str, Any]):
+    """Arguments of a call without their nulls. names: of all, in Arrow's order, those that were null too: some schemas
+    require them."""
+
+    names: tuple[str, ...] = ()
+
+
+_ARGUMENTS = ("arguments", "args", "input")
+
+
+def _without_nulls(value: Any, path: str, notices: list[Notice], padded: bool = False) -> Any:
     if isinstance(value, dict):
         if path.endswith("arguments") and None in value.values():
             notices.append(Notice("null_arguments", path, "null arguments were left out: Arrow writes absent keys so"))
-        return {k: _without_nulls(v, f"{path}.{k}", notices) for k, v in value.items() if v is not None}
+        named = value.get("name") is not None
+        pruned: dict[str, Any] = Padded() if padded else {}
+        for key, child in value.items():
+            if child is not None:
+                inside = padded or (named and key in _ARGUMENTS)
+                pruned[key] = _without_nulls(child, f"{path}.{key}", notices, inside)
+        if isinstance(pruned, Padded):
+            pruned.names = tuple(value)
+        return pruned
     if isinstance(value, list):
-        return [_without_nulls(v, f"{path}[{i}]", notices) for i, v in enumerate(value)]
+        return [_without_nulls(v, f"{path}[{i}]", notices, padded) for i, v in enumerate(value)]
     return value
 
 
