@@ -16,6 +16,7 @@ from counterpoint.data.formats.fields import as_object
 from counterpoint.data.formats.mapped import Mapped, read_mapped
 from counterpoint.data.formats.registry import AUTO, detect, format_named
 from counterpoint.data.formats.transcripts import transcript
+from counterpoint.data.formats.unwrap import unwrapped
 from counterpoint.data.formats.user_format import call_format
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.user_code.loader import is_function
@@ -52,6 +53,10 @@ def _unpacked(value: Any, columns: Sequence[str] = ()) -> tuple[Any, list[Notice
     """A row whose columns hold messages as JSON text (CSV, Parquet), with the texts read."""
     if not isinstance(value, dict):
         return value, []
+    value, around = unwrapped(value) if not columns else (value, None)
+    if around is not None:
+        inner, notices = _unpacked(value)
+        return inner, [Notice("unwrapped_row", around, "the row was taken out of it"), *notices]
     read: dict[str, Any] = {}
     for key in (*_MESSAGE_COLUMNS, *columns):
         text = value.get(key)

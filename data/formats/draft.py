@@ -258,6 +258,8 @@ class Draft:
             raise RowError(
                 "thinking_only", "messages", "ends in thinking without an answer or a call", "add the answer"
             )
+        if not any(message.role == "user" for message in messages):
+            raise RowError("no_user", "messages", "no user message", "write what the assistant answers")
         if (field := missing_thinking(messages)) is not None:
             self.notice("missing_thinking", field, "an answer or a call without thinking before it")
         return self.conversation(tuple(messages))

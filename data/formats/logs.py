@@ -26,9 +26,7 @@ def _is_answer(value: Any) -> bool:
         return bool(value)
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], dict)
-    return isinstance(value, dict) and (
-        "choices" in value or "message" in value or "content" in value or "tool_calls" in value
-    )
+    return isinstance(value, dict) and (bool({"choices", "message", "content", "tool_calls", "kwargs"} & set(value)))
 
 
 def add_logged_answer(draft: Draft, value: Any, field: str) -> None:

@@ -38,7 +38,8 @@ def is_message(value: Any) -> bool:
     """Whether an object has what a message has: a speaker, and something said."""
     if not isinstance(value, dict):
         return False
-    return (role_of(value)[1] is not None and bool(_HOLDS & set(value))) or is_exchange(value)
+    inner = unwrapped(value)
+    return (role_of(inner)[1] is not None and bool(_HOLDS & set(inner))) or is_exchange(value)
 
 
 def is_exchange(value: Any) -> bool:

@@ -37,6 +37,7 @@ ITEM_TYPES = frozenset(
 _CALLS = frozenset({"function_call", "custom_tool_call"})
 _PHASES: dict[str, Literal["commentary", "final"]] = {"commentary": "commentary", "final_answer": "final"}
 _REQUEST = frozenset({"input", "output", "items", "instructions", "reasoning", "text", "response"})
+_ECHO = frozenset({"output", "instructions", "reasoning", "text"})
 _ITEM = frozenset(
     {
         *(
@@ -59,13 +60,19 @@ PARAMETERS = "responses_create_params"
 
 
 def looks_like(row: Mapping[str, Any]) -> bool:
-    if isinstance(row.get(PARAMETERS), dict) or isinstance(row.get("output"), list):
+    if isinstance(row.get(PARAMETERS), dict) or isinstance(row.get("output"), list) or _logged(row) is not None:
         return True
     for key in ("items", "input"):
         if isinstance(row.get(key), list) and any(_is_item(item) for item in row[key]):
             return True
     messages = chat_messages(row) or ()
     return any(_is_item(message) for message in messages) and not any(_is_chat(message) for message in messages)
+
+
+def _logged(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The response that a row holds apart from its request."""
+    response = row.get("response")
+    return response if isinstance(response, dict) and isinstance(response.get("output"), list) else None
 
 
 def _is_item(item: Any) -> bool:
@@ -88,8 +95,14 @@ def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     request, base = row, ""
     if row.get(PARAMETERS) is not None:
         request, base = as_object(row[PARAMETERS], PARAMETERS), PARAMETERS
-    read_declarations(draft, {k: v for k, v in request.items() if k in DECLARATIONS}, base)
-    _read_settings(draft, request, base)
+    response = _logged(row) or {}
+    for holder, where in ((request, base), (response, "response")):
+        if where == base or not request.get("tools"):
+            read_declarations(draft, {k: v for k, v in holder.items() if k in DECLARATIONS}, where)
+        if where == base or request.get("instructions") is None:
+            _read_settings(draft, holder, where, opening=True)
+        else:
+            _read_settings(draft, holder, where, opening=False)
     items = _items(request, row, base)
     quiet = not any(_is_output(item) for item, _ in items)
     own = _REQUEST | DECLARATIONS | {PARAMETERS} if base == "" else frozenset({PARAMETERS, "response"})
@@ -97,8 +110,13 @@ def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     if base:
         _keep_rest(draft, request, _REQUEST | DECLARATIONS, PARAMETERS, quiet)
     if isinstance(row.get("response"), dict):
-        _keep_rest(draft, row["response"], frozenset({"output"}), "response", quiet)
-    add_items(draft, items)
+        _keep_rest(draft, row["response"], _ECHO | DECLARATIONS, "response", quiet)
+    apart = [where.startswith("response.") for _, where in items]
+    size = apart.index(True) if any(apart) else 0
+    draft.is_context = True  # what a request holds was sampled for other requests
+    add_items(draft, items[:size])
+    draft.is_context = False
+    add_items(draft, items[size:])
     return draft.finish()
 
 
@@ -111,15 +129,16 @@ def _keep_rest(draft: Draft, holder: Mapping[str, Any], read: frozenset[str], fi
         draft.unused(f"{field}.*", field, rest)
 
 
-def _read_settings(draft: Draft, request: Mapping[str, Any], base: str) -> None:
-    instructions = text_of(request, "instructions", base)
+def _read_settings(draft: Draft, request: Mapping[str, Any], base: str, opening: bool) -> None:
+    """The settings of a request, or of a response, which repeats them. opening: whether the instructions are read."""
+    instructions = text_of(request, "instructions", base) if opening else None
     if instructions is not None:
         draft.system(instructions, join(base, "instructions"))
     reasoning = request.get("reasoning")
-    if isinstance(reasoning, dict) and reasoning.get("effort") is not None:
+    if draft.effort is None and isinstance(reasoning, dict) and reasoning.get("effort") is not None:
         draft.effort = read_effort(draft, reasoning["effort"], join(base, "reasoning.effort"))
     text = request.get("text")
-    if isinstance(text, dict) and text.get("format") is not None:
+    if not draft.response_formats and isinstance(text, dict) and text.get("format") is not None:
         draft.response_formats = read_response_format(draft, text["format"], join(base, "text.format"))
 
 
