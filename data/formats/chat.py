@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
@@ -46,7 +47,9 @@ def read_chat(row: Mapping[str, Any], draft: Draft, key: str | None = None) -> C
     RowError.
     """
     key = key or messages_key(row) or "messages"
-    messages = exchanges_apart(row.get(key))
+    if key not in row:
+        raise RowError("no_messages", key, "missing: no field holds messages", f"name it {key}, or map the columns")
+    messages = exchanges_apart(row[key])
     read_declarations(draft, row, "")
     asks = is_prompt(messages)
     answer = logged_answer(row) if asks or is_open(messages) else None

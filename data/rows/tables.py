@@ -82,8 +82,13 @@ def csv_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
     """Rows of a CSV (or, by its name, TSV) file with a header, by the line that they begin on."""
     csv.field_size_limit(sys.maxsize)
     with open_bytes(file) as stream:
+        if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            yield BadRow(f"{name}:1", "bad_utf8", "row", "the file is UTF-16, not UTF-8", "save it as UTF-8")
+            return
+        stream.seek(0)
+        delimiter, notices = _delimiter(stream, "\t" if ".tsv" in file.suffixes else ",")
+        stream.seek(0)
         lines = _Lines(stream, name)
-        delimiter = "\t" if ".tsv" in file.suffixes else ","
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
@@ -99,17 +104,33 @@ def csv_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
             if header is None:
                 header = cells
             elif cells:
-                yield _csv_row(f"{name}:{lines.first}", header, cells, lines.raw())
+                yield _csv_row(f"{name}:{lines.first}", header, cells, lines.raw(), notices)
+                notices = ()
 
 
-def _csv_row(source: str, header: list[str], cells: list[str], raw: bytes) -> RawRow | BadRow:
+def _delimiter(stream: BinaryIO, usual: str) -> tuple[str, tuple[Notice, ...]]:
+    """What separates the columns of a header: the usual sign, or where that is not in it `;` or a tab, as Excel writes
+    them in some countries."""
+    line, _ = next(limited_lines(stream), (b"", True))
+    header = line.decode("utf-8", errors="replace")
+    if usual in header:
+        return usual, ()
+    other = max((";", "\t", ","), key=header.count)
+    if not header.count(other):
+        return usual, ()
+    return other, (Notice("csv_delimiter", "row", f"columns are separated by {other!r}"),)
+
+
+def _csv_row(
+    source: str, header: list[str], cells: list[str], raw: bytes, notices: tuple[Notice, ...]
+) -> RawRow | BadRow:
     if len(cells) != len(header):
         what = f"{len(cells)} cells under {len(header)} columns"
         return BadRow(source, "csv_columns", "row", what, "quote cells that hold commas or line breaks", raw)
     for column, cell in zip(header, cells, strict=True):
         if any("\udc80" <= c <= "\udcff" for c in cell):
             return BadRow(source, "bad_utf8", column, "not UTF-8", "save the file as UTF-8", raw)
-    return RawRow(source, raw, {column: cell for column, cell in zip(header, cells, strict=True) if cell})
+    return RawRow(source, raw, {column: cell for column, cell in zip(header, cells, strict=True) if cell}, notices)
 
 
 class _Lines:
