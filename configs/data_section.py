@@ -19,6 +19,7 @@ from counterpoint.configs.base import (
     Text,
     Unique,
 )
+from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 
 TrainOn = Literal["turns", "last_turn", "assistant", "final"]
 MissingThinking = Literal["keep", "final_body", "effort_low"]
@@ -59,6 +60,13 @@ def _check_buckets(value: tuple[int, int]) -> tuple[int, int]:
     return value
 
 
+def _check_tag(value: str) -> str:
+    opening, _, closing = value.partition(" ")
+    if not opening or (not closing and (len(opening) < 3 or opening[-1] not in ">])}")):
+        raise ValueError("it is no tag: write `<plan>`, or the opening and the closing one with a space between")
+    return value
+
+
 def _source_of_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
@@ -88,6 +96,18 @@ class SourceSettings(Settings):
 
     rows: Count | None = None
     """Number of rows to read from the start of the file; null reads all."""
+
+    columns: ColumnSettings | None = None
+    """Which column is what, for a table or a chat that no format knows."""
+
+    roles: RoleSettings | None = None
+    """Who speaks under a name that no format knows: `{user: customer, assistant: [agent, robot]}`."""
+
+    @model_validator(mode="after")
+    def _checks_mapping(self) -> SourceSettings:
+        if (self.columns or self.roles) and self.format != "auto":
+            raise ValueError("`columns` and `roles` say themselves what the rows are: leave `format` out")
+        return self
 
 
 class HeldOutSourceSettings(SourceSettings):
@@ -245,6 +265,10 @@ class ConversionSettings(SchemaSettings):
 
     harmony_markup: Literal["text", "quarantine"] = "text"
     """Control tokens typed inside content (`<|start|>`): plain text with a warning, or quarantine the row."""
+
+    think_tags: Annotated[tuple[Annotated[Text, AfterValidator(_check_tag)], ...], Unique, OneOrMany] = ()
+    """Tags of your own around reasoning that an answer begins with, besides `<think>`, `<thinking>`, `<reasoning>`,
+    `[THINK]` and others that are known: `<plan>` (closed by `</plan>`), or both with a space between (`{{ }}`)."""
 
     tool_names: Literal["keep", "rename"] = "keep"
     """Tool names with characters that OpenAI does not allow: keep them with a warning, or replace the characters with

@@ -52,6 +52,7 @@ from counterpoint.configs.rl_section import (
     TeacherSettings,
     ToolSettings,
 )
+from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.train_section import (
     LaunchSettings,
     StopSettings,
@@ -63,6 +64,7 @@ from counterpoint.configs.train_section import (
 __all__ = [
     "RECIPES",
     "ChannelWeights",
+    "ColumnSettings",
     "ConversionSettings",
     "DataSettings",
     "DistillRun",
@@ -85,6 +87,7 @@ __all__ = [
     "ReadSettings",
     "RenderSettings",
     "RewardSettings",
+    "RoleSettings",
     "RolloutSettings",
     "RunSettings",
     "SamplingSettings",

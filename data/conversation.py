@@ -111,6 +111,11 @@ class Conversation:
     notices: tuple[Notice, ...] = ()
     format: str = ""
 
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether the row says (`label: false`) that its answer is a bad one: to learn from, never to imitate."""
+        return self.metadata.get("label") is False
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:

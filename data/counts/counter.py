@@ -17,7 +17,9 @@ from counterpoint.data.rows.row import BadRow
 
 Item = Conversation | Preference | BadRow
 
+UNUSED = frozenset({"unused_field", "unread_field"})
 _KEPT_MESSAGES = 20
+_KEPT_FIELDS = 100
 
 
 @dataclass(slots=True)
@@ -28,7 +30,8 @@ class RowCounter:
     assistant, in good rows; without_thinking: those that hold no analysis. too_long: examples left out for their
     length. tokens: of all examples; trained: tokens with weight, by channel. row_tokens: after sharing prefixes (0
     until laid out). kinds, formats, efforts: good rows (efforts: rendered ones). notices: rows by kind;
-    first_notices: where each kind was first met. bad: rows by kind; bad_messages: the first few, a line each.
+    first_notices: where each kind was first met. unused: rows by field that no rule reads (the first hundred of them);
+    unused_samples: a value of each. bad: rows by kind; bad_messages: the first few, a line each.
     """
 
     rows: int = 0
@@ -47,6 +50,8 @@ class RowCounter:
     formats: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     first_notices: dict[str, str] = field(default_factory=dict)
+    unused: Counter[str] = field(default_factory=Counter)
+    unused_samples: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_bad(self) -> int:
@@ -80,6 +85,9 @@ class RowCounter:
         for notice in conversation.notices:
             if notice.kind not in self.first_notices:
                 self.first_notices[notice.kind] = f"{conversation.source}: {notice.field}: {notice.detail}"
+            if notice.kind in UNUSED and (notice.field in self.unused or len(self.unused) < _KEPT_FIELDS):
+                self.unused[notice.field] += 1
+                self.unused_samples.setdefault(notice.field, notice.detail.partition(": ")[2])
         self.notices.update(sorted({notice.kind for notice in conversation.notices}))
 
     def add_example(self, example: Example) -> None:
@@ -99,6 +107,7 @@ class RowCounter:
                 setattr(self, name, mine + theirs)
         self.bad_messages += other.bad_messages[: _KEPT_MESSAGES - len(self.bad_messages)]
         self.first_notices = other.first_notices | self.first_notices
+        self.unused_samples = other.unused_samples | self.unused_samples
 
     def check_bad_rows(self, limit: float, where: str) -> None:
         """Raises DataError where more than the share `limit` of the rows are bad; `where` names the sources."""

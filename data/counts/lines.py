@@ -39,6 +39,7 @@ def training_lines(counter: RowCounter) -> list[str]:
     if counter.too_long:
         out.append(f"warning: {counter.too_long:,} examples are longer than data.max_tokens and were left out")
     out += [f"notice: {kind}: {count:,} rows" for kind, count in counter.notices.most_common()]
+    out += unused_lines(counter)
     if counter.bad:
         kinds = by_count(counter.bad)
         out.append(f"warning: {counter.n_bad:,} of {counter.rows:,} rows were quarantined ({kinds})")
@@ -66,8 +67,17 @@ def validation_lines(counter: RowCounter, seconds: float) -> Iterator[str]:
         yield f"format: {by_count(counter.formats)}"
     for kind, count in counter.notices.most_common():
         yield one_line(f"notice: {kind}: {count:,} rows (first: {counter.first_notices[kind]})")
+    yield from unused_lines(counter)
     for kind, count in counter.bad.most_common():
         yield f"bad: {kind}: {count:,} rows"
+
+
+def unused_lines(counter: RowCounter) -> list[str]:
+    """Each field that no rule reads, with its rows and a value of it."""
+    return [
+        one_line(f"not read: {name}: {count:,} rows, for example {counter.unused_samples.get(name, '')}")
+        for name, count in counter.unused.most_common()
+    ]
 
 
 def first_look_lines(counter: RowCounter, complete: bool) -> list[str]:

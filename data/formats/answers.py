@@ -11,13 +11,10 @@ from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.formats.chat import add_messages
-from counterpoint.data.formats.common_fields import read_common
-from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import describe
-from counterpoint.data.formats.tagged_messages import add_tagged_assistant, looks_tagged
-from counterpoint.data.formats.tags import has_tags
+from counterpoint.data.formats.message import add_messages
+from counterpoint.data.formats.tagged_messages import add_answer
 
 _ANSWER_FIX = "write the answer as a string or as messages"
 
@@ -27,41 +24,15 @@ def read_pair(
 ) -> Preference:
     """Two answers, `row[keys[0]]` the wanted one, after `messages`; `begin` makes a new draft. Raises RowError."""
     draft = begin()
-    add_messages(draft, messages, where, tags=looks_tagged(messages))
+    add_messages(draft, messages, where)
     prompt = draft.finish()
     chosen, rejected = (_side(prompt, begin(), messages, where, row.get(key), key) for key in keys)
     return _preference(prompt, chosen, rejected, keys[1])
 
 
-def read_completion(row: Mapping[str, Any], draft: Draft) -> Conversation:
-    """`prompt` and `completion` (of which the completion is trained), or `messages`. Raises RowError."""
-    read_declarations(draft, row, "")
-    read_common(draft, row, DECLARATIONS | {"prompt", "completion", "messages", "label", "system"})
-    if isinstance(row.get("system"), str):
-        draft.system(row["system"], "system")
-    if row.get("messages") is not None:
-        add_messages(draft, row["messages"], "messages", tags=looks_tagged(row["messages"]))
-    else:
-        draft.is_context = True
-        add_prompt(draft, row.get("prompt"), "prompt")
-        draft.is_context = False
-        _add_answer(draft, row.get("completion"), "completion")
-    return draft.finish()
-
-
-def add_prompt(draft: Draft, prompt: Any, field: str) -> None:
-    """A prompt: a string is the user's message. Raises RowError."""
-    if isinstance(prompt, str):
-        draft.user(prompt, field)
-    elif isinstance(prompt, list):
-        add_messages(draft, prompt, field, tags=looks_tagged(prompt))
-    else:
-        raise RowError("wrong_type", field, f"is {describe(prompt)}", "write the prompt as a string or as messages")
-
-
 def _side(prompt: Conversation, draft: Draft, messages: list[Any], where: str, answer: Any, key: str) -> Conversation:
     """The conversation of one side; it begins with the messages of `prompt`."""
-    add_messages(draft, messages, where, tags=looks_tagged(messages))
+    add_messages(draft, messages, where)
     _add_answer(draft, answer, key)
     whole = draft.finish()
     size = len(prompt.messages)
@@ -78,12 +49,9 @@ def _add_answer(draft: Draft, answer: Any, field: str) -> None:
     if isinstance(answer, dict):
         answer = [answer]
     if isinstance(answer, str):
-        if has_tags(answer):
-            add_tagged_assistant(draft, answer, field)
-        else:
-            draft.assistant(field, text=answer, text_field=field)
+        add_answer(draft, field, text=answer, text_field=field)
     elif isinstance(answer, list) and answer:
-        add_messages(draft, answer, field, tags=looks_tagged(answer))
+        add_messages(draft, answer, field)
     else:
         raise RowError("no_answer", field, f"is {describe(answer)}", _ANSWER_FIX)
 

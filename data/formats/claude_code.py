@@ -9,10 +9,10 @@ from typing import Any
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.formats.anthropic import add_block_message
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_object, one_of
+from counterpoint.data.formats.message import add_message
 from counterpoint.data.rows.row import AnyRow, RawRow, UnreadRow
 from counterpoint.data.rows.row import read as read_row
 
@@ -42,7 +42,9 @@ def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
         else:
             if line.get("isCompactSummary"):
                 draft.notice("compact_summary", where, "a summary of earlier turns was kept as a user message")
-            add_block_message(draft, as_object(line.get("message"), f"{where}.message"), f"{where}.message")
+            add_message(
+                draft, as_object(line.get("message"), f"{where}.message"), f"{where}.message", tell_unused=False
+            )
     if not any(isinstance(line, dict) and one_of(line.get("type"), _SPOKEN) for line in row[KEY]):
         raise RowError("no_messages", KEY, "holds no messages", "write user and assistant events")
     return draft.finish()

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import EFFORTS, Effort
+from counterpoint.data.formats.content import MEDIA_COLUMNS, media
 from counterpoint.data.formats.draft import Draft
-from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, join
+from counterpoint.data.formats.fields import as_list, as_object, as_text, describe
+from counterpoint.data.formats.loss_flags import ROW_FLAGS, row_weight
+from counterpoint.data.formats.meaning import is_said
 
 _NEAREST_EFFORT: dict[str, Effort] = {"minimal": "low", "none": "low", "xhigh": "high", "max": "high"}
 _DATE = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])")
-_COMMON = frozenset({"reasoning_effort", "builtin_tools", "chat_template_kwargs", "weight"})
+_COMMON = frozenset({"reasoning_effort", "builtin_tools", "chat_template_kwargs"})
 
 
 def read_common(draft: Draft, row: Mapping[str, Any], read: frozenset[str], quiet: bool = False) -> None:
-    """Takes the common fields and keeps every other one as metadata. quiet: reference fields, without a notice."""
+    """Takes the common fields and keeps every other one as metadata. quiet: reference fields, without a notice.
+
+    Raises RowError, for media beside the messages too.
+    """
     extras = row.get("chat_template_kwargs")
     if extras is not None:
         extras = as_object(extras, "chat_template_kwargs")
@@ -32,25 +37,18 @@ def read_common(draft: Draft, row: Mapping[str, Any], read: frozenset[str], quie
             listed = as_list(source["builtin_tools"], f"{prefix}builtin_tools")
             draft.names.offer([as_text(name, f"{prefix}builtin_tools[{i}]") for i, name in enumerate(listed)])
     _read_named(draft, row)
-    draft.weight = read_weight(row, "")
+    draft.weight = row_weight(row, draft.notice)
     for key, value in row.items():
         if key in read or key in _COMMON or value is None:
             continue
-        if quiet:
+        if key in MEDIA_COLUMNS and is_said(value):
+            media(MEDIA_COLUMNS[key], key, draft.options, draft.notice)
+        if key == "weight":
+            continue
+        if quiet or key in ROW_FLAGS:
             draft.metadata[key] = value
         else:
             draft.unused(key, key, value)
-
-
-def read_weight(row: Mapping[str, Any], field: str) -> float:
-    """The weight of a row or a message; 1 where there is none."""
-    weight = row.get("weight")
-    if weight is None:
-        return 1.0
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        what = f"is {weight}" if isinstance(weight, (int, float)) else f"is {describe(weight)}"
-        raise RowError("bad_weight", join(field, "weight"), what, "write 0, 1 or a positive number")
-    return float(weight)
 
 
 def _read_named(draft: Draft, row: Mapping[str, Any]) -> None:

@@ -22,6 +22,18 @@ _MEDIA = {
     "file": "file",
     "input_file": "file",
     "document": "file",
+    "image_file": "image",
+    "inlineData": "file",
+    "inline_data": "file",
+    "fileData": "file",
+    "file_data": "file",
+}
+_TEXT_KEYS = ("text", "value", "content")
+# Columns that hold media, as ms-swift, LLaMA-Factory and TRL name them.
+MEDIA_COLUMNS = {
+    **dict.fromkeys(("image", "images", "image_url", "image_urls", "image_path", "image_paths"), "image"),
+    **dict.fromkeys(("video", "videos", "video_url", "video_path"), "video"),
+    **dict.fromkeys(("audio", "audios", "audio_url", "audio_path"), "audio"),
 }
 
 AddNotice = Callable[[str, str, str], None]
@@ -47,19 +59,30 @@ def part_text(part: Any, field: str, options: ConversionSettings, notice: AddNot
         return part
     if not isinstance(part, dict):
         raise wrong_type(part, field, 'a text part {"type": "text", "text": "..."}')
-    kind = part.get("type")
+    kind = part.get("type", part.get("content_type"))
+    if isinstance(part.get("parts"), list):
+        return content_text(part["parts"], f"{field}.parts", options, notice) or ""
     if one_of(kind, TEXT_TYPES) or (kind is None and "text" in part):
+        name = next((key for key in _TEXT_KEYS if part.get(key) is not None), "text")
         for key, value in part.items():
-            if key not in ("type", "text") and value:
+            if key not in ("type", "content_type", name) and value:
                 notice("part_field", f"{field}.{key}", "next to the text of a part: not rendered")
-        return as_text(part.get("text"), f"{field}.text")
+        return as_text(part.get(name), f"{field}.{name}")
     if kind == "refusal":
         notice("refusal", field, "a refusal was taken as text")
         return as_text(part.get("refusal"), f"{field}.refusal")
-    if isinstance(kind, str) and kind in _MEDIA:
-        return media(_MEDIA[kind], field, options, notice)
+    if (held := media_name(part)) is not None:
+        return media(held, field, options, notice)
     name = kind[:40] if isinstance(kind, str) else describe(kind)
     raise RowError("unknown_part", field, f"a content part of unknown type ({name})", "write text parts only")
+
+
+def media_name(part: dict[str, Any]) -> str | None:
+    """What a part holds that is no text, by its type or its only field."""
+    kind = part.get("type")
+    if kind is None:
+        kind = next((key for key in part if key in _MEDIA), None)
+    return _MEDIA.get(kind) if isinstance(kind, str) else None
 
 
 def media(name: str, field: str, options: ConversionSettings, notice: AddNotice) -> str:

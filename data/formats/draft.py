@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,11 +19,14 @@ from counterpoint.data.conversation import (
     ResponseFormat,
     Tool,
 )
-from counterpoint.data.formats.call_arguments import arguments_text
+from counterpoint.data.formats.call_arguments import arguments_text, with_required_nulls
 from counterpoint.data.formats.call_pairing import Event, pair
 from counterpoint.data.formats.harmony_system import parse_system
+from counterpoint.data.formats.meaning import is_said, meaning_of, sample_of
+from counterpoint.data.formats.roles import Speaker
 from counterpoint.data.formats.tool_names import ToolNames
 from counterpoint.data.rows.strict_json import dumps, loads
+from counterpoint.data.rows.tables import Padded
 
 _MARKUP = re.compile(r"<\|(?:start|end|message|channel|constrain|call|return|startoftext|endoftext)\|>")
 
@@ -59,6 +62,7 @@ class Draft:
         self.weight = 1.0
         self.parallel_calls_allowed = True
         self.is_context = False  # while it is set, assistant messages are context: their weight is 0
+        self.roles: Mapping[str, Speaker] = {}  # names of speakers, of the source's own
         self.names = ToolNames(options, self.notice, tuple(dict.fromkeys((*options.builtin_tools, *builtin_tools))))
         self.instructions: list[str] = []
         self._events: list[Event] = []
@@ -69,11 +73,17 @@ class Draft:
         self.notices.append(Notice(kind, field, detail))
 
     def unused(self, key: str, field: str, value: Any) -> None:
-        """A field that no rule reads: kept in the metadata, reported once per key."""
+        """A field that no rule reads: kept in the metadata, reported once per key with a sample; by its meaning where
+        its name has one."""
         self.metadata[field] = value
-        if key not in self._seen_unused:
-            self._seen_unused.add(key)
-            self.notice("unused_field", key, "kept as metadata, not rendered")
+        if key in self._seen_unused:
+            return
+        self._seen_unused.add(key)
+        meaning = meaning_of(key) if is_said(value) else None
+        if meaning is None:
+            self.notice("unused_field", key, f"kept as metadata, not rendered: {sample_of(value)}")
+        else:
+            self.notice("unread_field", key, f"is the name of {meaning}, and was not read here: {sample_of(value)}")
 
     def declare(self, tools: Sequence[Tool], builtin_tools: Sequence[str], field: str) -> None:
         """Tools that the row declares. Raises RowError where two of one name differ."""
@@ -206,14 +216,17 @@ class Draft:
         if not recipient.startswith("functions."):
             code = builtin_text(recipient, call.arguments, where, self)
             return Message("assistant", code, "analysis", recipient, name, "code", weight)
+        arguments = call.arguments
+        if isinstance(arguments, Padded):
+            arguments = with_required_nulls(arguments, self.names.parameters(call.name))
         if call.custom:
-            text = call.arguments if isinstance(call.arguments, str) else ""
+            text = arguments if isinstance(arguments, str) else ""
             self.notice("custom_tool", call.field, "a call with free text: written without a content type")
             content_type = None
-        elif call.native and isinstance(call.arguments, dict):
-            text, content_type = dumps(call.arguments), CONSTRAIN_JSON
+        elif call.native and isinstance(arguments, dict):
+            text, content_type = dumps(arguments), CONSTRAIN_JSON
         else:
-            text = arguments_text(call.arguments, where, self.options, self.notice)
+            text = arguments_text(arguments, where, self.options, self.notice)
             content_type = CONSTRAIN_JSON
         self._check_text(text, where)
         return Message("assistant", text, "commentary", recipient, name, content_type, weight)
@@ -245,6 +258,8 @@ class Draft:
             raise RowError(
                 "thinking_only", "messages", "ends in thinking without an answer or a call", "add the answer"
             )
+        if not any(message.role == "user" for message in messages):
+            raise RowError("no_user", "messages", "no user message", "write what the assistant answers")
         if (field := missing_thinking(messages)) is not None:
             self.notice("missing_thinking", field, "an answer or a call without thinking before it")
         return self.conversation(tuple(messages))

@@ -26,7 +26,9 @@ def describe(value: Any) -> str:
 
 
 def wrong_type(value: Any, field: str, wanted: str) -> RowError:
-    return RowError("wrong_type", field, f"is {describe(value)}", f"write {wanted}")
+    """What a field holds instead of what is wanted; of one that is not there it cannot be told whether it is null."""
+    what = "missing or null" if value is None else f"is {describe(value)}"
+    return RowError("wrong_type", field, what, f"write {wanted}")
 
 
 def one_of(value: Any, names: Container[str]) -> bool:

@@ -12,16 +12,17 @@ from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import CHANNELS, Channel, Conversation, Message
 from counterpoint.data.formats.chat import chat_messages
-from counterpoint.data.formats.common_fields import read_common, read_effort, read_weight
+from counterpoint.data.formats.common_fields import read_common, read_effort
 from counterpoint.data.formats.content import content_text
 from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_object, describe, text_of
 from counterpoint.data.formats.harmony_raw import looks_raw, read_raw
+from counterpoint.data.formats.loss_flags import MESSAGE_FLAGS, message_weight
 from counterpoint.data.formats.tool_names import BUILTIN_TOOLS
 from counterpoint.data.harmony.tool_declarations import read_tools
 
-_MESSAGE = frozenset({"role", "name", "author", "content", "channel", "recipient", "content_type", "weight"})
+_MESSAGE = frozenset({"role", "name", "author", "content", "channel", "recipient", "content_type", *MESSAGE_FLAGS})
 
 
 def looks_like(row: Mapping[str, Any]) -> bool:
@@ -58,7 +59,7 @@ def _read_messages(row: Mapping[str, Any], draft: Draft) -> Conversation:
         if role in ("system", "developer") and not messages:
             draft.opening_text(text, f"{field}.content")
         else:
-            messages.append(_message(item, role, text, field))
+            messages.append(_message(draft, item, role, text, field))
         for key, extra in item.items():
             if key not in _MESSAGE and extra is not None:
                 draft.unused(f"messages[].{key}", f"{field}.{key}", extra)
@@ -67,7 +68,7 @@ def _read_messages(row: Mapping[str, Any], draft: Draft) -> Conversation:
     return draft.conversation(tuple(messages))
 
 
-def _message(item: Mapping[str, Any], role: Any, text: str, field: str) -> Message:
+def _message(draft: Draft, item: Mapping[str, Any], role: Any, text: str, field: str) -> Message:
     author = item.get("author")
     name = text_of(item, "name", field) or (author.get("name") if isinstance(author, dict) else None)
     if role in ("user", "developer", "system"):
@@ -92,7 +93,7 @@ def _message(item: Mapping[str, Any], role: Any, text: str, field: str) -> Messa
         raise RowError("bad_recipient", f"{field}.recipient", f"is {recipient[:40]!r}", "write functions.NAME")
     if recipient in ("all", "assistant"):
         recipient = None
-    weight = read_weight(item, field)
+    weight = message_weight(item, field, draft.notice)
     return Message("assistant", text, channel, recipient, name, content_type, weight)
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from counterpoint.configs.data_section import ConversionSettings
-from counterpoint.data.conversation import Conversation
-from counterpoint.data.formats.common_fields import read_common
+from counterpoint.data.conversation import Conversation, Notice
 from counterpoint.data.formats.draft import Draft
-from counterpoint.data.formats.fields import as_text, text_of
+from counterpoint.data.formats.fields import text_of
+from counterpoint.data.formats.tables import read_table
 
-_COLUMNS = frozenset({"developer", "user", "analysis", "final", "reasoning_language"})
+_COLUMNS = {
+    "system": "developer",
+    "prompt": "user",
+    "thinking": "analysis",
+    "answer": "final",
+    "language": "reasoning_language",
+}
 
 
 def looks_like(row: Mapping[str, Any]) -> bool:
@@ -21,13 +28,12 @@ def looks_like(row: Mapping[str, Any]) -> bool:
 def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     """The columns as they are; `reasoning_language` is metadata. Raises RowError."""
     draft = Draft("multilingual_thinking", options)
-    read_common(draft, row, _COLUMNS)
-    if developer := text_of(row, "developer", ""):
-        draft.system(developer, "developer")
-    draft.user(as_text(row.get("user"), "user"), "user")
-    analysis = text_of(row, "analysis", "")
-    draft.assistant("final", thinking=analysis, text=as_text(row.get("final"), "final"), text_field="final")
-    if (language := text_of(row, "reasoning_language", "")) is not None:
-        draft.metadata["reasoning_language"] = language
-        draft.notice("reasoning_language", "reasoning_language", "kept as metadata; say it in developer to teach it")
-    return draft.finish()
+    conversation = read_table(row, _COLUMNS, draft)
+    if (language := text_of(row, "reasoning_language", "")) is None:
+        return conversation
+    told = "kept as metadata; say it in developer to teach it"
+    return replace(
+        conversation,
+        metadata={**conversation.metadata, "reasoning_language": language},
+        notices=(*conversation.notices, Notice("reasoning_language", "reasoning_language", told)),
+    )

@@ -1,64 +1,141 @@
-"""Pairs of answers as TRL has them: `prompt`, `chosen`, `rejected`."""
+"""Pairs of answers in every layout: columns of TRL, UltraFeedback and Orca, of Axolotl, LLaMA-Factory and ms-swift, and
+the texts of HH-RLHF."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Preference
 from counterpoint.data.formats.answers import read_pair
+from counterpoint.data.formats.chat import messages_key
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Draft
-from counterpoint.data.formats.fields import as_list
+from counterpoint.data.formats.fields import as_list, describe
+from counterpoint.data.formats.message import is_open, is_prompt
+from counterpoint.data.formats.roles import role_of, speaker_named
+from counterpoint.data.formats.system_texts import add_row_system, system_fields
+from counterpoint.data.formats.tables import Columns
+from counterpoint.data.formats.transcripts import transcript
 
-_READ = frozenset({"prompt", "chosen", "rejected", "system"})
+_CHOSEN = ("chosen", "chosen_response", "chosen_messages")
+_REJECTED = ("rejected", "rejected_response", "rejected_messages")
+_PROMPTS = ("prompt", "question", "instruction", "query", "input")
+_CONTEXTS = ("input", "context")
+_FIX = "write prompt, or chosen and rejected as messages"
 
 
 def looks_like(row: Mapping[str, Any]) -> bool:
-    return "chosen" in row and "rejected" in row
+    return _columns(row) is not None or ("chosen" in row and "prompt" in row)
 
 
 def read(row: Mapping[str, Any], options: ConversionSettings) -> Preference:
-    """`chosen` and `rejected` behind `prompt`, or behind the messages that both begin with. Raises RowError."""
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    prompt, answers = row.get("prompt"), [chosen, rejected]
-    where = "prompt"
-    if prompt is None:
-        prompt, answers = _shared(chosen, rejected)
-        where = "chosen"
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    prompt = as_list(prompt, where)
-    if isinstance(chosen, list) and prompt and chosen[: len(prompt)] == prompt and len(chosen) > len(prompt):
-        answers = [_after(chosen, prompt), _after(rejected, prompt)]
-    if isinstance(row.get("system"), str):
-        prompt = [{"role": "system", "content": row["system"]}, *prompt]
+    """Two answers behind a prompt, or behind the messages that both begin with. Raises RowError."""
+    columns = _columns(row)
+    if columns is None:
+        here, gone = ("chosen", "rejected") if "chosen" in row else ("rejected", "chosen")
+        fix = "write both; to train the answer alone, map the source's `columns: {prompt: prompt, answer: chosen}`"
+        raise RowError("no_pair", gone, f"missing beside {here}", fix)
+    return read_sides(row, lambda: Draft("preference", options), columns)
 
-    def begin() -> Draft:
-        draft = Draft("preference", options)
+
+def _columns(row: Mapping[str, Any]) -> Columns | None:
+    """Which fields hold the sides and their prompt."""
+    chosen = next((key for key in _CHOSEN if key in row), None)
+    rejected = next((key for key in _REJECTED if key in row), None)
+    if rejected is None or (chosen is None and row.get(rejected) is None):
+        return None
+    messages = messages_key(row)
+    if chosen is None:  # ms-swift: the messages end in the chosen answer
+        ends = messages is not None and not is_prompt(row[messages])
+        return {"chosen": messages, "rejected": rejected} if messages is not None and ends else None
+    found = {"chosen": chosen, "rejected": rejected}
+    prompt = next((key for key in _PROMPTS if isinstance(row.get(key), (str, list)) and row[key]), None)
+    if prompt is not None:
+        found["prompt"] = prompt
+        context = next((key for key in _CONTEXTS if key != prompt and isinstance(row.get(key), str)), None)
+        if prompt == "instruction" and context:
+            found["context"] = context
+    elif messages is not None and is_open(row[messages]):
+        found["prompt"] = messages
+    return found
+
+
+def read_sides(row: Mapping[str, Any], begin: Callable[[], Draft], columns: Columns) -> Preference:
+    """The answers in the columns `chosen` and `rejected`, after the one in `prompt`. Raises RowError."""
+    keys = (columns["chosen"], columns["rejected"])
+    sides = [row.get(key) for key in keys]
+    where = columns.get("prompt", keys[0])
+    prompt = _asked(row, columns)
+    if prompt is None and all(isinstance(side, str) for side in sides):
+        read_as = [transcript(side) for side in sides]
+        sides = [side or text for side, text in zip(read_as, sides, strict=True)]
+    if prompt is None and keys[1] == "rejected_response" and isinstance(sides[0], list):
+        size = _answer_start(sides[0])
+        prompt, sides = sides[0][:size], [sides[0][size:], sides[1]]
+    elif prompt is None or _hold_prompt(sides, prompt):
+        prompt, sides = _shared(*sides, keys)
+        where = keys[0]
+    elif isinstance(sides[0], list) and prompt and sides[0][: len(prompt)] == prompt and len(sides[0]) > len(prompt):
+        sides = [_after(side, prompt) for side in sides]
+    prompt = as_list(prompt, where)
+
+    def begun() -> Draft:
+        draft = begin()
         read_declarations(draft, row, "")
-        read_common(draft, row, DECLARATIONS | _READ)
+        read_common(draft, row, DECLARATIONS | system_fields(row) | set(columns.values()))
+        add_row_system(draft, row, prompt)
         return draft
 
-    both = {"chosen": answers[0], "rejected": answers[1]}
-    return read_pair(begin, prompt, where, both, ("chosen", "rejected"))
+    return read_pair(begun, prompt, where, dict(zip(keys, sides, strict=True)), keys)
 
 
-def _shared(chosen: Any, rejected: Any) -> tuple[list[Any], list[Any]]:
+def _asked(row: Mapping[str, Any], columns: Columns) -> list[Any] | None:
+    name = columns.get("prompt")
+    prompt = row.get(name) if name else None
+    if isinstance(prompt, str):
+        context = row.get(columns.get("context", ""))
+        text = f"{prompt}\n{context}" if isinstance(context, str) and context else prompt
+        return transcript(text) or [{"role": "user", "content": text}]
+    return prompt if prompt is None else as_list(prompt, name or "prompt")
+
+
+def _hold_prompt(sides: Sequence[Any], prompt: list[Any]) -> bool:
+    """Whether both sides begin before the prompt, with a system message, and hold what it asks."""
+    if len(prompt) != 1 or not all(isinstance(side, list) and side and isinstance(side[0], dict) for side in sides):
+        return False
+    asked = prompt[0].get("content") if isinstance(prompt[0], dict) else None
+    return all(
+        speaker_named(role_of(side[0])[1]) == "system"
+        and any(isinstance(message, dict) and message.get("content") == asked for message in side)
+        for side in sides
+    )
+
+
+def _answer_start(messages: list[Any]) -> int:
+    """Where the messages after the last user's begin."""
+    users = [i for i, m in enumerate(messages) if isinstance(m, dict) and speaker_named(role_of(m)[1]) == "user"]
+    return users[-1] + 1 if users else 0
+
+
+def _shared(chosen: Any, rejected: Any, keys: tuple[str, str]) -> tuple[list[Any], list[Any]]:
     """The messages that both sides begin with, and what is left of each."""
     if not isinstance(chosen, list) or not isinstance(rejected, list):
-        fix = "write prompt, or chosen and rejected as messages"
-        raise RowError("no_prompt", "prompt", "missing, and the answers are no messages", fix)
+        if chosen is None or rejected is None:
+            gone = keys[0] if chosen is None else keys[1]
+            raise RowError("no_answer", gone, f"is {describe(None)} or missing", "write the answer")
+        raise RowError("no_prompt", "prompt", "missing, and the answers are no messages", _FIX)
     size = 0
     for a, b in zip(chosen, rejected, strict=False):
-        if a != b or (isinstance(a, dict) and a.get("role") == "assistant" and _is_last(size, chosen, rejected)):
+        speaker = speaker_named(role_of(a)[1]) if isinstance(a, dict) else None
+        if a != b or (speaker == "assistant" and _is_last(size, chosen, rejected)):
             break
         size += 1
     if not size:
-        raise RowError("no_prompt", "chosen", "shares no message with rejected", "write prompt")
+        raise RowError("no_prompt", keys[0], f"shares no message with {keys[1]}", "write prompt")
     return chosen[:size], [chosen[size:], rejected[size:]]
 
 

@@ -12,6 +12,7 @@ from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.formats.claude_code import by_session, is_log_line
 from counterpoint.data.formats.convert import Converted, convert
+from counterpoint.data.formats.mapped import with_mapping
 from counterpoint.data.rows.containers import rows_from_line, unread_rows
 from counterpoint.data.rows.row import AnyRow, BadRow, RawRow, UnreadRow, read
 
@@ -45,7 +46,8 @@ def conversations_from(
         return None  # the session may have begun before
     rows = chain(head, rows)
     whole = by_session(rows) if may_be_log else rows
-    return chain.from_iterable(converted_rows(row, spec.format, 1, options) for row in whole)
+    mapped = with_mapping(whole, spec)
+    return chain.from_iterable(converted_rows(row, spec.format, 1, options) for row in mapped)
 
 
 def weighted_rows(specs: Iterable[SourceSettings | str]) -> Iterator[tuple[AnyRow, str, int]]:
@@ -68,7 +70,7 @@ def source_rows(spec: SourceSettings) -> Iterator[AnyRow]:
     rows = unread_rows(spec.path)
     if spec.format in ("auto", "claude_code"):
         rows = by_session(rows)
-    return islice(rows, spec.rows)
+    return with_mapping(islice(rows, spec.rows), spec)
 
 
 def convert_row(row: RawRow | UnreadRow, format: str, options: ConversionSettings) -> Converted | BadRow:

@@ -1,11 +1,12 @@
-"""The input formats, one line each. Format `NAME` is the module `counterpoint.data.formats.NAME`, which has the
-functions `looks_like` and `read` of the protocol below; detection, conversion, and the names in messages all come from
-the table.
+"""The input formats, one line each. A format is one of `chat_formats`, or the module `counterpoint.data.formats.NAME`,
+which has the functions `looks_like` and `read` of the protocol below; detection, conversion, and the names in messages
+all come from the table.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -36,7 +37,11 @@ FORMATS = (
     "alpaca",
     "multilingual_thinking",
     "completion",
+    "columns",
     "rl",
+)
+_NO_TEXT = re.compile(
+    r"(?:^|_)(?:id|uuid|source|category|type|model|date|time|lang|language|split|name|url|path|topic|reason|system|chat|text)$"
 )
 CHOICES = f"{', '.join((AUTO, *sorted(FORMATS)))}, or your own as file.py:function"
 
@@ -58,7 +63,9 @@ def format_named(name: str) -> Format:
     """A built-in format. Raises ConfigError."""
     if name not in FORMATS:
         raise ConfigError(f"unknown format `{name}`: {_choose(name)}")
-    return cast(Format, import_module(f"counterpoint.data.formats.{name}"))
+    from counterpoint.data.formats.chat_formats import CHATS
+
+    return CHATS.get(name) or cast(Format, import_module(f"counterpoint.data.formats.{name}"))
 
 
 def detect(value: Any) -> str:
@@ -101,4 +108,16 @@ def _unknown(row: Mapping[str, Any]) -> RowError:
         return RowError("tools_only", "row", "tool declarations without a conversation", fix)
     keys = ", ".join(list(map(str, row))[:8])[:200]
     what = f"no format has these fields ({keys})" if keys else "is an empty object"
-    return RowError("unknown_format", "row", what, "name the format with --format, or write messages")
+    fix = "name the format with --format, or write messages"
+    texts = [str(key) for key, value in row.items() if _may_be_said(str(key), value)]
+    if len(texts) > 1:
+        fix = (
+            "say which column is what, as in data.train: "
+            f"{{path: FILE, columns: {{prompt: {texts[0][:40]}, answer: {texts[1][:40]}}}}}, or write messages"
+        )
+    return RowError("unknown_format", "row", what, fix)
+
+
+def _may_be_said(name: str, value: Any) -> bool:
+    """Whether a column may be a question or an answer, for a proposal."""
+    return isinstance(value, str) and bool(value) and not _NO_TEXT.search(name.lower())

@@ -12,15 +12,15 @@ from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.chat import chat_messages
-from counterpoint.data.formats.common_fields import read_common, read_effort, read_weight
+from counterpoint.data.formats.chat_formats import is_turn
+from counterpoint.data.formats.common_fields import read_common, read_effort
 from counterpoint.data.formats.content import content_text
 from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations, read_response_format
 from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, join, one_of, text_of
 from counterpoint.data.formats.harmony import names_channel
-from counterpoint.data.formats.sharegpt import is_turn
-from counterpoint.data.formats.tagged_messages import add_tagged_assistant
-from counterpoint.data.formats.tags import has_tags
+from counterpoint.data.formats.loss_flags import MESSAGE_FLAGS, message_weight
+from counterpoint.data.formats.tagged_messages import add_answer, holds_markup
 
 ITEM_TYPES = frozenset(
     {
@@ -37,6 +37,7 @@ ITEM_TYPES = frozenset(
 _CALLS = frozenset({"function_call", "custom_tool_call"})
 _PHASES: dict[str, Literal["commentary", "final"]] = {"commentary": "commentary", "final_answer": "final"}
 _REQUEST = frozenset({"input", "output", "items", "instructions", "reasoning", "text", "response"})
+_ECHO = frozenset({"output", "instructions", "reasoning", "text"})
 _ITEM = frozenset(
     {
         *(
@@ -46,27 +47,32 @@ _ITEM = frozenset(
             "role",
             "content",
             "phase",
-            "weight",
             "call_id",
             "name",
             "arguments",
             "input",
             "output",
         ),
-        *("output", "summary", "encrypted_content", "code", "outputs", "container_id", "server_label"),
+        *(*MESSAGE_FLAGS, "summary", "encrypted_content", "code", "outputs", "container_id", "server_label"),
     }
 )
 PARAMETERS = "responses_create_params"
 
 
 def looks_like(row: Mapping[str, Any]) -> bool:
-    if isinstance(row.get(PARAMETERS), dict) or isinstance(row.get("output"), list):
+    if isinstance(row.get(PARAMETERS), dict) or isinstance(row.get("output"), list) or _logged(row) is not None:
         return True
     for key in ("items", "input"):
         if isinstance(row.get(key), list) and any(_is_item(item) for item in row[key]):
             return True
     messages = chat_messages(row) or ()
     return any(_is_item(message) for message in messages) and not any(_is_chat(message) for message in messages)
+
+
+def _logged(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The response that a row holds apart from its request."""
+    response = row.get("response")
+    return response if isinstance(response, dict) and isinstance(response.get("output"), list) else None
 
 
 def _is_item(item: Any) -> bool:
@@ -89,8 +95,14 @@ def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     request, base = row, ""
     if row.get(PARAMETERS) is not None:
         request, base = as_object(row[PARAMETERS], PARAMETERS), PARAMETERS
-    read_declarations(draft, {k: v for k, v in request.items() if k in DECLARATIONS}, base)
-    _read_settings(draft, request, base)
+    response = _logged(row) or {}
+    for holder, where in ((request, base), (response, "response")):
+        if where == base or not request.get("tools"):
+            read_declarations(draft, {k: v for k, v in holder.items() if k in DECLARATIONS}, where)
+        if where == base or request.get("instructions") is None:
+            _read_settings(draft, holder, where, opening=True)
+        else:
+            _read_settings(draft, holder, where, opening=False)
     items = _items(request, row, base)
     quiet = not any(_is_output(item) for item, _ in items)
     own = _REQUEST | DECLARATIONS | {PARAMETERS} if base == "" else frozenset({PARAMETERS, "response"})
@@ -98,8 +110,13 @@ def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     if base:
         _keep_rest(draft, request, _REQUEST | DECLARATIONS, PARAMETERS, quiet)
     if isinstance(row.get("response"), dict):
-        _keep_rest(draft, row["response"], frozenset({"output"}), "response", quiet)
-    add_items(draft, items)
+        _keep_rest(draft, row["response"], _ECHO | DECLARATIONS, "response", quiet)
+    apart = [where.startswith("response.") for _, where in items]
+    size = apart.index(True) if any(apart) else 0
+    draft.is_context = True  # what a request holds was sampled for other requests
+    add_items(draft, items[:size])
+    draft.is_context = False
+    add_items(draft, items[size:])
     return draft.finish()
 
 
@@ -112,15 +129,16 @@ def _keep_rest(draft: Draft, holder: Mapping[str, Any], read: frozenset[str], fi
         draft.unused(f"{field}.*", field, rest)
 
 
-def _read_settings(draft: Draft, request: Mapping[str, Any], base: str) -> None:
-    instructions = text_of(request, "instructions", base)
+def _read_settings(draft: Draft, request: Mapping[str, Any], base: str, opening: bool) -> None:
+    """The settings of a request, or of a response, which repeats them. opening: whether the instructions are read."""
+    instructions = text_of(request, "instructions", base) if opening else None
     if instructions is not None:
         draft.system(instructions, join(base, "instructions"))
     reasoning = request.get("reasoning")
-    if isinstance(reasoning, dict) and reasoning.get("effort") is not None:
+    if draft.effort is None and isinstance(reasoning, dict) and reasoning.get("effort") is not None:
         draft.effort = read_effort(draft, reasoning["effort"], join(base, "reasoning.effort"))
     text = request.get("text")
-    if isinstance(text, dict) and text.get("format") is not None:
+    if not draft.response_formats and isinstance(text, dict) and text.get("format") is not None:
         draft.response_formats = read_response_format(draft, text["format"], join(base, "text.format"))
 
 
@@ -159,7 +177,7 @@ def add_items(draft: Draft, items: Sequence[tuple[Any, str]]) -> None:
         item = as_object(item, where)
         kind = item.get("type", "message")
         if one_of(kind, _CALLS):
-            weight = read_weight(item, where)
+            weight = message_weight(item, where, draft.notice)
             calls.append(_call(item, where, custom=kind == "custom_tool_call"))
             _unused(draft, item, where)
             continue
@@ -193,7 +211,11 @@ def _item(draft: Draft, item: Mapping[str, Any], kind: str, field: str) -> None:
     elif kind == "mcp_call":
         id_ = text_of(item, "id", field)
         name = as_text(item.get("name"), f"{field}.name")
-        draft.assistant(field, calls=[Call(name, item.get("arguments"), field, id_)], weight=read_weight(item, field))
+        draft.assistant(
+            field,
+            calls=[Call(name, item.get("arguments"), field, id_)],
+            weight=message_weight(item, field, draft.notice),
+        )
         if item.get("output") is not None:
             draft.result(as_text(item["output"], f"{field}.output"), f"{field}.output", id_)
     else:
@@ -214,12 +236,10 @@ def _message(draft: Draft, item: Mapping[str, Any], field: str) -> None:
         phase = item.get("phase")
         if phase is not None and not one_of(phase, _PHASES):
             raise RowError("bad_phase", f"{field}.phase", f"is {str(phase)[:40]!r}", "write commentary or final_answer")
-        weight = read_weight(item, field)
-        if phase is None and has_tags(text):
+        weight = message_weight(item, field, draft.notice)
+        if holds_markup(draft, text):
             draft.notice("tags_in_text", where, "thinking or calls written as tags were taken out")
-            add_tagged_assistant(draft, text, where, weight=weight)
-        else:
-            draft.assistant(field, text=text, weight=weight, text_field=where, phase=_PHASES.get(phase or ""))
+        add_answer(draft, field, text=text, text_field=where, weight=weight, phase=_PHASES.get(phase or ""))
     else:
         what = f"is {role[:40]!r}" if isinstance(role, str) else f"is {describe(role)}"
         raise RowError("unknown_role", f"{field}.role", what, "write system, developer, user or assistant")
@@ -227,7 +247,7 @@ def _message(draft: Draft, item: Mapping[str, Any], field: str) -> None:
 
 def _reasoning(draft: Draft, item: Mapping[str, Any], field: str) -> None:
     """The reasoning's content; else its summary, with a notice; encrypted content cannot be read."""
-    weight = read_weight(item, field)
+    weight = message_weight(item, field, draft.notice)
     if item.get("encrypted_content") is not None:
         draft.notice("encrypted_reasoning", f"{field}.encrypted_content", "encrypted reasoning was left out")
     for key in ("content", "summary"):
@@ -260,7 +280,7 @@ def _code_call(draft: Draft, item: Mapping[str, Any], field: str) -> None:
     draft.names.offer(("python",))
     id_ = text_of(item, "id", field)
     code = Call("python", as_text(item.get("code"), f"{field}.code"), field, id_, f"{field}.code")
-    draft.assistant(field, calls=[code], weight=read_weight(item, field))
+    draft.assistant(field, calls=[code], weight=message_weight(item, field, draft.notice))
     logs = []
     for i, output in enumerate(as_list(item.get("outputs") or [], f"{field}.outputs")):
         where = f"{field}.outputs[{i}]"

@@ -12,11 +12,11 @@ from typing import Any
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.formats.answers import add_prompt
 from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Draft
-from counterpoint.data.formats.fields import text_of
+from counterpoint.data.formats.system_texts import add_row_system, system_fields
+from counterpoint.data.formats.tables import add_prompt
 
 PROMPT_KEYS = ("prompt", "question", "problem", "input", "query")
 REFERENCE_KEYS = (
@@ -55,9 +55,8 @@ def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
         raise RowError("no_prompt", "prompt", "missing, or neither a string nor messages", fix)
     draft = Draft("rl", options)
     read_declarations(draft, row, "")
-    read_common(draft, row, DECLARATIONS | {key, "system"}, quiet=True)
-    if (system := text_of(row, "system", "")) is not None:
-        draft.system(system, "system")
+    read_common(draft, row, DECLARATIONS | system_fields(row) | {key}, quiet=True)
+    add_row_system(draft, row)
     add_prompt(draft, row[key], key)
     if not any(row.get(name) is not None for name in REFERENCE_KEYS):
         draft.notice("no_reference", key, "a prompt without a reference answer")

@@ -1,10 +1,8 @@
-"""Thinking and calls as tags inside text: Hermes, Qwen, and DeepSeek's `<think>`."""
+"""Tool results and declarations as tags inside texts: Hermes and Qwen."""
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +10,8 @@ import orjson
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.formats.call_pairing import AddNotice
-from counterpoint.data.formats.draft import Call
+from counterpoint.data.rows.strict_json import dumps
 
-_OPEN, _CLOSE = "<think>", "</think>"
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 _TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 # What Hermes and Qwen write around the tools: it asks for XML tags, which gpt-oss does not write.
@@ -31,58 +27,12 @@ _CALL_PROMPT = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Tagged:
-    """An assistant's text, taken apart. calls: in order; their ids are None."""
-
-    thinking: str | None
-    text: str
-    calls: tuple[Call, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Response:
     """One `<tool_response>`."""
 
     text: str
     name: str | None = None
     id: str | None = None
-
-
-def has_tags(text: str) -> bool:
-    """Whether an assistant's text holds thinking or calls as tags."""
-    return text.lstrip().startswith(_OPEN) or "<tool_call>" in text or _CLOSE in text
-
-
-def split_thinking(text: str, field: str, notice: AddNotice) -> tuple[str | None, str]:
-    """(thinking, the rest) of a text that may begin with `<think>...</think>`. Raises RowError where that is open."""
-    begun = text.lstrip().startswith(_OPEN)
-    if begun and _CLOSE not in text:
-        raise RowError("unclosed_tag", field, "<think> is not closed", "write </think> before the answer")
-    if not begun and (_CLOSE not in text or _OPEN in text):
-        return None, text
-    thinking, _, rest = text.partition(_CLOSE)
-    if begun:
-        thinking = thinking.lstrip().removeprefix(_OPEN)
-    else:
-        notice("open_think", field, "</think> without <think>: the text before it was taken as thinking")
-    if not thinking.strip():
-        notice("empty_thinking", field, "empty thinking was left out")
-        return None, rest.strip("\n")
-    return thinking.strip("\n"), rest.lstrip("\n")
-
-
-def split_assistant(text: str, field: str, notice: AddNotice) -> Tagged:
-    """Thinking, text and calls of an assistant's text. Raises RowError."""
-    thinking, rest = split_thinking(text, field, notice)
-    calls: list[Call] = []
-    for i, found in enumerate(_CALL.finditer(rest)):
-        calls.append(_call(found.group(1).strip(), f"{field}<tool_call>[{i}]", notice))
-    rest = _CALL.sub("", rest)
-    if "<tool_call>" in rest:
-        if not calls or _starts_call(rest):
-            raise RowError("unclosed_tag", field, "<tool_call> is not closed", "write </tool_call> after the call")
-        notice("stray_tag", field, "a <tool_call> that is no call was kept as text")
-    return Tagged(thinking, rest.strip() if calls else rest, tuple(calls))
 
 
 def split_responses(text: str, field: str, notice: AddNotice) -> list[Response] | None:
@@ -118,20 +68,6 @@ def split_tools(text: str, field: str, notice: AddNotice) -> tuple[str, list[Any
     return without, tools
 
 
-def _starts_call(text: str) -> bool:
-    return text.partition("<tool_call>")[2].lstrip()[:1] in ("{", "[")
-
-
-def _call(text: str, field: str, notice: AddNotice) -> Call:
-    value = _object(text, field, notice)
-    name = value.get("name")
-    if not isinstance(name, str):
-        raise RowError("bad_call", f"{field}.name", "missing or not a string", 'write {"name", "arguments"}')
-    id_ = value.get("id")
-    arguments = value.get("arguments", value.get("parameters"))
-    return Call(name, arguments, field, id_ if isinstance(id_, str) else None, native=True)
-
-
 def _response(text: str, field: str, notice: AddNotice) -> Response:
     """A result may be wrapped as `{"name", "content"}`."""
     try:
@@ -142,30 +78,8 @@ def _response(text: str, field: str, notice: AddNotice) -> Response:
         return Response(text)
     notice("unwrapped_result", field, "the content of a wrapped result was taken")
     content, name, id_ = value["content"], value.get("name"), value.get("tool_call_id")
-    inner = content if isinstance(content, str) else orjson.dumps(content).decode()
+    inner = content if isinstance(content, str) else dumps(content)
     return Response(inner, name if isinstance(name, str) else None, id_ if isinstance(id_, str) else None)
-
-
-def _object(text: str, field: str, notice: AddNotice) -> Mapping[str, Any]:
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        value = _python_literal(text)
-        if value is None:
-            raise RowError("call_not_json", field, f"not JSON ({error})", 'write {"name", "arguments"}') from None
-        notice("python_literal", field, "a call written as a Python literal was read")
-    if not isinstance(value, dict):
-        raise RowError("bad_call", field, "is not an object", 'write {"name", "arguments"}')
-    return value
-
-
-def _python_literal(text: str) -> dict[str, Any] | None:
-    try:
-        value = ast.literal_eval(text)
-        orjson.dumps(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _json_values(text: str, field: str) -> list[Any]:

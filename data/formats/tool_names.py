@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
@@ -65,6 +66,12 @@ class ToolNames:
         if not self._renamed:
             return tuple(self._functions.values())
         return tuple(replace(tool, name=self.used(tool.name)) for tool in self._functions.values())
+
+    def parameters(self, name: str) -> Mapping[str, Any]:
+        """The schema of a declared function's arguments; empty where there is none."""
+        self._declare_default()
+        tool = self._functions.get(name) or self._functions.get(name.removeprefix("functions."))
+        return (tool.parameters if tool else None) or {}
 
     def recipient(self, name: str, field: str) -> str:
         """`functions.NAME`, or the built-in tool where the row offers it and declares no function of that name."""

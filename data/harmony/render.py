@@ -96,9 +96,11 @@ class Renderer:
         return self.examples_within(conversation, None)[0]
 
     def examples_within(self, conversation: Conversation, max_tokens: int | None) -> tuple[list[Example], int]:
-        """The examples of at most `max_tokens` tokens, and how many are longer."""
+        """The examples of at most `max_tokens` tokens, and how many are longer; none of an unwanted answer."""
         examples: list[Example] = []
         too_long = 0
+        if conversation.is_unwanted:
+            return examples, too_long
         arrays = SpanArrays()
         for action, spans in self._action_spans(conversation):
             if not _has_loss(spans):

@@ -1,11 +1,14 @@
 """Tool declarations of any source as `Tool`s, their schemas as given and searched for what a prompt cannot show.
 
 Read: OpenAI nested (`{"type":"function","function":{...}}`) and flat, Anthropic (`input_schema`), MCP (`inputSchema`,
-as a list or `{"tools":[...]}`), and lists that a Parquet column holds as JSON text.
+as a list or `{"tools":[...]}`), objects by name, and lists or tools that a Parquet column holds as JSON text. Arguments
+listed by their names without a schema around them, as xLAM has them, become one.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +32,17 @@ _BUILTIN_TYPES = {
 }
 _FIX = 'write {"type": "function", "function": {"name", "description", "parameters"}}'
 _SCHEMA_KEYS = ("parameters", "input_schema", "inputSchema")
+_BIG = re.compile(rb"\d{17}")
+_PLAIN_TYPES = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "list": "array",
+    "dict": "object",
+    "set": "array",
+    "tuple": "array",
+}
 _READ = frozenset({"name", "description", "type", "strict", *_SCHEMA_KEYS})
 
 
@@ -46,13 +60,15 @@ def read_tools(value: Any, field: str, schemas: ToolSchemas = "as_given") -> Rea
     """Tools of a row. `field` is their path in the row; schemas: how they will be declared. Raises RowError."""
     notices: list[Notice] = []
     if isinstance(value, str):
-        try:
-            value = orjson.loads(value) if value.strip() else []
-        except orjson.JSONDecodeError as error:
-            raise RowError("tools_not_json", field, f"not JSON ({error})", "write a list of tools") from None
+        value = _json(value, field) if value.strip() else []
         notices.append(Notice("json_in_string", field, "tools given as text were read as JSON"))
+    elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        value = [_json(item, f"{field}[{i}]") for i, item in enumerate(value)]
+        notices.append(Notice("json_in_string", field, "tools given as texts were read as JSON"))
     if isinstance(value, Mapping) and isinstance(value.get("tools"), list):
         value, field = value["tools"], f"{field}.tools"
+    elif isinstance(value, Mapping) and (named := _by_name(value)):
+        value = named
     if not isinstance(value, list):
         raise RowError("wrong_type", field, "is not a list of tools", _FIX)
     tools: list[Tool] = []
@@ -69,15 +85,43 @@ def read_tools(value: Any, field: str, schemas: ToolSchemas = "as_given") -> Rea
     return ReadTools(tuple(tools), tuple(dict.fromkeys(builtin)), tuple(notices))
 
 
+def _json(text: str, field: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RowError("tools_not_json", field, f"not JSON ({error})", "write a list of tools") from None
+
+
+def _by_name(value: Mapping[str, Any]) -> list[Any]:
+    """`{"f": {"description", "parameters"}}` or one tool as a list; empty where it is neither."""
+    if "function" in value or isinstance(value.get("name"), str):
+        return [value]
+    if value and all(isinstance(item, Mapping) and _is_tool(item) for item in value.values()):
+        return [{"name": name, **item} for name, item in value.items()]
+    return []
+
+
+def _is_tool(item: Mapping[str, Any]) -> bool:
+    return "description" in item or any(isinstance(item.get(key), Mapping) for key in _SCHEMA_KEYS)
+
+
 def _read(item: Any, field: str, schemas: ToolSchemas) -> tuple[Tool, list[Notice]]:
     try:
         raw = orjson.dumps(item)
     except TypeError:
-        raise RowError("wrong_type", field, "is not JSON", _FIX) from None
+        raw = _exact(item, field)
     tool, notices = _cached(raw, schemas)
     if isinstance(tool, RowError):
         raise RowError(tool.kind, f"{field}{tool.field}", tool.what, tool.fix)
     return tool, [replace(notice, field=f"{field}{notice.field}") for notice in notices]
+
+
+def _exact(item: Any, field: str) -> bytes:
+    """A tool whose numbers orjson cannot write."""
+    try:
+        return json.dumps(item, ensure_ascii=False).encode()
+    except (TypeError, ValueError):
+        raise RowError("wrong_type", field, "is not JSON", _FIX) from None
 
 
 @lru_cache(maxsize=4096)
@@ -85,11 +129,15 @@ def _cached(raw: bytes, schemas: ToolSchemas) -> tuple[Tool | RowError, tuple[No
     """A tool, or why it is none, with paths from the tool on: most rows of a file declare the same tools."""
     notices: list[Notice] = []
     try:
-        return _tool(orjson.loads(raw), "", schemas, notices), tuple(notices)
+        return _tool(_loaded(raw), "", schemas, notices), tuple(notices)
     except RowError as error:
         return error, ()
     except RecursionError:
         return RowError("tool_schema", "", "is too deep", "write a smaller JSON schema"), ()
+
+
+def _loaded(raw: bytes) -> Any:
+    return json.loads(raw) if _BIG.search(raw) else orjson.loads(raw)
 
 
 def _tool(item: Any, field: str, schemas: ToolSchemas, notices: list[Notice]) -> Tool:
@@ -121,6 +169,9 @@ def _parameters(
     given = item[key]
     if not isinstance(given, Mapping):
         raise RowError("wrong_type", where, "is not an object", "write a JSON schema")
+    if _lists_arguments(given):
+        given = _schema_of(given)
+        notices.append(Notice("schema_rewritten", where, "arguments without a schema around them: one was written"))
     declared = given
     if schemas == "cleaned":
         schema, changes = clean(given, where)
@@ -138,3 +189,31 @@ def _parameters(
         Notice("schema_lost", path, "openai-harmony does not write it") for path in lost_keywords(declared, where)
     )
     return given
+
+
+def _lists_arguments(parameters: Mapping[str, Any]) -> bool:
+    """Whether what stands for a schema are the arguments by name: `{"city": {"type": "str", "description": "..."}}`."""
+    if not parameters or not all(isinstance(value, Mapping) for value in parameters.values()):
+        return False
+    if {"properties", "$defs", "definitions"} & set(parameters) == set(parameters):
+        return False
+    return all(isinstance(value.get("type"), str) or "description" in value for value in parameters.values())
+
+
+def _schema_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON schema of arguments by name. One is required where it says so, or says neither `optional` nor a
+    default."""
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    for name, given in arguments.items():
+        own = {key: value for key, value in given.items() if not (key == "required" and isinstance(value, bool))}
+        optional = given.get("default") not in (None, "") or given.get("required") is False
+        if isinstance(own.get("type"), str):
+            kind, _, rest = own["type"].partition(",")
+            optional = optional or "optional" in rest.lower()
+            base = kind.strip().partition("[")[0].lower()
+            own["type"] = _PLAIN_TYPES.get(base, kind.strip() if base == kind.strip() else base)
+        properties[name] = own
+        if not optional:
+            required.append(name)
+    return {"type": "object", "properties": properties, **({"required": required} if required else {})}

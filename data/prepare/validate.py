@@ -31,6 +31,10 @@ def as_json(counter: RowCounter) -> dict[str, Any]:
         "formats": dict(counter.formats),
         "bad_by_kind": dict(counter.bad),
         "notices_by_kind": dict(counter.notices),
+        "unused_fields": {
+            name: {"rows": count, "sample": counter.unused_samples.get(name, "")}
+            for name, count in counter.unused.most_common()
+        },
     }
 
 

@@ -66,9 +66,18 @@ class Job:
 
     def settings(self, specs: Sequence[SourceSettings]) -> dict[str, Any]:
         """Everything that determines the result in addition to data and vocabulary, by dotted name."""
-        sources = [[spec.path, spec.format, spec.weight, spec.rows] for spec in specs]
+        sources = [[spec.path, spec.format, spec.weight, spec.rows, *_mapping(spec)] for spec in specs]
         rest = {"data.max_tokens": self.max_tokens, "output": self.output, "sources": sources}
         return cache.settings_of(self.render, self.options) | rest
+
+
+def _mapping(spec: SourceSettings) -> list[dict[str, Any]]:
+    """What a source says of its columns and speakers; nothing for one that says nothing, so that its hash stays."""
+    return (
+        [part.model_dump(mode="json") if part else {} for part in (spec.columns, spec.roles)]
+        if spec.columns or spec.roles
+        else []
+    )
 
 
 @dataclass(frozen=True, slots=True)

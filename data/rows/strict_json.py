@@ -1,14 +1,16 @@
 """JSON as RFC 8259 and RFC 7493 have it: nothing is silently accepted, and each fault has a name.
 
 The fast path is orjson, which refuses NaN, lone surrogates, bad UTF-8 and control characters, but takes duplicate keys
-and rounds integers above 64 bits. Duplicate keys are found by counting: keys written in the text against keys in
-the value. Only where the counts differ (or cannot be trusted) is the text read a second time, slowly and with paths.
+and rounds numbers of more than 17 digits. Duplicate keys are found by counting: keys written in the text against keys
+in the value. Only where the counts differ (or cannot be trusted, or a number may have been rounded) is the text read a
+second time, slowly and with paths.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -21,6 +23,7 @@ WHOLE_ROW = "row"
 _KEY_END = re.compile(rb'"[ \t\r\n]*+:')
 _BACKSLASH = 0x5C
 _EXACT = 2.0**63
+_MANY_DIGITS = re.compile(rb"[\d.]{17}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_DEPTH = 1000
 
@@ -31,14 +34,43 @@ def loads(raw: bytes, field: str = WHOLE_ROW) -> Any:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return _loads_slowly(raw, field)
-    if _keys_in_text(raw) != _keys_in_value(value):
+    keys, has_float = _keys_in_value(value)
+    if keys != _keys_in_text(raw) or (has_float and _MANY_DIGITS.search(raw)):
         return _loads_slowly(raw, field)
     return value
 
 
+class Number(float):
+    """A number that a float cannot hold: it is used as the float, and written as it was read."""
+
+    text: str
+
+    @classmethod
+    def of(cls, text: str) -> Number:
+        number = cls(text)
+        number.text = text
+        return number
+
+
 def dumps(value: Any) -> str:
-    """Compact JSON, non-ASCII characters as they are; equal values give equal text."""
+    """Compact JSON, non-ASCII characters as they are; equal values give equal text. A `Number` keeps its digits."""
+    if _has_number(value):
+        return _written(value)
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _has_number(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(map(_has_number, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Number)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, Number):
+        return value.text
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{dumps(key)}:{_written(child)}" for key, child in value.items()) + "}"
+    return "[" + ",".join(map(_written, value)) + "]" if isinstance(value, list) else dumps(value)
 
 
 def _keys_in_text(raw: bytes) -> int:
@@ -53,11 +85,12 @@ def _keys_in_text(raw: bytes) -> int:
     return count
 
 
-def _keys_in_value(value: Any) -> int:
-    """Keys of all objects in `value`; -1 where a number is too large to be sure that it was not rounded."""
+def _keys_in_value(value: Any) -> tuple[int, bool]:
+    """Keys of all objects in `value`, and whether it holds a float; -1 keys where one is too large to be sure that it
+    was no integer."""
     if isinstance(value, (str, bool)) or value is None:
-        return 0
-    count = 0
+        return 0, False
+    count, has_float = 0, False
     stack: list[Any] = [[value]]
     while stack:
         node = stack.pop()
@@ -68,9 +101,11 @@ def _keys_in_value(value: Any) -> int:
             kind = type(child)
             if kind is dict or kind is list:
                 stack.append(child)
-            elif kind is float and not -_EXACT < child < _EXACT:
-                return -1
-    return count
+            elif kind is float:
+                has_float = True
+                if not -_EXACT < child < _EXACT:
+                    return -1, True
+    return count, has_float
 
 
 class _Odd:
@@ -102,7 +137,9 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _float(text: str) -> float | _Odd:
     number = float(text)
-    return number if number - number == 0 else _Odd(text)
+    if number - number != 0:
+        return _Odd(text)
+    return number if len(text) < 17 or Decimal(repr(number)) == Decimal(text) else Number.of(text)
 
 
 def _loads_slowly(raw: bytes, field: str) -> Any:

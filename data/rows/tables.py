@@ -50,13 +50,31 @@ def arrow_row(source: str, value: dict[str, Any]) -> RawRow | BadRow:
     return RawRow(source, raw, pruned, tuple(notices))
 
 
-def _without_nulls(value: Any, path: str, notices: list[Notice]) -> Any:
+class Padded(dict[str, Any]):
+    """Arguments of a call without their nulls. names: of all, in Arrow's order, those that were null too: some schemas
+    require them."""
+
+    names: tuple[str, ...] = ()
+
+
+_ARGUMENTS = ("arguments", "args", "input")
+
+
+def _without_nulls(value: Any, path: str, notices: list[Notice], padded: bool = False) -> Any:
     if isinstance(value, dict):
         if path.endswith("arguments") and None in value.values():
             notices.append(Notice("null_arguments", path, "null arguments were left out: Arrow writes absent keys so"))
-        return {k: _without_nulls(v, f"{path}.{k}", notices) for k, v in value.items() if v is not None}
+        named = value.get("name") is not None
+        pruned: dict[str, Any] = Padded() if padded else {}
+        for key, child in value.items():
+            if child is not None:
+                inside = padded or (named and key in _ARGUMENTS)
+                pruned[key] = _without_nulls(child, f"{path}.{key}", notices, inside)
+        if isinstance(pruned, Padded):
+            pruned.names = tuple(value)
+        return pruned
     if isinstance(value, list):
-        return [_without_nulls(v, f"{path}[{i}]", notices) for i, v in enumerate(value)]
+        return [_without_nulls(v, f"{path}[{i}]", notices, padded) for i, v in enumerate(value)]
     return value
 
 
@@ -64,8 +82,13 @@ def csv_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
     """Rows of a CSV (or, by its name, TSV) file with a header, by the line that they begin on."""
     csv.field_size_limit(sys.maxsize)
     with open_bytes(file) as stream:
+        if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            yield BadRow(f"{name}:1", "bad_utf8", "row", "the file is UTF-16, not UTF-8", "save it as UTF-8")
+            return
+        stream.seek(0)
+        delimiter, notices = _delimiter(stream, "\t" if ".tsv" in file.suffixes else ",")
+        stream.seek(0)
         lines = _Lines(stream, name)
-        delimiter = "\t" if ".tsv" in file.suffixes else ","
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
@@ -81,17 +104,33 @@ def csv_rows(file: Path, name: str) -> Iterator[RawRow | BadRow]:
             if header is None:
                 header = cells
             elif cells:
-                yield _csv_row(f"{name}:{lines.first}", header, cells, lines.raw())
+                yield _csv_row(f"{name}:{lines.first}", header, cells, lines.raw(), notices)
+                notices = ()
 
 
-def _csv_row(source: str, header: list[str], cells: list[str], raw: bytes) -> RawRow | BadRow:
+def _delimiter(stream: BinaryIO, usual: str) -> tuple[str, tuple[Notice, ...]]:
+    """What separates the columns of a header: the usual sign, or where that is not in it `;` or a tab, as Excel writes
+    them in some countries."""
+    line, _ = next(limited_lines(stream), (b"", True))
+    header = line.decode("utf-8", errors="replace")
+    if usual in header:
+        return usual, ()
+    other = max((";", "\t", ","), key=header.count)
+    if not header.count(other):
+        return usual, ()
+    return other, (Notice("csv_delimiter", "row", f"columns are separated by {other!r}"),)
+
+
+def _csv_row(
+    source: str, header: list[str], cells: list[str], raw: bytes, notices: tuple[Notice, ...]
+) -> RawRow | BadRow:
     if len(cells) != len(header):
         what = f"{len(cells)} cells under {len(header)} columns"
         return BadRow(source, "csv_columns", "row", what, "quote cells that hold commas or line breaks", raw)
     for column, cell in zip(header, cells, strict=True):
         if any("\udc80" <= c <= "\udcff" for c in cell):
             return BadRow(source, "bad_utf8", column, "not UTF-8", "save the file as UTF-8", raw)
-    return RawRow(source, raw, {column: cell for column, cell in zip(header, cells, strict=True) if cell})
+    return RawRow(source, raw, {column: cell for column, cell in zip(header, cells, strict=True) if cell}, notices)
 
 
 class _Lines:

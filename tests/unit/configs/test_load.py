@@ -458,7 +458,8 @@ class TestDump:
         new = loaded("run.yaml", "lora.rank=8", "data.valid=v.jsonl", "train.steps=3")
         assert differences(old, new) == [
             "`lora.rank` was `16` and is `8`",
-            "`data.valid` was `[]` and is `[{path: v.jsonl, format: auto, weight: 1.0, rows: null, name: null}]`",
+            "`data.valid` was `[]` and is "
+            "`[{path: v.jsonl, format: auto, weight: 1.0, rows: null, columns: null, roles: null, name: null}]`",
             "`train.steps` was `null` and is `3`",
         ]
         assert differences(old, old) == []

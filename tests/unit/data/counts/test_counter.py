@@ -80,7 +80,13 @@ def test_counts_that_an_older_version_wrote_are_read() -> None:
         "efforts": {"medium": 2},
         "formats": {"openai": 2},
     }
-    assert RowCounter.from_dict(older).as_dict() == {**older, "kinds": {}, "first_notices": {}}
+    assert RowCounter.from_dict(older).as_dict() == {
+        **older,
+        "kinds": {},
+        "first_notices": {},
+        "unused": {},
+        "unused_samples": {},
+    }
 
 
 def test_too_many_bad_rows_are_an_error_with_the_first() -> None:

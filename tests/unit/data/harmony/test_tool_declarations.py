@@ -1,5 +1,7 @@
 """Tools come in as many shapes as there are APIs; they are all the same tool."""
 
+import json
+
 import pytest
 
 from counterpoint.configs.errors import RowError
@@ -84,3 +86,23 @@ def test_the_same_tool_in_another_place_has_its_own_path():
 def test_a_schema_that_is_no_object_is_told():
     kinds = [n.kind for n in read_tools([{"name": "f", "parameters": {"type": "string"}}], "tools").notices]
     assert kinds == ["schema_not_object"]
+
+
+def test_a_default_beyond_64_bits_is_kept_where_the_tool_was_no_json():
+    schema = {"type": "object", "properties": {"wei": {"type": "integer", "default": 98765432109876543210123}}}
+    (tool,) = read_tools([{"name": "f", "parameters": schema}], "tools").tools
+    assert tool.parameters == schema
+
+
+def test_tools_as_json_texts_by_name_and_with_arguments_listed_by_name():
+    tool = {"name": "f", "description": "F", "parameters": {"type": "object"}}
+    for value in ([json.dumps(tool)], {"f": {"description": "F", "parameters": {"type": "object"}}}, tool):
+        assert read_tools(value, "tools").tools == read_tools([tool], "tools").tools
+    listed = {"type": {"type": "str", "default": "b"}, "n": {"type": "int, optional"}, "x": {"type": "List[str]"}}
+    read = read_tools([{"name": "f", "parameters": listed}], "tools")
+    assert [notice.kind for notice in read.notices] == ["schema_rewritten"]
+    assert read.tools[0].parameters == {
+        "type": "object",
+        "properties": {"type": {"type": "string", "default": "b"}, "n": {"type": "integer"}, "x": {"type": "array"}},
+        "required": ["x"],
+    }

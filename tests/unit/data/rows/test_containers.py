@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import tracemalloc
 
 import pyarrow as pa
@@ -253,3 +254,24 @@ def test_memory_stays_flat_however_long_the_file_is(tmp_path):
             peaks[-1].append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert all(late < early + 2_000_000 for early, late in zip(*peaks, strict=True)), peaks
+
+
+def test_a_csv_file_of_another_country_is_read_and_utf_16_is_told_where_both_had_to_close_quotes(tmp_path):
+    first, second = rows(write(tmp_path / "a.csv", b'ask;reply\n"a, b";c\nd;e\n'))
+    assert (first.value, second.value) == ({"ask": "a, b", "reply": "c"}, {"ask": "d", "reply": "e"})
+    assert [n.kind for n in first.notices] == ["csv_delimiter"]
+    assert outline(write(tmp_path / "b.csv", "ask,reply\na,b\n".encode("utf-16"))) == [(":1", "bad_utf8")]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (gzip.compress(b"{}\n"), "is packed with gzip: name it a.jsonl.gz"),
+        (b"PK\x03\x04rest", "is an Excel file or a zip archive: save the table as CSV"),
+        (b"PAR1rest", "is a Parquet file: name it a.jsonl.parquet"),
+        (b"\x28\xb5\x2f\xfdrest", "is packed with zstd: unpack it, or pack it with gzip"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_told_by_what_it_is(tmp_path, data, told):
+    with pytest.raises(DataError, match=re.escape(told)):
+        rows(write(tmp_path / "a.jsonl", data))

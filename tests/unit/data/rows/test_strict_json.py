@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.rows.strict_json import loads
+from counterpoint.data.rows.strict_json import dumps, loads
 
 JSON = st.recursive(
     st.none()
@@ -93,3 +93,12 @@ def test_a_repeated_key_is_always_found(pairs, gap):
 def test_any_bytes_give_a_value_or_a_row_error(raw):
     with suppress(RowError):
         assert loads(raw) == json.loads(raw)
+
+
+def test_numbers_are_written_with_the_digits_that_they_were_read_with():
+    """Expected: all digits. Came: 1.2345678901234567e+19."""
+    text = '{"a":12345678901234567890.123456789,"b":98765432109876543210123,"c":[0.30000000000000001,1.5,-2e3]}'
+    value = loads(text.encode())
+    assert dumps(value) == text.replace("-2e3", "-2000.0")
+    assert value["a"] + 1 == 12345678901234567890.123456789 + 1
+    assert type(value["c"][1]) is float
