@@ -266,7 +266,7 @@ def test_a_csv_file_of_another_country_is_read_and_utf_16_is_told_where_both_had
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (gzip.compress(b"{}\n"), "is packed with gzip: name it a.jsonl.gz"),
+        (gzip.compress(b"{}\n", mtime=0), "is packed with gzip: name it a.jsonl.gz"),
         (b"PK\x03\x04rest", "is an Excel file or a zip archive: save the table as CSV"),
         (b"PAR1rest", "is a Parquet file: name it a.jsonl.parquet"),
         (b"\x28\xb5\x2f\xfdrest", "is packed with zstd: unpack it, or pack it with gzip"),
