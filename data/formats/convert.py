@@ -77,8 +77,9 @@ def _messages_of_text(row: Mapping[str, Any]) -> tuple[str, list[Any]] | None:
     if isinstance(row.get("text"), str) and "messages" not in row and (said := transcript(row["text"])):
         return "text", said
     turns = row.get("data")
-    is_talk = isinstance(turns, list) and len(turns) > 1 and all(isinstance(turn, str) for turn in turns)
-    if is_talk and not {"messages", "prompt", "question"} & set(row):
+    if not isinstance(turns, list) or {"messages", "prompt", "question"} & set(row):
+        return None
+    if len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
         speakers = ("user", "assistant")
         return "data", [{"role": speakers[i % 2], "content": turn} for i, turn in enumerate(turns)]
     return None

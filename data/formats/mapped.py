@@ -36,8 +36,8 @@ def with_mapping(rows: Iterable[AnyRow], spec: SourceSettings) -> Iterator[AnyRo
         yield from rows
         return
     columns = spec.columns.model_dump(exclude_none=True) if spec.columns else {}
-    named = spec.roles.model_dump() if spec.roles else {}
-    roles = {name: speaker for speaker, names in named.items() for name in names}
+    named: dict[Any, tuple[str, ...]] = spec.roles.model_dump() if spec.roles else {}
+    roles: dict[str, Any] = {name: speaker for speaker, names in named.items() for name in names}
     for row in rows:
         found = read(row)
         if isinstance(found, RawRow):

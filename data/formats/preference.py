@@ -70,14 +70,15 @@ def read_sides(row: Mapping[str, Any], begin: Callable[[], Draft], columns: Colu
     sides = [row.get(key) for key in keys]
     where = columns.get("prompt", keys[0])
     prompt = _asked(row, columns)
-    if prompt is None and all(isinstance(side, str) for side in sides):
-        read_as = [transcript(side) for side in sides]
+    texts = [side for side in sides if isinstance(side, str)]
+    if prompt is None and len(texts) == len(sides):
+        read_as = [transcript(text) for text in texts]
         sides = [side or text for side, text in zip(read_as, sides, strict=True)]
     if prompt is None and keys[1] == "rejected_response" and isinstance(sides[0], list):
         size = _answer_start(sides[0])
         prompt, sides = sides[0][:size], [sides[0][size:], sides[1]]
     elif prompt is None or _hold_prompt(sides, prompt):
-        prompt, sides = _shared(*sides, keys)
+        prompt, sides = _shared(sides[0], sides[1], keys)
         where = keys[0]
     elif isinstance(sides[0], list) and prompt and sides[0][: len(prompt)] == prompt and len(sides[0]) > len(prompt):
         sides = [_after(side, prompt) for side in sides]

@@ -41,7 +41,7 @@ def test_what_is_planned_is_what_happens(capsys: pytest.CaptureFixture[str], tmp
     folder = next(tmp_path.iterdir())
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     numbers = {key: value for line in metrics for key, value in line.items()}
-    assert sum(plan["trainable"].values()) == 55_296
+    assert sum(plan["trainable"].values()) == 110_592
     assert plan["steps"] == max(line["step"] for line in metrics) == 2
     assert plan["tokens"] == pytest.approx(numbers["tokens"], rel=0.5)
     checkpoint = folder / "checkpoints" / "step-000002"

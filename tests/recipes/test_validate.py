@@ -90,6 +90,7 @@ def test_json_is_one_object_a_bad_row_and_a_last_one_with_the_counts(tmp_path):
         "formats": {"messages": 1, "preference": 1},
         "bad_by_kind": {"not_json": 1},
         "notices_by_kind": {"missing_thinking": 1},
+        "unused_fields": {},
     }
 
 

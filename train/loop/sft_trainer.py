@@ -115,7 +115,7 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         found: list[torch.Tensor] = []
         # The input of the head is the only one of all hidden states that is looked at, so the others are not kept.
         norm = cast(nn.Module, inner_model(self.base).norm)
-        hook = norm.register_forward_hook(lambda module, args, output: found.append(output))
+        hook = norm.register_forward_hook(lambda module, args, output: found.append(cast(torch.Tensor, output)))
         try:
             model(
                 input_ids=inputs["input_ids"],

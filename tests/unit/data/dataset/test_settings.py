@@ -49,6 +49,7 @@ def test_what_a_manifest_records_of_the_settings() -> None:
         "data.text_beside_call": "preamble",
         "data.tool_names": "keep",
         "data.tool_schemas": "as_given",
+        "data.think_tags": [],
         "data.tools": None,
         "data.train_on": "turns",
         "data.unanswered": "keep",
