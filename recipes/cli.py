@@ -8,13 +8,14 @@ it (130 Ctrl-C, 143 SIGTERM), 141 (the reader of its output went away).
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from counterpoint.configs.errors import CounterpointError
+from counterpoint.configs.errors import CounterpointError, RunError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a model as a run file says"),
@@ -32,6 +33,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "look over this machine: versions, devices, and the lean path against the reference"),
     "configs": ("configs", "list, copy and check run files; print their schema"),
 }
+
+LOADS = ("train", "evaluate", "sample", "export")
+"""The commands that load torch and a model."""
+ADDRESS_SPACE = 2 << 30
+"""Bytes that the libraries of those map: the embedded model trained under 2.2 GB, and they crashed under 1.5 GB."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,11 +63,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         discard(sys.stdout)  # the reader of a pipe went away (`| head`)
         return 141
-    except OSError as error:
-        if error.filename is not None or (lost := _lost_output()) is None:
-            raise
-        _fail(f"standard output: cannot be written ({lost}): send it somewhere else")
+    except MemoryError:
+        _fail(f"out of memory: {_FAULTS[errno.ENOMEM]}")
         return 1
+    except OSError as error:
+        if error.filename is None and (lost := _lost_output()) is not None:
+            _fail(f"standard output: cannot be written ({lost}): send it somewhere else")
+        elif error.errno in _FAULTS:
+            place = f"{error.filename}: " if error.filename is not None else ""
+            _fail(f"{place}{error.strerror}: {_FAULTS[error.errno]}")
+        else:
+            raise
+        return 1
+
+
+_FAULTS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space of your quota",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`)",
+    errno.EROFS: "mount it for writing, or write somewhere else (`output`, `--out`)",
+    errno.EACCES: "check its rights, and those of its folder",
+    errno.EPERM: "check its rights, and those of its folder",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENOMEM: "free some memory, or raise its limit (`ulimit -v`)",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "mount its file system again",
+}
+"""What to do about faults of the machine; any other error that comes here is ours."""
 
 
 def _fail(text: str) -> None:
@@ -98,7 +126,22 @@ def _run(arguments: list[str]) -> int:
     module: Any = import_module(f"counterpoint.recipes.commands.{COMMANDS[command][0]}")
     parser = _Parser(prog=f"counterpoint {command}", description=module.__doc__, formatter_class=_Format)
     module.add_arguments(parser)
-    return module.run(_parse(parser, arguments[1:]))
+    args = _parse(parser, arguments[1:])
+    if command in LOADS:
+        _check_address_space()
+    return module.run(args)
+
+
+def _check_address_space() -> None:
+    """RunError where a limit leaves less than the libraries need: they end the process then, without a word."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+        raise RunError(
+            f"memory of this process is limited to {limit / 1e9:.1f} GB (`ulimit -v`), less than the libraries alone "
+            f"need ({ADDRESS_SPACE / 1e9:.1f} GB): raise the limit, or limit resident memory by a cgroup"
+        )
 
 
 class _Format(argparse.RawDescriptionHelpFormatter):

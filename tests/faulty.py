@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import resource
 import socket
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,3 +137,25 @@ def on_host(name: str, arguments: list[str], locks: bool = True, stale: float | 
 
 
 ON_HOST = f"{Path(__file__)}:on_host"
+
+
+def limited(limits: dict[str, int], arguments: list[str]) -> int:
+    """A job: the command line under `setrlimit`; memory (`AS`) is in bytes above what the process has."""
+    from counterpoint.recipes.cli import main
+
+    for name, value in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        pages = int(Path("/proc/self/statm").read_text().split()[0]) if name == "AS" else 0
+        resource.setrlimit(kind, (value + pages * resource.getpagesize(), resource.getrlimit(kind)[1]))
+    return main(arguments)
+
+
+def read_only(folder: str, arguments: list[str]) -> int:
+    """A job: the command line where `folder` is mounted read-only."""
+    from counterpoint.recipes.cli import main
+
+    assert ctypes.CDLL(None).unshare(0x00020000) == 0  # CLONE_NEWNS
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    return main(arguments)

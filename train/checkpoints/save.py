@@ -15,10 +15,13 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from counterpoint.configs.errors import RunError
 from counterpoint.train.model.marker import MARKER, file_hash, sealed
@@ -97,6 +100,11 @@ def abandon_folder(partial: Path, target: Path, error: BaseException, expected_b
         shutil.rmtree(target, ignore_errors=True)
     if replaced.exists() and not target.exists():
         os.rename(replaced, target)
+    if (limit := _file_limit(error)) is not None:
+        raise RunError(
+            f"{target}: a file of it is larger than this process may write (`ulimit -f`: {_size(limit)}): raise that, "
+            "and continue with --resume; earlier checkpoints are intact"
+        ) from error
     if full:
         raise _disk_full(target, max(expected_bytes, written + 1), free) from error
 
@@ -150,13 +158,28 @@ def folder_bytes(folder: Path) -> int:
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether `error`, or what caused it, is a full disk; the writers of torch and safetensors lose the errno."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+    for each in _causes(error):
+        if isinstance(each, OSError) and each.errno in _DISK_FULL:
             return True
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+        if "No space left on device" in str(each) or "Disk quota exceeded" in str(each):
             return True
-        error = error.__cause__ or error.__context__
     return False
+
+
+def _file_limit(error: BaseException) -> int | None:
+    """The limit of a file's size, where `error` is that it was reached; torch's writer loses the reason."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY or not isinstance(error, OSError | RuntimeError | SafetensorError):
+        return None
+    texts = ("File too large", "file write failed", "unexpected pos")
+    return limit if any(text in str(each) for each in _causes(error) for text in texts) else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what caused it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _sync_tree(folder: Path) -> dict[str, dict[str, Any]]:

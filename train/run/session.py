@@ -32,6 +32,7 @@ from counterpoint.train.checkpoints.save import checkpoints_in, clean_partial, r
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE
 from counterpoint.train.model.load import device_of
 from counterpoint.train.model.marker import file_hash
+from counterpoint.train.model.memory_errors import is_out_of_memory
 from counterpoint.train.model.pin import base_pin
 from counterpoint.train.run.folder import RunFolder, choose_run_folder, what_to_resume
 from counterpoint.train.run.progress import Progress
@@ -182,18 +183,13 @@ def plain_errors(settings: TrainingRun) -> Iterator[None]:
     """A full disk, too little memory and a lost process, in one line that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError(
-            f"the disk is full ({error.filename or 'run folder'}): free some space, then --resume"
-        ) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(settings) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
+    except (OSError, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
             raise _out_of_memory(settings) from error
-        if world_size() > 1 and _has_lost_a_process(error):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or "run folder"
+            raise RunError(f"the disk is full ({where}): free some space, then --resume") from error
+        if isinstance(error, RuntimeError) and world_size() > 1 and _has_lost_a_process(error):
             raise RunError(
                 "another process of this run has ended, cannot be reached, or let this one wait longer than "
                 f"launch.timeout ({settings.launch.timeout:g} s): see its own last lines; "
