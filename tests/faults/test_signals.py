@@ -39,7 +39,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint(place: Place, whole: Place, nam
     assert (losses(place.run), weights(place.run)) == (losses(whole.run), weights(whole.run))
 
 
-@pytest.mark.parametrize("name", [pytest.param("SIGHUP", marks=pytest.mark.slow), "SIGUSR1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
 def test_a_signal_to_the_launcher_ends_all_processes_with_a_checkpoint(place: Place, name: str) -> None:
     """Without a terminal, as a scheduler starts it."""
     command = [*COUNTERPOINT, "train", "my.yaml", *LONG, "launch.processes=2", "train.batch_rows=1"]
@@ -67,7 +68,8 @@ os._exit(0)  # the terminal is gone; the run gets SIGHUP, and an error for whate
 """
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_lost_terminal_does_not_end_a_run(place: Place, whole: Place, processes: int) -> None:
     """As of a lost connection: the terminal hangs up."""
     several = ("launch.processes=2", "train.batch_rows=1") if processes == 2 else ()

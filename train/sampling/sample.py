@@ -67,7 +67,7 @@ class Sampler:
     loaded: LoadedModel
     batch_rows: int = 32
     batch_tokens: int = DEFAULT_BATCH_TOKENS
-    stops: Callable[[], bool] = lambda: False
+    stops: Callable[[], bool] | None = None
 
     def sample(
         self,
@@ -124,7 +124,7 @@ class Sampler:
 
         def choose(scores_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
             chosen_B = (scores_BV if noise is None else noise.on(scores_BV, samples)).argmax(-1)
-            stop = self.stops()
+            stop = self.stops is not None and self.stops()
             if sharded:
                 # Collective: all processes sample the same prompts, and one choice keeps them in step to the end.
                 both = torch.cat([chosen_B, chosen_B.new_tensor([int(stop)])])
