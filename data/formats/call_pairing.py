@@ -36,7 +36,13 @@ def pair(events: Sequence[Event], options: ConversionSettings, notice: AddNotice
     `options` say. Raises RowError."""
     messages: list[Message] = []
     turn: list[Event] = []
+    called: dict[str, str | None] = {}
     for event in events:
+        if event.kind == "call" and event.id is not None:
+            other = called.setdefault(event.id, event.message.recipient)
+            if other != event.message.recipient:
+                what = f"{other} was called with this id before: vLLM names both results after the last, so number them"
+                notice("repeated_call_id", event.field, what)
         if event.message.role in ("user", "developer"):
             messages.extend(_pair_turn(turn, options, notice))
             messages.append(event.message)

@@ -75,7 +75,14 @@ class Openings:
                 self._cache.move_to_end(key)
                 return ids
             self._refuse_unserved(tools)
-            text = self._vocabulary.encode(write(instructions, declared, suffix))
+            try:
+                said = write(instructions, declared, suffix)
+            except (TypeError, AttributeError, ValueError) as error:
+                if isinstance(error, RowError):
+                    raise
+                what = f"{form.name}'s template fails on a schema ({error})"
+                raise RowError("not_served", "tools", what, "correct it, or choose another data.serving") from None
+            text = self._vocabulary.encode(said)
             return self._kept(key, [START, *self._vocabulary.encode("developer"), MESSAGE, *text, END])
 
         def make() -> OfficialMessage:

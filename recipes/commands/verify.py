@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,19 +27,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "settings", nargs="*", metavar="data.key=value", help="settings of training, without a checkpoint"
     )
     parser.add_argument("--checkpoint", metavar="FOLDER", help="an export, with its serving.json; or a run folder")
-    parser.add_argument("--model", metavar="NAME", help="model of the server (the first that it lists)")
+    parser.add_argument("--model", metavar="NAME", help="model of the server (its first adapter, or its first)")
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="of one request (120)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
+    from counterpoint.configs.errors import RunError
     from counterpoint.data.harmony.vocabulary import load_vocabulary
     from counterpoint.data.pages.visible import visible_line
     from counterpoint.train.serving.endpoint import KINDS, Endpoint
     from counterpoint.train.serving.verify import exit_code, verify
 
     serving = _serving(args.checkpoint, args.settings)
-    endpoint = Endpoint(args.url, args.model, args.timeout)
+    try:
+        endpoint = Endpoint(args.url, args.model, args.timeout)
+    except RunError as error:
+        print(visible_line(str(error), 600), file=sys.stderr)
+        return 2
     findings: list[Finding] = []
     if not args.json:
         server = f"{KINDS[endpoint.kind]} {endpoint.version}, model {endpoint.model}"
@@ -46,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     for finding in verify(endpoint, serving, load_vocabulary()):
         findings.append(finding)
         if not args.json:
-            print(f"{finding.verdict:<11} {finding.question:<14} {visible_line(finding.detail, 600)}", flush=True)
+            print(f"{finding.verdict:<11} {finding.question:<18} {visible_line(finding.detail, 600)}", flush=True)
     code = exit_code(findings)
     if args.json:
         told = {"server": endpoint.kind, "version": endpoint.version, "model": endpoint.model, "exit": code}
@@ -63,6 +69,9 @@ def _serving(checkpoint: str | None, settings: list[str]) -> Serving:
     from counterpoint.data.harmony.vocabulary import load_vocabulary
     from counterpoint.train.serving.probes import SERVING_FILE, Serving, probes_of
 
+    for setting in settings:
+        if not setting.startswith("data."):
+            raise ConfigError(f"{setting}: of the settings only data.* say how prompts were trained: leave it out")
     vocabulary = load_vocabulary()
     if checkpoint is not None and (Path(checkpoint) / SERVING_FILE).is_file():
         if settings:

@@ -123,9 +123,11 @@ class Endpoint:
         raise RunError(f"{reasons[-1] if reasons else self.root}: no vLLM, SGLang, llama.cpp or Ollama answers there")
 
     def _first_model(self) -> str:
+        """An adapter before its base, which vLLM lists first."""
         try:
-            return str(self._get("/v1/models")["data"][0]["id"])
-        except (RunError, KeyError, IndexError, TypeError):
+            listed = self._get("/v1/models")["data"]
+            return str(next((model for model in listed if model.get("parent")), listed[0])["id"])
+        except (RunError, KeyError, IndexError, TypeError, AttributeError):
             return "default"
 
     def _get(self, path: str) -> Any:
@@ -172,7 +174,8 @@ def _first(answer: Any, key: str) -> Any:
     if not isinstance(answer, dict):
         return None
     choices = answer.get("choices")
-    return answer.get(key) or (choices[0].get(key) if isinstance(choices, list) and choices else None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return answer.get(key) or (choice.get(key) if isinstance(choice, dict) else None)
 
 
 def _joined(chunks: Sequence[Any]) -> dict[str, Any]:

@@ -166,13 +166,35 @@ def requests_of(settings: OpeningSettings) -> Iterator[Probe]:
         "loop": ([_SYSTEM, _ASKED, _CALLED, _RESULT], tools),
         "later": ([_SYSTEM, _ASKED, _CALLED, _RESULT, _ANSWER, _NEXT], tools),
     }
-    for name, (messages, declared) in chats.items():
+    for name, (said, declared) in chats.items():
+        messages = [as_client_sends(message, settings) for message in said]
         yield Probe(
             name, {"messages": messages, "reasoning_effort": effort, **({"tools": declared} if declared else {})}
         )
     for other in ("low", "medium", "high"):
         if other != effort:
             yield Probe(f"effort {other}", {"messages": [_ASKED], "reasoning_effort": other})
+
+
+def as_client_sends(message: Mapping[str, Any], settings: OpeningSettings) -> dict[str, Any]:
+    """An assistant message as the clients of `data.served` send it back."""
+    reasoning = ("reasoning", "reasoning_content", "thinking")
+    lost = reasoning if settings.served.reasoning == "lost" else ()
+    sent = {key: value for key, value in message.items() if key not in lost}
+    how = settings.served.arguments
+    if how in ("ascii", "spaced") and "tool_calls" in sent:
+        sent["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _written(call["function"]["arguments"], how)}}
+            for call in sent["tool_calls"]
+        ]
+    return sent
+
+
+def _written(arguments: str, how: str) -> str:
+    try:
+        return json.dumps(json.loads(arguments), ensure_ascii=how == "ascii")
+    except ValueError:
+        return arguments
 
 
 def _declared(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import CALL, RETURN, Vocabulary
 from counterpoint.train.serving.endpoint import Endpoint
-from counterpoint.train.serving.probes import PROBE_TOKENS, Probe, Serving, other_settings, prompt_ids
+from counterpoint.train.serving.probes import PROBE_TOKENS, Probe, Serving, as_client_sends, other_settings, prompt_ids
 
 Verdict = Literal["ok", "differs", "cannot tell"]
 MOST_DIFFERENT = 0.15
@@ -22,6 +22,11 @@ MOST_DIFFERENT = 0.15
 NEARER = 3.0
 """How many times nearer to the tuned model than to its base the server's scores must be."""
 _TOLD_APART = 0.01
+_RESPONSES = "an API of responses, and chat completions are asked here"
+_NO_CHAT = {
+    **dict.fromkeys(("vllm_responses", "sglang_responses", "reference"), _RESPONSES),
+    **dict.fromkeys(("sampled", "openai_harmony", "counterpoint_0_1"), "the form of no server"),
+}
 _HEADER = {"date": re.compile(r"Current date: (.*)"), "effort": re.compile(r"Reasoning: (.*)")}
 
 
@@ -43,16 +48,19 @@ def verify(endpoint: Endpoint, serving: Serving, vocabulary: Vocabulary) -> Iter
     renderer = Renderer(vocabulary, serving.opening)
     seen: list[tuple[Probe, list[int]]] = []
     findings: list[Finding] = []
-    for probe in serving.probes:
+    if (why := _NO_CHAT.get(serving.opening.serving)) is not None:
+        yield Finding("prompt", "cannot tell", f"data.serving: {serving.opening.serving} is {why}")
+    for probe in serving.probes if why is None else ():
         found = _prompt(endpoint, probe, vocabulary, seen)
         findings.append(found)
         yield found
-    yield from _header(seen, serving.opening, vocabulary)
+    if why is None:
+        yield from _header(seen, serving.opening, vocabulary)
     if any(found.verdict == "differs" for found in findings):
         yield _form_that_fits(seen, serving.opening, vocabulary)
     for question, look in (("adapter", _adapter), ("stops", _stops), ("checked", _checked)):
         yield _safely(question, lambda look=look: look(endpoint, serving, vocabulary))
-    for stream in (False, True):
+    for stream in (False, True) if why is None else ():
         question = "call streamed" if stream else "call"
         yield _safely(question, lambda stream=stream: _call(endpoint, serving, renderer, vocabulary, stream))
 
@@ -74,6 +82,8 @@ def _prompt(endpoint: Endpoint, probe: Probe, vocabulary: Vocabulary, seen: list
         ids = endpoint.prompt_ids(probe.request, vocabulary)
     except RunError as error:
         return Finding(question, "cannot tell", str(error))
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return Finding(question, "cannot tell", "its answer has another form than this API's")
     if ids is None:
         return Finding(question, "cannot tell", "this server does not tell the prompt of a request")
     seen.append((probe, ids))
@@ -107,7 +117,7 @@ def _header(
         ]
         if not told:
             yield Finding(
-                name, "cannot tell" if not seen else "differs" if opening.date else "ok", f"no prompt says a {name}"
+                name, "cannot tell" if not seen else "differs" if opening.date else "ok", f"no prompt says the {name}"
             )
             continue
         wrong = [pair for pair in told if pair[0] != pair[1]]
@@ -150,7 +160,7 @@ def _adapter(endpoint: Endpoint, serving: Serving, vocabulary: Vocabulary) -> tu
     """Scores of stored texts: the tuned model's, or the base's."""
     del vocabulary
     if not serving.texts:
-        return "cannot tell", "serving.json holds no scores"
+        return "cannot tell", "no stored scores: give --checkpoint with an export"
     to_tuned: list[float] = []
     to_base: list[float] = []
     apart: list[float] = []
@@ -239,7 +249,7 @@ def _call(
         return "cannot tell", f"the model called no tool, or the server read no call in what it sampled ({flags})"
     call = calls[0]
     kept = {key: message[key] for key in ("content", "reasoning", "reasoning_content") if message.get(key)}
-    back = {"role": "assistant", "content": None, **kept, "tool_calls": [call]}
+    back = as_client_sends({"role": "assistant", "content": None, **kept, "tool_calls": [call]}, serving.opening)
     result = {"role": "tool", "tool_call_id": call.get("id"), "content": "4"}
     asked = {**probe.request, "messages": [*probe.request["messages"], back, result]}
     served = endpoint.prompt_ids(asked, vocabulary)

@@ -198,6 +198,13 @@ def test_ids_may_repeat_in_other_turns_and_are_paired_in_order_within_one():
     assert kinds(read(*twice)) == ["parallel_calls", "repeated_call_id"]
 
 
+def test_an_id_of_two_tools_is_told_since_vllm_names_both_results_after_the_last():
+    one, other = call("a", "{}"), call("a", "{}")
+    other["function"]["name"] = "other"
+    rows = [calls(one), result("1", "a"), calls(other), result("2", "a"), say("x")]
+    assert "repeated_call_id" in kinds(read(*rows))
+
+
 def test_a_late_result_of_the_turn_is_moved_to_its_call():
     conversation = read(calls(call("a")), say("Waiting."), result("1", "a"), say("One."))
     assert texts(conversation) == ["{}", "1", "Waiting.", "One."]

@@ -341,6 +341,8 @@ def requests(draw: st.DrawFn) -> dict:
 @settings(max_examples=200, deadline=None)
 @given(request=requests())
 def test_made_requests_have_the_text_of_training(request):
+    # An answer that is rendered Harmony as a whole is read as that by rows, and is text to a template.
+    assume(not any("<|channel|>" in str(m.get("content")) for m in request["messages"] if m["role"] == "assistant"))
     try:
         wanted = written(request)
     except RowError:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from json_server import serving_json
 
-from counterpoint.configs.data_section import RenderSettings, ServedSettings
+from counterpoint.configs.data_section import RenderSettings, ServedSettings, ServingName
 from counterpoint.configs.errors import ModelError, RunError
 from counterpoint.data.harmony.prompt import cleaned_tools
 from counterpoint.data.harmony.render import Renderer
@@ -196,6 +196,44 @@ def test_a_rule_that_the_trained_model_breaks_too_is_no_alarm() -> None:
     assert "in those of the trained model too: chat: " in findings["checked"].detail
 
 
+@pytest.mark.parametrize(
+    "served", [ServedSettings(reasoning="lost"), ServedSettings(arguments="ascii"), ServedSettings(arguments="spaced")]
+)
+def test_a_right_server_gives_no_alarm_where_clients_write_calls_again(served: ServedSettings) -> None:
+    """The server keeps what it is sent; the probes are sent as such clients send them."""
+    opening = RenderSettings(served=served)
+    serving = replace(SERVING, opening=opening, probes=probes_of(opening, VOCABULARY))
+    arguments = "ascii" if served.arguments == "ascii" else "verbatim"
+    if served.arguments != "spaced":
+        assert not differing(found(StandIn(arguments=arguments), serving))
+    else:
+        assert not [q for q in differing(found(StandIn(), serving)) if q.startswith(("prompt", "form"))]
+
+
+@pytest.mark.parametrize("form", ["vllm_responses", "sampled", "openai_harmony"])
+def test_forms_that_no_chat_server_writes_are_not_compared_with_one(form: ServingName) -> None:
+    opening = RenderSettings(serving=form)
+    findings = found(StandIn(), replace(SERVING, opening=opening, probes=probes_of(opening, VOCABULARY)))
+    assert findings["prompt"].verdict == "cannot tell"
+    assert not differing(findings)
+
+
+def test_an_adapter_is_asked_before_its_base() -> None:
+    models = {"data": [{"id": "base", "parent": None}, {"id": "tuned", "parent": "base"}]}
+    answers = {"/version": {"version": "0.33.0"}, "/v1/models": models}
+    with serving_json(lambda path, body: answers.get(path)) as url:
+        assert Endpoint(url).model == "tuned"
+
+
+@pytest.mark.parametrize("answer", [[1, 2], "x", {"choices": [None]}, {"choices": 1}, None])
+def test_answers_of_another_shape_are_no_crash(answer: Any) -> None:
+    def odd(path: str, body: Any) -> Any:
+        return {"version": "0.33.0"} if path == "/version" else json.dumps(answer).encode()
+
+    with serving_json(odd) as url:
+        assert {finding.verdict for finding in verify(Endpoint(url), SERVING, VOCABULARY)} == {"cannot tell"}
+
+
 def test_what_a_server_says_of_its_failure_is_told() -> None:
     def failing(path: str, body: Any) -> Any:
         if path == "/version":
@@ -262,7 +300,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert (told["server"], told["exit"], {f["verdict"] for f in told["findings"]}) == ("vllm", 0, {"ok"})
         assert main(["verify", url, "data.serving=vllm_0_30"]) == 1
         assert "differs     prompt loop" in capsys.readouterr().out
-    assert main(["verify", url]) == 1
+        assert main(["verify", url, "lora.rank=4"]) == 2
+        assert "lora.rank=4: of the settings only data.*" in capsys.readouterr().err
+    assert main(["verify", url]) == 2
     assert "is the server there?" in capsys.readouterr().err
     assert main(["verify", url, "--checkpoint", str(tmp_path), "data.serving=vllm"]) == 2
     (tmp_path / "serving.json").write_text("{")
