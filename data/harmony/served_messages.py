@@ -98,8 +98,8 @@ class ServedMessages:
                 message = replace(message, content=json.dumps(message.content, ensure_ascii=False))
         elif message.role == "developer" and form.late in ("lost", "moved"):
             lost = "loses a late system message" if form.late == "lost" else "moves a late system message to the front"
-            fix = "move it to the front, or choose another data.serving"
-            raise RowError("not_served", f"messages[{index}]", f"{form.name} {lost}", fix)
+            fix = "join it with the first one, or choose another data.serving"
+            raise RowError("not_served", _told(messages[index]), f"{form.name} {lost}", fix)
         elif message.role == "developer" and form.late == "filled" and not message.content:
             return
         elif message.name is not None and form.names == "dropped":
@@ -119,9 +119,9 @@ class ServedMessages:
             return
         if form.neighbours == "merged" and not parallel and start and messages[start - 1].role == "assistant":
             what = f"{form.name} makes one of two assistant messages in a row, and loses thoughts and calls"
-            raise RowError("not_served", f"messages[{start}]", what, "choose another data.serving")
+            raise RowError("not_served", _told(messages[start]), what, "choose another data.serving")
         if form.in_turn == "sampled" or form.call_type == "given":
-            self._items += [Served(i, self._written(messages[i], i)) for i in range(start, stop)]
+            self._items += [Served(i, self._written(messages[i])) for i in range(start, stop)]
             return
         place = form.beside_call if last.is_call else "final"
         thoughts = [i for i in range(start, stop) if messages[i].channel == "analysis" and not messages[i].is_call]
@@ -131,7 +131,7 @@ class ServedMessages:
         if texts and thoughts and place == "analysis":
             what = f"{form.name} refuses a call with both text and thinking"
             fix = "set data.text_beside_call: analysis, or choose another data.serving"
-            raise RowError("not_served", f"messages[{texts[0]}]", what, fix)
+            raise RowError("not_served", _told(messages[texts[0]]), what, fix)
         if thoughts and place == "dropped":
             texts = []
         said: list[tuple[int, Channel | None]] = [(i, _CHANNELS[place]) for i in texts]
@@ -144,7 +144,7 @@ class ServedMessages:
             for one in sorted(said + thought):
                 self._say(messages, [one])
         if last.is_call:
-            self._items.append(Served(stop - 1, self._written(last, stop - 1)))
+            self._items.append(Served(stop - 1, self._written(last)))
 
     def _say(self, messages: Sequence[Message], parts: Sequence[tuple[int, Channel | None]]) -> None:
         """Texts of one kind as one message, as an API's field holds them."""
@@ -156,9 +156,9 @@ class ServedMessages:
             text = "\n".join(messages[i].content for i, _ in parts if messages[i].content)
             message = replace(message, channel=channel, content=text, raw_ids=None)
         if message.content or not self.form.merged:
-            self._items.append(Served(index, self._written(message, index)))
+            self._items.append(Served(index, self._written(message)))
 
-    def _written(self, message: Message, index: int) -> Message:
+    def _written(self, message: Message) -> Message:
         form = self.form
         if message.raw_ids is not None and form.in_turn == "served":
             message = replace(message, raw_ids=None)
@@ -174,15 +174,15 @@ class ServedMessages:
             if form.builtin_calls:
                 return message
             what = f"{form.name} has no calls to built-in tools in its history"
-            raise RowError("not_served", f"messages[{index}]", what, "choose another data.serving")
+            raise RowError("not_served", _told(message), what, "choose another data.serving")
         content_type = message.content_type if form.call_type == "given" else form.call_type
-        content = self._arguments(message.content, index)
+        content = self._arguments(message)
         if content_type != message.content_type or content is not message.content:
             message = replace(message, content_type=content_type, content=content)
         return message
 
-    def _arguments(self, text: str, index: int) -> str:
-        how = self.form.arguments
+    def _arguments(self, call: Message) -> str:
+        how, text = self.form.arguments, call.content
         if how == "verbatim":
             return text
         if how == "quoted":
@@ -192,7 +192,7 @@ class ServedMessages:
             return go_json(arguments) if how == "go" else json.dumps(arguments, ensure_ascii=how == "ascii")
         except (ValueError, RecursionError, OverflowError):
             what = f"{self.form.name} parses the arguments of a call, and these are no JSON"
-            raise RowError("not_served", f"messages[{index}]", what, "write a JSON object") from None
+            raise RowError("not_served", _told(call), what, "write a JSON object") from None
 
 
 _CHANNELS: Mapping[str, Channel | None] = {
@@ -215,6 +215,15 @@ def _dropped_by_library(seen: list[Served]) -> list[Served]:
 
 def _is_user(message: Message) -> bool:
     return message.role == "user" and message.raw_ids is None
+
+
+def _told(message: Message) -> str:
+    """A message by what it is and says: a row may number its messages otherwise."""
+    text = message.content if len(message.content) <= 40 else f"{message.content[:40]}..."
+    if message.is_call:
+        return f"call to {message.recipient} {text!r}"
+    role = "system" if message.role == "developer" else message.role
+    return f"{role} message {text!r}"
 
 
 def _ends(message: Message) -> bool:

@@ -213,7 +213,7 @@ def refused(serving: str, *messages: Message) -> RowError:
 
 def test_what_a_server_cannot_be_sent_is_refused_with_the_message_that_stands_in_the_way() -> None:
     both = LOOP.messages[1:]
-    assert refused("transformers", *both).field == "messages[2]"
+    assert refused("transformers", *both).field == f"assistant message {both[1].content!r}"
     assert renderer("transformers").examples(replace(LOOP, messages=LOOP.messages[:4])), "as a target it is right"
     assert "built-in" in refused("llama_cpp", Message("assistant", "1", "analysis", "python"), *both).what
     assert "late system" in refused("transformers", Message("developer", "d"), Message("assistant", "x", "final")).what
