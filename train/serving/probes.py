@@ -263,7 +263,7 @@ def launch_line(settings: OpeningSettings, folder: str, rank: int | None, base: 
         return f"{date}vllm serve {model} --enable-auto-tool-choice --tool-call-parser openai"
     if settings.serving.startswith("sglang"):
         model = f"--model-path {base} --lora-paths tuned={folder}" if rank else f"--model-path {folder}"
-        return f"python -m sglang.launch_server {model}"
+        return f"python -m sglang.launch_server {model} --tool-call-parser gpt-oss --reasoning-parser gpt-oss"
     if settings.serving.startswith("transformers"):
         return f"transformers serve {folder}"
     return "llama-server --jinja -m FILE.gguf" if settings.serving == "llama_cpp" else ""
