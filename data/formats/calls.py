@@ -14,7 +14,7 @@ from counterpoint.configs.errors import RowError
 from counterpoint.data.formats.call_pairing import AddNotice
 from counterpoint.data.formats.draft import Call, Draft
 from counterpoint.data.formats.fields import as_list, as_object, as_text, describe, text_of
-from counterpoint.data.rows.strict_json import loads
+from counterpoint.data.rows.strict_json import NO_JSON, loads
 
 ARGUMENTS = ("arguments", "parameters", "args", "input")
 _ID = ("id", "tool_call_id", "toolCallId", "call_id")
@@ -97,12 +97,11 @@ def id_of(holder: Mapping[str, Any], field: str) -> str | None:
 def json_of(text: str, field: str, fix: str = _FIX, kind: str = "call_not_json") -> Any:
     """The value of a JSON text inside a row, numbers as they are written. Raises RowError of that kind."""
     try:
-        orjson.loads(text)
         return loads(text.encode())
-    except orjson.JSONDecodeError as error:
-        raise RowError(kind, field, f"not JSON ({error})", fix) from None
     except RowError as error:
-        raise RowError(error.kind, field, error.what, error.fix) from None
+        if error.kind not in NO_JSON:
+            raise RowError(error.kind, field, error.what, error.fix) from None
+        raise RowError(kind, field, error.what, fix) from None
 
 
 def calls_of_text(text: str, field: str) -> list[Call]:

@@ -18,7 +18,7 @@ from counterpoint.data.formats.logs import ANSWER_KEYS, add_logged_answer, logge
 from counterpoint.data.formats.loss_flags import each_message, masked_speaker
 from counterpoint.data.formats.meaning import is_said
 from counterpoint.data.formats.message import CONTENT, add_messages, exchanges_apart, holds_messages, is_open, is_prompt
-from counterpoint.data.formats.roles import role_of, speaker_named
+from counterpoint.data.formats.roles import is_speaker, speaker_named
 from counterpoint.data.formats.system_texts import add_row_system, system_fields
 
 MESSAGE_KEYS = (
@@ -79,8 +79,9 @@ def _factors(row: Mapping[str, Any], messages: Any, draft: Draft) -> list[float]
     masked = masked_speaker("mask", row.get("mask"))
     if masked is None:
         return factors
-    if speaker_named(masked) is None:
+    speaker = speaker_named(masked)
+    if speaker is None:
         draft.notice("no_loss_flag", "mask", f"{masked[:40]!r} is nobody who speaks: not obeyed")
         return factors
-    hidden = [isinstance(m, dict) and speaker_named(role_of(m)[1]) == speaker_named(masked) for m in messages]
+    hidden = [is_speaker(message, speaker) for message in messages]
     return [0.0 if off else factor for off, factor in zip(hidden, factors or [1.0] * len(messages), strict=True)]

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Notice, Preference
@@ -19,6 +17,7 @@ from counterpoint.data.formats.transcripts import transcript
 from counterpoint.data.formats.unwrap import unwrapped
 from counterpoint.data.formats.user_format import call_format
 from counterpoint.data.harmony.window import split_turns
+from counterpoint.data.rows.strict_json import loads
 from counterpoint.data.user_code.loader import is_function
 
 Converted = Conversation | Preference
@@ -87,8 +86,8 @@ def _messages_of_text(row: Mapping[str, Any]) -> tuple[str, list[Any]] | None:
 
 def _messages_in(text: str) -> list[Any] | None:
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        value = loads(text.encode())
+    except RowError:
         return None
     is_chat = isinstance(value, list) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in value)
     return value if is_chat else None

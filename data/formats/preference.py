@@ -16,7 +16,7 @@ from counterpoint.data.formats.declarations import DECLARATIONS, read_declaratio
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, describe
 from counterpoint.data.formats.message import is_open, is_prompt
-from counterpoint.data.formats.roles import role_of, speaker_named
+from counterpoint.data.formats.roles import is_speaker
 from counterpoint.data.formats.system_texts import add_row_system, system_fields
 from counterpoint.data.formats.tables import Columns
 from counterpoint.data.formats.transcripts import transcript
@@ -110,7 +110,7 @@ def _hold_prompt(sides: Sequence[Any], prompt: list[Any]) -> bool:
         return False
     asked = prompt[0].get("content") if isinstance(prompt[0], dict) else None
     return all(
-        speaker_named(role_of(side[0])[1]) == "system"
+        is_speaker(side[0], "system")
         and any(isinstance(message, dict) and message.get("content") == asked for message in side)
         for side in sides
     )
@@ -118,7 +118,7 @@ def _hold_prompt(sides: Sequence[Any], prompt: list[Any]) -> bool:
 
 def _answer_start(messages: list[Any]) -> int:
     """Where the messages after the last user's begin."""
-    users = [i for i, m in enumerate(messages) if isinstance(m, dict) and speaker_named(role_of(m)[1]) == "user"]
+    users = [i for i, message in enumerate(messages) if is_speaker(message, "user")]
     return users[-1] + 1 if users else 0
 
 
@@ -131,8 +131,7 @@ def _shared(chosen: Any, rejected: Any, keys: tuple[str, str]) -> tuple[list[Any
         raise RowError("no_prompt", "prompt", "missing, and the answers are no messages", _FIX)
     size = 0
     for a, b in zip(chosen, rejected, strict=False):
-        speaker = speaker_named(role_of(a)[1]) if isinstance(a, dict) else None
-        if a != b or (speaker == "assistant" and _is_last(size, chosen, rejected)):
+        if a != b or (is_speaker(a, "assistant") and _is_last(size, chosen, rejected)):
             break
         size += 1
     if not size:

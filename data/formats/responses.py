@@ -99,10 +99,7 @@ def read(row: Mapping[str, Any], options: ConversionSettings) -> Conversation:
     for holder, where in ((request, base), (response, "response")):
         if where == base or not request.get("tools"):
             read_declarations(draft, {k: v for k, v in holder.items() if k in DECLARATIONS}, where)
-        if where == base or request.get("instructions") is None:
-            _read_settings(draft, holder, where, opening=True)
-        else:
-            _read_settings(draft, holder, where, opening=False)
+        _read_settings(draft, holder, where, opening=where == base or request.get("instructions") is None)
     items = _items(request, row, base)
     quiet = not any(_is_output(item) for item, _ in items)
     own = _REQUEST | DECLARATIONS | {PARAMETERS} if base == "" else frozenset({PARAMETERS, "response"})

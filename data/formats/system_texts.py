@@ -7,7 +7,7 @@ from typing import Any
 
 from counterpoint.data.formats.content import content_text
 from counterpoint.data.formats.draft import Draft
-from counterpoint.data.formats.roles import role_of, speaker_named
+from counterpoint.data.formats.roles import is_speaker
 from counterpoint.data.formats.tagged_messages import add_system
 
 SYSTEM_KEYS = ("system", "system_prompt", "instructions", "system_message", "systemInstruction", "system_instruction")
@@ -22,8 +22,8 @@ def add_row_system(
     draft: Draft, row: Mapping[str, Any], messages: Any = None, keys: Sequence[str] = SYSTEM_KEYS
 ) -> None:
     """Adds them; one that the messages begin with is not written twice. Raises RowError."""
-    first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
-    opening = first.get("content", first.get("value")) if speaker_named(role_of(first)[1]) == "system" else None
+    first = messages[0] if isinstance(messages, list) and messages else None
+    opening = first.get("content", first.get("value")) if is_speaker(first, "system") else None
     seen: list[str] = []
     for key in keys:
         if key not in system_fields(row, keys):

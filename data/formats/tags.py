@@ -6,11 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from counterpoint.configs.errors import RowError
 from counterpoint.data.formats.call_pairing import AddNotice
-from counterpoint.data.rows.strict_json import dumps
+from counterpoint.data.rows.strict_json import dumps, loads
 
 _RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 _TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
@@ -71,8 +69,8 @@ def split_tools(text: str, field: str, notice: AddNotice) -> tuple[str, list[Any
 def _response(text: str, field: str, notice: AddNotice) -> Response:
     """A result may be wrapped as `{"name", "content"}`."""
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        value = loads(text.encode())
+    except RowError:
         return Response(text)
     if not isinstance(value, dict) or "content" not in value or not {"name", "tool_call_id"} & set(value):
         return Response(text)
@@ -85,12 +83,12 @@ def _response(text: str, field: str, notice: AddNotice) -> Response:
 def _json_values(text: str, field: str) -> list[Any]:
     """A JSON list, or JSON values one after another (Qwen writes one a line)."""
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        value = loads(text.encode())
+    except RowError:
         value = []
         for line in filter(str.strip, text.split("\n")):
             try:
-                value.append(orjson.loads(line))
-            except orjson.JSONDecodeError as error:
-                raise RowError("tools_not_json", field, f"not JSON ({error})", "write the tools as JSON") from None
+                value.append(loads(line.encode()))
+            except RowError as error:
+                raise RowError("tools_not_json", field, error.what, "write the tools as JSON") from None
     return value if isinstance(value, list) else [value]

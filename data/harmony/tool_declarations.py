@@ -87,8 +87,8 @@ def read_tools(value: Any, field: str, schemas: ToolSchemas = "as_given") -> Rea
 
 def _json(text: str, field: str) -> Any:
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        return _loaded(text.encode())
+    except ValueError as error:
         raise RowError("tools_not_json", field, f"not JSON ({error})", "write a list of tools") from None
 
 
@@ -137,6 +137,7 @@ def _cached(raw: bytes, schemas: ToolSchemas) -> tuple[Tool | RowError, tuple[No
 
 
 def _loaded(raw: bytes) -> Any:
+    """orjson rounds integers of more than 64 bits."""
     return json.loads(raw) if _BIG.search(raw) else orjson.loads(raw)
 
 

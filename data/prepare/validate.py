@@ -97,9 +97,8 @@ class _Writes:
         messages = conversation.messages
         if self._form.in_turn == "served":
             actions = [action for turn in split_turns(messages) for action in split_actions(messages, turn)]
-            for _ in ServedMessages(messages, self._form, leading_of(conversation, self._form)).seen(
-                [action.start for action in actions]
-            ):
+            served = ServedMessages(messages, self._form, leading_of(conversation, self._form))
+            for _ in served.seen([action.start for action in actions]):
                 pass
         if not conversation.tools and not conversation.response_formats:
             return

@@ -20,6 +20,8 @@ from counterpoint.configs.errors import RowError
 BOM = b"\xef\xbb\xbf"
 WHOLE_ROW = "row"
 
+NO_JSON = frozenset({"not_json", "truncated", "empty_line"})
+"""Kinds of what is no JSON text, as against JSON that is refused."""
 _KEY_END = re.compile(rb'"[ \t\r\n]*+:')
 _BACKSLASH = 0x5C
 _EXACT = 2.0**63

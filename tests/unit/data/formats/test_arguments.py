@@ -36,6 +36,39 @@ def test_numbers_of_any_size_keep_their_digits_where_they_became_9_87e22(message
     assert called(convert(row)) == BIG
 
 
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "default": 98765432109876543210123}}}
+DECLARED = json.dumps({"type": "function", "function": {"name": "f", "description": "F", "parameters": SCHEMA}})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASKED, {"role": "assistant", "content": "A"}], "tools": f"[{DECLARED}]"},
+        {"messages": [ASKED, {"role": "assistant", "content": "A"}], "tools": [DECLARED]},
+        {"messages": [{"role": "system", "content": f"<tools>[{DECLARED}]</tools>"}, ASKED, {"role": "assistant", "content": "A"}]},
+        {"messages": [{"role": "system", "content": f"<tools>{DECLARED}\n{DECLARED}</tools>"}, ASKED, {"role": "assistant", "content": "A"}]},
+    ],
+)  # fmt: skip
+def test_schemas_given_as_text_keep_their_digits(row):
+    conversation = convert(row)
+    assert isinstance(conversation, Conversation)
+    (tool,) = conversation.tools
+    assert tool.parameters == SCHEMA
+
+
+def test_messages_and_results_given_as_text_keep_their_digits():
+    call = f'{{"role":"assistant","tool_calls":[{{"function":{{"name":"f","arguments":{BIG}}}}}]}}'
+    assert called(convert({"messages": f"[{json.dumps(ASKED)},{call}]"})) == BIG
+    turns = [
+        {"role": "assistant", "content": '<tool_call>{"name":"f","arguments":{}}</tool_call>'},
+        {"role": "user", "content": f'<tool_response>{{"name":"f","content":{BIG}}}</tool_response>'},
+        {"role": "assistant", "content": "A"},
+    ]
+    conversation = convert({"messages": [ASKED, *turns]})
+    assert isinstance(conversation, Conversation)
+    assert [message.content for message in conversation.messages if message.role == "tool"] == [BIG]
+
+
 def test_arguments_that_are_a_text_keep_their_bytes():
     for text in ('{ "b" : 1.0,\n "a":0.1000 }', '{"u":"\\u00fc","n":1E400}'):
         call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": text}}]}

@@ -3,21 +3,13 @@
 import json
 
 import pytest
+from read_rows import ANSWERED, ASKED, read
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.conversation import Conversation, Message
-from counterpoint.data.formats.convert import convert
+from counterpoint.data.conversation import Message
 
-ASKED = Message("user", "Q")
-ANSWERED = Message("assistant", "A", "final")
 THOUGHT = Message("assistant", "T", "analysis")
 TOOL = {"name": "f", "description": "F", "parameters": {"type": "object", "properties": {"q": {"type": "string"}}}}
-
-
-def read(row) -> Conversation:
-    conversation = convert(row)
-    assert isinstance(conversation, Conversation)
-    return conversation
 
 
 def kinds(conversation):

@@ -1,12 +1,11 @@
 """Logs: what was asked is context, what was answered is trained; what is no row is told by its name."""
 
 import pytest
+from read_rows import ANSWERED, ASKED, read
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.formats.convert import convert
 
-ASKED, ANSWERED = Message("user", "Q"), Message("assistant", "A", "final")
 Q, A = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 ITEMS = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "A"}]}]
@@ -14,12 +13,6 @@ ITEMS = [{"type": "message", "role": "assistant", "content": [{"type": "output_t
 
 def lc(name, **kwargs):
     return {"lc": 1, "type": "constructor", "id": ["langchain", "schema", "messages", name], "kwargs": kwargs}
-
-
-def read(row) -> Conversation:
-    conversation = convert(row)
-    assert isinstance(conversation, Conversation)
-    return conversation
 
 
 @pytest.mark.parametrize(

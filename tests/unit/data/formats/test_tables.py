@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from read_rows import ANSWERED, ASKED, read
 
 from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.configs.errors import RowError
@@ -14,14 +15,7 @@ from counterpoint.recipes.cli import main
 from counterpoint.train.scoring.prompts import prompt_of
 
 ROLES = {"user": "customer", "assistant": ["agent", "robot"]}
-ASKED, ANSWERED = Message("user", "Q"), Message("assistant", "A", "final")
 THOUGHT = Message("assistant", "T", "analysis")
-
-
-def read(row) -> Conversation:
-    conversation = convert(row)
-    assert isinstance(conversation, Conversation)
-    return conversation
 
 
 @pytest.mark.parametrize(
