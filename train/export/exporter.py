@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -37,13 +37,14 @@ from counterpoint.train.export.served import serving_of
 from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import LoadedModel, base_path, load_model
 from counterpoint.train.model.pin import base_pin, check_same_base
-from counterpoint.train.sampling.vllm_engine import highest_rank, vllm_rank
+from counterpoint.train.sampling.vllm_engine import highest_rank
 from counterpoint.train.serving.chat_template import chat_template
 from counterpoint.train.serving.probes import TOOLS_FILE, Serving, launch_line
 
 Target = Literal["adapter", "bf16", "mxfp4", "gguf"]
 LIMITS: dict[Target, float] = {"adapter": 1e-6, "bf16": 1e-2, "mxfp4": 5e-2, "gguf": 1e-2}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -107,13 +108,13 @@ def export(
             serving.write(place)
             _copy_tools(found, place)
             if (template := chat_template(serving.opening)) is not None:
-                (place / "chat_template.jinja").write_text(template, encoding="utf-8")
+                (place / TEMPLATE_FILE).write_text(template, encoding="utf-8")
 
         write_folder(folder, write, {"target": target})
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     served = serving.vocabulary == full_fingerprint()  # no server has the embedded model's
-    rank = vllm_rank(highest_rank(str(folder))) if target == "adapter" else None
+    rank = highest_rank(str(folder)) if target == "adapter" else None
     line = launch_line(serving.opening, str(folder), rank, found.base.name) if served else ""
     return Export(folder, result, tuple(notes), line)
 
@@ -135,13 +136,15 @@ def _stage(found: Found, target: Target, staging: Path) -> tuple[gate.Scores, An
 
 def _fill(place: Path, found: Found, target: Target, live: LoadedModel) -> list[str]:
     base, adapter = found.base, found.adapter
+    ours = chat_template(_prompts_of(found)) is not None  # then the base's template is not the trained one
+    names = [name for name in TOKENIZER_FILES if not (ours and name == TEMPLATE_FILE)]
     if target == "adapter":
         assert adapter is not None
         shutil.copyfile(adapter / ADAPTER_FILE, place / ADAPTER_FILE)
         config = json.loads((adapter / "adapter_config.json").read_bytes())
         config["base_model_name_or_path"] = base_path(base)
         (place / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        return _copy_tokenizer(place, base, live)
+        return _copy_tokenizer(place, base, live, names)
     side = _side_base(found)
     notes: list[str] = []
     if target == "mxfp4":
@@ -150,7 +153,7 @@ def _fill(place: Path, found: Found, target: Target, live: LoadedModel) -> list[
         _write_merged(place, live)
     _start_from_base(place, side, live)
     _check_config(place, live, packed=target == "mxfp4")
-    return [*notes, *_copy_tokenizer(place, side, live)]
+    return [*notes, *_copy_tokenizer(place, side, live, names)]
 
 
 def _side_base(found: Found) -> ModelSettings:
@@ -194,12 +197,12 @@ def _check_config(place: Path, live: LoadedModel, packed: bool) -> None:
     assert set(live.stop_rows) <= set(stops), stops
 
 
-def _copy_tokenizer(place: Path, base: ModelSettings, live: LoadedModel) -> list[str]:
+def _copy_tokenizer(place: Path, base: ModelSettings, live: LoadedModel, names: Sequence[str]) -> list[str]:
     if not live.vocabulary_map.is_identity:
         live.vocabulary_map.save(place)
         return []
     missing = []
-    for name in TOKENIZER_FILES:
+    for name in names:
         source = _base_file(base, name)
         if source is None:
             missing.append(name)

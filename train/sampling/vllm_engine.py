@@ -187,9 +187,13 @@ def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's `max_lora_rank` may be."""
+
+
 def vllm_rank(rank: int) -> int:
     """The smallest of the ranks that vLLM makes room for which holds `rank`. ConfigError where none does."""
-    for room in (8, 16, 32, 64, 128, 256, 320, 512):
+    for room in RANKS:
         if rank <= room:
             return room
     raise ConfigError(f"engine: vllm serves adapters up to rank 512, and this one has {rank}: lower it, or merge it")

@@ -24,10 +24,11 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.serving import FORMS
 from counterpoint.data.harmony.tool_declarations import read_tools
 from counterpoint.data.harmony.vocabulary import Vocabulary
+from counterpoint.train.sampling.vllm_engine import RANKS, vllm_rank
 
 SERVING_FILE, TOOLS_FILE = "serving.json", "tools.json"
-PROBE_TOKENS = 256
-"""Tokens that are sampled after a probe, at export and of a server."""
+PROBE_TOKENS = 128
+"""Tokens that are sampled after a probe and checked, at export and of a server: an export on a CPU waits for them."""
 STOP_IDS = (200002, 199999, 200012)
 _AS_SENT = ConversionSettings(parallel_calls="together")
 
@@ -255,11 +256,14 @@ def _named(base: RenderSettings, changes: Mapping[str, Any]) -> str:
 
 
 def launch_line(settings: OpeningSettings, folder: str, rank: int | None, base: str) -> str:
-    """The command that serves the model in the trained form; "" where the server takes none of ours. rank: what a
-    server has to make room for, None for whole weights."""
+    """The command that serves the model in the trained form; "" where the server takes none of ours. rank: the largest
+    of an adapter, None for whole weights."""
     date = f"VLLM_SYSTEM_START_DATE={settings.date} " if settings.date else ""
     if settings.serving.startswith("vllm") or settings.serving == "sampled":
-        model = folder if rank is None else f"{base} --enable-lora --max-lora-rank {rank} --lora-modules tuned={folder}"
+        if rank is not None and rank > RANKS[-1]:
+            return ""
+        room = rank and vllm_rank(rank)
+        model = f"{base} --enable-lora --max-lora-rank {room} --lora-modules tuned={folder}" if room else folder
         return f"{date}vllm serve {model} --enable-auto-tool-choice --tool-call-parser openai"
     if settings.serving.startswith("sglang"):
         model = f"--model-path {base} --lora-paths tuned={folder}" if rank else f"--model-path {folder}"

@@ -22,11 +22,14 @@ MOST_DIFFERENT = 0.15
 NEARER = 3.0
 """How many times nearer to the tuned model than to its base the server's scores must be."""
 _TOLD_APART = 0.01
-_RESPONSES = "an API of responses, and chat completions are asked here"
+_RESPONSES = "a form of the Responses API, and chat completions are asked here"
+_IDS = "the form of a client that sends token ids itself"
 _NO_CHAT = {
     **dict.fromkeys(("vllm_responses", "sglang_responses", "reference"), _RESPONSES),
-    **dict.fromkeys(("sampled", "openai_harmony", "counterpoint_0_1"), "the form of no server"),
+    **dict.fromkeys(("sampled", "openai_harmony"), _IDS),
 }
+"""Forms whose prompts a chat endpoint never makes."""
+_CALL_TOKENS = 512
 _HEADER = {"date": re.compile(r"Current date: (.*)"), "effort": re.compile(r"Reasoning: (.*)")}
 
 
@@ -45,24 +48,27 @@ class Finding:
 
 def verify(endpoint: Endpoint, serving: Serving, vocabulary: Vocabulary) -> Iterator[Finding]:
     """Every finding about the endpoint, as it comes. Sends at most some thirty requests, one after the other."""
-    renderer = Renderer(vocabulary, serving.opening)
-    seen: list[tuple[Probe, list[int]]] = []
-    findings: list[Finding] = []
     if (why := _NO_CHAT.get(serving.opening.serving)) is not None:
         yield Finding("prompt", "cannot tell", f"data.serving: {serving.opening.serving} is {why}")
-    for probe in serving.probes if why is None else ():
-        found = _prompt(endpoint, probe, vocabulary, seen)
-        findings.append(found)
-        yield found
-    if why is None:
-        yield from _header(seen, serving.opening, vocabulary)
-    if any(found.verdict == "differs" for found in findings):
-        yield _form_that_fits(seen, serving.opening, vocabulary)
+    else:
+        yield from _prompts(endpoint, serving, vocabulary)
     for question, look in (("adapter", _adapter), ("stops", _stops), ("checked", _checked)):
         yield _safely(question, lambda look=look: look(endpoint, serving, vocabulary))
-    for stream in (False, True) if why is None else ():
-        question = "call streamed" if stream else "call"
-        yield _safely(question, lambda stream=stream: _call(endpoint, serving, renderer, vocabulary, stream))
+    if why is None:
+        renderer = Renderer(vocabulary, serving.opening)
+        for question, stream in (("call", False), ("call streamed", True)):
+            yield _safely(question, lambda stream=stream: _call(endpoint, serving, renderer, vocabulary, stream))
+
+
+def _prompts(endpoint: Endpoint, serving: Serving, vocabulary: Vocabulary) -> Iterator[Finding]:
+    seen: list[tuple[Probe, list[int]]] = []
+    findings: list[Finding] = []
+    for probe in serving.probes:
+        findings.append(_prompt(endpoint, probe, vocabulary, seen))
+        yield findings[-1]
+    yield from _header(seen, serving.opening, vocabulary)
+    if any(found.verdict == "differs" for found in findings):
+        yield _form_that_fits(seen, serving.opening, vocabulary)
 
 
 def _safely(question: str, look: Any) -> Finding:
@@ -241,7 +247,7 @@ def _call(
 ) -> tuple[Verdict, str]:
     """A call that the server returns is sent back: are the ids of the next prompt those of training?"""
     probe = next(probe for probe in serving.probes if probe.name == "tools")
-    request = {**probe.request, "max_tokens": PROBE_TOKENS, "temperature": 0}
+    request = {**probe.request, "max_tokens": _CALL_TOKENS, "temperature": 0}
     message = endpoint.chat(request, stream)
     calls = message.get("tool_calls")
     if not calls:
@@ -270,7 +276,7 @@ def _call(
 
 def _sampled_arguments(endpoint: Endpoint, probe: Probe, vocabulary: Vocabulary) -> str | None:
     """The arguments of the call as they were sampled; None where the server tells no ids."""
-    told = endpoint.continued(probe.ids or (), PROBE_TOKENS)
+    told = endpoint.continued(probe.ids or (), _CALL_TOKENS)
     if told is None:
         return None
     ids = [*told.ids, *([told.stop] if told.stop == CALL and told.ids[-1] != CALL else [])]

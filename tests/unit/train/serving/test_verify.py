@@ -218,6 +218,14 @@ def test_forms_that_no_chat_server_writes_are_not_compared_with_one(form: Servin
     assert not differing(findings)
 
 
+def test_a_run_of_version_0_1_is_compared_with_the_chat_server_that_serves_it() -> None:
+    opening = RenderSettings(serving="counterpoint_0_1")
+    findings = found(StandIn(), replace(SERVING, opening=opening, probes=probes_of(opening, VOCABULARY)))
+    assert findings["prompt chat"].verdict == "ok"
+    assert {"prompt tools", "prompt loop", "form"} <= differing(findings)
+    assert "data.serving: vllm" in findings["form"].detail
+
+
 def test_an_adapter_is_asked_before_its_base() -> None:
     models = {"data": [{"id": "base", "parent": None}, {"id": "tuned", "parent": "base"}]}
     answers = {"/version": {"version": "0.33.0"}, "/v1/models": models}
@@ -316,8 +324,9 @@ def test_nothing_that_is_known_answers() -> None:
 
 
 def test_the_launch_line_pins_the_date() -> None:
-    line = launch_line(OPENING, "out", 32, "openai/gpt-oss-20b")
+    line = launch_line(OPENING, "out", 20, "openai/gpt-oss-20b")
     assert line.startswith("VLLM_SYSTEM_START_DATE=2025-06-28 vllm serve openai/gpt-oss-20b --enable-lora")
     assert "--max-lora-rank 32 " in line
+    assert launch_line(OPENING, "out", 513, "openai/gpt-oss-20b") == "", "more than vLLM serves"
     tools = "--enable-auto-tool-choice --tool-call-parser openai"
     assert launch_line(RenderSettings(date=""), "out", None, "b") == f"vllm serve out {tools}"
