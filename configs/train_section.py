@@ -79,7 +79,8 @@ class TrainSettings(Settings):
 
     on_no_learning: Literal["stop", "warn"] = "stop"
     """What follows where nothing is learned: `no_learning_steps` steps in a row without a gradient, or with a loss that
-    fell back to that of a guess. `warn` goes on; the command then ends with an error if it is still so."""
+    fell back to that of a guess. Where rewards or pairs taught before, `stop` keeps a checkpoint. `warn` goes on; the
+    command then ends with an error if it is still so."""
 
     no_learning_steps: Count = 5
     """Steps without learning after which that is clear."""

@@ -57,7 +57,7 @@ def prepare(
 
     fingerprint: of the training data. Tracking begins here.
     """
-    base = session.pinned(settings.model)
+    base = session.pinned(settings)
     check_adapter_base(settings.model, base)
     identity = Identity(plain(settings), fingerprint, rows_per_step(settings), base)
     session.began(settings, identity, steps)
@@ -161,12 +161,18 @@ def add_measurements(settings: TrainingRun, session: Session, prepared: Prepared
 
 
 def ended_early(settings: TrainingRun, session: Session, trainer: BaseTrainer, hook: ChannelEval) -> int:
-    """A signal, or a threshold of the evaluation (RunError), ended training before its last step."""
+    """A signal, a threshold of the evaluation or the end of learning (both RunError) ended training before its last
+    step."""
     step = trainer.state.global_step
     session.ended("stopped", step=step)
     command = resume_command(str(session.path), settings)
     if hook.stopped is not None:
         raise RunError(f"{hook.stopped}: look at {hook.folder}; there is a checkpoint, `{command}` resumes from it")
+    if trainer.stop.received is None and (trouble := trainer.learning.trouble()) is not None:
+        raise RunError(
+            f"{session.path}: step {step}: {trouble}: nothing more is learned; {trainer.no_learning_advice}, or set "
+            f"train.on_no_learning: warn; there is a checkpoint, `{command}` goes on from it"
+        )
     if step:
         session.say(f"stopped after step {step}, with a checkpoint; continue with\n  {command}")
     else:

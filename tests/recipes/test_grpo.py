@@ -126,6 +126,21 @@ def test_rewards_that_teach_nothing_are_told_and_end_the_run(
     assert err.startswith("step 3: the gradient was 0 in the last 3 steps at a rate above 0: nothing is learned; ")
 
 
+def test_a_run_that_no_longer_learns_ends_with_what_it_learned(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("solved.py").write_text(
+        "calls = 0\n\ndef reward(completion, reference):\n    global calls\n    calls += 1\n"
+        "    return float(calls % 2) if calls <= 8 else 1.0\n"
+    )
+    rewards = "rewards=[{type: function, function: 'solved.py:reward'}]"
+    steps = ("train.steps=9", "train.no_learning_steps=3", "train.checkpoint_every=null")
+    assert main(["train", "run.yaml", *steps, rewards]) == 1
+    err = capsys.readouterr().err
+    assert "step 4: the gradient was 0 in the last 3 steps at a rate above 0: nothing more is learned; " in err
+    (run,) = Path().glob("run-*")
+    assert f"there is a checkpoint, `counterpoint train --resume {run} " in err
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == [checkpoint_name(4)]
+
+
 def test_held_out_prompts_are_rewarded_and_do_not_change_the_run() -> None:
     off = ("train.steps=2", "eval.every=1")
     plain = curve(train(*off))

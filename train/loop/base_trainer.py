@@ -140,13 +140,17 @@ class BaseTrainer(_Base):
             clipped = " (train.max_grad_norm scales it down)" if self.args.max_grad_norm else ""
             self.warn(f"{where}: {jumped}{clipped}")
         rate = max(group["lr"] for group in cast(Any, self.optimizer).param_groups)
-        if trouble := self.learning.step(norm, rate, self.step_loss):
-            if self.loop.stop_without_learning:
-                raise RunError(
-                    f"{where}: {trouble}: nothing is learned; {self.no_learning_advice}, or set "
-                    f"train.on_no_learning: warn; checkpoint: {self.last_checkpoint() or 'none'}"
-                )
+        if (trouble := self.learning.step(norm, rate, self.step_loss)) is None:
+            return
+        if not self.loop.stop_without_learning:
             self.warn(f"{where}: {trouble}: nothing is learned; {self.no_learning_advice}")
+        elif self.learning.stands:
+            self.control.should_save = self.control.should_training_stop = True
+        else:
+            raise RunError(
+                f"{where}: {trouble}: nothing is learned; {self.no_learning_advice}, or set "
+                f"train.on_no_learning: warn; checkpoint: {self.last_checkpoint() or 'none'}"
+            )
 
     def check_step(self, model: torch.nn.Module, norm: float) -> None:
         """Called by every process before the weights change. RunError where the gradient is not finite."""

@@ -52,6 +52,12 @@ class LearningWatch:
         self.lowest = min(self.lowest, loss)
         return self.trouble() if self.guesses == self.patience else None
 
+    @property
+    def stands(self) -> bool:
+        """Whether what was learned before is still there: rewards or pairs that no longer differ change nothing, while
+        a supervised loss without a gradient is that of a broken model."""
+        return self.moved and math.isinf(self.lowest)
+
     def jump(self, norm: float) -> str | None:
         """A line for the first jump of the norm."""
         if not self.norms.is_spike(norm):

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import CounterpointError, RunError
 from counterpoint.configs.redact import redact
-from counterpoint.configs.schema import ModelSettings, TrainingRun
+from counterpoint.configs.schema import TrainingRun
 from counterpoint.train.checkpoints.resume import (
     CHECKPOINTS,
     Checkpoint,
@@ -74,15 +74,17 @@ class Session:
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
 
-    def pinned(self, model: ModelSettings) -> dict[str, Any]:
+    def pinned(self, settings: TrainingRun) -> dict[str, Any]:
         """What is pinned of the base, and of the adapter that the run starts from (`adapter`: its sha256); a run that
         resumes takes the commit that it began with."""
+        model = settings.model
         pin = (self.checkpoint.details.get("base") if self.checkpoint else None) or {}
         if model.revision is None and pin.get("name") == model.name:
             model = model.model_copy(update={"revision": pin["revision"]})
-        # In every process: each downloads what it is going to read.
         adapter = {} if model.adapter is None else {"adapter": file_hash(Path(model.adapter) / ADAPTER_FILE)}
-        return {**base_pin(model), **adapter}
+        if Path(model.name).expanduser().is_dir():  # 13 to 40 GB are read by one process
+            return {**agreed(lambda: base_pin(model), settings), **adapter}
+        return {**base_pin(model), **adapter}  # each process downloads what it is going to read
 
     def began(self, settings: TrainingRun, identity: Identity, steps: int) -> None:
         """Compare with the checkpoint (RunError where the run is another one), and note what the run is."""
