@@ -138,7 +138,7 @@ def _listed(item: Any, where: str) -> Call:
 
 def has_tagged_calls(text: str) -> bool:
     """Whether a text holds a `<tool_call>` outside of code."""
-    return any(not _quoted(text, found.start()) for found in re.finditer(_OPEN, text))
+    return _OPEN in text and any(not _quoted(text, found.start()) for found in re.finditer(_OPEN, text))
 
 
 def split_calls(text: str, field: str, draft: Draft) -> tuple[str, list[Call]]:

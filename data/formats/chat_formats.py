@@ -17,6 +17,8 @@ from counterpoint.data.formats.meaning import THINKING_KEYS
 from counterpoint.data.formats.parts import has_blocks
 from counterpoint.data.formats.tagged_messages import looks_tagged
 
+_KEYS = frozenset(THINKING_KEYS)
+
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
@@ -54,7 +56,10 @@ def _anthropic(row: Mapping[str, Any], messages: list[Any]) -> bool:
 
 
 def _thinks(row: Mapping[str, Any], messages: list[Any]) -> bool:
-    return any(isinstance(m, dict) and any(m.get(key) is not None for key in THINKING_KEYS) for m in messages)
+    return any(
+        isinstance(m, dict) and not _KEYS.isdisjoint(m) and any(m.get(key) is not None for key in THINKING_KEYS)
+        for m in messages
+    )
 
 
 CHATS = {

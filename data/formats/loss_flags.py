@@ -65,6 +65,7 @@ MESSAGE_FLAGS = frozenset(flag.name for flag in _BY_LEVEL["message"])
 ROW_FLAGS = frozenset(flag.name for flag in _BY_LEVEL["row"])
 # Axolotl trains spans of characters with these: no message of Harmony is trained by halves.
 SPAN_FLAGS = frozenset({"train_detail", "training_detail"})
+_OF_MESSAGE = MESSAGE_FLAGS | SPAN_FLAGS
 
 
 def message_weight(message: Mapping[str, Any], field: str, notice: AddNotice) -> float:
@@ -73,6 +74,8 @@ def message_weight(message: Mapping[str, Any], field: str, notice: AddNotice) ->
     Raises RowError where `weight` is none, and where only a part of the message would be trained.
     """
     weight = 1.0
+    if _OF_MESSAGE.isdisjoint(message):
+        return weight
     for flag in _BY_LEVEL["message"]:
         if (value := message.get(flag.name)) is not None:
             weight *= _read(flag, value, join(field, flag.name), notice)
@@ -115,6 +118,8 @@ def each_message(row: Mapping[str, Any], n_messages: int, notice: AddNotice) -> 
 
 def trains_unasked(message: Mapping[str, Any]) -> str | None:
     """The flag by which a message that is not the assistant's asks to be trained; None where there is none."""
+    if _OF_MESSAGE.isdisjoint(message):
+        return None
     for flag in _BY_LEVEL["message"]:
         value = message.get(flag.name)
         if value is not None and (flag.name == "weight" or (value not in (0, False, "false", "0")) == flag.trains):

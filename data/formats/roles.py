@@ -42,7 +42,7 @@ def speaker_named(name: Any, roles: Mapping[str, Speaker] | None = None) -> Spea
         return None
     if roles and name in roles:
         return roles[name]
-    return SPEAKERS.get(name.strip().lower())
+    return SPEAKERS.get(name) or SPEAKERS.get(name.strip().lower())
 
 
 def speaker_of(message: Mapping[str, Any], field: str, roles: Mapping[str, Speaker] | None = None) -> Speaker:

@@ -22,7 +22,7 @@ def add_row_system(
     draft: Draft, row: Mapping[str, Any], messages: Any = None, keys: Sequence[str] = SYSTEM_KEYS
 ) -> None:
     """Adds them; one that the messages begin with is not written twice. Raises RowError."""
-    first = messages[0] if isinstance(messages, list) and messages else None
+    first: Any = messages[0] if isinstance(messages, list) and messages else None
     opening = first.get("content", first.get("value")) if is_speaker(first, "system") else None
     seen: list[str] = []
     for key in keys:

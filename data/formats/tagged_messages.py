@@ -7,7 +7,7 @@ from typing import Any
 
 from counterpoint.data.formats.calls import has_tagged_calls, split_calls
 from counterpoint.data.formats.draft import Call, Draft
-from counterpoint.data.formats.roles import is_speaker
+from counterpoint.data.formats.roles import Speaker, is_speaker
 from counterpoint.data.formats.tags import split_responses, split_tools
 from counterpoint.data.formats.wrappers import Phase, holds_thinking, own_wrappers, split_said, unknown_markup
 from counterpoint.data.harmony.tool_declarations import read_tools
@@ -96,15 +96,17 @@ def looks_tagged(messages: Any) -> bool:
         if not isinstance(message, dict):
             continue
         for text in texts_of(message):
-            if is_speaker(message, "assistant") and (
-                text.lstrip().startswith("<think>") or "</think>" in text or has_tagged_calls(text)
-            ):
-                return True
-            if is_speaker(message, "system") and "<tools>" in text and "</tools>" in text:
-                return True
-            if text.lstrip().startswith("<tool_response>") and (
-                is_speaker(message, "user") or is_speaker(message, "tool")
-            ):
+            if "<" not in text:
+                continue
+            said = text.lstrip()
+            speakers: list[Speaker] = []
+            if said.startswith("<think>") or "</think>" in text or has_tagged_calls(text):
+                speakers.append("assistant")
+            if "<tools>" in text and "</tools>" in text:
+                speakers.append("system")
+            if said.startswith("<tool_response>"):
+                speakers.extend(("user", "tool"))
+            if any(is_speaker(message, speaker) for speaker in speakers):
                 return True
     return False
 

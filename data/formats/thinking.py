@@ -12,6 +12,7 @@ from counterpoint.data.formats.meaning import ALL_THINKING_KEYS
 
 _TEXT_KEYS = ("thinking", "text", "value", "reasoning", "reasoning_text", "content", "summary")
 _ENCRYPTED = frozenset({"redacted_thinking", "reasoning.encrypted"})
+_KEYS = frozenset(ALL_THINKING_KEYS)
 _SWITCHES = frozenset({"on", "off", "yes", "no", "true", "false", "none", "auto", "low", "medium", "high", ""})
 
 
@@ -27,6 +28,8 @@ def thinking_of(
 ) -> str | None:
     """The chain of thought next to the content. Raises RowError where there are two different ones."""
     found: str | None = None
+    if keys is ALL_THINKING_KEYS and _KEYS.isdisjoint(holder):
+        return None
     for key in keys:
         value = holder.get(key)
         if value is None:

@@ -25,7 +25,9 @@ NO_JSON = frozenset({"not_json", "truncated", "empty_line"})
 _KEY_END = re.compile(rb'"[ \t\r\n]*+:')
 _BACKSLASH = 0x5C
 _EXACT = 2.0**63
-_MANY_DIGITS = re.compile(rb"[\d.]{17}")
+_DIGITS = bytes(0x30 if chr(byte) in "0123456789." else 0x20 for byte in range(256))
+_MANY_DIGITS = b"0" * 17
+_LONG_NUMBER = re.compile(rb"[\d.]{17,}(?:[eE][+-]?\d+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_DEPTH = 1000
 
@@ -37,9 +39,23 @@ def loads(raw: bytes, field: str = WHOLE_ROW) -> Any:
     except orjson.JSONDecodeError:
         return _loads_slowly(raw, field)
     keys, has_float = _keys_in_value(value)
-    if keys != _keys_in_text(raw) or (has_float and _MANY_DIGITS.search(raw)):
+    if keys != _keys_in_text(raw) or (has_float and _may_be_rounded(raw)):
         return _loads_slowly(raw, field)
     return value
+
+
+def _may_be_rounded(raw: bytes) -> bool:
+    """Whether a number of many digits is not one that Python writes itself, such as 0.30000000000000004."""
+    marks = raw.translate(_DIGITS)
+    at = marks.find(_MANY_DIGITS)
+    while at >= 0:
+        found = _LONG_NUMBER.match(raw, at)
+        assert found is not None
+        text = found.group().decode().strip(".")
+        if not text.isdigit() and (text.count(".") > 1 or repr(float(text)) != text):
+            return True
+        at = marks.find(_MANY_DIGITS, found.end())
+    return False
 
 
 class Number(float):
