@@ -6,10 +6,12 @@ PYTHON = $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install -qq --constraint constraints.txt
-TORCH := $(shell grep '^torch==' constraints.txt)
+PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-deps --no-build-isolation
+# torch is a build for CPUs where pip is shown one (the package index has none), else that of the index.
+# Sources are built by what the lock has, not by what pip would fetch for it without asking for hashes.
+LOCKED := $(PIP) --require-hashes
 
-.PHONY: help quickstart test test-slow lint format types package-check schemas constraints clean
+.PHONY: help quickstart test test-slow lint format types package-check schemas lock clean
 
 help:
 	@echo 'make quickstart     install into .venv, then train and evaluate the embedded model'
@@ -18,6 +20,7 @@ help:
 	@echo 'make lint types     ruff and basedpyright; make format rewrites'
 	@echo 'make package-check  build the wheel and run it from a foreign folder'
 	@echo 'make schemas        write configs/schemas after a change of settings'
+	@echo 'make lock           write requirements/ after a change of dependencies; UPGRADE=1 takes the newest versions'
 	@echo 'make clean          remove what builds and tests leave behind'
 
 quickstart: $(VENV)/.installed
@@ -48,24 +51,26 @@ package-check: $(VENV)/.installed-dev
 schemas: $(VENV)/.installed
 	@$(BIN)/counterpoint configs schema --write
 
-constraints: $(VENV)/.installed-dev
-	@$(BIN)/python .ci/freeze > constraints.new && mv constraints.new constraints.txt
+lock: $(VENV)/.installed
+	@$(BIN)/pip --disable-pip-version-check install -qq uv
+	@$(BIN)/python .ci/lock
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # Installed again only when what is installed changes; an interrupted install leaves no stamp and is taken up again.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml requirements/base.txt requirements/torch.txt requirements/torch-cpu.txt
 	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
 	@test -x $(BIN)/python || { echo 'making $(VENV)'; $(PYTHON) -m venv $(VENV); }
-	@echo 'installing $(TORCH) (the largest part, some minutes)'
-	@$(PIP) '$(TORCH)'
+	@echo 'installing torch (the largest part, some minutes)'
+	@$(LOCKED) --requirement requirements/torch-cpu.txt 2> /dev/null || $(LOCKED) --requirement requirements/torch.txt
 	@echo 'installing counterpoint and its other requirements'
+	@$(LOCKED) --only-binary :all: --requirement requirements/base.txt
 	@$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
 	@echo 'installing the tools for tests, lint and types'
-	@$(PIP) --editable '.[dev]'
+	@$(LOCKED) --requirement requirements/dev.txt
 	@touch $@
