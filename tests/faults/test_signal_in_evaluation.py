@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from faulty import Place, begun, newest
+from faulty import Place, begun, losses, newest
 from forks import CLI, Fork
 
 LONG = ("train.steps=100000", "train.checkpoint_every=1000", "eval.at_end=false")
@@ -58,6 +58,24 @@ def test_a_signal_in_the_last_evaluation_leaves_the_result(place: Place) -> None
     assert time.monotonic() - began < 20
     assert (place.run / "adapter" / "complete.json").is_file()
     assert json.loads((place.run / "run.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_while_held_out_rows_are_read(place: Place, processes: int) -> None:
+    rows = (place.folder / "rows.jsonl").read_text()
+    (place.folder / "valid.jsonl").write_text(rows * 2500)
+    settings = (*LONG, "data.valid=valid.jsonl", "eval.every=2")
+    runs = [place.start("train", "my.yaml", *settings)] if processes == 1 else group(place, *settings)
+    runs[0].until("\nstep 2/")
+    time.sleep(1.0)
+    began = time.monotonic()
+    for run in runs:
+        run.send(signal.SIGTERM)
+    assert {run.wait() for run in runs} == {143}, runs[0].told() + runs[-1].told()
+    assert time.monotonic() - began < 15
+    assert "the held-out data at step 2 is left out: a signal came" in runs[0].told()
+    assert newest(place) == ["step-000002"]
+    assert not any("valid_loss" in line for line in losses(place.run))
 
 
 def group(place: Place, *settings: str) -> list[Fork]:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from counterpoint.train.loop.preference_trainers import PreferenceTrainer, RatedTrainer
     from counterpoint.train.loop.sft_trainer import CounterpointTrainer
 
+
+class _StoppedError(Exception):
+    """A signal came: the run is to end within seconds."""
+
+
 Measure = Callable[[], dict[str, float]]
 
 
@@ -54,7 +59,11 @@ class HeldOut(TrainerCallback):
             self._measure(state)
 
     def _measure(self, state: TrainerState) -> None:
-        values = self.measure()
+        try:
+            values = self.measure()
+        except _StoppedError:
+            self.say(f"the held-out data at step {state.global_step} is left out: a signal came")
+            return
         self.trainer.log_measured(values)
         told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
         self.say(f"held-out step {state.global_step}: {told}")
@@ -85,6 +94,7 @@ def _sums(trainer: CounterpointTrainer, rows: Sequence[TreeRow]) -> torch.Tensor
     was_training = model.training
     model.eval()
     for numbers, counts in _share(len(rows), trainer.args.per_device_eval_batch_size, accelerator):
+        _go_on(trainer)
         batch = RowCollator(rows, trainer.collate)([{ROW: number} for number in numbers])
         inputs = trainer._prepare_inputs(batch)  # transformers' way to the device
         with trainer.compute_loss_context_manager():
@@ -93,6 +103,13 @@ def _sums(trainer: CounterpointTrainer, rows: Sequence[TreeRow]) -> torch.Tensor
     model.train(was_training)
     # Collective: `HeldOut` is a callback of every process, and due at the same steps.
     return cast(torch.Tensor, accelerator.reduce(meter.sums_2C, "sum")).cpu()
+
+
+def _go_on(trainer: Any) -> None:
+    """_StoppedError in every process where a signal came to one. Collective: all of them take equally many batches."""
+    flag = torch.tensor(float(trainer.stop.received is not None), device=trainer.args.device)
+    if float(cast(torch.Tensor, trainer.accelerator.reduce(flag, "sum"))) > 0:
+        raise _StoppedError
 
 
 def _share(n_rows: int, batch_rows: int, accelerator: Accelerator) -> Iterator[tuple[list[int], float]]:
@@ -137,6 +154,7 @@ def _pair_sums(trainer: Any, model: Any, rows: Sequence[Any]) -> list[tuple[int,
         last = batches.pop()
         batches[-1] += last
     for numbers in batches:
+        _go_on(trainer)
         inputs = trainer._prepare_inputs(collate([{ROW: number} for number in numbers]))
         with trainer.compute_loss_context_manager():
             means = {"loss": float(trainer.compute_loss(model, inputs))}
