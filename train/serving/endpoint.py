@@ -33,16 +33,20 @@ class Continued:
 
 
 class Endpoint:
-    """One server at `url` (with or without `/v1`). kind: a key of `KINDS`. RunError where nothing answers there."""
+    """One server at `url` (with or without `/v1`). kind: a key of `KINDS`.
+
+    Raises RunError where nothing answers there, or no model of that name."""
 
     def __init__(self, url: str, model: str | None = None, timeout: float = 120.0) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https"):
+            raise RunError(f"{redact(url)}: a server's address begins with http:// or https://")
         self.root = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
         self.timeout = timeout
         handlers = [urllib.request.ProxyHandler({})] if parts.hostname in ("localhost", "127.0.0.1", "::1") else []
         self._opener = urllib.request.build_opener(*handlers)
         self.kind, self.version = self._recognised()
-        self.model = model or self._first_model()
+        self.model = self._chosen_model(model)
 
     def prompt_ids(self, request: Mapping[str, Any], vocabulary: Vocabulary) -> list[int] | None:
         """The prompt of a chat request as the server tokenizes it; None where it does not tell."""
@@ -122,13 +126,19 @@ class Endpoint:
                 return kind, str(answer[key])
         raise RunError(f"{reasons[-1] if reasons else self.root}: no vLLM, SGLang, llama.cpp or Ollama answers there")
 
-    def _first_model(self) -> str:
-        """An adapter before its base, which vLLM lists first."""
+    def _chosen_model(self, wanted: str | None) -> str:
+        """The one that is wanted, else an adapter before its base, which vLLM lists first."""
         try:
-            listed = self._get("/v1/models")["data"]
-            return str(next((model for model in listed if model.get("parent")), listed[0])["id"])
+            listed = list(self._get("/v1/models")["data"])
+            ids = [str(model["id"]) for model in listed]
+            first = next((str(model["id"]) for model in listed if model.get("parent")), ids[0])
         except (RunError, KeyError, IndexError, TypeError, AttributeError):
-            return "default"
+            return wanted or "default"
+        # llama.cpp and SGLang answer for any name; Ollama completes one without a tag.
+        if wanted is not None and self.kind in ("vllm", "ollama") and wanted not in ids:
+            if wanted not in [each.partition(":")[0] for each in ids]:
+                raise RunError(f"{redact(self.root)}: no model {wanted!r} is served there, but {', '.join(ids)}")
+        return wanted or first
 
     def _get(self, path: str) -> Any:
         return self._post(path, None)

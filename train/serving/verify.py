@@ -131,7 +131,8 @@ def _header(
             yield Finding(name, "ok", f"{', '.join(sorted({served for _, served in told}))}, as trained")
         else:
             wanted, served = wrong[0]
-            yield Finding(name, "differs", f"trained {wanted or 'none'}, served {served}: {fix.format(wanted)}")
+            advice = fix.format(wanted) if wanted else f"train with data.{name} set, for this server always writes one"
+            yield Finding(name, "differs", f"trained {wanted or 'none'}, served {served}: {advice}")
 
 
 def _form_that_fits(

@@ -231,6 +231,17 @@ def test_an_adapter_is_asked_before_its_base() -> None:
     answers = {"/version": {"version": "0.33.0"}, "/v1/models": models}
     with serving_json(lambda path, body: answers.get(path)) as url:
         assert Endpoint(url).model == "tuned"
+        assert Endpoint(url, "base").model == "base"
+        with pytest.raises(RunError, match="no model 'other' is served there, but base, tuned"):
+            Endpoint(url, "other")
+    answers = {"/api/version": {"version": "0.33.0"}, "/v1/models": {"data": [{"id": "mine:latest"}]}}
+    with serving_json(lambda path, body: answers.get(path)) as url:
+        assert Endpoint(url, "mine").model == "mine", "Ollama completes the tag"
+
+
+def test_a_server_that_writes_a_date_no_training_prompt_has() -> None:
+    undated = replace(SERVING, opening=RenderSettings(date=""))
+    assert "trained none, served 2025-06-28: train with data.date set" in found(StandIn(), undated)["date"].detail
 
 
 @pytest.mark.parametrize("answer", [[1, 2], "x", {"choices": [None]}, {"choices": 1}, None])
@@ -321,6 +332,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_nothing_that_is_known_answers() -> None:
     with serving_json(lambda path, body: None) as url, pytest.raises(RunError, match="no vLLM, SGLang"):
         Endpoint(url)
+    with pytest.raises(RunError, match="begins with http:// or https://"):
+        Endpoint("ftp://localhost:8000")
 
 
 def test_the_launch_line_pins_the_date() -> None:
