@@ -135,9 +135,9 @@ class Endpoint:
         except (RunError, KeyError, IndexError, TypeError, AttributeError):
             return wanted or "default"
         # llama.cpp and SGLang answer for any name; Ollama completes one without a tag.
-        if wanted is not None and self.kind in ("vllm", "ollama") and wanted not in ids:
-            if wanted not in [each.partition(":")[0] for each in ids]:
-                raise RunError(f"{redact(self.root)}: no model {wanted!r} is served there, but {', '.join(ids)}")
+        known = (*ids, *(each.partition(":")[0] for each in ids))
+        if wanted is not None and self.kind in ("vllm", "ollama") and wanted not in known:
+            raise RunError(f"{redact(self.root)}: no model {wanted!r} is served there, but {', '.join(ids)}")
         return wanted or first
 
     def _get(self, path: str) -> Any:
