@@ -65,7 +65,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def missing_packages() -> dict[str, str]:
     """Part of a test's id -> the package that it needs and that is not installed."""
-    return {part: name for part, name in PACKAGES.items() if importlib.util.find_spec(name) is None}
+    gone = {part: name for part, name in PACKAGES.items() if importlib.util.find_spec(name) is None}
+    if "COUNTERPOINT_VLLM" in os.environ:  # the Python of an environment that has vLLM
+        gone.pop("test_real_vllm", None)
+    return gone
 
 
 def missing_programs() -> dict[str, str]:

@@ -83,7 +83,7 @@ def read_answers(path: Path) -> tuple[dict[str, str], dict[str, Answer]]:
 def vllm(args: argparse.Namespace, requests: Mapping[str, Request]) -> Iterator[Made]:
     """`vllm launch render`, chat and Responses; it needs neither weights nor a GPU."""
     with contextlib.ExitStack() as stack:
-        url = args.url or stack.enter_context(_vllm_server(args.python))
+        url = args.url or stack.enter_context(vllm_server(args.python))
         version = _get(f"{url}/version")["version"]
         model = _get(f"{url}/v1/models")["data"][0]["id"]
         old = tuple(map(int, version.split(".")[:2])) < (0, 31)
@@ -122,14 +122,15 @@ def llama_cpp(args: argparse.Namespace, requests: Mapping[str, Request]) -> Iter
 
 
 @contextlib.contextmanager
-def _vllm_server(python: str) -> Iterator[str]:
+def vllm_server(python: str, date: str = DATE) -> Iterator[str]:
+    """vLLM's render server while the context is open: its URL."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint_folder(Path(folder, "m"))
         write_o200k(Path(folder, "encodings"))
         command = [str(Path(python).with_name("vllm")), "launch", "render", f"{folder}/m", "--served-model-name", "m"]
         variables = {
             "TIKTOKEN_ENCODINGS_BASE": f"{folder}/encodings",
-            "VLLM_SYSTEM_START_DATE": DATE,
+            "VLLM_SYSTEM_START_DATE": date,
             "VLLM_TARGET_DEVICE": "cpu",
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
@@ -159,7 +160,10 @@ def _server(command: list[str], variables: Mapping[str, str], health: str) -> It
             yield url
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _answers(url: str) -> bool:
