@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from counterpoint.train.adapters import expert_math
+from counterpoint.train.adapters import activation, expert_math
 from counterpoint.train.loop import loss
 from counterpoint.train.model import attention, norm
 
@@ -22,14 +22,14 @@ _LIBRARY = torch.library.Library("aten", "IMPL")
 
 def emulate() -> None:
     """From here on this process computes bfloat16 with the CUDA forms; there is no way back."""
-    modules: tuple[Any, ...] = (attention, expert_math, loss, norm)
+    modules: tuple[Any, ...] = (activation, attention, expert_math, loss, norm)
     for module in modules:
         module.on_cuda = lambda tensor: True
     attention._cuda_serves = lambda query: query.dtype == torch.bfloat16
     attention._cpu_serves = lambda query: False
     norm._fused_backward = norm._plain_backward
     torch.cuda.get_device_capability = lambda *device: (9, 0)
-    torch.mm = _wide_mm
+    torch.mm = wide_mm
     _LIBRARY.impl("_flash_attention_forward", flash_forward, "CPU")
     _LIBRARY.impl("_flash_attention_backward", flash_backward, "CPU")
 
@@ -39,11 +39,10 @@ def flash_forward(
     k_max: int, dropout: float, causal: bool, debug: bool, *, scale: float, **window: Any,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """`aten._flash_attention_forward` by plain sums, in float32 at least."""
-    assert causal
     assert not dropout
     wide = torch.promote_types(q.dtype, torch.float32)
     out, lse = torch.empty_like(q), q.new_empty(q.shape[1], len(q), dtype=wide)
-    for rows, keys, logits in _flash_sequences(q.to(wide), k.to(wide), q_starts, k_starts, scale, **window):
+    for rows, keys, logits in _flash_sequences(q.to(wide), k.to(wide), q_starts, k_starts, causal, scale, **window):
         lse[:, rows] = logits.logsumexp(-1)
         values = v[keys].to(wide).repeat_interleave(q.shape[1] // k.shape[1], 1)
         out[rows] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), values).to(q.dtype)
@@ -56,13 +55,12 @@ def flash_backward(
     state: torch.Tensor, unused: torch.Tensor, *, scale: float, **window: Any,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """`aten._flash_attention_backward`, from the output and log-sum-exp that it is given."""
-    assert causal
     assert not dropout
     wide, groups = torch.promote_types(q.dtype, torch.float32), q.shape[1] // k.shape[1]
     like, (dy, q, k, v, out) = (q, k, v), (part.to(wide) for part in (dy, q, k, v, out))
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     delta = (dy * out).sum(-1).T
-    for rows, keys, logits in _flash_sequences(q, k, q_starts, k_starts, scale, **window):
+    for rows, keys, logits in _flash_sequences(q, k, q_starts, k_starts, causal, scale, **window):
         share = torch.exp(logits - lse[:, rows, None])
         d_share = torch.einsum("qhd,khd->hqk", dy[rows], v[keys].repeat_interleave(groups, 1))
         d_logits = share * (d_share - delta[:, rows, None]) * scale
@@ -73,16 +71,16 @@ def flash_backward(
 
 
 def _flash_sequences(
-    query: torch.Tensor, key: torch.Tensor, query_starts: torch.Tensor, key_starts: torch.Tensor, scale: float,
-    window_size_left: int | None = None, window_size_right: int | None = None, **others: None,
+    query: torch.Tensor, key: torch.Tensor, query_starts: torch.Tensor, key_starts: torch.Tensor, causal: bool,
+    scale: float, window_size_left: int | None = None, window_size_right: int | None = None, **others: None,
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:  # fmt: skip
     """(rows of queries, rows of keys, logits (H, Q, K)) of each sequence, as FlashAttention 2 sees them: causal from
-    the bottom right, `window_size_left` keys before a query's own."""
+    the bottom right or not, `window_size_left` keys before a query's own."""
     assert not any(value is not None for value in others.values())
     groups = query.shape[1] // key.shape[1]
     for (q0, k0), (q1, k1) in itertools.pairwise(zip(query_starts.tolist(), key_starts.tolist(), strict=True)):
         distance = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0) - torch.arange(k1 - k0)
-        seen = distance >= 0
+        seen = distance >= (0 if causal else k0 - k1)
         if window_size_left is not None:
             assert window_size_right == 0
             seen &= distance <= window_size_left
@@ -93,7 +91,7 @@ def _flash_sequences(
 _narrow_mm = torch.mm
 
 
-def _wide_mm(
+def wide_mm(
     a: torch.Tensor, b: torch.Tensor, *, out_dtype: torch.dtype | None = None, out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`torch.mm` with CUDA's out_dtype: products of narrow numbers, summed in a wider type."""

@@ -12,12 +12,14 @@ is computed again from x and the low-rank x A.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from counterpoint.train.adapters.activation import activation, activation_backward
 from counterpoint.train.model.precision import compute_dtype, on_cuda
 
 
@@ -94,45 +96,6 @@ in float32 would take more memory than all else that the backward pass of a laye
 
 UNPACKED_EXPERTS = 8
 """Experts whose quantised weights are unpacked together there: all of a layer would take 4 GB in gpt-oss-120b."""
-
-
-def activation(hidden_RJ: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
-    """gpt-oss's clamped SwiGLU on interleaved gate and up: (R, 2 I) -> (R, I), computed in float32 at least."""
-    gate_RI, up_RI = _split(hidden_RJ, limit)
-    out_RI = F.silu(gate_RI.mul_(alpha), inplace=True)
-    return torch.addcmul(out_RI, out_RI, up_RI).mul_(1 / alpha).to(hidden_RJ.dtype)
-
-
-def activation_backward(
-    hidden_RJ: torch.Tensor, grad_RI: torch.Tensor, alpha: float, limit: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(activation (R, I), gradient of h (R, 2 I)) from the gradient of the activation."""
-    gate_RI, up_RI = _split(hidden_RJ, limit)
-    scaled_RI = gate_RI.mul_(alpha)
-    silu_RI = F.silu(scaled_RI)
-    wide_RI = grad_RI.to(up_RI.dtype)
-    grad_RJ = torch.empty_like(hidden_RJ)
-    grad_up_RI = wide_RI * silu_RI
-    grad_RJ[:, 1::2] = grad_up_RI.mul_(1 / alpha)
-    out_RI = torch.addcmul(silu_RI, silu_RI, up_RI).mul_(1 / alpha).to(hidden_RJ.dtype)
-    grad_gate_RI = torch.ops.aten.silu_backward(torch.addcmul(wide_RI, wide_RI, up_RI), scaled_RI)
-    grad_RJ[:, 0::2] = grad_gate_RI
-    # Checking first costs less than two masked passes, but on CUDA it would wait for the device.
-    if on_cuda(hidden_RJ) or _reaches(hidden_RJ, limit):
-        grad_RJ[:, 1::2].masked_fill_(hidden_RJ[:, 1::2].abs() > limit, 0)
-        grad_RJ[:, 0::2].masked_fill_(hidden_RJ[:, 0::2] > limit, 0)
-    return out_RI, grad_RJ
-
-
-def _reaches(hidden_RJ: torch.Tensor, limit: float) -> bool:
-    low, high = hidden_RJ.aminmax()
-    return float(high) > limit or float(low) < -limit
-
-
-def _split(hidden_RJ: torch.Tensor, limit: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clamped gate and up, each contiguous, float32 for narrower types."""
-    wide = torch.promote_types(hidden_RJ.dtype, torch.float32)
-    return hidden_RJ[:, 0::2].clamp(max=limit).to(wide), hidden_RJ[:, 1::2].clamp(min=-limit, max=limit).to(wide)
 
 
 def loop_forward(
@@ -247,7 +210,7 @@ def grouped_backward(
         low_dy_Rr = F.grouped_mm(dy_RH, _padded_b(down).transpose(-2, -1), offs=end_E)
         g_RI.add_(F.grouped_mm(low_dy_Rr, _padded_a(down).transpose(-2, -1), offs=end_E), alpha=down.scale)
         scaled_dy_Rr, low_Rr = low_dy_Rr.mul_(scaled_R1), _held(saved.low_down_Rr) * scaled_R1
-        db_down = F.grouped_mm(low_Rr.T, dy_RH, offs=end_E)[:, : down.a.shape[-1]]
+        db_down = _by_expert(low_Rr, dy_RH, end_E)[:, : down.a.shape[-1]]
     del dy_RH
     h_RJ = saved.hidden_RJ
     if h_RJ is None:
@@ -256,14 +219,14 @@ def grouped_backward(
     dh_RJ = torch.empty_like(h_RJ) if h_RJ is saved.hidden_RJ else h_RJ
     a_RI = _through_activation(h_RJ, g_RI, weight_R1, base, dh_RJ, dweight_R)
     if down is not None and scaled_dy_Rr is not None:
-        da_down = F.grouped_mm(a_RI.T, scaled_dy_Rr, offs=end_E)[..., : down.a.shape[-1]]
+        da_down = _by_expert(a_RI, scaled_dy_Rr, end_E)[..., : down.a.shape[-1]]
     del a_RI, g_RI
     dx_RH = _times_base(dh_RJ, base.w1, routing, ends, transposed=True) if want_x else None
     if up is not None:
         rank = up.a.shape[-1]
         low_dh_Rr = F.grouped_mm(dh_RJ, _padded_b(up).transpose(-2, -1), offs=end_E).mul_(up.scale)
-        da_up = F.grouped_mm(x_NH[row_R].T, low_dh_Rr, offs=end_E)[..., :rank]
-        db_up = F.grouped_mm((_held(saved.low_up_Rr) * up.scale).T, dh_RJ, offs=end_E)[:, :rank]
+        da_up = _by_expert(x_NH[row_R], low_dh_Rr, end_E)[..., :rank]
+        db_up = _by_expert(_held(saved.low_up_Rr) * up.scale, dh_RJ, end_E)[:, :rank]
         if dx_RH is not None:
             dx_RH.add_(F.grouped_mm(low_dh_Rr, _padded_a(up).transpose(-2, -1), offs=end_E))
     dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None)
@@ -328,27 +291,37 @@ def _project_all(
     return out_Ro
 
 
+def _by_expert(left_Ri: torch.Tensor, right_Rj: torch.Tensor, end_E: torch.Tensor) -> torch.Tensor:
+    """The sum of each expert's rows of left^T right (E, i, j), zero where it has none.
+
+    Compute capability 10 leaves what was in memory there (pytorch issue 172439). It is zeroed without waiting.
+    """
+    out_Eij = F.grouped_mm(left_Ri.T, right_Rj, offs=end_E)
+    empty_E = torch.diff(end_E, prepend=end_E.new_zeros(1)) == 0
+    return out_Eij.masked_fill_(empty_E[:, None, None], 0)
+
+
 def _ends(base: ExpertWeights, routing: Routing) -> list[int] | None:
     """First row of each expert, and their number, where weights are packed: waits for the device. Else None."""
-    return [0, *routing.end_E.tolist()] if hasattr(base.w1, "part") else None
+    return [0, *routing.end_E.tolist()] if hasattr(base.w1, "some") else None
 
 
 def _times_base(
     x_Ri: torch.Tensor, weight_Eio: torch.Tensor, routing: Routing, ends: list[int] | None, transposed: bool = False
 ) -> torch.Tensor:
-    """x W, or x W^T, of every row; quantised weights are unpacked a few experts at a time (ends: see `_ends`)."""
+    """x W, or x W^T, of every row; quantised weights are unpacked a few experts at a time, and only those that have
+    rows (ends: see `_ends`)."""
     if ends is None:
         weight_Eio = weight_Eio.transpose(-2, -1) if transposed else weight_Eio
         return F.grouped_mm(x_Ri, weight_Eio, offs=routing.end_E)
     out_Ro = x_Ri.new_empty(len(x_Ri), weight_Eio.shape[-2 if transposed else -1])
-    for first in range(0, len(ends) - 1, UNPACKED_EXPERTS):
-        last = min(first + UNPACKED_EXPERTS, len(ends) - 1)
-        rows = slice(ends[first], ends[last])
-        if rows.start == rows.stop:
-            continue
-        part_Eio = weight_Eio.part(first, last)  # pyright: ignore[reportAttributeAccessIssue]
+    chosen = [e for e, (first, end) in enumerate(itertools.pairwise(ends)) if end > first]
+    for some in (chosen[at : at + UNPACKED_EXPERTS] for at in range(0, len(chosen), UNPACKED_EXPERTS)):
+        rows = slice(ends[some[0]], ends[some[-1] + 1])
+        part_Eio = weight_Eio.some(some)  # pyright: ignore[reportAttributeAccessIssue]
         part_Eio = part_Eio.transpose(-2, -1) if transposed else part_Eio
-        out_Ro[rows] = F.grouped_mm(x_Ri[rows], part_Eio, offs=routing.end_E[first:last] - rows.start)
+        end = torch.tensor([ends[e + 1] - rows.start for e in some], dtype=torch.int32).to(x_Ri.device)
+        out_Ro[rows] = F.grouped_mm(x_Ri[rows], part_Eio, offs=end)
         del part_Eio  # before the next ones are unpacked
     return out_Ro
 

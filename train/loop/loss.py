@@ -58,7 +58,7 @@ def _plain(
 
 
 class _ChunkedNll(torch.autograd.Function):
-    """`d hidden = weight / normaliser (softmax W - W[target])`, formed while the chunk's logits are in memory."""
+    """`d hidden = weight / normaliser (softmax - onehot) W`, formed while the chunk's logits are in memory."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,16 +72,17 @@ class _ChunkedNll(torch.autograd.Function):
             hidden_CH, target_C = hidden_TH[part], target_T[part]
             _logits(hidden_CH, weight_VH, logits_CV)
             torch.log_softmax(logits_CV, -1, out=logits_CV)
-            nll_T[part] = -logits_CV.gather(1, target_C[:, None])[:, 0]
+            target_log_C1 = logits_CV.gather(1, target_C[:, None])
+            nll_T[part] = -target_log_C1[:, 0]
             if d_hidden_TH is None and d_weight_VH is None:
                 continue
-            probability_CV, factor_C1 = logits_CV.exp_(), factor_T[part, None]
+            # Before anything is rounded to the head's type: of a target that is nearly certain, little is left.
+            d_logits_CV = logits_CV.exp_().scatter_(1, target_C[:, None], torch.expm1(target_log_C1))
+            factor_C1 = factor_T[part, None]
             if d_hidden_TH is not None:
-                d_hidden_CH = _product(probability_CV, weight_VH) - weight_VH[target_C].to(wide)
-                d_hidden_TH[part] = (d_hidden_CH * factor_C1).to(hidden_TH.dtype)
+                d_hidden_TH[part] = (_product(d_logits_CV, weight_VH) * factor_C1).to(hidden_TH.dtype)
             if d_weight_VH is not None:
-                scaled_CH = hidden_CH.to(wide) * factor_C1
-                d_weight_VH.addmm_(probability_CV.T, scaled_CH).index_add_(0, target_C, -scaled_CH)
+                d_weight_VH.addmm_(d_logits_CV.T, hidden_CH.to(wide) * factor_C1)
         context = cast(Any, ctx)
         context.mark_non_differentiable(nll_T)
         context.gradients = d_hidden_TH, None if d_weight_VH is None else d_weight_VH.to(weight_VH.dtype)
@@ -119,15 +120,15 @@ def _logits(hidden_CH: torch.Tensor, weight_VH: torch.Tensor, out_CV: torch.Tens
             torch.mm(hidden_CH, block.T, out=out_CV[:, part])
 
 
-def _product(probability_CV: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
-    """probability W (C, H) in the probabilities' type."""
-    if weight_VH.dtype == probability_CV.dtype:
-        return probability_CV @ weight_VH
+def _product(d_logits_CV: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
+    """d_logits W (C, H) in the type of d_logits."""
+    if weight_VH.dtype == d_logits_CV.dtype:
+        return d_logits_CV @ weight_VH
     if on_cuda(weight_VH):
-        return torch.mm(probability_CV.to(weight_VH.dtype), weight_VH, out_dtype=probability_CV.dtype)
-    out_CH = probability_CV.new_zeros(len(probability_CV), weight_VH.shape[1])
-    for part, block in _widened(weight_VH, probability_CV.dtype):
-        out_CH.addmm_(probability_CV[:, part], block)
+        return torch.mm(d_logits_CV.to(weight_VH.dtype), weight_VH, out_dtype=d_logits_CV.dtype)
+    out_CH = d_logits_CV.new_zeros(len(d_logits_CV), weight_VH.shape[1])
+    for part, block in _widened(weight_VH, d_logits_CV.dtype):
+        out_CH.addmm_(d_logits_CV[:, part], block)
     return out_CH
 
 

@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from counterpoint.train.model.attention_plan import BLOCKED, AttentionPlan, Block, causal_plan
+from counterpoint.train.model.attention_plan import BLOCKED, AttentionPlan, Block, Sequences, causal_plan
 from counterpoint.train.model.precision import compute_dtype, on_cuda
 
 LEAN_ATTENTION = "counterpoint_lean"  # "flash" in the name would send transformers looking for a hub kernel
@@ -117,27 +117,31 @@ class _CpuAttention(torch.autograd.Function):
 
 
 class _CudaAttention(torch.autograd.Function):
-    """The same on torch's CUDA flash kernel, all segments in one call. Written to its schema, not yet run on a GPU."""
+    """The same on torch's CUDA flash kernel, all segments in one call or two. Written to its schema, not yet run on a
+    GPU."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, *inputs: Any) -> torch.Tensor:
         query_BHSD, key_BGSD, value_BGSD, sink_H, plan, scale = inputs
         rows, heads, tokens, size = query_BHSD.shape
         query, key, value = (_flat(part, part.dtype) for part in (query_BHSD, key_BGSD, value_BGSD))
-        seq = plan.sequences
-        if seq.key is not None:
-            key, value = key[seq.key], value[seq.key]
-        out_NHD, lse_HN, rng_state, unused, _ = torch.ops.aten._flash_attention_forward(
-            query, key, value, seq.query_starts, seq.key_starts, seq.longest_query, seq.longest_key, 0.0, True, False,
-            scale=scale, **_window(plan.window),
-        )  # fmt: skip
+        first, *others = plan.sequences
+        out_NHD, lse_HN, state = _flash(first, query, key, value, plan.window, scale)
         total_HN = torch.logaddexp(lse_HN, sink_H.float()[:, None])
         share_NH1 = torch.exp(lse_HN - total_HN).T[..., None].to(out_NHD.dtype)
         # The kernel's output has the query's layout, head by head: what follows would keep a copy in this order.
         out_BSHD = out_NHD.new_empty(rows, tokens, heads, size)
         torch.mul(out_NHD, share_NH1, out=out_BSHD.view(-1, heads, size))
+        for seq in others:
+            part_QHD, lse_HQ, _ = _flash(seq, query, key, value, plan.window, scale)
+            before_HQ = total_HN[:, seq.query]
+            after_HQ = torch.logaddexp(before_HQ, lse_HQ)
+            flat_NHD = out_BSHD.view(-1, heads, size)
+            merged_QHD = flat_NHD[seq.query] * torch.exp(before_HQ - after_HQ).T[..., None]
+            merged_QHD += part_QHD * torch.exp(lse_HQ - after_HQ).T[..., None]
+            flat_NHD[seq.query], total_HN[:, seq.query] = merged_QHD.to(flat_NHD.dtype), after_HQ
         context = cast(Any, ctx)
-        context.save_for_backward(query_BHSD, key_BGSD, value_BGSD, sink_H, out_BSHD, total_HN, rng_state, unused)
+        context.save_for_backward(query_BHSD, key_BGSD, value_BGSD, sink_H, out_BSHD, total_HN, *state)
         context.plan, context.scale = plan, scale
         return out_BSHD
 
@@ -145,23 +149,47 @@ class _CudaAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         context = cast(Any, ctx)
-        query_BHSD, key_BGSD, value_BGSD, sink_H, out_BSHD, lse_HN, rng_state, unused = context.saved_tensors
+        query_BHSD, key_BGSD, value_BGSD, sink_H, out_BSHD, lse_HN, *state = context.saved_tensors
         query, key, value = (_flat(part, part.dtype) for part in (query_BHSD, key_BGSD, value_BGSD))
         grad_NHD, out_NHD = grads[0].flatten(0, 1).contiguous(), out_BSHD.flatten(0, 1)
-        seq = context.plan.sequences
-        keys, values = (key, value) if seq.key is None else (key[seq.key], value[seq.key])
-        d_query, d_keys, d_values = torch.ops.aten._flash_attention_backward(
-            grad_NHD, query, keys, values, out_NHD, lse_HN, seq.query_starts, seq.key_starts, seq.longest_query,
-            seq.longest_key, 0.0, True, rng_state, unused, scale=context.scale, **_window(context.plan.window),
-        )  # fmt: skip
-        if seq.key is not None:
-            d_keys = torch.zeros_like(key, dtype=torch.float32).index_add_(0, seq.key, d_keys.float()).to(key.dtype)
-            d_values = torch.zeros_like(value, dtype=torch.float32).index_add_(0, seq.key, d_values.float())
+        window, single = _window(context.plan.window), len(context.plan.sequences) == 1
+        found: list[torch.Tensor | None] = [None, None, None]
+        for seq in context.plan.sequences:
+            queries = grad_NHD, query, out_NHD, lse_HN
+            if seq.query is not None:
+                queries = grad_NHD[seq.query], query[seq.query], out_NHD[seq.query], lse_HN[:, seq.query].contiguous()
+            keys, values = (key, value) if seq.key is None else (key[seq.key], value[seq.key])
+            parts = torch.ops.aten._flash_attention_backward(
+                queries[0], queries[1], keys, values, *queries[2:], seq.query_starts, seq.key_starts, seq.longest_query,
+                seq.longest_key, 0.0, seq.causal, *state, scale=context.scale, **window,
+            )  # fmt: skip
+            del keys, values
+            # Gradients add up in float32: of keys that several sequences have, and of the parts.
+            for n, (index, part) in enumerate(zip((seq.query, seq.key, seq.key), parts, strict=True)):
+                if index is None:
+                    found[n] = part if single else part.float()
+                else:
+                    like = (query, key, value)[n]
+                    whole = torch.zeros_like(like, dtype=torch.float32) if (held := found[n]) is None else held
+                    found[n] = whole.index_add_(0, index, part.float())
         d_sink = None
         if context.needs_input_grad[3]:
             d_sink = _sink_gradient(grad_NHD.float(), out_NHD.float(), lse_HN.T, sink_H)
-        like = [(d_query, query_BHSD), (d_keys, key_BGSD), (d_values, value_BGSD)]
-        return (*(_unflat(grad, as_) for grad, as_ in like), d_sink, None, None)
+        pairs = zip(found, (query_BHSD, key_BGSD, value_BGSD), strict=True)
+        return (*(_unflat(cast(torch.Tensor, grad), like) for grad, like in pairs), d_sink, None, None)
+
+
+def _flash(
+    seq: Sequences, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Output (Q, H, D) and log-sum-exp (H, Q) of a part, and the state of a dropout that there is not."""
+    query = query if seq.query is None else query[seq.query]
+    key, value = (key, value) if seq.key is None else (key[seq.key], value[seq.key])
+    out, lse, *state, _ = torch.ops.aten._flash_attention_forward(
+        query, key, value, seq.query_starts, seq.key_starts, seq.longest_query, seq.longest_key, 0.0, seq.causal, False,
+        scale=scale, **_window(window),
+    )  # fmt: skip
+    return out, lse, (state[0], state[1])
 
 
 def _forward_block(

@@ -46,13 +46,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Sequences:
-    """The same attention for kernels that take sequences of their own lengths, causal from the bottom right corner.
+    """The same attention, or a part of it, for kernels that take sequences of their own lengths.
 
-    Segments are the query sequences; key: flat indices (total,) of their keys, None where these are the tokens as
-    they are. starts: offsets of queries and keys, int32 on the device.
+    query, key: flat indices (total,) of all sequences' queries and keys, None where these are the tokens as they are.
+    starts: offsets of queries and keys, int32 on the device. causal: from the bottom right corner; else each query sees
+    all keys of its sequence.
     """
 
+    query: torch.Tensor | None
     key: torch.Tensor | None
+    causal: bool
     query_starts: torch.Tensor
     key_starts: torch.Tensor
     longest_query: int
@@ -83,7 +86,8 @@ class AttentionPlan:
         return list(_blocks(*self._arrays, self.window))
 
     @cached_property
-    def sequences(self) -> Sequences:
+    def sequences(self) -> list[Sequences]:
+        """Parts over disjoint keys; the first has all queries."""
         return _sequences(*self._arrays, self.window, self.subtree_end_BS.device)
 
     @cached_property
@@ -220,29 +224,78 @@ def _sliding_parts(position_BS: Int64, end_BS: Int64, window: int) -> list[_Part
     return [_Part(groups[size], tokens, (position_BS, end_BS), window) for size in sorted(groups)]
 
 
-def _sequences(position_BS: Int64, end_BS: Int64, window: int | None, device: torch.device) -> Sequences:
-    keys, queries_at, keys_at = [], [0], [0]
-    plain = True
+def _sequences(position_BS: Int64, end_BS: Int64, window: int | None, device: torch.device) -> list[Sequences]:
+    """Each segment with all that it sees; or each with itself, and then those of one parent together with their past,
+    where that gathers half the keys or less."""
+    own, whole = _Sequences(device), _Sequences(device)
+    past_of: dict[tuple[int, int], Int64] = {}
+    children: dict[tuple[int, int], list[Int64]] = {}
     for row, (position_S, end_S) in enumerate(zip(position_BS, end_BS, strict=True)):
-        for first, last in _segments(end_S):
+        offset = row * len(end_S)
+        for (first, last), parent in zip(*_family(end_S), strict=True):
             past = _ancestors(end_S, first)
             if window is not None:
                 past = past[position_S[first] - position_S[past] < window]
-            plain &= len(past) == 0
-            keys.append(np.concatenate([past, np.arange(first, last)]) + row * len(end_S))
-            queries_at.append(queries_at[-1] + last - first)
-            keys_at.append(keys_at[-1] + len(keys[-1]))
+            tokens = np.arange(first, last) + offset
+            own.add(tokens, tokens)
+            whole.add(tokens, np.concatenate([past + offset, tokens]))
+            if parent is not None:
+                past_of[row, parent] = past + offset
+                children.setdefault((row, parent), []).append(tokens)
+    shared = sum(map(len, past_of.values()))
+    if window is not None or 2 * (own.n_keys + shared) > whole.n_keys:
+        plain = whole.n_keys == own.n_keys
+        return [whole.done(None, plain=plain, causal=True)]
+    together = _Sequences(device)
+    for parent, parts in children.items():
+        together.add(np.concatenate(parts), past_of[parent])
+    return [own.done(None, plain=True, causal=True), together.done(together.queries, plain=False, causal=False)]
 
-    def on_device(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
 
-    return Sequences(
-        None if plain else torch.from_numpy(np.concatenate(keys)).to(device),
-        on_device(queries_at),
-        on_device(keys_at),
-        int(np.diff(queries_at).max()),
-        int(np.diff(keys_at).max()),
-    )
+class _Sequences:
+    """Collects sequences of queries and keys."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.queries, self.keys = device, list[Int64](), list[Int64]()
+
+    def add(self, query: Int64, key: Int64) -> None:
+        self.queries.append(query)
+        self.keys.append(key)
+
+    @property
+    def n_keys(self) -> int:
+        return sum(map(len, self.keys))
+
+    def done(self, queries: list[Int64] | None, *, plain: bool, causal: bool) -> Sequences:
+        """plain: keys are the tokens as they are."""
+        lengths = [np.array([0, *map(len, parts)], np.int32) for parts in (self.queries, self.keys)]
+        starts = (torch.from_numpy(np.cumsum(each, dtype=np.int32)).to(self.device) for each in lengths)
+        key = None if plain else torch.from_numpy(np.concatenate(self.keys)).to(self.device)
+        query = None if queries is None else torch.from_numpy(np.concatenate(queries)).to(self.device)
+        return Sequences(query, key, causal, *starts, *(int(each.max()) for each in lengths))
+
+
+def flash_sequences(position_S: Int64, end_S: Int64) -> tuple[int, int]:
+    """(sequences, keys of all of them) that a flash kernel is given for one row in layers without a window: what its
+    scratch memory depends on. As `_sequences` decides, but for this row alone."""
+    segments, parents = _family(end_S)
+    past = [int(position_S[first]) for first, _ in segments]
+    shared = sum({parent: n for parent, n in zip(parents, past, strict=True) if parent is not None}.values())
+    tokens, gathered = len(end_S), len(end_S) + sum(past)
+    if 2 * (tokens + shared) > gathered:
+        return len(segments), gathered
+    return len(segments), max(tokens, shared)  # one part after the other
+
+
+def _family(end_S: Int64) -> tuple[list[tuple[int, int]], list[int | None]]:
+    """Segments, and the number of each one's parent: what it sees is that segment and what that one sees."""
+    segments, parents, path = _segments(end_S), list[int | None](), list[int]()
+    for number, (first, _) in enumerate(segments):
+        while path and end_S[segments[path[-1]][0]] <= first:
+            path.pop()
+        parents.append(path[-1] if path else None)
+        path.append(number)
+    return segments, parents
 
 
 def _segments(end_S: Int64) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ inputs has one power of two, stored plus 127. The file's layout is (E, O, I / 2)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -26,8 +26,8 @@ _aten = torch.ops.aten
 class Mxfp4Tensor(torch.Tensor):
     """A frozen stack of matrices (E, I, O) in MXFP4, to be used as a parameter of transformers' experts.
 
-    It has the shape and type of the unpacked stack. `stack[e]` and `expert(e)` unpack one expert, `part(first, last)`
-    some and `dense()` all; any other operation unpacks all for itself, except writing, which is an error.
+    It has the shape and type of the unpacked stack. `stack[e]` and `expert(e)` unpack one expert, `some(experts)` a
+    few and `dense()` all; any other operation unpacks all for itself, except writing, which is an error.
     """
 
     blocks: torch.Tensor
@@ -51,13 +51,16 @@ class Mxfp4Tensor(torch.Tensor):
         """One expert's matrix (I, O) in `dtype` (None: this tensor's)."""
         return unpacked(self.blocks[index], self.scales[index], dtype or self.dtype).T
 
-    def part(self, first: int, last: int) -> torch.Tensor:
-        """The matrices (last - first, I, O) of some experts as a plain tensor."""
-        return unpacked(self.blocks[first:last], self.scales[first:last], self.dtype).transpose(-2, -1)
+    def some(self, experts: Sequence[int]) -> torch.Tensor:
+        """The matrices (len(experts), I, O) of experts in rising order as a plain tensor."""
+        which: Any = slice(experts[0], experts[-1] + 1)
+        if len(experts) != experts[-1] + 1 - experts[0]:  # else they need no copy
+            which = torch.tensor(experts, device=self.blocks.device)
+        return unpacked(self.blocks[which], self.scales[which], self.dtype).transpose(-2, -1)
 
     def dense(self) -> torch.Tensor:
         """All experts' matrices (E, I, O) as a plain tensor."""
-        return self.part(0, len(self.blocks))
+        return self.some(range(len(self.blocks)))
 
     @property
     def packed_bytes(self) -> int:

@@ -262,6 +262,8 @@ def test_grouped_form_equals_the_loop(monkeypatch, dtype, tolerance, adapters, w
 def test_grouped_form_unpacks_a_few_experts_at_a_time(monkeypatch, adapters, at_a_time):
     monkeypatch.setattr(expert_math, "UNPACKED_EXPERTS", at_a_time)  # of 6
     monkeypatch.setattr(Mxfp4Tensor, "dense", lambda self: pytest.fail("all experts unpacked"))
+    some, asked = Mxfp4Tensor.some, []
+    monkeypatch.setattr(Mxfp4Tensor, "some", lambda self, which: asked.append(list(which)) or some(self, which))
     torch.manual_seed(0)
     packed = [
         Mxfp4Tensor(
@@ -284,9 +286,39 @@ def test_grouped_form_unpacks_a_few_experts_at_a_time(monkeypatch, adapters, at_
         out, saved = expert_math.grouped_forward(x, weight, routing, base, up, down)
         saved = saved._replace(hidden_RJ=None)
         results.append((out, *expert_math.grouped_backward(dy, x, weight, routing, base, up, down, saved, True)))
+    # Twice forward, three times backward, and none for tokens that it does not get.
+    assert sorted(e for each in asked for e in each) == sorted(5 * [e for e, _, _ in routing.spans()])
+    assert all(len(each) <= at_a_time for each in asked)
     for unpacked, few in zip(*results, strict=True):
         assert (unpacked is None) == (few is None)
         assert unpacked is None or torch.allclose(few, unpacked, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_gpu_leaves_for_experts_without_rows_is_no_gradient(monkeypatch):
+    """As compute capability 10 does: products of two matrices by group leave memory as it was where a group is empty."""
+    grouped_mm = torch.nn.functional.grouped_mm
+
+    def leaving(a, b, *, offs):
+        out = grouped_mm(a, b, offs=offs)
+        if a.ndim == b.ndim == 2:
+            out[offs.diff(prepend=offs.new_zeros(1)) == 0] = torch.nan
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", leaving)
+    torch.manual_seed(0)
+    base = ExpertWeights(
+        torch.randn(5, 32, 32), torch.randn(5, 32), torch.randn(5, 16, 32), torch.randn(5, 32), 1.7, 7.0
+    )
+    up = Adapter(torch.randn(5, 32, 3), torch.randn(5, 3, 32), 1.5)
+    down = Adapter(torch.randn(5, 16, 3), torch.randn(5, 3, 32), 0.7)
+    x, dy, weight, index = torch.randn(9, 32), torch.randn(9, 32), torch.rand(9, 2), torch.tensor([[1, 3]] * 9)
+    routing = Routing.of(index, 5)
+    _, saved = expert_math.grouped_forward(x, weight, routing, base, up, down)
+    found = expert_math.grouped_backward(dy, x, weight, routing, base, up, down, saved, True)
+    for gradient in found[2:]:
+        assert gradient[[0, 2, 4]].abs().max() == 0
+        assert torch.isfinite(gradient).all()
+        assert (gradient[[1, 3]].flatten(1).norm(dim=1) > 0).all()
 
 
 def test_tokens_and_rows_are_matched(build_gptoss):

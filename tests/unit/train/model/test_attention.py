@@ -119,18 +119,40 @@ def test_blocks_and_sequences_hold_exactly_the_visible_pairs(rows, window):
             m, q, k = seen.nonzero(as_tuple=True)
             found.index_put_((query[m, q], key[m, k]), torch.ones(len(m), dtype=torch.int32), accumulate=True)
     assert torch.equal(found, allowed)
-    sequences, found = plan.sequences, torch.zeros_like(allowed)
-    keys = torch.arange(batch * tokens) if sequences.key is None else sequences.key
-    starts = zip(sequences.query_starts.tolist(), sequences.key_starts.tolist(), strict=True)
-    for (q0, k0), (q1, k1) in itertools.pairwise(starts):
-        assert q1 - q0 <= sequences.longest_query
-        assert k1 - k0 <= sequences.longest_key
-        behind = (k1 - k0) - (q1 - q0)
-        distance = torch.arange(q1 - q0)[:, None] + behind - torch.arange(k1 - k0)
-        seen = (distance >= 0) & (distance < (window or tokens * batch))
-        i, j = seen.nonzero(as_tuple=True)
-        found.index_put_((i + q0, keys[k0 + j]), torch.ones(len(i), dtype=torch.int32), accumulate=True)
+    found, every = torch.zeros_like(allowed), torch.arange(batch * tokens)
+    for part in plan.sequences:
+        queries, keys = (every if index is None else index for index in (part.query, part.key))
+        starts = zip(part.query_starts.tolist(), part.key_starts.tolist(), strict=True)
+        for (q0, k0), (q1, k1) in itertools.pairwise(starts):
+            assert q1 - q0 <= part.longest_query
+            assert k1 - k0 <= part.longest_key
+            behind = (k1 - k0) - (q1 - q0)
+            distance = torch.arange(q1 - q0)[:, None] + behind - torch.arange(k1 - k0)
+            seen = (distance >= 0) & (distance < (window or tokens * batch)) | torch.tensor(not part.causal)
+            i, j = seen.nonzero(as_tuple=True)
+            found.index_put_((queries[q0 + i], keys[k0 + j]), torch.ones(len(i), dtype=torch.int32), accumulate=True)
     assert torch.equal(found, allowed)
+
+
+def test_many_branches_of_one_trunk_read_it_once():
+    """400 branches of 20 tokens on a trunk of 2,000: a copy of the trunk for each would be 808,000 keys."""
+    trunk, branches, branch = 2000, 400, 20
+    tokens = trunk + branches * branch
+    end = [tokens] * trunk + [trunk + (n + 1) * branch for n in range(branches) for _ in range(branch)]
+    position = [*range(trunk), *(trunk + n for _ in range(branches) for n in range(branch))]
+    plan = AttentionPlan(torch.tensor([position]), torch.tensor([end]), None)
+    own, together = plan.sequences
+    assert own.key is None
+    assert len(own.query_starts) == branches + 2
+    assert together.key is not None
+    assert (len(together.key), together.query_starts.tolist()) == (trunk, [0, branches * branch])
+    assert not together.causal
+    arrays = plan._arrays
+    assert attention_plan.flash_sequences(arrays[0][0], arrays[1][0]) == (branches + 1, tokens)
+    windowed = AttentionPlan(torch.tensor([position]), torch.tensor([end]), 128).sequences
+    assert len(windowed) == 1
+    assert windowed[0].key is not None
+    assert len(windowed[0].key) == tokens + branches * 127
 
 
 @pytest.mark.parametrize("window", [None, WINDOW, 100])

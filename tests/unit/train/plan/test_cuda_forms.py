@@ -21,7 +21,7 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.schema import SftRun
-from counterpoint.train.adapters import expert_math
+from counterpoint.train.adapters import activation, expert_math
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.adapters.linear import AutocastLinear
@@ -70,7 +70,7 @@ class Live(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def meta_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (attention, expert_math, loss_module, norm):
+    for module in (activation, attention, expert_math, loss_module, norm):
         monkeypatch.setattr(module, "on_cuda", lambda tensor: tensor.is_meta)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *args: (9, 0))
     # Autocast knows no such device. Attention's adapters are in bfloat16 here, as it would have cast them.
