@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -68,10 +69,24 @@ class LoadedModel:
 
 
 def device_of(setting: str = "auto") -> torch.device:
-    """`auto` is CUDA where available. ModelError for `cuda` without one."""
+    """The device of this process: `auto` is its own GPU where there are any, by the launcher's LOCAL_RANK.
+
+    ModelError for `cuda` without a GPU, and for more processes than GPUs.
+    """
     if setting == "cuda" and not torch.cuda.is_available():
         raise ModelError("device: cuda was asked for and torch sees none: use `auto` or `cpu`")
-    return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+    if setting == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if int(rank) >= (count := torch.cuda.device_count()):
+        raise ModelError(
+            f"launch.processes: process {int(rank) + 1} of this machine has no GPU of its own, torch sees {count}: "
+            "start as many processes as there are GPUs"
+        )
+    # Always with an index: safetensors takes a bare `cuda` for the first GPU, in every process.
+    return torch.device("cuda", int(rank))
 
 
 def dtype_of(setting: str, device: torch.device) -> torch.dtype:

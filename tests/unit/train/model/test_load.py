@@ -90,6 +90,22 @@ def test_cuda_without_cuda_is_told(monkeypatch) -> None:
         device_of("cuda")
 
 
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a bare `cuda`: safetensors takes it for the first GPU, and all processes would fill that one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert device_of("auto") == torch.device("cuda:0")
+    assert device_of("cpu") == torch.device("cpu")
+    for rank in range(2):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert device_of("auto") == device_of("cuda") == torch.device("cuda", rank)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ModelError, match="process 3 of this machine has no GPU of its own, torch sees 2"):
+        device_of("auto")
+
+
 def test_pickled_weights_are_refused_and_never_read(checkpoint: Path) -> None:
     class Trap:
         def __reduce__(self):
