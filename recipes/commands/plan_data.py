@@ -52,7 +52,8 @@ def _supervised(run: SftRun) -> Work:
     data = build_training_rows(run.data.train, run.data, load_vocabulary_of(run.model))
     taken = min(run.train.batch_rows, len(data.rows))
     targets = sorted((len(row.target_id) for row in data.rows), reverse=True)[:taken]
-    batch = Batch(taken, max(len(row) for row in data.rows), sum(targets))
+    width = max(len(row) for row in data.rows)
+    batch = Batch(taken, width, sum(targets), *_most_sequences(data.rows, taken, width))
     vocabulary = load_vocabulary_of(run.model)
     held_out = [build_training_rows(sources, run.data, vocabulary) for sources in run.data.valid_sets.values()]
     widths = [len(row) for found in held_out for row in found.rows]
@@ -69,6 +70,19 @@ def _supervised(run: SftRun) -> Work:
     ]
     batch = _with_held_out(batch, widths, run.train.batch_rows)
     return Work(batch, steps, round(steps * step_rows * mean), tuple(lines), data.rows)
+
+
+def _most_sequences(rows: Sequence[TreeRow], taken: int, width: int) -> tuple[int, int]:
+    """Sequences and keys of the batch of `taken` rows for which a flash kernel takes most memory, with padding."""
+    from counterpoint.data.layout.collate import PADDING_RUN
+    from counterpoint.train.model.attention_plan import flash_sequences
+
+    found: list[tuple[int, int]] = []
+    for row in rows:
+        sequences, keys = flash_sequences(row.position, row.subtree_end)
+        found.append((sequences - (len(row) - width) // PADDING_RUN, keys + width - len(row)))
+    found.sort(key=lambda each: 128 * each[0] + each[1], reverse=True)
+    return sum(sequences for sequences, _ in found[:taken]), sum(keys for _, keys in found[:taken])
 
 
 def _pairs(run: DpoRun) -> Work:

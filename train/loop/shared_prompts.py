@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from counterpoint.data.layout.collate import padding
+
 IGNORED = -100
 
 
@@ -19,7 +21,8 @@ IGNORED = -100
 class SharedPrompts:
     """Tree rows of a batch of prompts and completions.
 
-    input_ids, position_ids, subtree_end (R, S): as of data/layout/tree.py, padding attends to itself only. labels
+    input_ids, position_ids, subtree_end (R, S): as of data/layout/tree.py, padding as of
+    data/layout/collate.py. labels
     (R, S): the token after each, IGNORED where it is not of a completion. index (B, C): where each completion token is
     predicted, flat in R x S; n_plain: tokens of the same batch laid out completion by completion.
     """
@@ -49,8 +52,7 @@ def share_prompts(input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor, c
     lengths = mask[:, -completion:].sum(1).tolist()
     widths = [len(prompt) - 1 + sum(1 + lengths[b] for b in members) for prompt, members in groups.items()]
     shape = len(groups), max(widths)
-    rows, position = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    end = torch.arange(1, shape[1] + 1).repeat(shape[0], 1)
+    rows, position, end = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
     labels = torch.full(shape, IGNORED)
     index = torch.zeros(len(ids), completion, dtype=torch.long)
     for r, (prompt, members) in enumerate(groups.items()):
@@ -67,6 +69,7 @@ def share_prompts(input_ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor, c
             labels[r, first : first + n] = own
             index[b, :n] = r * shape[1] + torch.arange(first, first + n)
             first += n + 1
+        position[r, first:], end[r, first:] = map(torch.from_numpy, padding(first, shape[1]))
     on = input_ids_BS.device
     tensors = (tensor.to(on) for tensor in (rows, position, end, labels, index))
     return SharedPrompts(*tensors, n_plain=input_ids_BS.numel())

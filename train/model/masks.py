@@ -3,7 +3,8 @@
 Legend: B rows, S tokens in a row (query first, key second where it appears twice).
 
 A row is a forest laid out in depth-first order. Token i attends to token j iff `j <= i < subtree_end[j]`; in sliding
-layers also `position[i] - position[j] < window`. Padding has `subtree_end = own index + 1` and attends to itself only.
+layers also `position[i] - position[j] < window`. Padding is
+trees of its own (data/layout/collate.py).
 """
 
 from __future__ import annotations

@@ -97,9 +97,7 @@ class Estimate:
         return SHORTEST_ROW * low
 
     def _with_width(self, width: int) -> Estimate:
-        share = width / self.batch.width
-        batch = Batch(self.batch.rows, width, max(1, round(self.batch.targets * share)))
-        return replace(self, batch=batch)
+        return replace(self, batch=_scaled(self.batch, width / self.batch.width, width=width))
 
     def _plan(self) -> Plan:
         model, train = self.run.model, self.run.train
@@ -135,11 +133,16 @@ class Estimate:
             before = getattr(run, section)
             run = run.model_copy(update={section: before.model_copy(update={name: value})})
             if key == "train.batch_rows":
-                share = value / batch.rows
-                batch = Batch(value, batch.width, max(1, round(batch.targets * share)))
+                batch = _scaled(batch, value / batch.rows, rows=value)
             elif key in ("data.max_tokens", "data.pack_tokens") and value < batch.width:
-                batch = Batch(batch.rows, value, max(1, round(batch.targets * value / batch.width)))
+                batch = _scaled(batch, value / batch.width, width=value)
         return Estimate.of(run, batch, self.device)
+
+
+def _scaled(batch: Batch, share: float, **sizes: int) -> Batch:
+    """`batch` with another size, and as much less of everything else."""
+    parts = {name: round(getattr(batch, name) * share) for name in ("targets", "sequences", "keys")}
+    return replace(batch, **sizes, **parts | {"targets": max(1, parts["targets"])})
 
 
 def changes_to_fit(estimate: Estimate, budget: float) -> list[Change] | None:

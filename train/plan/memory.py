@@ -28,11 +28,16 @@ WIDENED_ROWS = 8192
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass of one process: rows, tokens of the longest, and positions with a target over all rows."""
+    """One forward pass of one process: rows, tokens of the longest, and positions with a target over all rows.
+
+    sequences, keys: of all rows, as a flash kernel is given them (`flash_sequences`); 0 for plain rows.
+    """
 
     rows: int
     width: int
     targets: int
+    sequences: int = 0
+    keys: int = 0
 
     @property
     def tokens(self) -> int:
@@ -198,9 +203,16 @@ def _attention_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
     if not plan.lean_attention:
         return 2 * batch.rows * shape.heads * batch.width**2 * plan.itemsize
     if plan.device == "cuda":
-        return n * plan.itemsize * (5 * query + 4 * key)
+        return n * plan.itemsize * (5 * query + 4 * key) + flash_scratch(shape, batch, plan.itemsize)
     # Flat copies and one call's blocks with keys and values repeated for every head; gradients add up in float32.
     return n * (plan.wide * (9 * query + 2 * key) + 4 * (query + 2 * key))
+
+
+def flash_scratch(shape: Shape, batch: Batch, itemsize: int) -> int:
+    """What torch's flash kernel allocates for the backward pass of sequences of their own lengths: the gradient of
+    queries in float32, each sequence filled up by up to 128 rows, and those of keys and values for every query head."""
+    filled = batch.tokens + 128 * max(batch.sequences, batch.rows)
+    return shape.query_width * (4 * filled + 2 * itemsize * max(batch.keys, batch.tokens))
 
 
 def _last_norm(shape: Shape, batch: Batch, plan: Plan) -> int:

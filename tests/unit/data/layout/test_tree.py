@@ -11,7 +11,7 @@ from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import Example
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.layout.collate import Collator
+from counterpoint.data.layout.collate import Collator, padding
 from counterpoint.data.layout.pack import pack
 from counterpoint.data.layout.tree import TreeRow, forest_of, size_of_tree, tree_of, trees_of
 
@@ -102,8 +102,16 @@ def test_collator_pads_and_maps() -> None:
     long, short = tree_of([example_of([1, 2], [3, 4])]), tree_of([example_of([5], [6], "t")])
     batch = Collator(rows_of_ids=lambda ids: ids + 100, pad_row=7)([long, short])
     assert batch["input_ids"].tolist() == [[101, 102, 103, 104], [105, 106, 7, 7]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
-    assert batch["subtree_end"].tolist() == [[4, 4, 4, 4], [2, 2, 3, 4]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 0, 1]]
+    assert batch["subtree_end"].tolist() == [[4, 4, 4, 4], [2, 2, 4, 4]]
     assert batch["target_index"].tolist() == [1, 2, 4]
     assert batch["target_ids"].tolist() == [103, 104, 106]
     assert batch["row_sources"] == ["s#0", "t#0"]
+
+
+def test_padding_is_trees_of_128_tokens() -> None:
+    """One sequence a token would take a flash kernel's scratch memory 128 times, one in all the time of a whole row."""
+    position, end = padding(10, 300)
+    assert position.tolist() == [*range(128), *range(128), *range(34)]
+    assert end.tolist() == [138] * 128 + [266] * 128 + [300] * 34
+    assert [len(part) for part in padding(7, 7)] == [0, 0]

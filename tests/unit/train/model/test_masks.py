@@ -43,7 +43,7 @@ def test_rule_token_by_token(forest: tuple[list[int], list[int]]) -> None:
             assert masks["sliding_attention"][0, 0, i, j].item() == (seen and position[i] - position[j] < WINDOW)
 
 
-def test_padding_sees_itself_only() -> None:
+def test_a_tree_of_one_token_sees_itself_only() -> None:
     position = torch.tensor([[0, 1, 0, 0]])
     end = torch.tensor([[2, 2, 3, 4]])
     full = tree_masks(position, end, WINDOW, torch.float32)["full_attention"][0, 0]

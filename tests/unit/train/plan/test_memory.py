@@ -12,11 +12,13 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.configs.model_section import LoraSettings, SupervisedModelSettings
 from counterpoint.configs.schema import SftRun, SupervisedTrainSettings
+from counterpoint.data.layout.collate import padding
 from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.implementations import use_implementations
+from counterpoint.train.model.attention_plan import flash_sequences
 from counterpoint.train.plan.estimate import Estimate, changes_to_fit
-from counterpoint.train.plan.memory import Batch
+from counterpoint.train.plan.memory import Batch, flash_scratch
 from counterpoint.train.plan.trial_steps import allocated_peak
 
 TINY = {
@@ -209,3 +211,29 @@ def test_sharding_divides_what_is_held() -> None:
     eight = one.changed([("launch.processes", 8), ("launch.strategy", "fsdp2")])
     assert eight.memory.adapter == one.memory.adapter // 8
     assert one.memory.weights / 8 < eight.memory.weights < one.memory.weights / 3
+
+
+def test_the_scratch_memory_of_a_flash_kernel_is_counted() -> None:
+    """GiB of one layer of gpt-oss-20b. A sequence for each padding token took 15.1 for the padded row, a copy of the
+    trunk for each branch 70 for the last."""
+    shape = Estimate.of(released("gpt-oss-20b"), Batch(1, 8192, 8192), "cuda").shape
+
+    def gib(position: np.ndarray, end: np.ndarray) -> float:
+        sequences, keys = flash_sequences(position, end)
+        return flash_scratch(shape, Batch(1, len(end), 1, sequences, keys), 2) / 2**30
+
+    def plain(tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.arange(tokens), np.full(tokens, tokens)
+
+    assert gib(*plain(8192)) == pytest.approx(0.252, abs=1e-3)
+    assert gib(*plain(131_072)) == pytest.approx(4.0, abs=0.01)
+    short = [np.concatenate(parts) for parts in zip(plain(512), padding(512, 8192), strict=True)]
+    assert gib(*short) == pytest.approx(0.369, abs=1e-3)
+    trunk, branches, branch = 1792, 400, 16
+    end = [8192] * trunk + [trunk + (n + 1) * branch for n in range(branches) for _ in range(branch)]
+    position = [*range(trunk), *list(range(trunk, trunk + branch)) * branches]
+    assert gib(np.array(position), np.array(end)) == pytest.approx(1.033, abs=1e-3)
+    here = Estimate.of(released("gpt-oss-20b", train={"activation_checkpointing": True}), Batch(1, 8192, 64), "cuda")
+    there = Estimate.of(here.run, Batch(1, 8192, 64, 401, 400 * 8192), "cuda")
+    added = flash_scratch(shape, there.batch, 2)
+    assert there.memory.total - here.memory.total > 0.9 * added > 40 * 2**30
