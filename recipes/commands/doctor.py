@@ -13,11 +13,13 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+from counterpoint.recipes.commands.allocator import GROWING, set_otherwise
 
 Status = Literal["ok", "note", "FAIL"]
 GIB = 1 << 30
@@ -118,6 +120,15 @@ def devices(wanted: str) -> Iterator[Finding]:
         text = f"{about.name}, {about.total_memory / GIB:.0f} GiB, compute capability {about.major}.{about.minor}"
         old = "too old for the fused paths: set model.attention and model.experts to reference"
         yield Finding("devices", "note" if about.major < 8 else "ok", text, old if about.major < 8 else "")
+    yield allocator()
+
+
+def allocator(environment: Mapping[str, str] = os.environ) -> Finding:
+    """Whether torch's CUDA allocator will grow its segments in `counterpoint train`."""
+    other = set_otherwise(environment)
+    if other is None:
+        return Finding("devices", "ok", f"the allocator grows its segments ({GROWING})")
+    return Finding("devices", "note", other, f"add {GROWING} to it, or unset it: changing lengths would leave gaps")
 
 
 def vocabulary() -> Iterator[Finding]:

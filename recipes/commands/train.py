@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import ConfigError
+from counterpoint.recipes.commands.allocator import grow_segments
 
 NEWEST, AUTO = "newest", "auto"
 _RECIPES = {name: f"counterpoint.recipes.{name}" for name in ("sft", "dpo", "grpo", "distill")}
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     of_run_folder = False
     if resume not in (None, NEWEST, AUTO) and _is_setting(resume):
         settings_given, resume = [*settings_given, resume], NEWEST
+    grow_segments()
     if resume not in (None, NEWEST, AUTO) and (config is None or _is_setting(config)):
         settings_given = [*([config] if config else []), *settings_given]
         config, of_run_folder = str(_config_of_run(Path(resume))), True

@@ -1,12 +1,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import LaunchSettings
 from counterpoint.recipes.commands import train
+from counterpoint.recipes.commands.allocator import grow_segments
+from counterpoint.recipes.commands.doctor import allocator
 from counterpoint.recipes.commands.launch import check_launched, is_launched, launch_command, launch_environment
 
 NODE = {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1234"}
@@ -80,7 +83,6 @@ def test_each_process_runs_the_command_as_one_of_the_run(tmp_path: Path) -> None
 def test_train_becomes_the_launcher_only_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     import argparse
     import os
-    from types import SimpleNamespace
 
     calls: list[tuple[str, list[str]]] = []
     monkeypatch.setattr(os, "execve", lambda path, command, environment: calls.append((path, command)))
@@ -103,6 +105,32 @@ def test_train_becomes_the_launcher_only_for_several_processes(monkeypatch: pyte
     monkeypatch.setenv("LOCAL_RANK", "0")
     run("launch.processes=2")
     assert len(calls) == 1
+
+
+def test_the_allocator_grows_its_segments_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import argparse
+
+    environment: dict[str, str] = {}
+    grow_segments(environment)
+    assert environment == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        environment = {name: "max_split_size_mb:64"}
+        grow_segments(environment)
+        assert environment == {name: "max_split_size_mb:64"}
+        assert allocator(environment).status == "note"
+        assert "add expandable_segments:True to it" in allocator(environment).fix
+    assert allocator({}).status == allocator({"PYTORCH_ALLOC_CONF": "expandable_segments:True"}).status == "ok"
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    began: dict[str, str] = {}
+    monkeypatch.setattr("os.execve", lambda path, command, environment: began.update(environment))
+    monkeypatch.setattr(train, "import_module", lambda name: SimpleNamespace(run=lambda settings, **given: 0))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    settings = ["launch.processes=2"]
+    assert train.run(argparse.Namespace(config="quickstart", settings=settings, resume=None, overwrite=False)) == 0
+    assert began["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def test_a_launcher_that_shards_otherwise_than_the_run_file_is_refused() -> None:
