@@ -98,6 +98,30 @@ def test_the_fused_forward_pass_computes_the_same(dtype):
         assert torch.equal(fused, plain)
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_cuda_form_gives_the_gradients_of_the_norm(monkeypatch, trained):
+    """The backward kernel is CUDA's alone; its definition stands in, called with what it would be called with."""
+
+    def kernel(grad, x, shape, rstd, weight, mask):
+        assert grad.is_contiguous()
+        assert (list(shape), rstd.shape, rstd.dtype) == ([HIDDEN], (*x.shape[:-1], 1), torch.float32)
+        normed, wide = x.float() * rstd, grad.float()
+        inner = wide * weight.float()
+        d_x = (inner - normed * (inner * normed).mean(-1, keepdim=True)) * rstd
+        d_weight = (wide * normed).flatten(0, -2).sum(0).to(weight.dtype) if mask[1] else None
+        return d_x.to(x.dtype) if mask[0] else None, d_weight
+
+    monkeypatch.setattr(norm, "on_cuda", lambda tensor: True)
+    monkeypatch.setattr(torch.ops.aten, "_fused_rms_norm_backward", kernel)
+    theirs, ours = norms(torch.bfloat16)
+    ours = results(ours, torch.bfloat16, trained)
+    exact = results(theirs.double(), torch.float64, trained)
+    assert len(ours) == len(exact) == 2 + trained
+    for mine, true in zip(ours, exact, strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine.double() - true).norm() < 6e-3 * true.norm()
+
+
 def test_a_model_changes_its_norms_and_back(build_gptoss):
     model = build_gptoss()
     names = list(model.state_dict())
