@@ -310,8 +310,10 @@ class ReadSettings(RenderSettings, ConversionSettings):
     max_tokens: Count = 8192
     """Longest conversation, in tokens of its layout; of a pair, the longer side with its prompt."""
 
-    too_long: Literal["drop", "error"] = "drop"
-    """Longer ones: left out and counted, or the run stops before it starts."""
+    too_long: Literal["drop", "cut", "error"] = "drop"
+    """Longer ones: left out and counted (under `train_on: turns` only the actions whose history is too long), ended
+    behind the last turn that fits (`cut`, for `train_on: assistant` and `last_turn`), or the run stops before it
+    starts."""
 
     shuffle: bool = True
     """Draw a new order of rows for every epoch from the seed."""
@@ -345,6 +347,11 @@ class DataSettings(ReadSettings):
             )
         if self.train_on == "final" and not self.weights.final:
             raise ValueError("`train_on: final` with `weights.final: 0` trains nothing: change one of them")
+        if self.too_long == "cut" and self.train_on not in ("assistant", "last_turn"):
+            raise ValueError(
+                f"`too_long: cut` with `train_on: {self.train_on}` would change nothing, since each action is an "
+                "example of its own, and those that fit are trained: leave it out"
+            )
         return self
 
 
@@ -353,6 +360,8 @@ class PairSettings(ReadSettings):
 
     @model_validator(mode="after")
     def _checks(self) -> PairSettings:
+        if self.too_long == "cut":
+            raise ValueError("`too_long: cut` ends conversations early, and a pair is compared whole: use `drop`")
         parts = {name: getattr(self.weights, name) for name in type(self.weights).model_fields}
         if shared := [name for name, weight in parts.items() if weight not in (0, 1)]:
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from counterpoint.configs.base import Count, CountOrZero, Positive, Settings, Text, Unique
+from counterpoint.configs.base import BelowOne, Count, CountOrZero, Positive, Settings, Text, Unique
 
 Implementation = Literal["lean", "reference"]
 EMBEDDED_MODEL = "tiny"
@@ -96,6 +96,14 @@ class LoraSettings(Settings):
     rslora: bool = False
     """Scale by alpha / sqrt(rank) in place of alpha / rank."""
 
+    dropout: BelowOne = 0.0
+    """Share of the inputs of the adapters on attention that is dropped in training (`recipe: sft`). PEFT has none for
+    experts and router, whose adapters must then be off."""
+
+    dora: bool = False
+    """DoRA: attention's adapters also learn the length of every output's weights. PEFT has none for experts and
+    router, whose adapters must then be off, and vLLM serves it merged only."""
+
     @property
     def one_scale(self) -> bool:
         """Whether experts and attention share their scale, which is all that vLLM before 0.32 reads."""
@@ -108,4 +116,10 @@ class LoraSettings(Settings):
             raise ValueError("it is enabled with no target: set attention, experts or router to true, or enabled false")
         if self.enabled and self.layers == ():
             raise ValueError("`layers` is empty, so nothing would be trained: name layers, or write null for all")
+        for name in ("dropout", "dora"):
+            if self.enabled and getattr(self, name) and (self.experts or self.router):
+                raise ValueError(
+                    f"`{name}` is for adapters on attention alone, since PEFT has none for those on experts and "
+                    "router: set `experts: false` and `router: false`, or leave it out"
+                )
         return self

@@ -52,9 +52,11 @@ from counterpoint.configs.rl_section import (
     TeacherSettings,
     ToolSettings,
 )
+from counterpoint.configs.section_checks import check_no_dropout, check_sections
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.train_section import (
     LaunchSettings,
+    RateSettings,
     StopSettings,
     SupervisedTrainSettings,
     TrackingSettings,
@@ -84,6 +86,7 @@ __all__ = [
     "PairSettings",
     "PromptSettings",
     "QuestionSettings",
+    "RateSettings",
     "ReadSettings",
     "RenderSettings",
     "RewardSettings",
@@ -116,34 +119,6 @@ def _check_name(value: str) -> str:
     if "/" in value or "\\" in value or value.startswith(".") or not value.isprintable():
         raise ValueError("it names a folder inside `output`: write it without slashes, and not with a dot in front")
     return value
-
-
-def _check_sharded(run: SftRun | DpoRun) -> None:
-    if run.launch.strategy != "fsdp2":
-        return
-    if run.train.optimizer == "adamw_8bit":
-        raise ValueError(
-            "`launch.strategy: fsdp2` leaves parts of tensors, which `train.optimizer: adamw_8bit` of bitsandbytes "
-            "cannot update: use `adamw_torch_8bit` or `adamw`"
-        )
-    if run.model.base == "mxfp4" and run.model.experts == "reference":
-        raise ValueError(
-            "`launch.strategy: fsdp2` shards `model.base: mxfp4` under the lean experts only: use `model.experts: lean`"
-        )
-    if run.train.keep_best is not None and not run.lora.enabled:
-        raise ValueError(
-            "`launch.strategy: fsdp2` without adapters keeps checkpoints in shards, of which `train.keep_best` makes "
-            "no result: leave it out"
-        )
-
-
-def _check_recomputed(run: SftRun | DpoRun | GrpoRun) -> None:
-    if run.train.activation_checkpointing != "experts":
-        return
-    if run.model.experts == "reference" or not run.lora.enabled:
-        raise ValueError(
-            "`train.activation_checkpointing: experts` is a part of the lean experts under an adapter: use `true`"
-        )
 
 
 class RunSettings(Settings):
@@ -191,12 +166,7 @@ class SftRun(RunSettings):
 
     @model_validator(mode="after")
     def _checks(self) -> SftRun:
-        if self.model.base == "mxfp4" and not self.lora.enabled:
-            raise ValueError(
-                "`model.base: mxfp4` is frozen, and `lora.enabled: false` trains it: use `model.base: bf16`"
-            )
-        _check_sharded(self)
-        _check_recomputed(self)
+        check_sections(self.model, self.lora, self.train, self.launch)
         check_figures(self.train, self.eval.every, held_out_figures(self.data.valid_sets, "loss"))
         return self
 
@@ -232,8 +202,8 @@ class DpoRun(RunSettings):
     def _checks(self) -> DpoRun:
         if self.dpo.losses == ("kto",) and self.train.batch_rows < 2:
             raise ValueError("`dpo.losses: kto` compares the rows of a batch: set `train.batch_rows` to 2 or more")
-        _check_sharded(self)
-        _check_recomputed(self)
+        check_sections(self.model, self.lora, self.train, self.launch)
+        check_no_dropout(self.lora, self.recipe)
         kinds = ("loss",) if self.dpo.rated else ("loss", "accuracy", "margin")
         check_figures(self.train, self.eval.every, held_out_figures(self.data.valid_sets, *kinds))
         return self
@@ -294,7 +264,8 @@ class GrpoRun(RunSettings):
             raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
         if self.rollout.engine != "transformers":
             self._check_engine()
-        _check_recomputed(self)
+        check_sections(self.model, self.lora, self.train, self.launch)
+        check_no_dropout(self.lora, self.recipe)
         held_out = ("valid_reward", "valid_channel_correct") if self.data.valid else ()
         check_figures(self.train, self.eval.every, held_out)
         return self
@@ -318,6 +289,8 @@ class GrpoRun(RunSettings):
             raise ValueError(f"{where} cannot load a base that is random: set `model.init: pretrained`, or {merged}")
         if not lora.enabled:
             raise ValueError(f"{where} with `rollout.weights: adapter` needs `lora.enabled: true`; else {merged}")
+        if lora.dora:
+            raise ValueError(f"{where}: vLLM serves no DoRA adapters: set `lora.dora: false`, or {merged}")
 
 
 class DistillRun(RunSettings):

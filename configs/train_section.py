@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from counterpoint.configs.base import (
+    BelowOne,
     Count,
     CountOrZero,
     Device,
@@ -18,6 +19,8 @@ from counterpoint.configs.base import (
     Text,
     Unique,
 )
+
+ModelPart = Literal["attention", "experts", "router", "embeddings", "head", "norms"]
 
 
 class StopSettings(Settings):
@@ -31,6 +34,31 @@ class StopSettings(Settings):
 
     least: NotNegative = 0.0
     """What counts as better: by more than this."""
+
+
+class RateSettings(Settings):
+    """Factors of the learning rate for what trains; a weight that two of them name has both."""
+
+    lora_b: Positive = 1.0
+    """Of the matrices B of all adapters, which begin at 0 (LoRA+: 16 is what its authors recommend)."""
+
+    attention: Positive = 1.0
+    """Of attention: its adapters, or its weights and sinks in full fine-tuning."""
+
+    experts: Positive = 1.0
+    """Of the experts: their adapters, or their weights."""
+
+    router: Positive = 1.0
+    """Of the router: its adapters, or its weights."""
+
+    embeddings: Positive = 1.0
+    """Of the input embeddings, where they train."""
+
+    head: Positive = 1.0
+    """Of the output embeddings, where they train."""
+
+    norms: Positive = 1.0
+    """Of the norms, which train in full fine-tuning."""
 
 
 class TrainSettings(Settings):
@@ -51,9 +79,18 @@ class TrainSettings(Settings):
     learning_rate: Positive = 2e-4
     """Highest learning rate of the schedule."""
 
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the learning rate after warm-up: `cosine` and `linear` fall towards 0, which they would reach one step
-    after the last."""
+    rates: RateSettings = RateSettings()
+    """Factors of the learning rate, by what trains."""
+
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Course of the learning rate after warm-up: `cosine` and `linear` fall, `wsd` (warm-up, stable, decay) stays up
+    and falls in a straight line over the last steps. They would reach `min_rate` one step after the last."""
+
+    min_rate: BelowOne = 0.0
+    """Share of the learning rate to which `cosine`, `linear` and `wsd` fall. `wsd` also begins its warm-up there."""
+
+    decay_ratio: Share | None = None
+    """Share of the steps, at the end, in which `wsd` falls; null takes 0.1."""
 
     warmup_ratio: Share = 0.03
     """Share of the steps in which the learning rate rises from 0. Not used where `warmup_steps` is given."""
@@ -64,6 +101,12 @@ class TrainSettings(Settings):
     weight_decay: NotNegative = 0.0
     """Decay of AdamW on matrices (not on biases, norms, and sinks)."""
 
+    adam_betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    """How slowly AdamW's means of the gradient and of its square change."""
+
+    adam_epsilon: Positive = 1e-8
+    """What AdamW adds to the root of the mean square, by which it divides."""
+
     max_grad_norm: NotNegative = 1.0
     """Gradients whose norm is larger are scaled down to it; 0 clips none."""
 
@@ -73,6 +116,12 @@ class TrainSettings(Settings):
     activation_checkpointing: bool | Literal["experts"] = False
     """Compute activations again in the backward pass: `true` those of whole layers (counted for LoRA on 20b: two fifths
     more operations), `experts` the widest only, which are half of them (a fifth more; LoRA on lean experts)."""
+
+    frozen: Annotated[tuple[ModelPart, ...], Unique, OneOrMany] = ()
+    """Parts of the model that full fine-tuning leaves as they are, in all layers (biases and sinks with their part)."""
+
+    frozen_layers: Annotated[tuple[CountOrZero, ...], Unique, OneOrMany] = ()
+    """Layers that full fine-tuning leaves as they are, counted from 0."""
 
     router_aux_loss_coef: NotNegative = 0.0
     """Weight of the router's load-balancing loss. The released configuration has 0.9, which swamps the loss."""
@@ -108,6 +157,16 @@ class TrainSettings(Settings):
     threads: Count | None = None
     """CPU threads of torch; null keeps torch's default."""
 
+    @model_validator(mode="after")
+    def _checks(self) -> TrainSettings:
+        if self.min_rate and self.schedule == "constant":
+            raise ValueError("`min_rate` is where a rate falls to, and `schedule: constant` falls nowhere: use another")
+        if self.decay_ratio is not None and self.schedule != "wsd":
+            raise ValueError(f"`decay_ratio` belongs to `schedule: wsd`, and it is {self.schedule}: leave it out")
+        if set(self.frozen) == set(get_args(ModelPart)):
+            raise ValueError("`frozen` names every part, so nothing would be trained: leave one out")
+        return self
+
 
 class SupervisedTrainSettings(TrainSettings):
     """The loop, and what happens when the loss jumps."""
@@ -118,6 +177,10 @@ class SupervisedTrainSettings(TrainSettings):
 
     spike_factor: Annotated[float, Field(gt=1)] = 4.0
     """A loss above this multiple of its recent mean is a spike."""
+
+    neftune_alpha: Positive | None = None
+    """Noise on the input embeddings in training (NEFTune; its authors use 5 to 15): uniform, up to alpha over the root
+    of the row's tokens times the hidden size. null adds none."""
 
 
 class TrackingSettings(Settings):

@@ -17,6 +17,7 @@ from counterpoint.configs.user_code import resume_command
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.attach import attach_lora, attachment_table
 from counterpoint.train.adapters.implementations import use_implementations
+from counterpoint.train.adapters.parts import freeze
 from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.checkpoints.start import check_adapter_base, put_start
@@ -84,6 +85,8 @@ def load_trainable(settings: TrainingRun, revision: str | None = None) -> Loaded
         loaded = put_start(loaded, settings.model, trainable=True)
     elif settings.lora.enabled:
         loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
+    else:
+        freeze(loaded.model, settings.train)
     use_implementations(loaded.model, settings.model, settings.train.activation_checkpointing == "experts")
     return loaded
 

@@ -16,6 +16,7 @@ from counterpoint.data.conversation import Conversation, Preference, Tool
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import training_lines
 from counterpoint.data.formats.read import converted_rows, weighted_rows
+from counterpoint.data.harmony.cut import cut_to_fit
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import Example
 from counterpoint.data.harmony.vocabulary import Vocabulary
@@ -58,15 +59,17 @@ def render_sources(
     report: RowCounter,
     *,
     max_tokens: int | None = None,
+    cut: bool = False,
     on_bad: OnBad | None = None,
 ) -> Iterator[Rendered]:
     """Every usable row in order, rendered; bad rows go to the report and to `on_bad`. Memory stays flat.
 
-    Examples longer than `max_tokens` are left out and counted in the report.
+    Examples longer than `max_tokens` are left out and counted in the report; cut: a conversation of one such example
+    first ends behind the last turn that fits.
     """
     for row, format, times in weighted_rows(specs):
         converted = converted_rows(row, format, times, options)
-        yield from render_rows(converted, renderer, report, max_tokens=max_tokens, on_bad=on_bad, raw=row.raw)
+        yield from render_rows(converted, renderer, report, max_tokens=max_tokens, cut=cut, on_bad=on_bad, raw=row.raw)
 
 
 def render_rows(
@@ -75,6 +78,7 @@ def render_rows(
     report: RowCounter,
     *,
     max_tokens: int | None = None,
+    cut: bool = False,
     on_bad: OnBad | None = None,
     raw: bytes = b"",
 ) -> Iterator[Rendered]:
@@ -89,6 +93,9 @@ def render_rows(
             continue
         try:
             examples, too_long = renderer.examples_within(item, max_tokens)
+            if cut and too_long and max_tokens and (shorter := cut_to_fit(item, renderer, max_tokens)):
+                item = shorter
+                examples, too_long = renderer.examples_within(item, max_tokens)
             effort = renderer.effort_of(item)
         except RowError as error:
             _quarantine(BadRow(item.source, error.kind, error.field, error.what, error.fix, raw), report, on_bad)
@@ -152,7 +159,9 @@ def _rows_of_examples(
         if is_prepared(spec.path):
             yield from prepared_rows(spec, data, renderer, report, data.max_tokens)
             continue
-        rendered = render_sources([spec], data, renderer, report, max_tokens=data.max_tokens, on_bad=on_bad)
+        rendered = render_sources(
+            [spec], data, renderer, report, max_tokens=data.max_tokens, cut=data.too_long == "cut", on_bad=on_bad
+        )
         yield from (item.examples for item in rendered)
 
 

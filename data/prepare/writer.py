@@ -36,6 +36,7 @@ from counterpoint.data.prepare.statistics_page import statistics_page
 from counterpoint.data.prepared import cache
 from counterpoint.data.prepared.files import ArrowFolder, arrow_batch, json_lines
 from counterpoint.data.prepared.location import LINES, PAGE, STATISTICS, Output, Place
+from counterpoint.data.prepared.source import TOO_LONG
 from counterpoint.data.rows.row import AnyRow, BadRow
 
 Numbered = tuple[int, AnyRow, str, int]
@@ -48,11 +49,13 @@ _BATCH_TOKENS = 250_000
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How rows become examples. kept_ids: of a restricted vocabulary (the embedded tiny model's), else None."""
+    """How rows become examples. cut: `data.too_long` is `cut`. kept_ids: of a restricted vocabulary (the embedded tiny
+    model's), else None."""
 
     options: ConversionSettings = field(default_factory=ConversionSettings)
     render: RenderSettings = field(default_factory=RenderSettings)
     max_tokens: int | None = None
+    cut: bool = False
     kept_ids: tuple[int, ...] | None = None
     output: Output = "arrow"
 
@@ -68,7 +71,7 @@ class Job:
         """Everything that determines the result in addition to data and vocabulary, by dotted name."""
         sources = [[spec.path, spec.format, spec.weight, spec.rows, *_mapping(spec)] for spec in specs]
         rest = {"data.max_tokens": self.max_tokens, "output": self.output, "sources": sources}
-        return cache.settings_of(self.render, self.options) | rest
+        return cache.settings_of(self.render, self.options) | rest | ({TOO_LONG: "cut"} if self.cut else {})
 
 
 def _mapping(spec: SourceSettings) -> list[dict[str, Any]]:
@@ -235,6 +238,7 @@ class _Worker:
                 self.renderer,
                 chunk.report,
                 max_tokens=self.job.max_tokens,
+                cut=self.job.cut,
                 on_bad=chunk.bad.append,
                 raw=row.raw,
             )

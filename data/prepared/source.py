@@ -17,6 +17,9 @@ from counterpoint.data.prepared import cache
 from counterpoint.data.prepared.cache import MANIFEST, Manifest
 from counterpoint.data.prepared.files import examples_of, read_batches
 
+TOO_LONG = "data.too_long"
+"""In the settings of a manifest where conversations were cut."""
+
 
 def is_prepared(path: str) -> bool:
     """Whether `path` is a folder that `counterpoint prepare` wrote."""
@@ -92,6 +95,11 @@ def _check(path: str, manifest: Manifest, options: ConversionSettings, renderer:
         keep = f", or set data.serving: {FIRST_FORM} to train what it holds" if made_from.renderer == 1 else ""
         raise DataError(f"{path}: was prepared by another version of the renderer: {again}{keep}")
     limit = made_from.settings.get("data.max_tokens")
+    cuts, was_cut = getattr(options, "too_long", "drop") == "cut", made_from.settings.get(TOO_LONG) == "cut"
+    if cuts != was_cut or (cuts and limit != max_tokens):
+        how = f"with data.too_long: cut at {limit} tokens" if was_cut else "without data.too_long: cut"
+        now = f"cut at {max_tokens}" if cuts else "not cut"
+        raise DataError(f"{path}: was prepared {how}, and the run's are {now}: {again}")
     if limit is not None and limit < max_tokens and manifest.report.get("too_long"):
         raise DataError(
             f"{path}: examples of more than {limit} tokens were left out, but data.max_tokens is {max_tokens}: {again}"

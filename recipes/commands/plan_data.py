@@ -65,7 +65,9 @@ def _supervised(run: SftRun) -> Work:
         *data.lines(),
         f"{_counted(len(data.rows), 'row')} of {mean:,.0f} tokens (the longest {batch.width:,}), {step_rows} a step: "
         f"{_counted(steps, 'step')}, {passes:.3g} passes",
-        f"{cut:,} examples longer than data.max_tokens ({run.data.max_tokens:,}) left out" if cut else "no row is cut",
+        f"{cut:,} examples longer than data.max_tokens ({run.data.max_tokens:,}) left out"
+        if cut
+        else "no row is longer",
         *_held_out(run, widths, "row", steps),
     ]
     batch = _with_held_out(batch, widths, run.train.batch_rows)

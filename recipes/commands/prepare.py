@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         options=data,
         render=data,
         max_tokens=limit,
+        cut=data.too_long == "cut",
         kept_ids=_kept_ids(args.config),
         output="jsonl" if out.suffix == ".jsonl" else "arrow",
     )

@@ -94,6 +94,8 @@ def _tell(facts: list[str]) -> None:
 def _explained(
     items: Iterator[Item], renderer: Renderer, data: DataSettings, args: argparse.Namespace
 ) -> Iterator[Explained | BadRow]:
+    from counterpoint.data.conversation import Conversation
+    from counterpoint.data.harmony.cut import cut_to_fit
     from counterpoint.data.rows.row import BadRow
     from counterpoint.data.show.explain import explain
     from counterpoint.data.show.terminal import MAX_TURNS
@@ -108,6 +110,9 @@ def _explained(
             yield item
             continue
         try:
+            if data.too_long == "cut" and isinstance(item, Conversation):
+                too_long = renderer.examples_within(item, data.max_tokens)[1]
+                item = (too_long and cut_to_fit(item, renderer, data.max_tokens)) or item
             yield explain(item, renderer, effort=args.effort, max_tokens=data.max_tokens, turns=turns)
         except RowError as error:
             yield BadRow(item.source, error.kind, error.field, error.what, error.fix)

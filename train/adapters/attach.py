@@ -124,11 +124,13 @@ def lora_of(folder: str | Path) -> LoraSettings:
             expert_alpha=expert_alpha if experts and not math.isclose(expert_alpha, alpha * ratio) else None,
             layers=None if layers is None else tuple([layers] if isinstance(layers, int) else layers),
             rslora=bool(config.use_rslora),
+            dropout=config.lora_dropout,
+            dora=bool(config.use_dora),
         )
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(f"{folder}: no LoRA adapter of PEFT ({reason}): give the folder of one") from error
-    further = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if getattr(config, name)]
+    further = [name for name in ("modules_to_save", "trainable_token_indices") if getattr(config, name)]
     if config.bias != "none":
         further.append("bias")
     if further:
@@ -242,8 +244,9 @@ def lora_parts(model: torch.nn.Module) -> Iterator[tuple[str, int, LoraLayer]]:
 
 
 def lora_weights(module: LoraLayer) -> list[torch.nn.Parameter]:
-    """A and B of the active adapters of one PEFT module."""
-    parts = [part[a] for a in module.active_adapters for part in (module.lora_A, module.lora_B) if a in part]
+    """A, B and DoRA's lengths of the active adapters of one PEFT module."""
+    kinds = (module.lora_A, module.lora_B, module.lora_magnitude_vector)
+    parts = [part[a] for a in module.active_adapters for part in kinds if a in part]
     return [cast(torch.nn.Parameter, part.weight) for part in parts]
 
 
@@ -271,7 +274,8 @@ def _lora_config(lora: LoraSettings, layers: list[int] | None, wanted: list[str]
         if GATE_UP in wanted and expert_alpha != lora.alpha
         else {},
         use_rslora=lora.rslora,
-        lora_dropout=0.0,
+        use_dora=lora.dora,
+        lora_dropout=lora.dropout,
         task_type="CAUSAL_LM",
     )
     config._register_custom_module(cast(Any, CUSTOM_MODULES))

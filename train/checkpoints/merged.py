@@ -29,6 +29,9 @@ def merged_state(model: Any) -> dict[str, torch.Tensor]:
             part: Any = module
             target = f"{_plain(name)}.{getattr(part, 'parameter_name', None) or 'weight'}"
             for adapter in part.active_adapters:
+                if adapter in part.lora_variant:  # DoRA changes the length of the whole weight
+                    state[target] = part.lora_variant[adapter].merge_safe(part, adapter, state[target].clone())
+                    continue
                 delta = part.get_delta_weight(adapter)
                 state[target] = state[target] + delta.to(state[target].dtype)
     return state

@@ -56,7 +56,16 @@ STEERING_SETTINGS = (
     "tools",
     "train",
 )
-FIXED_SETTINGS = ("data.shuffle", "grpo.group", "grpo.efforts", "grpo.iterations", "train.optimizer")
+FIXED_SETTINGS = (
+    "data.shuffle",
+    "grpo.group",
+    "grpo.efforts",
+    "grpo.iterations",
+    "train.frozen",
+    "train.frozen_layers",
+    "train.optimizer",
+    "train.rates",
+)
 """Of `STEERING_SETTINGS`, those that stay as they were."""
 
 

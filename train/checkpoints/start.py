@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings
-from counterpoint.configs.schema import Run, TrainingRun
+from counterpoint.configs.schema import Run, SftRun, TrainingRun
 from counterpoint.train.adapters.attach import load_lora, lora_of
 from counterpoint.train.checkpoints.find import CHECKPOINTS, RESULTS, RUN_FILE, find_checkpoint
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE
@@ -27,7 +27,9 @@ def with_start(run: R) -> R:
     model = start_of(run.model)
     values: dict[str, Any] = {"model": model}
     if isinstance(run, TrainingRun) and model.adapter is not None:
-        values["lora"] = _as_of_adapter(run.lora, model.adapter)
+        lora = _as_of_adapter(run.lora, model.adapter)
+        # Only supervised training drops out.
+        values["lora"] = lora if isinstance(run, SftRun) else lora.model_copy(update={"dropout": 0.0})
     return run.model_copy(update=values) if model != run.model or "lora" in values else run
 
 

@@ -21,6 +21,7 @@ from counterpoint.train.checkpoints.distributed_save import write_together
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.checkpoints.weights import load_weights, save_weights, state_bytes
 from counterpoint.train.loop.learning_watch import LearningWatch
+from counterpoint.train.loop.optimizers import give_rates
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.marker import why_broken
 from counterpoint.train.model.mxfp4 import lay_bare, packed_names
@@ -104,6 +105,14 @@ class BaseTrainer(_Base):
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """transformers' names, which leave out biases and norms, without the sinks: they are logits, not a matrix."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("sinks")]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """transformers' groups, decayed and not, split by `train.rates`."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            give_rates(optimizer, cast(Any, self.model if model is None else model), self.loop.rates)
+        return optimizer
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: transformers' estimate walks over all parameters in every micro-batch."""

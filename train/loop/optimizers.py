@@ -1,4 +1,5 @@
-"""The 8-bit optimizers: whether their package is installed, and whether it runs on the device.
+"""Learning rates by what trains, and the 8-bit optimizers: whether their package is installed, and whether it runs on
+the device.
 
 Their names are transformers' own: `adamw_8bit` is bitsandbytes', `adamw_torch_8bit` torchao's.
 """
@@ -7,10 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
 from counterpoint.configs.errors import ConfigError
+from counterpoint.configs.train_section import RateSettings
+from counterpoint.train.adapters.parts import model_part
 
 PACKAGES = {"adamw_8bit": "bitsandbytes", "adamw_torch_8bit": "torchao"}
 """Optimizer -> its package, which is also the name of the extra that installs it."""
@@ -39,6 +43,26 @@ def prepare_optimizer(optimizer: str, device: str) -> None:
         raise ConfigError(
             f"{where}: {package} {version(package)}{compiler} does not run on this {device} ({why}): use adamw"
         ) from error
+
+
+def give_rates(optimizer: Any, model: torch.nn.Module, rates: RateSettings) -> None:
+    """Split the groups of a new optimizer of `model` so that each part has its factor of the rate; groups of the whole
+    rate come first."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: list[tuple[float, dict[str, Any]]] = []
+    for group in optimizer.param_groups:
+        by_factor: dict[float, list[Any]] = {}
+        for parameter in group["params"]:
+            by_factor.setdefault(_factor(names[id(parameter)], rates), []).append(parameter)
+        for factor, parameters in by_factor.items():
+            found.append((factor, {**group, "params": parameters, "lr": group["lr"] * factor}))
+    if len(found) > len(optimizer.param_groups) or any(factor != 1 for factor, _ in found):
+        optimizer.param_groups[:] = [group for _, group in sorted(found, key=lambda item: item[0] != 1)]
+
+
+def _factor(name: str, rates: RateSettings) -> float:
+    own = getattr(rates, model_part(name) or "", 1.0)
+    return own * rates.lora_b if ".lora_B." in name else own
 
 
 def _one_step(optimizer: str, device: str) -> None:

@@ -81,6 +81,7 @@ def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> GRPOConfi
         mask_truncated_completions=grpo.mask_truncated,
         reward_weights=[reward.weight for reward in settings.rewards],
         shuffle_dataset=settings.data.shuffle,
+        disable_dropout=True,  # an adapter that was trained with dropout
         # TRL starts no vLLM of its own: ours is behind `rollout_func`, and the trainer uses these arguments itself.
         use_vllm=False,
         vllm_importance_sampling_correction=rollout.correction != "off",

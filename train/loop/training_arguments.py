@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
-from counterpoint.configs.schema import SftRun, TrainingRun
+from counterpoint.configs.schema import RateSettings, SftRun, TrainingRun, TrainSettings
 from counterpoint.train.loop.loss_guard import SpikePolicy
 from counterpoint.train.model.load import device_of
 from counterpoint.train.run.world import world_size
 
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 # transformers wants a number; this one is never reached, and the last step is always saved.
 NEVER = 2**31 - 1
+DECAY_RATIO = 0.1
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LoopSettings:
     """What the loop needs beyond TRL's arguments.
 
     checkpoints: their folder; keep: how many are kept; router_aux_loss_coef: factor of the load-balancing loss, 0 for
-    none; lean_loss: hold the logits of a chunk of positions at a time.
+    none; lean_loss: hold the logits of a chunk of positions at a time; rates: factors of the learning rate.
     """
 
     checkpoints: Path
@@ -37,6 +37,7 @@ class LoopSettings:
     lean_loss: bool = True
     stop_without_learning: bool = True
     no_learning_steps: int = 5
+    rates: RateSettings = field(default_factory=RateSettings)
 
 
 def total_steps(settings: SftRun, n_rows: int, processes: int | None = None) -> int:
@@ -60,6 +61,7 @@ def loop_settings(settings: TrainingRun, run_folder: Path) -> LoopSettings:
         router_aux_loss_coef=train.router_aux_loss_coef,
         stop_without_learning=train.on_no_learning == "stop",
         no_learning_steps=train.no_learning_steps,
+        rates=train.rates,
     )
     if not isinstance(settings, SftRun):
         return common
@@ -83,6 +85,7 @@ def sft_arguments(settings: SftRun, run_folder: Path, n_rows: int) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="random" if settings.data.shuffle else "sequential",
         router_aux_loss_coef=0.0,
+        neftune_noise_alpha=settings.train.neftune_alpha,
         use_cache=False,
     )
     return without_data_parallel(args)
@@ -103,9 +106,11 @@ def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dic
         "per_device_eval_batch_size": train.batch_rows,
         "gradient_accumulation_steps": train.accumulation,
         "learning_rate": train.learning_rate,
-        "lr_scheduler_type": SCHEDULES[train.schedule],
-        "warmup_steps": train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * steps),
+        **schedule_arguments(train, steps),
         "weight_decay": train.weight_decay,
+        "adam_beta1": train.adam_betas[0],
+        "adam_beta2": train.adam_betas[1],
+        "adam_epsilon": train.adam_epsilon,
         "max_grad_norm": train.max_grad_norm,
         "optim": plain if train.optimizer == "adamw" else train.optimizer,
         **checkpointing_arguments(train.activation_checkpointing is True),
@@ -116,13 +121,31 @@ def common_arguments(settings: TrainingRun, run_folder: Path, steps: int) -> dic
     }
 
 
+def schedule_arguments(train: TrainSettings, steps: int) -> dict[str, Any]:
+    """The schedule over `steps`, by what transformers calls it."""
+    warmup = train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * steps)
+    kind, options = train.schedule, {}
+    if train.schedule == "constant":
+        kind = "constant_with_warmup"
+    elif train.schedule == "wsd":
+        ratio = DECAY_RATIO if train.decay_ratio is None else train.decay_ratio
+        decay = min(math.ceil(ratio * steps), max(0, steps - warmup))
+        kind = "warmup_stable_decay"
+        options = {"num_decay_steps": decay, "decay_type": "linear", "min_lr_ratio": train.min_rate}
+    elif train.min_rate and train.schedule == "cosine":
+        kind, options = "cosine_with_min_lr", {"min_lr_rate": train.min_rate}
+    elif train.min_rate and warmup < steps:  # transformers divides by what is left after the warm-up
+        kind, options = "polynomial", {"lr_end": train.min_rate * train.learning_rate, "power": 1.0}
+    return {"lr_scheduler_type": kind, "lr_scheduler_kwargs": options or None, "warmup_steps": warmup}
+
+
 def checkpointing_arguments(on: bool) -> dict[str, Any]:
     """Under both names: TRL reads the old ones, and transformers 5.19 knows no others."""
     options = {"use_reentrant": False} if on else None
     values: dict[str, Any] = {}
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         values |= {name: on, f"{name}_kwargs": options}
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    known = {known.name for known in dataclasses.fields(TrainingArguments)}
     return {name: value for name, value in values.items() if name in known}
 
 

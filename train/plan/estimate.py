@@ -38,7 +38,7 @@ class Estimate:
 
     @staticmethod
     def of(run: TrainingRun, batch: Batch, device: str) -> Estimate:
-        return Estimate(run, batch, device, shape_of(run.model, run.lora))
+        return Estimate(run, batch, device, shape_of(run.model, run.lora, run.train))
 
     @property
     def processes(self) -> int:

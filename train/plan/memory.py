@@ -162,7 +162,7 @@ def _expert_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
     n, a, hidden = batch.tokens, plan.itemsize, shape.hidden
     routed, inner, rank = n * shape.active, shape.intermediate, shape.expert_rank
     router = n * (shape.experts * a + shape.active * (a + 8)) + routed * 16
-    if plan.lean_experts and not shape.full:
+    if plan.lean_experts and not shape.experts_train:
         projected = 0 if plan.recompute_experts else routed * 2 * inner * a
         # PEFT hands over the adapter in the weights' type.
         factors = _factor_numbers(shape) * a if a < 4 else 0
@@ -176,7 +176,7 @@ def _experts_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
     """What the backward pass of one layer's experts holds besides what is saved."""
     routed, inner, hidden = batch.tokens * shape.active, shape.intermediate, shape.hidden
     numbers = _factor_numbers(shape)
-    if not plan.lean_experts or shape.full:
+    if not plan.lean_experts or shape.experts_train:
         return 2 * shape.expert_numbers() * plan.itemsize
     if plan.device == "cuda":
         # Unpacked numbers, four bytes to look up each two of them, and what they are multiplied to before it is copied.
@@ -233,7 +233,7 @@ def _loss(shape: Shape, batch: Batch, plan: Plan) -> int:
     if a < 4:
         # A CPU widens the head even where it multiplies bfloat16.
         products += 2 * min(rows, WIDENED_ROWS) * hidden * 4 if plan.device == "cpu" else chunk * rows * a
-    trained_head = rows * hidden * 4 if shape.full else 0
+    trained_head = rows * hidden * 4 if shape.head_trains else 0
     return 2 * targets + chunk * rows * 4 + products + trained_head
 
 

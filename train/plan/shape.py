@@ -10,7 +10,9 @@ import torch
 from transformers import GptOssForCausalLM
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.train_section import TrainSettings
 from counterpoint.train.adapters.attach import ATTENTION, DOWN, GATE_UP, AttachmentTable, attach_lora, attachment_table
+from counterpoint.train.adapters.parts import freeze
 from counterpoint.train.loop.optimizers import FULL_SIZE
 from counterpoint.train.model.load import load_config
 
@@ -24,8 +26,8 @@ class Shape:
 
     origin: where the sizes come from. base: parameters of the model, of which `packable` are in the experts'
     projections; largest: of one tensor. small: of them that train in tensors too small for an 8-bit optimizer.
-    table: what trains, by kind. attention_rank, expert_rank: of the adapters, 0 for none. full: no adapter, every
-    weight trains.
+    table: what trains, by kind. attention_rank, expert_rank: of the adapters, 0 for none. full: no adapter, the
+    weights train that are not frozen.
     """
 
     origin: str
@@ -60,21 +62,32 @@ class Shape:
     def trainable(self) -> int:
         return self.table.trainable
 
+    @property
+    def experts_train(self) -> bool:
+        """Whether the experts' own weights train, which the lean experts do not take."""
+        return self.full and any(row.kind in (GATE_UP, DOWN) for row in self.table.rows)
+
+    @property
+    def head_trains(self) -> bool:
+        return self.full and any(row.kind == "head" for row in self.table.rows)
+
     def expert_numbers(self) -> int:
         """Numbers in the two projections of one layer's experts."""
         return 3 * self.experts * self.hidden * self.intermediate
 
 
-def shape_of(model: ModelSettings, lora: LoraSettings) -> Shape:
+def shape_of(model: ModelSettings, lora: LoraSettings, train: TrainSettings | None = None) -> Shape:
     """Builds the model and its adapter on the meta device, which takes a second and no memory.
 
-    ModelError where `lora` asks for what the model lacks, or where there is no config.json and the name is unknown.
+    train: what it freezes in full fine-tuning, None for nothing. ModelError where `lora` or `train` asks for what the
+    model lacks, or where there is no config.json and the name is unknown.
     """
-    return _shape(model.model_dump_json(include={"name", "revision"}), lora.model_dump_json())
+    frozen = (train or TrainSettings()).model_dump_json(include={"frozen", "frozen_layers"})
+    return _shape(model.model_dump_json(include={"name", "revision"}), lora.model_dump_json(), frozen)
 
 
 @lru_cache(maxsize=8)
-def _shape(model_json: str, lora_json: str) -> Shape:
+def _shape(model_json: str, lora_json: str, train_json: str) -> Shape:
     model, lora = ModelSettings.model_validate_json(model_json), LoraSettings.model_validate_json(lora_json)
     config, origin = load_config(model)
     with torch.device("meta"):
@@ -82,6 +95,8 @@ def _shape(model_json: str, lora_json: str) -> Shape:
         parameters = list(bare.parameters())
         numbers, largest = sum(p.numel() for p in parameters), max(p.numel() for p in parameters)
         whole: Any = attach_lora(bare, lora) if lora.enabled else bare
+    if not lora.enabled:
+        freeze(whole, TrainSettings.model_validate_json(train_json))
     table = attachment_table(whole)
     ranks = {row.kind: row.rank or 0 for row in table.rows}
     values = cast(Any, config)

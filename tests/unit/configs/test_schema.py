@@ -119,6 +119,66 @@ def test_experts_are_computed_again_where_they_are_lean_and_frozen(recipe: str, 
         RECIPES[recipe].model_validate({**values, **settings})
 
 
+GRPO = {"data": {"train": ({"type": "file", "path": "rows.jsonl"},)}, "rewards": ({"type": "channel"},)}
+
+
+def values_of(recipe: str, **settings: Any) -> dict[str, Any]:
+    """A run of `recipe` with sections `settings`."""
+    least = GRPO if recipe == "grpo" else {"data": {"train": "rows.jsonl"}}
+    train = {"batch_rows": 8, **settings.pop("train", {})}
+    return {"recipe": recipe, **least, "train": train, **settings}
+
+
+@pytest.mark.parametrize("recipe", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"train": {"schedule": "constant", "min_rate": 0.1}}, "`schedule: constant` falls nowhere"),
+        ({"train": {"decay_ratio": 0.1}}, "`decay_ratio` belongs to `schedule: wsd`, and it is cosine"),
+        ({"train": {"frozen": ["experts"]}}, "`train.frozen` is for full fine-tuning"),
+        ({"train": {"frozen_layers": 0}}, "`train.frozen_layers` is for full fine-tuning"),
+        (
+            {
+                "train": {"frozen": ["attention", "experts", "router", "embeddings", "head", "norms"]},
+                "lora": {"enabled": False},
+            },
+            "`frozen` names every part, so nothing would be trained",
+        ),
+        ({"train": {"rates": {"lora_b": 16}}, "lora": {"enabled": False}}, "`lora.enabled` is false"),
+        (
+            {"train": {"rates": {"router": 2}}},
+            "`train.rates.router` is a factor of what does not train under this adapter",
+        ),
+        ({"train": {"rates": {"experts": 2}}, "lora": {"experts": False}}, "`train.rates.experts` is a factor of what"),
+        ({"train": {"rates": {"embeddings": 2}}}, "`train.rates.embeddings` is a factor of what does not train"),
+        (
+            {"train": {"rates": {"norms": 2}, "frozen": "norms"}, "lora": {"enabled": False}},
+            "since `train.frozen` names it",
+        ),
+        ({"train": {"adam_betas": [0.9, 1.0]}}, "less than 1"),
+        ({"train": {"min_rate": 1}}, "less than 1"),
+    ],
+)
+def test_a_setting_of_the_loop_that_would_do_nothing_is_refused(recipe: str, settings: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        RECIPES[recipe].model_validate(values_of(recipe, **settings))
+
+
+def test_dropout_is_for_supervised_training_and_dora_for_whole_weights() -> None:
+    lora = {"experts": False, "dropout": 0.1}
+    RECIPES["sft"].model_validate(values_of("sft", lora=lora))
+    for recipe in ("dpo", "grpo"):
+        with pytest.raises(ValueError, match=f"`lora.dropout` is for `recipe: sft`: {recipe} compares probabilities"):
+            RECIPES[recipe].model_validate(values_of(recipe, lora=lora))
+    dora = {"experts": False, "dora": True}
+    RECIPES["dpo"].model_validate(values_of("dpo", lora=dora))
+    with pytest.raises(ValueError, match=r"`lora.dora` needs their whole length: use `ddp`"):
+        RECIPES["dpo"].model_validate(values_of("dpo", lora=dora, launch={"strategy": "fsdp2"}))
+    served = {"lora": dora, "model": {"name": "openai/gpt-oss-20b"}, "rollout": {"engine": "server"}}
+    with pytest.raises(ValueError, match="vLLM serves no DoRA adapters"):
+        RECIPES["grpo"].model_validate(values_of("grpo", **served))
+
+
 def test_settings_never_change_after_loading() -> None:
     run = SftRun.model_validate(MINIMAL)
     with pytest.raises(ValidationError):

@@ -1,0 +1,74 @@
+"""What the sections of a training run say against each other. A check raises ValueError, for pydantic to explain."""
+
+from __future__ import annotations
+
+from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.train_section import LaunchSettings, TrainSettings
+
+_ONLY_IN_FULL = ("embeddings", "head", "norms")
+
+
+def check_sections(model: ModelSettings, lora: LoraSettings, train: TrainSettings, launch: LaunchSettings) -> None:
+    """What every recipe that trains refuses."""
+    if model.base == "mxfp4" and not lora.enabled:
+        raise ValueError("`model.base: mxfp4` is frozen, and `lora.enabled: false` trains it: use `model.base: bf16`")
+    _check_sharded(model, lora, train, launch)
+    if train.activation_checkpointing == "experts" and (model.experts == "reference" or not lora.enabled):
+        raise ValueError(
+            "`train.activation_checkpointing: experts` is a part of the lean experts under an adapter: use `true`"
+        )
+    if lora.enabled and (train.frozen or train.frozen_layers):
+        name = "frozen" if train.frozen else "frozen_layers"
+        raise ValueError(
+            f"`train.{name}` is for full fine-tuning, and an adapter leaves every weight as it is: leave it out, or "
+            "see `lora.layers`, `lora.attention` and `lora.experts`"
+        )
+    _check_rates(lora, train)
+
+
+def check_no_dropout(lora: LoraSettings, recipe: str) -> None:
+    """Recipes that compare probabilities take them from the whole adapter."""
+    if lora.enabled and lora.dropout:
+        raise ValueError(
+            f"`lora.dropout` is for `recipe: sft`: {recipe} compares probabilities, which must be those of the whole "
+            "adapter: leave it out"
+        )
+
+
+def _check_sharded(model: ModelSettings, lora: LoraSettings, train: TrainSettings, launch: LaunchSettings) -> None:
+    if launch.strategy != "fsdp2":
+        return
+    if train.optimizer == "adamw_8bit":
+        raise ValueError(
+            "`launch.strategy: fsdp2` leaves parts of tensors, which `train.optimizer: adamw_8bit` of bitsandbytes "
+            "cannot update: use `adamw_torch_8bit` or `adamw`"
+        )
+    if model.base == "mxfp4" and model.experts == "reference":
+        raise ValueError(
+            "`launch.strategy: fsdp2` shards `model.base: mxfp4` under the lean experts only: use `model.experts: lean`"
+        )
+    if lora.enabled and lora.dora:
+        raise ValueError(
+            "`launch.strategy: fsdp2` leaves parts of weights, and `lora.dora` needs their whole length: use `ddp`"
+        )
+    if train.keep_best is not None and not lora.enabled:
+        raise ValueError(
+            "`launch.strategy: fsdp2` without adapters keeps checkpoints in shards, of which `train.keep_best` makes "
+            "no result: leave it out"
+        )
+
+
+def _check_rates(lora: LoraSettings, train: TrainSettings) -> None:
+    """A factor of what does not train would do nothing."""
+    for name in type(train.rates).model_fields:
+        if getattr(train.rates, name) == 1:
+            continue
+        where = f"`train.rates.{name}` is a factor of what does not train"
+        if name == "lora_b":
+            if not lora.enabled:
+                raise ValueError(f"{where}, since `lora.enabled` is false: leave it out")
+        elif lora.enabled:
+            if name in _ONLY_IN_FULL or not getattr(lora, name):
+                raise ValueError(f"{where} under this adapter (section `lora`): leave it out")
+        elif name in train.frozen:
+            raise ValueError(f"{where}, since `train.frozen` names it: leave it out of one of them")
