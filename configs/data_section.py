@@ -20,6 +20,7 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
+from counterpoint.configs.target_section import BadTargetSettings
 
 TrainOn = Literal["turns", "last_turn", "assistant", "final"]
 MissingThinking = Literal["keep", "final_body", "effort_low"]
@@ -216,6 +217,9 @@ class RenderSettings(OpeningSettings):
 
     call_style: CallStyle = "channel"
     """Where a trained call names its recipient: `channel` as gpt-oss samples it, `role` as openai-harmony writes it."""
+
+    bad_targets: BadTargetSettings = BadTargetSettings()
+    """Trained actions are held against the rules of `counterpoint check`: which of them cost the row."""
 
     @classmethod
     def of(cls, opening: OpeningSettings) -> RenderSettings:

@@ -54,6 +54,7 @@ from counterpoint.configs.rl_section import (
 )
 from counterpoint.configs.section_checks import check_no_dropout, check_sections
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
+from counterpoint.configs.target_section import BadTargetSettings
 from counterpoint.configs.train_section import (
     LaunchSettings,
     RateSettings,
@@ -65,6 +66,7 @@ from counterpoint.configs.train_section import (
 
 __all__ = [
     "RECIPES",
+    "BadTargetSettings",
     "ChannelWeights",
     "ColumnSettings",
     "ConversionSettings",

@@ -112,6 +112,11 @@ class Conversation:
     format: str = ""
 
     @property
+    def response_format(self) -> ResponseFormat | bool:
+        """The one that finals hold to; True where there are several, False where there is none."""
+        return self.response_formats[0] if len(self.response_formats) == 1 else bool(self.response_formats)
+
+    @property
     def is_unwanted(self) -> bool:
         """Whether the row says (`label: false`) that its answer is a bad one: to learn from, never to imitate."""
         return self.metadata.get("label") is False

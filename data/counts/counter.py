@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -31,7 +31,9 @@ class RowCounter:
     length. tokens: of all examples; trained: tokens with weight, by channel. row_tokens: after sharing prefixes (0
     until laid out). kinds, formats, efforts: good rows (efforts: rendered ones). notices: rows by kind;
     first_notices: where each kind was first met. unused: rows by field that no rule reads (the first hundred of them);
-    unused_samples: a value of each. bad: rows by kind; bad_messages: the first few, a line each.
+    unused_samples: a value of each. bad: rows by kind; bad_messages: the first few, a line each. actions: trained ones
+    that were judged, in good rows; bad_targets: those of them that break a rule and are trained all the same, by code;
+    first_bad_targets: where each code was first met.
     """
 
     rows: int = 0
@@ -52,6 +54,9 @@ class RowCounter:
     first_notices: dict[str, str] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
     unused_samples: dict[str, str] = field(default_factory=dict)
+    actions: int = 0
+    bad_targets: Counter[str] = field(default_factory=Counter)
+    first_bad_targets: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_bad(self) -> int:
@@ -97,6 +102,13 @@ class RowCounter:
         for name, count in zip(CHANNEL_NAMES[1:], counts[1:], strict=True):
             self.trained[name] += count
 
+    def add_targets(self, source: str, actions: int, kept: Sequence[tuple[str, str]]) -> None:
+        """Counts the judged actions of a good row. kept: each broken rule by its code, and where."""
+        self.actions += actions
+        for code, where in kept:
+            self.bad_targets[code] += 1
+            self.first_bad_targets.setdefault(code, f"{source}: {where}")
+
     def merge(self, other: RowCounter) -> None:
         """Adds the counts of the rows that follow."""
         for name in self.__dataclass_fields__:
@@ -108,6 +120,7 @@ class RowCounter:
         self.bad_messages += other.bad_messages[: _KEPT_MESSAGES - len(self.bad_messages)]
         self.first_notices = other.first_notices | self.first_notices
         self.unused_samples = other.unused_samples | self.unused_samples
+        self.first_bad_targets = other.first_bad_targets | self.first_bad_targets
 
     def check_bad_rows(self, limit: float, where: str) -> None:
         """Raises DataError where more than the share `limit` of the rows are bad; `where` names the sources."""

@@ -40,6 +40,7 @@ def training_lines(counter: RowCounter) -> list[str]:
         out.append(f"warning: {counter.too_long:,} examples are longer than data.max_tokens and were left out")
     out += [f"notice: {kind}: {count:,} rows" for kind, count in counter.notices.most_common()]
     out += unused_lines(counter)
+    out += target_lines(counter)
     if counter.bad:
         kinds = by_count(counter.bad)
         out.append(f"warning: {counter.n_bad:,} of {counter.rows:,} rows were quarantined ({kinds})")
@@ -54,6 +55,7 @@ def pair_lines(counter: RowCounter, kinds: Counter[str], noun: str) -> list[str]
         out.append(f"{counter.prompts} rows make no {noun}")
     if counter.too_long:
         out.append(f"{counter.too_long} {noun}s are longer than data.max_tokens and left out")
+    out += target_lines(counter)
     if counter.bad:
         out.append(f"{counter.n_bad} bad rows quarantined, the first: {counter.bad_messages[0]}")
     return out
@@ -68,6 +70,7 @@ def validation_lines(counter: RowCounter, seconds: float) -> Iterator[str]:
     for kind, count in counter.notices.most_common():
         yield one_line(f"notice: {kind}: {count:,} rows (first: {counter.first_notices[kind]})")
     yield from unused_lines(counter)
+    yield from target_lines(counter)
     for kind, count in counter.bad.most_common():
         yield f"bad: {kind}: {count:,} rows"
 
@@ -77,6 +80,17 @@ def unused_lines(counter: RowCounter) -> list[str]:
     return [
         one_line(f"not read: {name}: {count:,} rows, for example {counter.unused_samples.get(name, '')}")
         for name, count in counter.unused.most_common()
+    ]
+
+
+def target_lines(counter: RowCounter) -> list[str]:
+    """Each rule that trained actions break and that does not cost their row, with the first place."""
+    return [
+        one_line(
+            f"target: {code}: {count:,} of {counter.actions:,} trained actions (first: "
+            f"{counter.first_bad_targets[code]}): see data.bad_targets"
+        )
+        for code, count in counter.bad_targets.most_common()
     ]
 
 

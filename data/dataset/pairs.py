@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Generic, TypeVar, get_args
@@ -20,15 +21,17 @@ import numpy as np
 from counterpoint.configs.errors import DataError, RowError
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.schema import ReadSettings, SourceSettings
-from counterpoint.data.conversation import Conversation, Preference
+from counterpoint.data.conversation import Conversation, Effort, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import pair_lines
+from counterpoint.data.dataset.targets import Targets
 from counterpoint.data.dataset.training_rows import write_quarantine
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.harmony.spans import CHANNEL_CODES, CONTEXT, Example, Span
+from counterpoint.data.harmony.spans import CHANNEL_CODES, CONTEXT, Example, Span, SpanArrays, actions_of
 from counterpoint.data.harmony.vocabulary import CALL, Vocabulary
+from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
 
 
@@ -78,6 +81,8 @@ class Rated:
 
 
 T = TypeVar("T", Pair, Rated)
+Check = Callable[[Conversation, Iterable[Example], Effort], None]
+"""Judges what is wanted of a row: RowError where it breaks a rule that costs the row."""
 
 
 @dataclass
@@ -114,7 +119,8 @@ def build_pairs(
     """
     renderer = Renderer(vocabulary, data)
     found: PairData[Pair] = PairData([])
-    _read(found, sources, data, lambda item: _pairs_of(item, renderer, dpo, seed), quarantine)
+    check = partial(Targets(renderer).check, into=found.report)
+    _read(found, sources, data, lambda item: _pairs_of(item, renderer, dpo, seed, check), quarantine)
     return found
 
 
@@ -131,7 +137,8 @@ def build_rated(
     negatives. Errors as of `build_pairs`."""
     renderer = Renderer(vocabulary, data)
     found: PairData[Rated] = PairData([], "rated completion")
-    _read(found, sources, data, lambda item: _rated_of(item, renderer, dpo, seed), quarantine)
+    check = partial(Targets(renderer).check, into=found.report)
+    _read(found, sources, data, lambda item: _rated_of(item, renderer, dpo, seed, check), quarantine)
     return found
 
 
@@ -166,32 +173,40 @@ def _read(
     found.fingerprint = _fingerprint(found.pairs)
 
 
-def pair_of(preference: Preference, renderer: Renderer, loss_on: str = "turn") -> Pair:
-    """A preference row as tokens. RowError where nothing of it is compared."""
+def pair_of(preference: Preference, renderer: Renderer, loss_on: str = "turn", check: Check | None = None) -> Pair:
+    """A preference row as tokens. RowError where nothing of it is compared, or `check` refuses the chosen side."""
     prompt = preference.prompt
     whole = [replace(prompt, messages=(*prompt.messages, *side)) for side in (preference.chosen, preference.rejected)]
     effort = renderer.effort_of(whole[0])
-    sides = [_side(renderer.completion_spans(side, len(prompt.messages)), loss_on) for side in whole]
-    (chosen, chosen_mask), (rejected, rejected_mask) = sides
+    spans = [renderer.completion_spans(side, len(prompt.messages)) for side in whole]
+    (chosen, chosen_mask), (rejected, rejected_mask) = (_side(side, loss_on) for side in spans)
     if not any(chosen_mask) and not any(rejected_mask):
         raise RowError("nothing_compared", "chosen", f"neither side has {loss_on}", "set dpo.loss_on: turn")
     if chosen == rejected:
         raise RowError("same_answers", "rejected", "is the same in tokens", "write two different answers")
+    if check is not None:
+        check(whole[0], [_compared_part(prompt, spans[0], chosen_mask)], effort)
     ids = renderer.prompt(prompt, effort)
     return Pair(prompt.source, "given", ids, chosen, rejected, chosen_mask, rejected_mask)
 
 
-def rated_of(conversation: Conversation, wanted: bool, renderer: Renderer, loss_on: str = "turn") -> Rated:
-    """The last turn of a labelled row. RowError where nothing of it is compared."""
+def rated_of(
+    conversation: Conversation, wanted: bool, renderer: Renderer, loss_on: str = "turn", check: Check | None = None
+) -> Rated:
+    """The last turn of a labelled row. RowError where nothing of it is compared, or `check` refuses what is wanted."""
     messages = conversation.messages
     start = 1 + max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
     if start == len(messages) or messages[-1].role != "assistant":
         raise RowError("no_answer", "row", "does not end in an assistant's answer", "write the answer that is rated")
-    ids, mask = _side(renderer.completion_spans(conversation, start), loss_on)
+    spans = renderer.completion_spans(conversation, start)
+    ids, mask = _side(spans, loss_on)
     if not any(mask):
         raise RowError("nothing_compared", "row", f"it has no {loss_on}", "set dpo.loss_on: turn")
     opening = replace(conversation, messages=messages[:start])
-    prompt = renderer.prompt(opening, renderer.effort_of(conversation))
+    effort = renderer.effort_of(conversation)
+    if wanted and check is not None:
+        check(conversation, [_compared_part(opening, spans, mask)], effort)
+    prompt = renderer.prompt(opening, effort)
     return Rated(conversation.source, "wanted" if wanted else "unwanted", prompt, ids, mask, wanted)
 
 
@@ -231,19 +246,15 @@ def built_pairs(
                     yield Pair(example.source, kind, prompt, right, wrong, *masks)
 
 
-def actions_of(example: Example) -> list[tuple[int, int]]:
-    """(start, stop) of each action of an example: what is sampled between the prompt or a result and a stop token."""
-    inside = np.concatenate([[False], example.channels != CONTEXT, [False]]).astype(np.int8)
-    edges = np.flatnonzero(np.diff(inside)).tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _pairs_of(item: Conversation | Preference, renderer: Renderer, dpo: DpoSettings, seed: int) -> Iterator[Pair]:
+def _pairs_of(
+    item: Conversation | Preference, renderer: Renderer, dpo: DpoSettings, seed: int, check: Check
+) -> Iterator[Pair]:
     if isinstance(item, Preference):
-        yield pair_of(item, renderer, dpo.loss_on)
+        yield pair_of(item, renderer, dpo.loss_on, check)
     elif dpo.negatives:
         assert set(dpo.negatives) <= set(get_args(Negative))
         examples = renderer.examples(item)
+        check(item, examples, renderer.effort_of(item))
         yield from built_pairs(
             examples, dpo.negatives, dpo.negatives_each, renderer.vocabulary, seed, loss_on=dpo.loss_on
         )
@@ -252,12 +263,14 @@ def _pairs_of(item: Conversation | Preference, renderer: Renderer, dpo: DpoSetti
         raise RowError("no_pair", "row", "a conversation, not a pair", fix)
 
 
-def _rated_of(item: Conversation | Preference, renderer: Renderer, dpo: DpoSettings, seed: int) -> Iterator[Rated]:
+def _rated_of(
+    item: Conversation | Preference, renderer: Renderer, dpo: DpoSettings, seed: int, check: Check
+) -> Iterator[Rated]:
     label = None if isinstance(item, Preference) else item.metadata.get("label")
     if isinstance(item, Conversation) and isinstance(label, bool) and not (label and dpo.negatives):
-        yield rated_of(item, label, renderer, dpo.loss_on)
+        yield rated_of(item, label, renderer, dpo.loss_on, check)
     elif isinstance(item, Preference) or dpo.negatives:
-        yield from unpaired(_pairs_of(item, renderer, dpo, seed))
+        yield from unpaired(_pairs_of(item, renderer, dpo, seed, check))
     else:
         raise RowError("no_label", "label", "missing", "write true or false, give pairs, or set dpo.negatives")
 
@@ -269,6 +282,14 @@ def _side(spans: Sequence[Span], loss_on: str) -> tuple[list[int], list[int]]:
         ids.extend(span.ids)
         mask.extend([int(_compared(span, loss_on))] * len(span.ids))
     return ids, mask
+
+
+def _compared_part(prompt: Conversation, spans: Sequence[Span], mask: Sequence[int]) -> Example:
+    """The completion behind a prompt; weights are 1 where it is compared."""
+    ids_N, _, channels_N = SpanArrays().of(list(spans))
+    turn, action = len(split_turns(prompt.messages)), int(prompt.messages[-1].role == "tool")
+    weights_N = np.asarray(mask, dtype=np.float32)
+    return Example(prompt.source, turn, ids_N, weights_N, channels_N, action=action)
 
 
 def _compared(span: Span, loss_on: str) -> bool:

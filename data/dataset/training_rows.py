@@ -15,6 +15,7 @@ from counterpoint.configs.schema import DataSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Preference, Tool
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import training_lines
+from counterpoint.data.dataset.targets import Targets
 from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.cut import cut_to_fit
 from counterpoint.data.harmony.render import Renderer
@@ -83,6 +84,7 @@ def render_rows(
     raw: bytes = b"",
 ) -> Iterator[Rendered]:
     """`render_sources` of one row that is converted already, as often as it is taken; `raw` are its bytes."""
+    targets = Targets(renderer)
     for item in rows:
         if isinstance(item, BadRow):
             _quarantine(item, report, on_bad)
@@ -97,6 +99,7 @@ def render_rows(
                 item = shorter
                 examples, too_long = renderer.examples_within(item, max_tokens)
             effort = renderer.effort_of(item)
+            targets.check(item, examples, effort, report)
         except RowError as error:
             _quarantine(BadRow(item.source, error.kind, error.field, error.what, error.fix, raw), report, on_bad)
             continue

@@ -32,15 +32,19 @@ _LONG_NUMBER = re.compile(rb"[0-9]{19}")  # orjson makes a float of an integer b
 
 def object_of(text: bytes) -> tuple[dict[str, Any] | None, int, str]:
     """The JSON object that `text` holds, else None with the character where it goes wrong, and why."""
+    value, at, why = value_of(text)
+    if why or isinstance(value, dict):
+        return value, at, why
+    return None, 0, f"a JSON {_KINDS.get(type(value), 'value')}, not an object"
+
+
+def value_of(text: bytes) -> tuple[Any, int, str]:
+    """The JSON value that `text` holds and "", else None with the character where it goes wrong, and why."""
     try:
         value = orjson.loads(text)
-        if _LONG_NUMBER.search(text):
-            value = _exactly(text, value)
+        return _exactly(text, value) if _LONG_NUMBER.search(text) else value, 0, ""
     except orjson.JSONDecodeError as error:
         return None, error.pos, error.msg
-    if isinstance(value, dict):
-        return value, 0, ""
-    return None, 0, f"a JSON {_KINDS.get(type(value), 'value')}, not an object"
 
 
 class Verdict(NamedTuple):
@@ -57,9 +61,9 @@ def schema_fault(schema: Mapping[str, Any]) -> str | None:
     return validator if isinstance(validator, str) else None
 
 
-def invalid_arguments(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
-    """What `schema` finds wrong with `arguments`, with its path; None where nothing, or where that cannot be known."""
-    found = verdict(schema, arguments)
+def invalid(schema: Mapping[str, Any], value: Any) -> str | None:
+    """What `schema` finds wrong with a JSON value, with its path; None where nothing, or where that cannot be known."""
+    found = verdict(schema, value)
     return found.told if found.kind == "invalid" else None
 
 
@@ -105,6 +109,10 @@ def _written(schema: Mapping[str, Any]) -> bytes | str:
     """The schema as text, or why it has none."""
     try:
         return orjson.dumps(dict(schema))
+    except (TypeError, ValueError, RecursionError):
+        pass
+    try:  # integers of more than 64 bits are beyond orjson
+        return json.dumps(dict(schema)).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return f"the schema is not JSON ({error})"
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from counterpoint.data.conversation import Tool
-from counterpoint.data.harmony.argument_schema import invalid_arguments, object_of
+from counterpoint.data.conversation import ResponseFormat, Tool
+from counterpoint.data.harmony.argument_schema import invalid, object_of, value_of
 from counterpoint.data.harmony.codes import POLICY_CODES, Code, Violation
 from counterpoint.data.harmony.grammar import ASSISTANT, Header, RecipientPosition, Scan, Span, scan
 from counterpoint.data.harmony.text import (
@@ -80,14 +80,15 @@ class Rules:
 
     tools: the function tools declared, None where that is not known (then no call is unknown). builtin_tools: names
     offered, as `python`, `browser`, or any other namespace that is called on analysis; None where that is not known.
-    effort: asks for analysis where medium or high. response_format: a content type on the final is allowed.
+    effort: asks for analysis where medium or high. response_format: finals hold to its schema; True where it is not
+    known; either allows a content type on them.
     finish_reason: `length` means that sampling was cut. policy: whether the rules of POLICY_CODES count.
     """
 
     tools: Sequence[Tool] | None = None
     builtin_tools: Sequence[str] | None = None
     effort: str | None = None
-    response_format: bool = False
+    response_format: ResponseFormat | bool = False
     finish_reason: str | None = None
     policy: bool = True
 
@@ -117,7 +118,7 @@ def check(
     tools: Sequence[Tool] | None = None,
     builtin_tools: Sequence[str] | None = None,
     effort: str | None = None,
-    response_format: bool = False,
+    response_format: ResponseFormat | bool = False,
     vocabulary: Vocabulary | None = None,
     finish_reason: str | None = None,
     policy: bool = True,
@@ -183,6 +184,8 @@ def judge(reading: Reading, rules: Rules, vocabulary: Vocabulary) -> Checked:
             if span.header.recipient is not None and span.header.recipient_position is not None:
                 _tool(reading, span, rules, vocabulary, faults)
             _body(reading, span, faults)
+            if isinstance(rules.response_format, ResponseFormat):
+                _structured_final(reading, span, rules.response_format, vocabulary, faults)
         _stop(reading, rules, faults)
         _order(reading, rules, faults)
         _text(reading, vocabulary, faults)
@@ -275,16 +278,32 @@ def _takes_json(namespace: str, header: Header) -> bool:
 
 
 def _arguments(reading: Reading, span: Span, schema: Any, vocabulary: Vocabulary, faults: Faults) -> None:
-    body = reading.ids[span.body_start : span.body_end]
-    plain = reading.flags.find(SPECIAL, span.body_start, span.body_end) < 0
-    text = vocabulary.text_bytes(body) if plain else vocabulary.decode_bytes(body)
+    body, text, plain = _text_of(reading, span, vocabulary)
     arguments, character, why = object_of(text)
     if arguments is None:
         offset = len(text.decode("utf-8", "replace")[:character].encode())
         at = span.body_start + (token_at(body, offset, vocabulary) if plain else 0)
         faults.append((Code.ARGUMENTS_NOT_OBJECT, at, why[:200]))
-    elif schema is not None and (wrong := invalid_arguments(schema, arguments)) is not None:
+    elif schema is not None and (wrong := invalid(schema, arguments)) is not None:
         faults.append((Code.ARGUMENTS_INVALID, span.body_start, wrong))
+
+
+def _structured_final(
+    reading: Reading, span: Span, wanted: ResponseFormat, vocabulary: Vocabulary, faults: Faults
+) -> None:
+    if span.header.channel != "final" or span.header.recipient is not None or span.terminator is None:
+        return
+    value, _, why = value_of(_text_of(reading, span, vocabulary)[1])
+    wrong = f"not JSON: {why}" if why else invalid(wanted.schema, value)
+    if wrong is not None:
+        faults.append((Code.FINAL_INVALID, span.body_start, wrong[:200]))
+
+
+def _text_of(reading: Reading, span: Span, vocabulary: Vocabulary) -> tuple[list[int], bytes, bool]:
+    """The ids of a body, its bytes, and whether no special id is in it."""
+    body = reading.ids[span.body_start : span.body_end]
+    plain = reading.flags.find(SPECIAL, span.body_start, span.body_end) < 0
+    return body, vocabulary.text_bytes(body) if plain else vocabulary.decode_bytes(body), plain
 
 
 def _channel_at(span: Span) -> int:

@@ -11,7 +11,7 @@ from typing import Self
 
 
 class Code(StrEnum):
-    """The name of a rule, its group, and what breaks it. `check` can leave out the group `policy`."""
+    """The name of a rule, its group (a setting of `data.bad_targets`), and what breaks it."""
 
     group: str
     meaning: str
@@ -36,7 +36,7 @@ class Code(StrEnum):
         "a content type on a message that calls no tool",
     )
     SPECIAL_IN_CONTENT = "special_in_content", "structure", "a special id inside the content of a message"
-    MARKUP_IN_TEXT = "markup_in_text", "structure", "Harmony markup such as <|start|> spelled in plain tokens"
+    MARKUP_IN_TEXT = "markup_in_text", "markup", "Harmony markup such as <|start|> spelled in plain tokens"
     ROLE_NOT_ASSISTANT = "role_not_assistant", "structure", "a message of another role than assistant"
     STRAY_TOKENS = "stray_tokens", "structure", "tokens between <|end|> and the next <|start|>"
     TOKENS_AFTER_STOP = "tokens_after_stop", "structure", "tokens after <|return|> or <|call|>"
@@ -67,8 +67,10 @@ class Code(StrEnum):
     UNKNOWN_TOOL = "unknown_tool", "tools", "a call to a tool that was not declared"
     BARE_NAME = "bare_name", "tools", "a recipient without its namespace"
     BUILTIN_NOT_OFFERED = "builtin_not_offered", "tools", "a call to a built-in tool that was not offered"
-    ARGUMENTS_NOT_OBJECT = "arguments_not_object", "tools", "arguments that are not a JSON object"
-    ARGUMENTS_INVALID = "arguments_invalid", "tools", "arguments that the tool's schema refuses"
+    ARGUMENTS_NOT_OBJECT = "arguments_not_object", "arguments", "arguments that are not a JSON object"
+    ARGUMENTS_INVALID = "arguments_invalid", "arguments", "arguments that the tool's schema refuses"
+
+    FINAL_INVALID = "final_invalid", "response_format", "a final that its response_format refuses"
 
     NOT_UTF8 = "not_utf8", "text", "text that is not UTF-8"
     EMPTY_FINAL = "empty_final", "text", "a final without text"
@@ -81,7 +83,7 @@ class Code(StrEnum):
 
 CODES: dict[str, str] = {code.value: code.meaning for code in Code}
 POLICY_CODES = frozenset(code for code in Code if code.group == "policy")
-TOOL_CODES = frozenset(code.value for code in Code if code.group == "tools")
+TOOL_CODES = frozenset(code.value for code in Code if code.group in ("tools", "arguments"))
 
 
 @dataclass(frozen=True, slots=True)

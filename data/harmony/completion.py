@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
-from counterpoint.data.conversation import Channel, Tool
+from counterpoint.data.conversation import Channel, ResponseFormat, Tool
 from counterpoint.data.harmony.argument_schema import object_of
 from counterpoint.data.harmony.checker import Reading, Rules, judge, read
 from counterpoint.data.harmony.codes import Violation
@@ -78,7 +78,7 @@ def parse_completion(
     tools: Sequence[Tool] | None = None,
     builtin_tools: Sequence[str] | None = None,
     effort: str | None = None,
-    response_format: bool = False,
+    response_format: ResponseFormat | bool = False,
     finish_reason: str | None = None,
     policy: bool = True,
 ) -> Completion:

@@ -113,6 +113,28 @@ class Renderer:
             examples.append(Example(source, turn, ids, weights, channels, notices, action.number))
         return examples, too_long
 
+    def targets(self, conversation: Conversation, first: int = 0) -> Iterator[Example]:
+        """What the examples of a conversation train, without the prompts before it; of the actions from message `first`
+        on."""
+        messages, whole = conversation.messages, self.settings.train_on == "assistant"
+        turns = [] if conversation.is_unwanted else split_turns(messages)
+        trained = turns[-1:] if self.settings.train_on == "last_turn" else turns
+        spoken = [
+            i
+            for turn in trained
+            for i in range(max(first, turn.start), turn.trained_stop)
+            if messages[i].role != "tool"
+        ]
+        written = _Written(self, conversation, spoken)
+        for turn in trained:
+            actions = [Action(turn, 0, turn.start, turn.trained_stop)] if whole else self.actions(messages, turn)
+            for action in actions:
+                if action.stop <= first:
+                    continue
+                spans = written.target(action, END if whole and turn is not turns[-1] else RETURN)
+                if _has_loss(spans):
+                    yield Example(conversation.source, turn.number, *SpanArrays().of(spans), action=action.number)
+
     def spans(
         self, conversation: Conversation, turns: Container[int] | None = None, effort: ChosenEffort | None = None
     ) -> Iterator[tuple[Action, list[Span]]]:
@@ -164,7 +186,7 @@ class Renderer:
         settings, messages = self.settings, conversation.messages
         turns = split_turns(messages)
         every = only is None and settings.train_on != "last_turn"
-        written = _Written(self, conversation, ahead=turns[-1].trained_stop if every and turns else 0)
+        written = _Written(self, conversation, range(turns[-1].trained_stop if every and turns else 0))
         opening = self._opening(conversation, effort or self.chosen_effort(conversation))
         if settings.train_on == "assistant":
             yield from self._whole(opening, turns, written)
@@ -252,16 +274,16 @@ class Renderer:
 class _Written:
     """The messages of one conversation as spans; each text is encoded once, however many actions see it."""
 
-    def __init__(self, renderer: Renderer, conversation: Conversation, ahead: int = 0) -> None:
-        """ahead: texts before this message are encoded in one call, because nearly all of them are needed."""
+    def __init__(self, renderer: Renderer, conversation: Conversation, needed: Iterable[int] = ()) -> None:
+        """needed: the texts of these messages are encoded in one call."""
         self.renderer = renderer
         self.conversation = conversation
         self.messages = conversation.messages
         self.why = () if conversation.weight == 1 else (reasons.of_row(conversation.weight),)
         contents = {
             index: message.content
-            for index, message in enumerate(self.messages[:ahead])
-            if message.raw_ids is None and message.role != "developer"
+            for index in needed
+            if (message := self.messages[index]).raw_ids is None and message.role != "developer"
         }
         encoded = renderer.vocabulary.encode_arrays([*contents.values()])
         self._bodies = dict(zip(contents, encoded, strict=True))

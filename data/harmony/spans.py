@@ -40,6 +40,16 @@ class Example:
     action: int = 0
 
 
+def actions_of(example: Example) -> list[tuple[int, int]]:
+    """(start, stop) of each action of an example: what is sampled between the prompt or a result and a stop token."""
+    inside_N = example.channels != CONTEXT
+    first = int(inside_N.argmax())
+    if inside_N[first:].all():
+        return [(first, len(inside_N))]
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], inside_N, [False]]).astype(np.int8))).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
 @dataclass(slots=True, eq=False)
 class Span:
     """Ids that are treated alike. Not to be changed; not frozen, because that makes it three times as slow to make.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 from counterpoint.configs.data_section import ConversionSettings, RenderSettings, SourceSettings
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
+from counterpoint.data.dataset.targets import Targets
 from counterpoint.data.formats.convert import Converted, trainable
 from counterpoint.data.formats.read import convert_row, source_rows
-from counterpoint.data.harmony.prompt import Openings
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.served_messages import ServedMessages, leading_of
-from counterpoint.data.harmony.serving import form_of
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.harmony.window import split_actions, split_turns
 from counterpoint.data.rows.row import BadRow
@@ -31,6 +32,8 @@ def as_json(counter: RowCounter) -> dict[str, Any]:
         "formats": dict(counter.formats),
         "bad_by_kind": dict(counter.bad),
         "notices_by_kind": dict(counter.notices),
+        "actions": counter.actions,
+        "bad_targets": dict(counter.bad_targets),
         "unused_fields": {
             name: {"rows": count, "sample": counter.unused_samples.get(name, "")}
             for name, count in counter.unused.most_common()
@@ -51,11 +54,12 @@ def validate(
     use: what the rows are for: `sft` refuses rows without a trained answer, `dpo` all but pairs, `rl` pairs. on_bad is
     called with each bad row, on_row after each row. Raises DataError where a source does not exist.
 
-    Rows that the server of `data.serving` cannot be sent are bad; `options` that do not say it stand for the default.
+    Rows that the server of `data.serving` cannot be sent are bad, and those whose trained actions break a rule that
+    `data.bad_targets` makes cost the row; `options` that do not say these stand for the defaults.
     """
     options = options or ConversionSettings()
     result = RowCounter()
-    writes = _Writes(options if isinstance(options, RenderSettings) else RenderSettings())
+    judge = _Judge(options if isinstance(options, RenderSettings) else RenderSettings(), result)
     for source in sources:
         spec = SourceSettings(path=source) if isinstance(source, str) else source
         for row in source_rows(spec):
@@ -63,7 +67,9 @@ def validate(
             if not isinstance(row, BadRow) and not isinstance(outcome, BadRow):
                 try:
                     _check_use(outcome, use)
-                    writes.check(outcome)
+                    judge.check_prompts(outcome)
+                    if use != "rl":
+                        judge.check_targets(outcome)
                 except RowError as error:
                     outcome = BadRow.of(row, error)
             result.add(outcome)
@@ -83,25 +89,32 @@ def _check_use(converted: Converted, use: Use) -> None:
         trainable(converted)
 
 
-class _Writes:
-    """Whether the server of `data.serving` can write a row: its tools, checked once for each distinct set, and what its
-    prompts hold of the messages."""
+class _Judge:
+    """Whether the server of `data.serving` can write a row, and whether what is trained of it is right."""
 
-    def __init__(self, settings: RenderSettings) -> None:
-        self._form = form_of(settings)
-        self._cleaned = settings.tool_schemas == "cleaned"
-        self._openings: Openings | None = None
+    def __init__(self, settings: RenderSettings, counts: RowCounter) -> None:
+        self._renderer = Renderer(load_vocabulary(), settings)
+        self._targets = Targets(self._renderer)
+        self._counts = counts
 
-    def check(self, converted: Converted) -> None:
+    def check_prompts(self, converted: Converted) -> None:
+        """RowError for what the server cannot write: tools, checked once for each distinct set, and messages."""
         conversation = converted.prompt if isinstance(converted, Preference) else converted
-        messages = conversation.messages
-        if self._form.in_turn == "served":
+        messages, form = conversation.messages, self._renderer.form
+        if form.in_turn == "served":
             actions = [action for turn in split_turns(messages) for action in split_actions(messages, turn)]
-            served = ServedMessages(messages, self._form, leading_of(conversation, self._form))
+            served = ServedMessages(messages, form, leading_of(conversation, form))
             for _ in served.seen([action.start for action in actions]):
                 pass
-        if not conversation.tools and not conversation.response_formats:
-            return
-        if self._openings is None:
-            self._openings = Openings(load_vocabulary(), self._form, self._cleaned)
-        self._openings.developer(None, conversation.tools, conversation.response_formats)
+        if conversation.tools or conversation.response_formats:
+            self._renderer.openings.developer(None, conversation.tools, conversation.response_formats)
+
+    def check_targets(self, converted: Converted) -> None:
+        """RowError for a trained action that costs the row; of a pair the chosen side counts."""
+        whole, first = converted, 0
+        if isinstance(converted, Preference):
+            prompt, first = converted.prompt, len(converted.prompt.messages)
+            whole = replace(prompt, messages=(*prompt.messages, *converted.chosen))
+        assert isinstance(whole, Conversation)
+        examples = self._renderer.targets(whole, first)
+        self._targets.check(whole, examples, self._renderer.effort_of(whole), self._counts)

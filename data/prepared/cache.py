@@ -79,7 +79,7 @@ class Manifest:
 
 def settings_of(render: RenderSettings, options: ConversionSettings) -> dict[str, Any]:
     """Settings of the renderer and the readers by dotted name, `data.weights.final` and so on."""
-    sections = ("weights", "served")
+    sections = ("weights", "served", "bad_targets")
     flat = {name: getattr(render, name) for name in RenderSettings.model_fields if name not in sections}
     flat |= {f"{name}.{key}": value for name in sections for key, value in getattr(render, name)}
     flat |= {name: getattr(options, name) for name in ConversionSettings.model_fields}

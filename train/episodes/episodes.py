@@ -131,7 +131,7 @@ class _Running:
             builtin_tools=self.prompt.builtin_tools,
             # What follows a result may answer at once: only the first action must think.
             effort=self.effort if not self.actions else None,
-            response_format=bool(self.prompt.response_formats),
+            response_format=self.prompt.response_format,
             finish_reason=reason,
         )
         self.n_sampled += 1

@@ -148,7 +148,7 @@ def judge(
         tools=conversation.tools,
         builtin_tools=conversation.builtin_tools,
         effort=effort,
-        response_format=bool(conversation.response_formats),
+        response_format=conversation.response_format,
         finish_reason=finish_reason,
     )
     score = None if prompt.scorer is None else scorers.score(prompt.scorer, completion, prompt.reference)

@@ -108,7 +108,7 @@ class CounterpointAPI(ModelAPI):
             tools=conversation.tools,
             builtin_tools=conversation.builtin_tools,
             effort=effort,
-            response_format=bool(conversation.response_formats),
+            response_format=conversation.response_format,
             finish_reason=sampled.finish_reason,
         )
         text = self.vocabulary.decode(sampled.ids)

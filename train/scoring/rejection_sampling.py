@@ -88,7 +88,7 @@ def distil(
                 tools=conversation.tools,
                 builtin_tools=conversation.builtin_tools,
                 effort=question.effort,
-                response_format=bool(conversation.response_formats),
+                response_format=conversation.response_format,
                 finish_reason=found.finish_reason,
             )
             if _agrees(completion, question, scorers, scorer, least_tokens):

@@ -86,6 +86,9 @@ def test_counts_that_an_older_version_wrote_are_read() -> None:
         "first_notices": {},
         "unused": {},
         "unused_samples": {},
+        "actions": 0,
+        "bad_targets": {},
+        "first_bad_targets": {},
     }
 
 

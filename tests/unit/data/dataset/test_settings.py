@@ -25,6 +25,15 @@ def test_what_a_manifest_records_of_the_settings() -> None:
     """Names and values as version 0.1 wrote them, and those that came later."""
     data = DataSettings.model_validate({"train": "a.jsonl", "weights": {"final": 2}, "builtin_tools": "python"})
     assert plain(settings_of(data, data)) == {
+        "data.bad_targets.arguments": "quarantine",
+        "data.bad_targets.ending": "quarantine",
+        "data.bad_targets.markup": "keep",
+        "data.bad_targets.order": "quarantine",
+        "data.bad_targets.policy": "keep",
+        "data.bad_targets.response_format": "quarantine",
+        "data.bad_targets.structure": "quarantine",
+        "data.bad_targets.text": "quarantine",
+        "data.bad_targets.tools": "quarantine",
         "data.builtin_tools": ["python"],
         "data.call_style": "channel",
         "data.calls_without_result": "first",
@@ -68,4 +77,4 @@ def test_what_a_manifest_records_of_the_settings() -> None:
         "sources": [["a", "auto", 1.0, None]],
     }
     made_from = Fingerprint(settings, {"a": "0"}, "vocabulary", 1)
-    assert made_from.digest == "83b28483c82c3bfff398e3e87ca703193d30295b463f5cfb367805921f04a0ea"
+    assert made_from.digest == "e4df1076de4967a4a8c33e63e4a188830b2ee1bceb211ba907b779a89efbc9bd"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from counterpoint.data.harmony.argument_schema import _acceptor, invalid_arguments, object_of, schema_fault
+from counterpoint.data.harmony.argument_schema import _acceptor, invalid, object_of, schema_fault
 
 OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
@@ -46,13 +46,21 @@ def test_what_is_no_object_says_where_and_why(text: bytes, character: int, why: 
 
 
 def test_the_nearest_error_is_told_with_its_path() -> None:
-    assert invalid_arguments(OBJECT, {"a": 1}) is None
-    assert invalid_arguments(OBJECT, {}) == "$: 'a' is a required property"
-    assert invalid_arguments(OBJECT, {"a": "1"}) == "$.a: '1' is not of type 'integer'"
+    assert invalid(OBJECT, {"a": 1}) is None
+    assert invalid(OBJECT, {}) == "$: 'a' is a required property"
+    assert invalid(OBJECT, {"a": "1"}) == "$.a: '1' is not of type 'integer'"
     nested = {"type": "object", "properties": {"x": {"type": "array", "items": OBJECT}}, "additionalProperties": False}
-    assert invalid_arguments(nested, {"x": [{"a": 1}, {"a": None}], "y": 1}) == (
+    assert invalid(nested, {"x": [{"a": 1}, {"a": None}], "y": 1}) == (
         "$: Additional properties are not allowed ('y' was unexpected) (and 1 more)"
     )
+
+
+def test_integers_of_any_size_in_schemas_are_exact() -> None:
+    large = 98765432109876543210123
+    schema = {"properties": {"a": {"type": "integer", "maximum": large}}}
+    assert schema_fault(schema) is None
+    assert invalid(schema, {"a": large}) is None
+    assert invalid(schema, {"a": large + 1}) == f"$.a: {large + 1} is greater than the maximum of {large}"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +76,7 @@ def test_the_nearest_error_is_told_with_its_path() -> None:
     ],
 )
 def test_a_broken_schema_is_told_and_judges_nothing(schema: dict[str, Any]) -> None:
-    assert invalid_arguments(schema, {"a": 1}) is None
+    assert invalid(schema, {"a": 1}) is None
     if schema != {"pattern": "("}:
         assert schema_fault(schema)
     assert schema_fault(OBJECT) is None
@@ -81,18 +89,18 @@ def test_references_are_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     remote = {"properties": {"a": {"$ref": "http://example.com/schema.json"}}}
-    assert invalid_arguments(remote, {"a": 1}) is None
+    assert invalid(remote, {"a": 1}) is None
     local = {"properties": {"a": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "integer"}}}
-    assert invalid_arguments(local, {"a": "x"}) == "$.a: 'x' is not of type 'integer'"
+    assert invalid(local, {"a": "x"}) == "$.a: 'x' is not of type 'integer'"
     endless = {"properties": {"a": {"$ref": "#/properties/a"}}}
-    assert invalid_arguments(endless, {"a": 1}) is None
+    assert invalid(endless, {"a": 1}) is None
 
 
 def test_a_pattern_that_would_run_for_ever_is_given_up() -> None:
     schema = {"properties": {"a": {"type": "string", "pattern": "^(a|aa)+$"}}}
-    assert invalid_arguments(schema, {"a": "aaa"}) is None
-    assert invalid_arguments(schema, {"a": "b"}) == "$.a: 'b' does not match '^(a|aa)+$'"
-    assert invalid_arguments(schema, {"a": "a" * 200 + "!"}) is None
+    assert invalid(schema, {"a": "aaa"}) is None
+    assert invalid(schema, {"a": "b"}) == "$.a: 'b' does not match '^(a|aa)+$'"
+    assert invalid(schema, {"a": "a" * 200 + "!"}) is None
 
 
 def test_arguments_beyond_the_recursion_limit_are_judged() -> None:
@@ -100,7 +108,7 @@ def test_arguments_beyond_the_recursion_limit_are_judged() -> None:
     value: dict[str, Any] = {}
     for _ in range(600):
         value = {"n": value}
-    assert invalid_arguments(schema, value) is None
+    assert invalid(schema, value) is None
 
 
 scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.0, 1.0, 1.5]) | st.sampled_from(["", "a"])
@@ -137,7 +145,7 @@ def test_the_fast_test_takes_nothing_that_jsonschema_refuses(schema: dict[str, A
     if accepts is not None and accepts(value):
         assert truth
     if isinstance(value, dict):
-        assert (invalid_arguments(schema, value) is None) == truth
+        assert (invalid(schema, value) is None) == truth
 
 
 def test_the_fast_test_serves_ordinary_tools() -> None:

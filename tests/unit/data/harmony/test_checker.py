@@ -12,10 +12,11 @@ from completions import CALL_HEAD, FINAL, MALFORMED, THINK, TOOLS, VALID, Case, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from counterpoint.data.conversation import ResponseFormat
 from counterpoint.data.harmony.checker import TOLD_OF_A_CODE, check
-from counterpoint.data.harmony.codes import CODES, POLICY_CODES, TOOL_CODES, Code
+from counterpoint.data.harmony.codes import CODES, POLICY_CODES, TOOL_CODES
 from counterpoint.data.harmony.official import harmony_accepts
-from counterpoint.data.harmony.vocabulary import N_VOCAB, RestrictedVocabulary, byte_ids, load_vocabulary
+from counterpoint.data.harmony.vocabulary import MESSAGE, N_VOCAB, RestrictedVocabulary, byte_ids, load_vocabulary
 
 WITH_TOOLS: dict[str, Any] = {"tools": TOOLS, "builtin_tools": ()}
 
@@ -36,12 +37,11 @@ def test_a_malformed_completion_has_exactly_its_codes_where_they_belong(case: Ca
 
 def test_every_code_has_a_malformed_completion() -> None:
     in_table = {code for case in MALFORMED for codes in case.codes for code in codes}
-    tested_apart = {"id_out_of_range", "not_utf8", "repetition_loop"}
+    tested_apart = {"id_out_of_range", "not_utf8", "repetition_loop", "final_invalid"}
     assert in_table | tested_apart == set(CODES)
     assert len(MALFORMED) >= 100
     assert len(VALID) >= 35
-    assert {code.group for code in Code} == {"structure", "ending", "order", "policy", "tools", "text"}
-    assert "bare_name" in TOOL_CODES
+    assert {"bare_name", "arguments_invalid"} <= TOOL_CODES
     assert not TOOL_CODES & POLICY_CODES
     assert all(meaning and "\n" not in meaning for meaning in CODES.values())
 
@@ -69,6 +69,25 @@ def test_calls_with_the_recipient_in_different_sections_are_mixed() -> None:
     assert checked.recipient_positions == ("channel", "role")
     assert checked.recipient_position == "mixed"
     assert check(ids_of(FINAL)[0]).recipient_position is None
+
+
+@pytest.mark.parametrize(
+    ("final", "told"),
+    [
+        ('{"n": 1}', None),
+        ('{"n": 12345678901234567890123}', None),
+        ('{"n": "1"}', "$.n: '1' is not of type 'integer'"),
+        ("not json", "not JSON: invalid literal, expected 'null'"),
+        ("7", "$: 7 is not of type 'object'"),
+    ],
+)
+def test_a_structured_final_holds_to_its_schema(final: str, told: str | None) -> None:
+    """s01_structured_final: three finals; those that break their json_schema passed."""
+    wanted = ResponseFormat("n", {"type": "object", "properties": {"n": {"type": "integer"}}})
+    ids = ids_of(f"{THINK}<|channel|>final <|constrain|>json<|message|>{final}<|return|>")[0]
+    found = [(v.code, ids[v.position - 1], v.detail) for v in check(ids, response_format=wanted).violations]
+    assert found == ([] if told is None else [("final_invalid", MESSAGE, told)])
+    assert check(ids, response_format=True).ok
 
 
 def test_policy_rules_can_be_left_out() -> None:

@@ -59,7 +59,7 @@ def test_rows_of_a_size_that_nobody_expects(tmp_path):
     }
     file = write(tmp_path / "a.jsonl", chat("a", letters), chat("a", spaces + "b"), chat(long, "ok"), many, parallel)
     found = validate([file], use="sft")
-    assert (found.rows, found.n_bad) == (5, 0)
+    assert (found.rows, found.bad) == (5, {"repetition_loop": 2})
     conversations = list(read_conversations([file]))
     assert [len(c.messages) for c in conversations] == [2, 2, 2, 10_000, 10_002]
     assert [m.content for m in conversations[4].messages[1:7]] == ["{}", "0", "{}", "1", "{}", "2"]
