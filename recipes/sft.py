@@ -6,7 +6,8 @@ Reads top to bottom: folder and lock, data, model, trainer, training with its re
 from __future__ import annotations
 
 from counterpoint.configs.schema import SftRun
-from counterpoint.data.dataset.training_rows import TrainingData, build_training_rows
+from counterpoint.data.dataset.build import build_training_rows
+from counterpoint.data.dataset.rows_on_disk import TrainingData
 from counterpoint.data.layout.collate import Collator
 from counterpoint.recipes.steps import (
     BAD_HELD_OUT,

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.harmony.spans import CHANNEL_NAMES, Example
+from counterpoint.data.harmony.example_tree import ExampleTree
+from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
 
@@ -95,10 +97,13 @@ class RowCounter:
                 self.unused_samples.setdefault(notice.field, notice.detail.partition(": ")[2])
         self.notices.update(sorted({notice.kind for notice in conversation.notices}))
 
-    def add_example(self, example: Example) -> None:
-        self.examples += 1
-        self.tokens += len(example.ids)
-        counts = np.bincount(example.channels[example.weights > 0], minlength=len(CHANNEL_NAMES)).tolist()
+    def add_examples(self, tree: ExampleTree, chosen: npt.NDArray[np.int32] | None = None) -> None:
+        """The examples of a row, of those `chosen` by number where it is given."""
+        lengths = tree.lengths
+        runs = np.arange(len(tree.run_start)) if chosen is None else tree.runs_of(chosen)
+        self.examples += len(lengths if chosen is None else chosen)
+        self.tokens += int((lengths if chosen is None else lengths[chosen]).sum(dtype=np.int64))
+        counts = tree.tokens_by_channel(runs[tree.run_weight[runs] > 0]).tolist()
         for name, count in zip(CHANNEL_NAMES[1:], counts[1:], strict=True):
             self.trained[name] += count
 

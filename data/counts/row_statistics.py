@@ -13,7 +13,8 @@ import numpy as np
 
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.counts.characters import CharacterCounts
-from counterpoint.data.harmony.spans import CHANNEL_NAMES, CONTEXT, Example
+from counterpoint.data.harmony.example_tree import ExampleTree
+from counterpoint.data.harmony.spans import CHANNEL_NAMES, CONTEXT
 from counterpoint.data.harmony.vocabulary import Vocabulary
 
 SAMPLED_WHOLE, SAMPLED_EVERY = 1_000, 16
@@ -45,7 +46,7 @@ class RowStatistics:
     def add(
         self,
         conversation: Conversation,
-        examples: Sequence[Example],
+        tree: ExampleTree,
         vocabulary: Vocabulary,
         row: int,
         first: bool = True,
@@ -54,12 +55,12 @@ class RowStatistics:
 
         first: false where a source is weighted and the same row comes again, which makes it no duplicate.
         """
-        self.turns[len({example.turn for example in examples})] += 1
-        for example in examples:
-            self.lengths[len(example.ids)] += 1
-            targets = example.channels[example.channels != CONTEXT]
-            counts = np.bincount(targets, minlength=len(CHANNEL_NAMES)).tolist()
-            counts[CONTEXT] = len(example.ids) - len(targets)
+        self.turns[len({*tree.turns.tolist()})] += 1
+        lengths = tree.lengths.tolist()
+        self.lengths.update(lengths)
+        counts = tree.tokens_by_channel(np.arange(len(tree.run_start))).tolist()
+        counts[CONTEXT] = sum(lengths) - sum(counts)
+        if lengths:
             for name, count in zip(CHANNEL_NAMES, counts, strict=True):
                 self.tokens[name] += count
         self.called.update(sorted({m.recipient for m in conversation.messages if m.recipient is not None}))
@@ -70,10 +71,10 @@ class RowStatistics:
             if conversation.instructions:
                 texts.append(conversation.instructions)
             self.characters.add(texts, vocabulary)
-        if examples and first:
-            digest = hashlib.blake2b(examples[-1].ids.tobytes(), digest_size=8)
-            for example in examples[:-1]:  # Their contexts are in the last one, or were targets before.
-                digest.update(example.ids[(example.channels != CONTEXT).argmax() :].tobytes())
+        if lengths and first:
+            digest = hashlib.blake2b(digest_size=8)
+            for array in (tree.ids, tree.node_length, tree.node_parent, tree.leaves):
+                digest.update(array.tobytes())
             self._keep_hashes([int.from_bytes(digest.digest(), "little")])
 
     def merge(self, other: RowStatistics) -> None:

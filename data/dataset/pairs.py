@@ -25,7 +25,7 @@ from counterpoint.data.conversation import Conversation, Effort, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import pair_lines
 from counterpoint.data.dataset.targets import Targets
-from counterpoint.data.dataset.training_rows import write_quarantine
+from counterpoint.data.dataset.training_rows import Quarantine
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.negatives import Negative, fault_masks, negative
 from counterpoint.data.harmony.render import Renderer
@@ -151,24 +151,22 @@ def _read(
 ) -> None:
     """Fills `found` from the sources."""
     report = found.report
-    bad: list[BadRow] = []
-    for item in read_conversations(sources, data):
-        pairs: list[T] = []
-        if not isinstance(item, BadRow):
-            try:
-                pairs = list(made_of(item))
-            except RowError as error:
-                item = BadRow(item.source, error.kind, error.field, error.what, error.fix)
-        report.add(item)
-        if isinstance(item, BadRow):
-            bad.append(item)
-            continue
-        report.prompts += not pairs
-        kept = [pair for pair in pairs if pair.tokens <= data.max_tokens]
-        report.too_long += len(pairs) - len(kept)
-        found.pairs += kept
-    if quarantine is not None and bad:
-        write_quarantine(quarantine, bad)
+    with Quarantine(quarantine) as bad:
+        for item in read_conversations(sources, data):
+            pairs: list[T] = []
+            if not isinstance(item, BadRow):
+                try:
+                    pairs = list(made_of(item))
+                except RowError as error:
+                    item = BadRow(item.source, error.kind, error.field, error.what, error.fix)
+            report.add(item)
+            if isinstance(item, BadRow):
+                bad.add(item)
+                continue
+            report.prompts += not pairs
+            kept = [pair for pair in pairs if pair.tokens <= data.max_tokens]
+            report.too_long += len(pairs) - len(kept)
+            found.pairs += kept
     _check(found, data, sources)
     found.fingerprint = _fingerprint(found.pairs)
 

@@ -1,32 +1,28 @@
-"""Source files -> rows of tokens that a trainer takes, with a report of the outcome of every source row."""
+"""Source files -> the training examples of each row, with a report of the outcome of every source row."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 
-from counterpoint.configs.data_section import ConversionSettings
-from counterpoint.configs.errors import DataError, RowError
-from counterpoint.configs.schema import DataSettings, SourceSettings
-from counterpoint.data.conversation import Conversation, Preference, Tool
+from counterpoint.configs.data_section import ConversionSettings, SourceSettings
+from counterpoint.configs.errors import RowError
+from counterpoint.data.conversation import Conversation, Preference
 from counterpoint.data.counts.counter import RowCounter
-from counterpoint.data.counts.lines import training_lines
+from counterpoint.data.dataset.row_keys import keys_of
 from counterpoint.data.dataset.targets import Targets
 from counterpoint.data.formats.read import converted_rows, weighted_rows
 from counterpoint.data.harmony.cut import cut_to_fit
+from counterpoint.data.harmony.example_tree import ExampleTree
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.harmony.spans import Example
-from counterpoint.data.harmony.vocabulary import Vocabulary
-from counterpoint.data.layout.pack import pack
-from counterpoint.data.layout.tree import TreeRow, tree_of, trees_of
-from counterpoint.data.prepared.source import is_prepared, prepared_rows
+from counterpoint.data.prepared.trees import RowKeys
 from counterpoint.data.rows.row import BadRow
 
-Progress = Callable[[int], None]
 OnBad = Callable[[BadRow], None]
 
 
@@ -35,22 +31,8 @@ class Rendered:
     """A conversation and its training examples (none for a prompt that ends in a user message)."""
 
     conversation: Conversation
-    examples: list[Example]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingData:
-    """Rows ready for the collator. fingerprint: hash of every id and weight in order, to find changed data. tools: by
-    name, what clients must send under `data.tool_schemas: cleaned`; none of rows that were prepared before."""
-
-    rows: Sequence[TreeRow]
-    report: RowCounter
-    fingerprint: str
-    tools: Mapping[str, Tool] = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """The report for a person."""
-        return training_lines(self.report)
+    tree: ExampleTree
+    keys: RowKeys
 
 
 def render_sources(
@@ -65,8 +47,8 @@ def render_sources(
 ) -> Iterator[Rendered]:
     """Every usable row in order, rendered; bad rows go to the report and to `on_bad`. Memory stays flat.
 
-    Examples longer than `max_tokens` are left out and counted in the report; cut: a conversation of one such example
-    first ends behind the last turn that fits.
+    Examples longer than `max_tokens` are left out and counted in the report, the others by the caller; cut: a
+    conversation of one such example first ends behind the last turn that fits.
     """
     for row, format, times in weighted_rows(specs):
         converted = converted_rows(row, format, times, options)
@@ -85,6 +67,7 @@ def render_rows(
 ) -> Iterator[Rendered]:
     """`render_sources` of one row that is converted already, as often as it is taken; `raw` are its bytes."""
     targets = Targets(renderer)
+    last: tuple[Conversation, Conversation, ExampleTree, int, str] | None = None
     for item in rows:
         if isinstance(item, BadRow):
             _quarantine(item, report, on_bad)
@@ -94,112 +77,51 @@ def render_rows(
             _quarantine(BadRow(item.prompt.source, row.kind, row.field, row.what, row.fix, raw), report, on_bad)
             continue
         try:
-            examples, too_long = renderer.examples_within(item, max_tokens)
-            if cut and too_long and max_tokens and (shorter := cut_to_fit(item, renderer, max_tokens)):
-                item = shorter
-                examples, too_long = renderer.examples_within(item, max_tokens)
-            effort = renderer.effort_of(item)
-            targets.check(item, examples, effort, report)
+            if last is None or last[0] is not item:
+                taken, (tree, too_long) = item, renderer.tree(item, max_tokens)
+                if cut and too_long and max_tokens and (shorter := cut_to_fit(item, renderer, max_tokens)):
+                    taken, (tree, too_long) = shorter, renderer.tree(shorter, max_tokens)
+                last = (item, taken, tree, too_long, renderer.effort_of(taken))
+            _, taken, tree, too_long, effort = last
+            targets.check(taken, tree.targets(), effort, report)
         except RowError as error:
             _quarantine(BadRow(item.source, error.kind, error.field, error.what, error.fix, raw), report, on_bad)
             continue
-        report.add(item, effort)
+        report.add(taken, effort)
         report.too_long += too_long
-        report.prompts += not examples and not too_long
-        for example in examples:
-            report.add_example(example)
-        yield Rendered(item, examples)
+        report.prompts += not len(tree) and not too_long
+        yield Rendered(taken, tree, keys_of(taken))
 
 
-def build_training_rows(
-    sources: Sequence[SourceSettings],
-    data: DataSettings,
-    vocabulary: Vocabulary,
-    *,
-    quarantine: Path | None = None,
-    progress: Progress | None = None,
-) -> TrainingData:
-    """Rows of tokens of `sources` (`data.train` or `data.valid`), all in memory. A source may be a prepared folder.
+class Quarantine:
+    """Appends bad rows with their reason and original bytes to a file, one JSON object a line, as they come; without a
+    file it does nothing. A resumed run writes a row once."""
 
-    Bad rows are written to `quarantine` as JSON lines. Raises DataError where their share passes
-    `data.bad_rows_limit`, where nothing is left to train, or with `too_long: error` for a long example.
-    """
-    report = RowCounter()
-    renderer = Renderer(vocabulary, data)
-    bad: list[BadRow] = []
-    rows_of_examples = _rows_of_examples(sources, data, renderer, report, bad.append)
-    trees = _trees(rows_of_examples, data, progress)
-    rows = list(pack(trees, data.pack_tokens) if data.pack_tokens else trees)
-    report.row_tokens = sum(len(row) for row in rows)
-    if quarantine is not None and bad:
-        write_quarantine(quarantine, bad)
-    _check(report, data, sources)
-    tools = renderer.openings.rewritten if data.tool_schemas == "cleaned" else {}
-    return TrainingData(rows, report, _fingerprint(rows), tools)
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._known: set[bytes] = set()
 
+    def __enter__(self) -> Quarantine:
+        return self
 
-def write_quarantine(path: Path, rows: Iterable[BadRow]) -> None:
-    """Append bad rows with their reason and original bytes, one JSON object a line; a resumed run writes a row once."""
-    known = set(path.read_bytes().splitlines()) if path.is_file() else set()
-    with path.open("ab") as file:
-        for row in rows:
-            line = orjson.dumps(row.quarantined())
-            if line not in known:
-                file.write(line + b"\n")
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, row: BadRow) -> None:
+        if self._path is None:
+            return
+        if self._file is None:
+            lines = self._path.read_bytes().splitlines() if self._path.is_file() else []
+            self._known = {blake2b(line, digest_size=16).digest() for line in lines}
+            self._file = self._path.open("ab")
+        line = orjson.dumps(row.quarantined())
+        if blake2b(line, digest_size=16).digest() not in self._known:
+            self._file.write(line + b"\n")
 
 
 def _quarantine(row: BadRow, report: RowCounter, on_bad: OnBad | None) -> None:
     report.add(row)
     if on_bad is not None:
         on_bad(row)
-
-
-def _rows_of_examples(
-    sources: Sequence[SourceSettings], data: DataSettings, renderer: Renderer, report: RowCounter, on_bad: OnBad
-) -> Iterator[list[Example]]:
-    """The examples of each row: read where the source is prepared already, rendered where it is not."""
-    for spec in sources:
-        if is_prepared(spec.path):
-            yield from prepared_rows(spec, data, renderer, report, data.max_tokens)
-            continue
-        rendered = render_sources(
-            [spec], data, renderer, report, max_tokens=data.max_tokens, cut=data.too_long == "cut", on_bad=on_bad
-        )
-        yield from (item.examples for item in rendered)
-
-
-def _trees(rows: Iterable[list[Example]], data: DataSettings, progress: Progress | None) -> Iterator[TreeRow]:
-    for count, examples in enumerate(rows, 1):
-        if progress is not None:
-            progress(count)
-        if data.tree:
-            yield from trees_of(examples, data.max_tokens)
-        else:
-            yield from (tree_of([example]) for example in examples)
-
-
-def _check(report: RowCounter, data: DataSettings, sources: Sequence[SourceSettings]) -> None:
-    where = ", ".join(source.path for source in sources)
-    report.check_bad_rows(data.bad_rows_limit, where)
-    if data.too_long == "error":
-        report.check_too_long(data.max_tokens, where)
-    if report.examples:
-        return
-    if report.too_long:
-        raise DataError(
-            f"{where}: all {report.too_long} examples are longer than data.max_tokens ({data.max_tokens}): raise it"
-        )
-    if report.turns:
-        raise DataError(
-            f"{where}: no token of its {report.turns} assistant turns has a loss weight: see data.weights, "
-            "data.train_on and data.missing_thinking"
-        )
-    raise DataError(f"{where}: no row has an assistant turn to train: check the file with `counterpoint show`")
-
-
-def _fingerprint(rows: Iterable[TreeRow]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        for array in (row.ids, row.position, row.target_source, row.target_id, row.target_weight):
-            digest.update(array.tobytes())
-    return digest.hexdigest()

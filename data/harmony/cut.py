@@ -24,8 +24,8 @@ def cut_to_fit(conversation: Conversation, renderer: Renderer, max_tokens: int) 
     while fitting + 1 < too_many:
         count = (fitting + too_many) // 2
         shorter = replace(conversation, messages=conversation.messages[: turns[count - 1].trained_stop])
-        examples, too_long = renderer.examples_within(shorter, max_tokens)
-        if examples and not too_long:
+        tree, too_long = renderer.tree(shorter, max_tokens)
+        if len(tree) and not too_long:
             fitting, found = count, shorter
         else:
             too_many = count

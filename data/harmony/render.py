@@ -12,10 +12,13 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from counterpoint.configs.data_section import OpeningSettings, RenderSettings
 from counterpoint.data.conversation import Conversation, Effort, Message
 from counterpoint.data.harmony import reasons
 from counterpoint.data.harmony.encoding import Grammar
+from counterpoint.data.harmony.example_tree import ExampleTree, Run, TreeBuilder
 from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.reasons import Why, weighed
 from counterpoint.data.harmony.served_messages import Served, ServedMessages, leading_of
@@ -30,6 +33,9 @@ RENDERER_VERSION = 2
 
 ChosenEffort = tuple[Effort, str]
 """A reasoning effort, and where it comes from in the words of `reasons`."""
+ActionSpans = tuple[Action, int, list[Span], list[Span]]
+"""An action; how many spans of the context before it stay, of those that the action before had; the spans of the
+context that follow; and what is sampled, with results inside it."""
 
 
 class Renderer:
@@ -68,7 +74,7 @@ class Renderer:
         """The prompt in spans, all of them context."""
         spans = self._opening(conversation, effort or self.chosen_effort(conversation))
         written = _Written(self, conversation)
-        (seen,) = written.histories([len(conversation.messages)])
+        ((_, seen),) = written.histories([len(conversation.messages)])
         return [*spans, *seen, written.prompt]
 
     def completion_spans(self, conversation: Conversation, start: int) -> list[Span]:
@@ -92,26 +98,50 @@ class Renderer:
         return self.grammar.context(message, body, self.form.call_place, self.form.result_place)
 
     def examples(self, conversation: Conversation) -> list[Example]:
-        """Training examples of a conversation, none for turns whose weights are all 0."""
-        return self.examples_within(conversation, None)[0]
-
-    def examples_within(self, conversation: Conversation, max_tokens: int | None) -> tuple[list[Example], int]:
-        """The examples of at most `max_tokens` tokens, and how many are longer; none of an unwanted answer."""
+        """Training examples of a conversation, none for turns whose weights are all 0, nor of an unwanted answer."""
         examples: list[Example] = []
-        too_long = 0
         if conversation.is_unwanted:
-            return examples, too_long
+            return examples
         arrays = SpanArrays()
-        for action, spans in self._action_spans(conversation):
-            if not _has_loss(spans):
+        source, notices = conversation.source, conversation.notices
+        for action, spans in _whole_spans(self._action_spans(conversation)):
+            if _has_loss(spans):
+                examples.append(Example(source, action.turn.number, *arrays.of(spans), notices, action.number))
+        return examples
+
+    def tree(self, conversation: Conversation, max_tokens: int | None = None) -> tuple[ExampleTree, int]:
+        """The examples of at most `max_tokens` tokens, and how many are longer. Work and memory are linear in the
+        messages, where those of `examples` are quadratic."""
+        builder, too_long, shared = TreeBuilder(), 0, 0
+        ids, ends = array("i"), [0]
+        actions = () if conversation.is_unwanted else self._action_spans(conversation)
+        for action, kept, seen, target in actions:
+            del ids[ends[kept] :], ends[kept + 1 :]
+            shared = min(shared, len(ids))
+            for span in seen:
+                ids.extend(span.ids)
+                ends.append(len(ids))
+            if not _has_loss(target):
                 continue
-            if max_tokens is not None and sum(len(span.ids) for span in spans) > max_tokens:
+            size = sum(len(span.ids) for span in target)
+            if max_tokens is not None and len(ids) + size > max_tokens:
                 too_long += 1
                 continue
-            ids, weights, channels = arrays.of(spans)
-            source, turn, notices = conversation.source, action.turn.number, conversation.notices
-            examples.append(Example(source, turn, ids, weights, channels, notices, action.number))
-        return examples, too_long
+            new = ids[shared:]
+            runs: list[Run] = []
+            start = len(ids)
+            for span in target:
+                new.extend(span.ids)
+                stop = start + len(span.ids)
+                if span.channel != CONTEXT and stop > start:
+                    if runs and runs[-1][1:] == (start, span.weight, span.channel):
+                        runs[-1] = (runs[-1][0], stop, span.weight, span.channel)
+                    else:
+                        runs.append((start, stop, span.weight, span.channel))
+                start = stop
+            builder.add(action.turn.number, action.number, shared, np.array(new, dtype=np.int32), runs)
+            shared = len(ids)
+        return builder.tree(conversation.source, conversation.notices), too_long
 
     def targets(self, conversation: Conversation, first: int = 0) -> Iterator[Example]:
         """What the examples of a conversation train, without the prompts before it; of the actions from message `first`
@@ -143,7 +173,7 @@ class Renderer:
 
         It is what `counterpoint show` explains. `effort` overrides the row's and the settings'.
         """
-        for action, spans in self._action_spans(conversation, turns, effort):
+        for action, spans in _whole_spans(self._action_spans(conversation, turns, effort)):
             yield action, placed(spans)
 
     def trained_turns(self, conversation: Conversation) -> set[int]:
@@ -181,8 +211,8 @@ class Renderer:
         conversation: Conversation,
         only: Container[int] | None = None,
         effort: ChosenEffort | None = None,
-    ) -> Iterator[tuple[Action, list[Span]]]:
-        """Spans of each action to train. Messages are encoded once: later actions hold the same Span objects."""
+    ) -> Iterator[ActionSpans]:
+        """Each action to train. Messages are encoded once: later actions hold the same Span objects."""
         settings, messages = self.settings, conversation.messages
         turns = split_turns(messages)
         every = only is None and settings.train_on != "last_turn"
@@ -196,19 +226,21 @@ class Renderer:
         if only is not None:
             turns = [turn for turn in turns if turn.number in only]
         actions = [action for turn in turns for action in self.actions(messages, turn)]
-        for action, seen in zip(actions, written.histories([action.start for action in actions]), strict=True):
-            yield action, [*opening, *seen, *written.target(action)]
+        histories = written.histories([action.start for action in actions])
+        for first, (action, (kept, seen)) in enumerate(zip(actions, histories, strict=True)):
+            target = written.target(action)
+            yield (action, len(opening) + kept, seen, target) if first else (action, 0, [*opening, *seen], target)
 
-    def _whole(self, opening: list[Span], turns: list[Turn], written: _Written) -> Iterator[tuple[Action, list[Span]]]:
+    def _whole(self, opening: list[Span], turns: list[Turn], written: _Written) -> Iterator[ActionSpans]:
         if not turns:
             return
-        spans, done = list(opening), 0
+        spans, done = [], 0
         for turn in turns:
             spans.extend(map(written.sampled, range(done, turn.start)))
             whole = Action(turn, 0, turn.start, turn.trained_stop)
             spans.extend(written.target(whole, RETURN if turn is turns[-1] else END))
             done = turn.trained_stop
-        yield Action(turns[-1], 0, turns[-1].start, turns[-1].trained_stop), spans
+        yield Action(turns[-1], 0, turns[-1].start, turns[-1].trained_stop), 0, opening, spans
 
     def _form_of(
         self,
@@ -298,12 +330,13 @@ class _Written:
             ids = self._bodies[index] = self.renderer.vocabulary.encode_array(self.messages[index].content)
         return ids
 
-    def histories(self, starts: Sequence[int]) -> Iterator[list[Span]]:
-        """The history before the actions that begin at each of the ascending message indices `starts`."""
+    def histories(self, starts: Sequence[int]) -> Iterator[tuple[int, list[Span]]]:
+        """The history before the actions that begin at each of the ascending message indices `starts`: how many spans
+        of the last one stay, and those that follow."""
         form = self.renderer.form
         self._served = ServedMessages(self.messages, form, leading_of(self.conversation, form))
-        for seen in self._served.seen(starts):
-            yield [self._context(item) for item in seen]
+        for kept, seen in self._served.seen(starts):
+            yield kept, [self._context(item) for item in seen]
 
     def sampled(self, index: int) -> Span:
         """A message as it stands in the conversation, where no server writes it again."""
@@ -367,6 +400,14 @@ class _Form:
     header: Span
     body: tuple[float, Why, int, str]
     end: Span
+
+
+def _whole_spans(actions: Iterable[ActionSpans]) -> Iterator[tuple[Action, list[Span]]]:
+    """Each action with all spans of its example."""
+    history: list[Span] = []
+    for action, kept, seen, target in actions:
+        history[kept:] = seen
+        yield action, [*history, *target]
 
 
 def _has_loss(spans: Iterable[Span]) -> bool:

@@ -60,15 +60,17 @@ class ServedMessages:
                 self._other(messages, index)
             index = stop
 
-    def seen(self, starts: Sequence[int]) -> Iterator[list[Served]]:
-        """What the prompts of actions hold that begin at the ascending message indices `starts`.
+    def seen(self, starts: Sequence[int]) -> Iterator[tuple[int, list[Served]]]:
+        """What the prompts of actions hold that begin at the ascending message indices `starts`: how many of the
+        messages before the last of these stay, and those that follow.
 
         Raises RowError where the server cannot write a message before one of them.
         """
         until = self.form.analysis_until
         settled: list[Served] = []
         recent: list[Served] = []
-        done = 0
+        done = stays = 0
+        before: list[Served] = []
         for start in starts:
             if self._refused is not None and self._refused[0] < start:
                 raise self._refused[1]
@@ -80,12 +82,17 @@ class ServedMessages:
                     recent.clear()
                 recent.append(item)
             done = stop
-            seen = settled + recent
-            if until == "loop" and seen and seen[-1].message.role != "tool":
-                seen = [item for item in seen if item.message.channel != "analysis"]
+            tail = settled[stays:] + recent
+            if until == "loop" and recent and recent[-1].message.role != "tool":
+                tail = [item for item in tail if item.message.channel != "analysis"]
             elif until == "library":
-                seen = _dropped_by_library(seen)
-            yield seen
+                tail = _dropped_by_library(tail)
+            same = len(before)
+            if tail[:same] != before:
+                same = next((n for n, (a, b) in enumerate(zip(before, tail, strict=False)) if a is not b), len(tail))
+            yield stays + same, tail[same:]
+            before = tail[len(settled) - stays :]
+            stays = len(settled)
 
     def _other(self, messages: Sequence[Message], index: int) -> None:
         form, message = self.form, messages[index]

@@ -9,11 +9,13 @@ mechanism, and so are the completions of one RL prompt.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from counterpoint.data.harmony.example_tree import ExampleTree
 from counterpoint.data.harmony.spans import Example
 
 Int32 = npt.NDArray[np.int32]
@@ -43,63 +45,95 @@ class TreeRow:
         return len(self.ids)
 
 
-@dataclass(slots=True)
-class _Node:
-    """A run of ids at depth `start`; examples that share it share its tokens."""
+def row_of(tree: ExampleTree, chosen: Int32 | None = None) -> TreeRow:
+    """The row of the examples `chosen`, ascending numbers, None for all (at least one, each of at least two tokens)."""
+    order = _order(tree, chosen)
+    chosen = np.arange(len(tree), dtype=np.int32) if chosen is None else chosen
+    lengths = tree.node_length[order]
+    begins = np.cumsum(lengths) - lengths
+    place = np.zeros(len(tree.node_length), dtype=np.int64)  # in `order`, of the nodes that are in it
+    place[order] = np.arange(len(order))
+    ids = np.concatenate([tree.ids[a : a + n] for a, n in zip(tree.node_first[order], lengths, strict=True)])
+    position = np.arange(len(ids)) - np.repeat(begins - tree.node_depth[order], lengths)
+    runs = tree.runs_of(chosen)
+    runs = runs[tree.run_weight[runs] > 0]
+    nodes, sizes = tree.run_nodes()[runs], tree.run_length[runs]
+    starts = tree.run_start[runs] - tree.node_first[nodes] + begins[place[nodes]]
+    above = place[tree.node_parent[nodes]]
+    before = np.where(starts == begins[place[nodes]], begins[above] + lengths[above] - 1, starts - 1)
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    targets = np.repeat(starts, sizes) + within
+    turns, actions = tree.turns[chosen].tolist(), tree.actions[chosen].tolist()
+    return TreeRow(
+        ids,
+        position.astype(np.int32),
+        np.repeat(_ends(begins + lengths, tree.node_parent[order], place), lengths),
+        np.where(within == 0, np.repeat(before, sizes), targets - 1).astype(np.int32),
+        ids[targets],
+        np.repeat(tree.run_weight[runs], sizes),
+        np.repeat(tree.run_channel[runs], sizes),
+        tuple(f"{tree.source}#{t}" + (f".{a}" if a else "") for t, a in zip(turns, actions, strict=True)),
+        int(tree.lengths[chosen].sum(dtype=np.int64)),
+    )
 
-    ids: Int32
-    start: int
-    children: list[_Node] = field(default_factory=list)
-    first: int = 0
+
+def size_of(tree: ExampleTree, chosen: Int32 | None = None) -> int:
+    """Tokens of `row_of`, without making it."""
+    return len(tree.ids) if chosen is None else int(tree.node_length[_order(tree, chosen)].sum())
+
+
+def parts_of(tree: ExampleTree, chosen: Int32, budget: int) -> list[tuple[int, int]]:
+    """(first, last) of those of `chosen` that share a row of at most `budget` tokens: examples that do not fit with
+    their siblings get a row of their own.
+
+    An example longer than `budget` is its own row, over the budget: the caller decides what is too long.
+    """
+    parts: list[tuple[int, int]] = []
+    stack = [(0, len(chosen))] if len(chosen) else []
+    while stack:
+        first, last = stack.pop()
+        if last - first == 1 or len(tree.ids) <= budget or size_of(tree, chosen[first:last]) <= budget:
+            parts.append((first, last))
+            continue
+        half = first + (last - first) // 2
+        stack += [(half, last), (first, half)]
+    return parts
+
+
+def _order(tree: ExampleTree, chosen: Int32 | None) -> npt.NDArray[np.int64]:
+    """The nodes of the examples `chosen`, in the depth-first order that a tree of these alone would have."""
+    if chosen is None or len(chosen) == len(tree):
+        return np.arange(len(tree.node_length))
+    parents = tree.node_parent.tolist()
+    children: dict[int, list[int]] = {-1: []}
+    for leaf in tree.leaves[chosen].tolist():
+        path, node = [], leaf
+        while node not in children:
+            path.append(node)
+            node = parents[node]
+        for new in reversed(path):
+            children[parents[new]].append(new)
+            children[new] = []
+    order, stack = [], children[-1][::-1]
+    while stack:
+        node = stack.pop()
+        order.append(node)
+        stack.extend(reversed(children[node]))
+    return np.array(order, dtype=np.int64)
+
+
+def _ends(ends: npt.NDArray[Any], parents: Int32, place: npt.NDArray[np.int64]) -> Int32:
+    """Where the subtree of each node ends, from where it ends itself, in depth-first order."""
+    out, above = ends.tolist(), np.where(parents < 0, -1, place[parents]).tolist()
+    for at in range(len(out) - 1, 0, -1):
+        if above[at] >= 0 and out[above[at]] < out[at]:
+            out[above[at]] = out[at]
+    return np.array(out, dtype=np.int32)
 
 
 def tree_of(examples: Sequence[Example]) -> TreeRow:
     """One tree row of `examples` that share prefixes (at least one example, each of at least two tokens)."""
-    root = _Tree(examples).root
-    size = _number(root)
-    ids, position, subtree_end = (np.empty(size, dtype=np.int32) for _ in range(3))
-    _write(root, ids, position, subtree_end)
-    sources, target_ids, weights, channels = [], [], [], []
-    for example in examples:
-        path = _path(root, example.ids)
-        trained = np.flatnonzero(example.weights > 0)
-        sources.append(path[trained - 1])
-        target_ids.append(example.ids[trained])
-        weights.append(example.weights[trained])
-        channels.append(example.channels[trained])
-    return TreeRow(
-        ids,
-        position,
-        subtree_end,
-        np.concatenate(sources),
-        np.concatenate(target_ids),
-        np.concatenate(weights),
-        np.concatenate(channels),
-        tuple(f"{e.source}#{e.turn}" + (f".{e.action}" if e.action else "") for e in examples),
-        sum(len(e.ids) for e in examples),
-    )
-
-
-def size_of_tree(examples: Sequence[Example]) -> int:
-    """Tokens of `tree_of(examples)`, without making it."""
-    if len(examples) == 1:
-        return len(examples[0].ids)
-    root = _Tree(examples).root
-    return _number(root)
-
-
-def trees_of(examples: Sequence[Example], budget: int) -> list[TreeRow]:
-    """Tree rows of at most `budget` tokens each; examples that do not fit with their siblings get their own tree.
-
-    An example longer than `budget` is its own row, over the budget: the caller decides what is too long.
-    """
-    if not examples:
-        return []
-    whole = tree_of(examples)
-    if len(whole) <= budget or len(examples) == 1:
-        return [whole]
-    half = len(examples) // 2
-    return trees_of(examples[:half], budget) + trees_of(examples[half:], budget)
+    return row_of(ExampleTree.of(examples))
 
 
 def forest_of(rows: Sequence[TreeRow]) -> TreeRow:
@@ -123,79 +157,3 @@ def forest_of(rows: Sequence[TreeRow]) -> TreeRow:
 def _shifted(arrays: Sequence[Int32], offsets: Iterable[int]) -> Int32:
     shifted = [array + offset for array, offset in zip(arrays, offsets, strict=True)]
     return np.concatenate(shifted).astype(np.int32)
-
-
-class _Tree:
-    """A prefix tree under construction."""
-
-    def __init__(self, examples: Iterable[Example]) -> None:
-        self.root = _Node(np.empty(0, dtype=np.int32), 0)
-        self._last: Int32 = self.root.ids
-        self._path = [self.root]
-        for example in examples:
-            self._insert(example.ids)
-
-    def _insert(self, ids: Int32) -> None:
-        # An example mostly goes on where the one before it did: what both share is compared once.
-        shared = _common(self._last, ids)
-        path = [node for node in self._path if node.start + len(node.ids) <= shared]
-        node, done = path[-1], path[-1].start + len(path[-1].ids)
-        while done < len(ids):
-            child = next((c for c in node.children if c.ids[0] == ids[done]), None)
-            if child is None:
-                child = _Node(ids[done:], done)
-                node.children.append(child)
-            shared = _common(child.ids, ids[done:])
-            if shared < len(child.ids):
-                child.children = [_Node(child.ids[shared:], done + shared, child.children)]
-                child.ids = child.ids[:shared]
-            node, done = child, done + shared
-            path.append(node)
-        self._last, self._path = ids, path
-
-
-def _common(a: Int32, b: Int32) -> int:
-    n = min(len(a), len(b))
-    different = a[:n] != b[:n]
-    first = int(different.argmax()) if n else 0
-    return first if n and different[first] else n
-
-
-def _number(root: _Node) -> int:
-    """Depth-first index of each node's first token; the number of tokens."""
-    count, stack = 0, [root]
-    while stack:
-        node = stack.pop()
-        node.first = count
-        count += len(node.ids)
-        stack.extend(reversed(node.children))
-    return count
-
-
-def _write(root: _Node, ids: Int32, position: Int32, subtree_end: Int32) -> None:
-    order: list[_Node] = []
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        order.append(node)
-        stack.extend(reversed(node.children))
-    ends: dict[int, int] = {}
-    for node in reversed(order):
-        last = node.first + len(node.ids)
-        end = ends[id(node.children[-1])] if node.children else last
-        ends[id(node)] = end
-        here = slice(node.first, last)
-        ids[here] = node.ids
-        position[here] = np.arange(node.start, node.start + len(node.ids), dtype=np.int32)
-        subtree_end[here] = end
-
-
-def _path(root: _Node, ids: Int32) -> Int32:
-    """Row index of each token of an inserted example."""
-    parts: list[Int32] = []
-    node, done = root, 0
-    while done < len(ids):
-        node = next(c for c in node.children if c.ids[0] == ids[done])
-        parts.append(np.arange(node.first, node.first + len(node.ids), dtype=np.int32))
-        done += len(node.ids)
-    return np.concatenate(parts)

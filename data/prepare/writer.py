@@ -20,6 +20,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from counterpoint.configs.data_section import ConversionSettings, RenderSettings, SourceSettings
@@ -28,15 +29,15 @@ from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.row_statistics import RowStatistics
 from counterpoint.data.dataset.training_rows import render_rows
 from counterpoint.data.formats.read import converted_rows, weighted_rows
+from counterpoint.data.harmony.example_tree import ExampleTree
 from counterpoint.data.harmony.render import RENDERER_VERSION, Renderer
-from counterpoint.data.harmony.spans import Example
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, full_fingerprint, load_vocabulary
-from counterpoint.data.layout.tree import size_of_tree
 from counterpoint.data.prepare.statistics_page import statistics_page
 from counterpoint.data.prepared import cache
-from counterpoint.data.prepared.files import ArrowFolder, arrow_batch, json_lines
+from counterpoint.data.prepared.files import ArrowFolder, json_lines
 from counterpoint.data.prepared.location import LINES, PAGE, STATISTICS, Output, Place
 from counterpoint.data.prepared.source import TOO_LONG
+from counterpoint.data.prepared.trees import SCHEMA, RowKeys, arrow_batch
 from counterpoint.data.rows.row import AnyRow, BadRow
 
 Numbered = tuple[int, AnyRow, str, int]
@@ -95,9 +96,10 @@ class Prepared:
 
 @dataclass(slots=True)
 class Chunk:
-    """Examples of some rows in the form that is written, and the counts of those rows."""
+    """Examples of some rows in the form that is written, and the counts of those rows. A tree among the payloads has
+    JSON lines that are too long together to be held."""
 
-    payloads: list[bytes] = field(default_factory=list)
+    payloads: list[bytes | ExampleTree] = field(default_factory=list)
     report: RowCounter = field(default_factory=RowCounter)
     statistics: RowStatistics = field(default_factory=RowStatistics)
     bad: list[BadRow] = field(default_factory=list)
@@ -163,11 +165,15 @@ def _write(
     whole = Chunk()
     with ExitStack() as stack:
         quarantine = stack.enter_context((work / QUARANTINE).open("wb"))
-        folder = ArrowFolder(work) if job.output == "arrow" else None
+        folder = ArrowFolder(work, SCHEMA) if job.output == "arrow" else None
         lines = stack.enter_context((work / LINES).open("wb")) if folder is None else None
         for chunk in _chunks_done(_chunks(weighted_rows(specs)), job, workers):
             for payload in chunk.payloads:
-                if folder is not None:
+                if isinstance(payload, ExampleTree):
+                    assert lines is not None
+                    for example in payload.examples():
+                        lines.write(json_lines([example]))
+                elif folder is not None:
                     folder.write(payload)
                 elif lines is not None:
                     lines.write(payload)
@@ -225,12 +231,11 @@ class _Worker:
         self.job = job
         self.vocabulary = job.vocabulary()
         self.renderer = Renderer(self.vocabulary, job.render)
-        self.encode = arrow_batch if job.output == "arrow" else json_lines
 
     def __call__(self, rows: Sequence[Numbered]) -> Chunk:
         chunk = Chunk(read_bytes=sum(len(row.raw) for _, row, _, _ in rows))
-        held: list[Example] = []
-        tokens = 0
+        held: list[tuple[ExampleTree, RowKeys]] = []
+        tokens, arrow = 0, self.job.output == "arrow"
         for number, row, format, times in rows:
             converted = converted_rows(row, format, times, self.job.options)
             rendered = render_rows(
@@ -243,17 +248,31 @@ class _Worker:
                 raw=row.raw,
             )
             for copy, item in enumerate(rendered):
-                chunk.report.row_tokens += size_of_tree(item.examples)
-                chunk.statistics.add(item.conversation, item.examples, self.vocabulary, number, first=copy == 0)
-                for example in item.examples:
-                    held.append(example)
-                    tokens += len(example.ids)
-                    if tokens >= _BATCH_TOKENS:
-                        chunk.payloads.append(self.encode(held))
-                        held, tokens = [], 0
-        if held:
-            chunk.payloads.append(self.encode(held))
+                chunk.report.add_examples(item.tree)
+                chunk.report.row_tokens += len(item.tree.ids)
+                chunk.statistics.add(item.conversation, item.tree, self.vocabulary, number, first=copy == 0)
+                if not len(item.tree):
+                    continue
+                size = len(item.tree.ids) if arrow else int(item.tree.lengths.sum(dtype=np.int64))
+                if not arrow and size > _BATCH_TOKENS:
+                    self._close(chunk, held)
+                    chunk.payloads.append(item.tree)
+                    continue
+                held.append((item.tree, item.keys))
+                tokens += size
+                if tokens >= _BATCH_TOKENS:
+                    self._close(chunk, held)
+                    tokens = 0
+        self._close(chunk, held)
         return chunk
+
+    def _close(self, chunk: Chunk, held: list[tuple[ExampleTree, RowKeys]]) -> None:
+        """Adds what is held to the chunk, in the form that is written."""
+        if held and self.job.output == "arrow":
+            chunk.payloads.append(arrow_batch(held))
+        elif held:
+            chunk.payloads.append(json_lines(example for tree, _ in held for example in tree.examples()))
+        held.clear()
 
 
 _worker: _Worker | None = None

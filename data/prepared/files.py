@@ -1,8 +1,8 @@
 """Prepared training examples as files: JSON lines, or a folder of Arrow shards that `datasets.load_from_disk` opens.
 
-Columns: source ("file:line"), turn, action (of the turn; folders of version 0.1 have none), input_ids, weights (0 =
-context), channel_of (channel of each trained token, null for context), warnings ("kind: field:
-detail" of the row's notices).
+A JSON line is one example: source ("file:line"), turn, action (of the turn), input_ids, weights (0 = context),
+channel_of (channel of each trained token, null for context), warnings ("kind: field: detail" of the row's notices).
+A folder has the columns of `trees.py`; older ones have those of the JSON lines (`examples_of`), the first no action.
 """
 
 from __future__ import annotations
@@ -22,17 +22,6 @@ from counterpoint.configs.errors import DataError
 from counterpoint.data.conversation import Notice
 from counterpoint.data.harmony.spans import CHANNEL_CODES, CHANNEL_NAMES, Example
 
-SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("turn", pa.int32()),
-        ("action", pa.int32()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("weights", pa.list_(pa.float32())),
-        ("channel_of", pa.list_(pa.string())),
-        ("warnings", pa.list_(pa.string())),
-    ]
-)
 INFO_FILE, STATE_FILE = "dataset_info.json", "state.json"
 _SHARD_BYTES = 500 << 20
 _NAMES = np.array([None, *CHANNEL_NAMES[1:]], dtype=object)
@@ -43,50 +32,31 @@ def json_lines(examples: Iterable[Example]) -> bytes:
     lines = []
     for example in examples:
         row = {
-            "source": _text(example.source),
+            "source": plain_text(example.source),
             "turn": example.turn,
             "action": example.action,
             "input_ids": example.ids,
             "weights": example.weights,
             "channel_of": _NAMES[_trained_channels(example)].tolist(),
-            "warnings": _warnings(example),
+            "warnings": warnings_of(example.notices),
         }
         lines.append(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
     return b"".join(lines)
 
 
-def arrow_batch(examples: Sequence[Example]) -> bytes:
-    """The examples as one serialised record batch of `SCHEMA`."""
-    warnings = [_warnings(e) for e in examples]
-    offsets = _offsets(len(e.ids) for e in examples)
-    codes = np.concatenate([_trained_channels(e) for e in examples])
-    turns, actions = (
-        np.array(values, dtype=np.int32) for values in zip(*((e.turn, e.action) for e in examples), strict=True)
-    )
-    columns = [
-        _strings([_text(e.source) for e in examples]),
-        _numbers(pa.int32(), turns),
-        _numbers(pa.int32(), actions),
-        pa.ListArray.from_arrays(offsets, _numbers(pa.int32(), np.concatenate([e.ids for e in examples]))),
-        pa.ListArray.from_arrays(offsets, _numbers(pa.float32(), np.concatenate([e.weights for e in examples]))),
-        pa.ListArray.from_arrays(offsets, _channel_names(codes)),
-        pa.ListArray.from_arrays(_offsets(map(len, warnings)), _strings([text for row in warnings for text in row])),
-    ]
-    return pa.record_batch(columns, schema=SCHEMA).serialize().to_pybytes()
-
-
 class ArrowFolder:
     """Writes serialised record batches to shards in a folder, one at a time."""
 
-    def __init__(self, folder: Path, shard_bytes: int = _SHARD_BYTES) -> None:
+    def __init__(self, folder: Path, schema: pa.Schema, shard_bytes: int = _SHARD_BYTES) -> None:
         self.folder = folder
+        self._schema = schema
         self._shard_bytes = shard_bytes
         self._shards: list[Path] = []
         self._file: Any = None
         self._writer: Any = None
 
     def write(self, batch: bytes) -> None:
-        self._open_writer().write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), SCHEMA))
+        self._open_writer().write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), self._schema))
 
     def close(self, fingerprint: str) -> None:
         """Ends the last shard and writes the two files by which `datasets` knows the folder."""
@@ -107,7 +77,7 @@ class ArrowFolder:
             "_split": None,
         }
         (self.folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-        info = {"citation": "", "description": "", "features": _features(), "homepage": "", "license": ""}
+        info = {"citation": "", "description": "", "features": _features(self._schema), "homepage": "", "license": ""}
         (self.folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n")
 
     def _open_writer(self) -> Any:
@@ -117,7 +87,7 @@ class ArrowFolder:
         if self._writer is None:
             self._shards.append(self.folder / f"shard-{len(self._shards)}")
             self._file = pa.OSFile(str(self._shards[-1]), "wb")
-            self._writer = pa.ipc.new_stream(self._file, SCHEMA)
+            self._writer = pa.ipc.new_stream(self._file, self._schema)
         return self._writer
 
     def _close_shard(self) -> None:
@@ -126,11 +96,15 @@ class ArrowFolder:
         self._writer = None
 
 
+def shard_names(folder: Path) -> list[str]:
+    """The shards of a prepared folder in order."""
+    return [entry["filename"] for entry in json.loads((folder / STATE_FILE).read_bytes())["_data_files"]]
+
+
 def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
     """Record batches of a prepared folder in order; memory stays flat. Raises DataError where it is damaged."""
     try:
-        names = [entry["filename"] for entry in json.loads((folder / STATE_FILE).read_bytes())["_data_files"]]
-        for name in names:
+        for name in shard_names(folder):
             with pa.OSFile(str(folder / name), "rb") as file:
                 yield from pa.ipc.open_stream(file)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
@@ -149,7 +123,7 @@ def examples_of(batch: pa.RecordBatch) -> Iterator[Example]:
     sources, turns, warnings = (columns[name].to_pylist() for name in ("source", "turn", "warnings"))
     actions = columns["action"].to_pylist() if "action" in columns else [0] * len(turns)
     for n, (start, stop) in enumerate(pairwise(offsets)):
-        notices = tuple(_notice(text) for text in warnings[n])
+        notices = tuple(notice_of(text) for text in warnings[n])
         row = slice(start, stop)
         yield Example(sources[n], turns[n], ids[row], weights[row], channels[row], notices, actions[n])
 
@@ -161,59 +135,42 @@ def _trained_channels(example: Example) -> np.ndarray:
 # Arrow arrays from buffers: `pa.array` would import pandas, half a second in each process.
 
 
-def _numbers(kind: pa.DataType, values: np.ndarray) -> pa.Array:
+def number_array(kind: pa.DataType, values: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
-def _offsets(lengths: Iterable[int]) -> pa.Array:
-    return _numbers(pa.int32(), np.cumsum([0, *lengths], dtype=np.int32))
+def list_offsets(lengths: Iterable[int]) -> pa.Array:
+    return number_array(pa.int32(), np.cumsum([0, *lengths], dtype=np.int32))
 
 
-def _strings(texts: Sequence[str]) -> pa.Array:
+def string_array(texts: Sequence[str]) -> pa.Array:
     encoded = [text.encode() for text in texts]
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
     return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
-def _channel_names(codes: np.ndarray) -> pa.Array:
-    """Names of channel codes, null for context; the names are written run by run."""
-    names = ["", *CHANNEL_NAMES[1:]]
-    lengths = np.array([len(name) for name in names], dtype=np.int32)
-    trained = np.flatnonzero(codes)
-    of_trained = codes[trained]
-    ends = np.concatenate([[0], np.cumsum(lengths[of_trained])]).astype(np.int32)
-    offsets = np.repeat(ends, np.diff(trained + 1, prepend=0, append=len(codes) + 1))
-    starts = np.flatnonzero(np.diff(of_trained, prepend=0)).tolist()
-    runs = zip(of_trained[starts].tolist(), np.diff([*starts, len(trained)]).tolist(), strict=True)
-    data = "".join(names[code] * count for code, count in runs).encode()
-    valid = np.packbits(codes != 0, bitorder="little")
-    nulls = len(codes) - len(trained)
-    return pa.StringArray.from_buffers(
-        len(codes), pa.py_buffer(offsets), pa.py_buffer(data), pa.py_buffer(valid), null_count=nulls
-    )
+def warnings_of(notices: Iterable[Notice]) -> list[str]:
+    """Notices as prepared rows hold them."""
+    return [plain_text(f"{notice.kind}: {notice.field}: {notice.detail}") for notice in notices]
 
 
-def _warnings(example: Example) -> list[str]:
-    return [_text(f"{notice.kind}: {notice.field}: {notice.detail}") for notice in example.notices]
-
-
-def _text(text: str) -> str:
+def plain_text(text: str) -> str:
     """File names may hold bytes that are no UTF-8."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _notice(text: str) -> Notice:
+def notice_of(text: str) -> Notice:
+    """A notice out of `warnings_of`."""
     kind, field, detail = [*text.split(": ", 2), "", ""][:3]
     return Notice(kind, field, detail)
 
 
-def _features() -> dict[str, Any]:
+def _features(schema: pa.Schema) -> dict[str, Any]:
     """The columns as `datasets` describes them."""
 
-    def value(dtype: str) -> dict[str, Any]:
-        return {"dtype": dtype, "_type": "Value"}
+    def feature(kind: pa.DataType) -> dict[str, Any]:
+        if pa.types.is_list(kind):
+            return {"feature": feature(kind.value_type), "_type": "List"}
+        return {"dtype": str(kind).replace("float", "float32"), "_type": "Value"}
 
-    lists = {"input_ids": "int32", "weights": "float32", "channel_of": "string", "warnings": "string"}
-    return {"source": value("string"), "turn": value("int32"), "action": value("int32")} | {
-        name: {"feature": value(dtype), "_type": "List"} for name, dtype in lists.items()
-    }
+    return {field.name: feature(field.type) for field in schema}

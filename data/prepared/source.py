@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from math import floor
 from pathlib import Path
 
-from counterpoint.configs.data_section import ConversionSettings, SourceSettings
+from counterpoint.configs.data_section import ConversionSettings
 from counterpoint.configs.errors import DataError
 from counterpoint.data.counts.counter import RowCounter
+from counterpoint.data.harmony.example_tree import ExampleTree
 from counterpoint.data.harmony.render import RENDERER_VERSION, Renderer
 from counterpoint.data.harmony.serving import FIRST_FORM
 from counterpoint.data.harmony.spans import Example
 from counterpoint.data.prepared import cache
 from counterpoint.data.prepared.cache import MANIFEST, Manifest
 from counterpoint.data.prepared.files import examples_of, read_batches
+from counterpoint.data.prepared.trees import PreparedTrees, holds_trees
 
 TOO_LONG = "data.too_long"
 """In the settings of a manifest where conversations were cut."""
@@ -32,36 +32,43 @@ def read_prepared(path: str | Path) -> Iterator[Example]:
     manifest = Manifest.read(folder / MANIFEST)
     if manifest is None:
         raise DataError(f"{folder}: not a folder of prepared data: write one with `counterpoint prepare`")
+    check_files(folder, manifest)
+    if holds_trees(folder):
+        for tree in PreparedTrees(folder):
+            yield from tree.examples()
+    else:
+        yield from _examples(folder)
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raises DataError where a file of the folder is missing or damaged."""
     if damaged := cache.damaged_file(folder, manifest.files):
         raise DataError(f"{folder}: {damaged} is damaged: prepare it again")
-    for batch in read_batches(folder):
-        yield from examples_of(batch)
 
 
-def prepared_rows(
-    spec: SourceSettings, options: ConversionSettings, renderer: Renderer, report: RowCounter, max_tokens: int
-) -> Iterator[list[Example]]:
-    """The examples of each source row. The outcome of the rows when they were prepared is added to the report.
+def check_prepared(path: str, options: ConversionSettings, renderer: Renderer, max_tokens: int) -> RowCounter:
+    """The outcome of the rows of a prepared folder when they were prepared, without the counts of examples.
 
     Raises DataError where the folder is damaged, or was prepared with other settings or another vocabulary.
     """
-    manifest = Manifest.read(Path(spec.path) / MANIFEST)
+    manifest = Manifest.read(Path(path) / MANIFEST)
     assert manifest is not None
-    _check(spec.path, manifest, options, renderer, max_tokens)
-    whole = spec.rows is None and spec.weight == 1
-    if whole:
-        before = RowCounter.from_dict(manifest.report)
-        before.examples = before.tokens = before.row_tokens = 0
-        before.trained.clear()
-        report.merge(before)
-    for k, examples in enumerate(islice(_by_row(read_prepared(spec.path)), spec.rows)):
-        kept = [example for example in examples if len(example.ids) <= max_tokens]
-        for _ in range(floor((k + 1) * spec.weight) - floor(k * spec.weight)):
-            report.rows += not whole
-            report.too_long += len(examples) - len(kept)
-            for example in kept:
-                report.add_example(example)
-            yield kept
+    _check(path, manifest, options, renderer, max_tokens)
+    check_files(Path(path), manifest)
+    before = RowCounter.from_dict(manifest.report)
+    before.examples = before.tokens = before.row_tokens = 0
+    before.trained.clear()
+    return before
+
+
+def older_trees(folder: Path) -> Iterator[ExampleTree]:
+    """The rows of a folder that holds a row for each example, as older versions wrote it."""
+    return map(ExampleTree.of, _by_row(_examples(folder)))
+
+
+def _examples(folder: Path) -> Iterator[Example]:
+    for batch in read_batches(folder):
+        yield from examples_of(batch)
 
 
 def _by_row(examples: Iterable[Example]) -> Iterator[list[Example]]:

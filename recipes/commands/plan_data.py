@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from counterpoint.configs.errors import NoDataError
 from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
@@ -43,7 +43,7 @@ def _processes(run: TrainingRun) -> int:
 
 
 def _supervised(run: SftRun) -> Work:
-    from counterpoint.data.dataset.training_rows import build_training_rows
+    from counterpoint.data.dataset.build import build_training_rows
     from counterpoint.train.loop.training_arguments import total_steps
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
@@ -51,14 +51,15 @@ def _supervised(run: SftRun) -> Work:
 
     data = build_training_rows(run.data.train, run.data, load_vocabulary_of(run.model))
     taken = min(run.train.batch_rows, len(data.rows))
-    targets = sorted((len(row.target_id) for row in data.rows), reverse=True)[:taken]
-    width = max(len(row) for row in data.rows)
-    batch = Batch(taken, width, sum(targets), *_most_sequences(data.rows, taken, width))
+    sizes = [_size(row) for row in data.rows]  # each row is read from the disk
+    targets = sorted((size.targets for size in sizes), reverse=True)[:taken]
+    width = max(size.width for size in sizes)
+    batch = Batch(taken, width, sum(targets), *_most_sequences(sizes, taken, width))
     vocabulary = load_vocabulary_of(run.model)
     held_out = [build_training_rows(sources, run.data, vocabulary) for sources in run.data.valid_sets.values()]
     widths = [len(row) for found in held_out for row in found.rows]
     steps, step_rows = total_steps(run, len(data.rows), _processes(run)), rows_per_step(run, _processes(run))
-    mean = sum(len(row) for row in data.rows) / len(data.rows)
+    mean = sum(size.width for size in sizes) / len(sizes)
     passes = steps * step_rows / len(data.rows)
     cut = data.report.too_long
     lines = [
@@ -74,15 +75,28 @@ def _supervised(run: SftRun) -> Work:
     return Work(batch, steps, round(steps * step_rows * mean), tuple(lines), data.rows)
 
 
-def _most_sequences(rows: Sequence[TreeRow], taken: int, width: int) -> tuple[int, int]:
+class _Size(NamedTuple):
+    """Of a row: tokens, targets, and the sequences and keys that a flash kernel takes it as."""
+
+    width: int
+    targets: int
+    sequences: int
+    keys: int
+
+
+def _size(row: TreeRow) -> _Size:
+    from counterpoint.train.model.attention_plan import flash_sequences
+
+    return _Size(len(row), len(row.target_id), *flash_sequences(row.position, row.subtree_end))
+
+
+def _most_sequences(rows: Sequence[_Size], taken: int, width: int) -> tuple[int, int]:
     """Sequences and keys of the batch of `taken` rows for which a flash kernel takes most memory, with padding."""
     from counterpoint.data.layout.collate import PADDING_RUN
-    from counterpoint.train.model.attention_plan import flash_sequences
 
     found: list[tuple[int, int]] = []
     for row in rows:
-        sequences, keys = flash_sequences(row.position, row.subtree_end)
-        found.append((sequences - (len(row) - width) // PADDING_RUN, keys + width - len(row)))
+        found.append((row.sequences - (row.width - width) // PADDING_RUN, row.keys + width - row.width))
     found.sort(key=lambda each: 128 * each[0] + each[1], reverse=True)
     return sum(sequences for sequences, _ in found[:taken]), sum(keys for _, keys in found[:taken])
 

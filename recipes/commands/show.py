@@ -111,7 +111,7 @@ def _explained(
             continue
         try:
             if data.too_long == "cut" and isinstance(item, Conversation):
-                too_long = renderer.examples_within(item, data.max_tokens)[1]
+                too_long = renderer.tree(item, data.max_tokens)[1]
                 item = (too_long and cut_to_fit(item, renderer, data.max_tokens)) or item
             yield explain(item, renderer, effort=args.effort, max_tokens=data.max_tokens, turns=turns)
         except RowError as error:

@@ -18,10 +18,11 @@ import pytest
 
 from counterpoint.configs.data_section import RenderSettings
 from counterpoint.data.formats.read import read_conversations
+from counterpoint.data.harmony.example_tree import ExampleTree
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import CHANNEL_NAMES
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.layout.tree import size_of_tree
+from counterpoint.data.prepared.source import read_prepared
 from counterpoint.recipes.cli import main
 
 COMMAND = [str(Path(sys.executable).with_name("counterpoint")), "prepare"]
@@ -96,7 +97,7 @@ def test_json_lines_hold_what_the_renderer_gives(tmp_path: Path, prepare: Prepar
         assert row["warnings"] == [f"{n.kind}: {n.field}: {n.detail}" for n in example.notices]
     assert [row["source"] for row in written[:3]] == ["a.jsonl:1"] * 3
     sizes = [len(row["input_ids"]) for row in written]
-    shared = sum(sizes) - size_of_tree(expected[:3]) - size_of_tree(expected[3:])
+    shared = sum(sizes) - len(ExampleTree.of(expected[:3]).ids) - len(ExampleTree.of(expected[3:]).ids)
     rest = f"{shared:,} saved ({shared / sum(sizes):.0%})"
     assert f"{sum(sizes) - shared:,} tokens where the turns of a conversation share one row: {rest}" in told
     assert any("markup" in warning for warning in written[0]["warnings"])
@@ -109,9 +110,33 @@ def test_folder_is_opened_by_datasets_and_holds_the_same(tmp_path: Path, prepare
     write(tmp_path / "a.jsonl", ROWS)
     prepare("a.jsonl", "--out", "x.jsonl")
     prepare("a.jsonl", "--out", "x")
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     opened = datasets.load_from_disk(str(tmp_path / "x"))
-    assert opened.to_list() == [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert opened.features["input_ids"] == datasets.List(datasets.Value("int32"))
+    rows = opened.to_list()
+    assert [row["source"] for row in rows] == ["a.jsonl:1", "a.jsonl:2"]
+    assert rows[1]["input_ids"] == lines[3]["input_ids"]
+    assert sum(len(row["input_ids"]) for row in rows) < sum(len(line["input_ids"]) for line in lines)
+    for example, line in zip(read_prepared(tmp_path / "x"), lines, strict=True):
+        assert example.ids.tolist() == line["input_ids"]
+        assert example.weights.tolist() == line["weights"]
+        assert (example.source, example.turn, example.action) == (line["source"], line["turn"], line["action"])
+
+
+def test_what_the_turns_of_a_row_share_is_written_once(tmp_path: Path, prepare: Prepare) -> None:
+    def written(turns: int) -> int:
+        said = [(f"question {n}?", f"answer {n}.") for n in range(turns)]
+        messages = [
+            {"role": role, "content": text}
+            for pair in said
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        write(tmp_path / f"{turns}.jsonl", [{"messages": messages}])
+        told = prepare(f"{turns}.jsonl", "--out", f"x{turns}")
+        assert f"{turns:,} training examples" in told
+        return sum(file.stat().st_size for file in (tmp_path / f"x{turns}").glob("*.arrow"))
+
+    assert written(1600) < 9 * written(200)
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, prepare: Prepare) -> None:

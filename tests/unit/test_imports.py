@@ -29,7 +29,7 @@ ARROWS = {
     "data/formats": "user_code rows harmony",
     "data/prepared": "user_code rows harmony counts",
     "data/dataset": "rows harmony layout counts formats prepared",
-    "data/prepare": "rows harmony layout pages counts formats prepared dataset",
+    "data/prepare": "rows harmony pages counts formats prepared dataset",
     "data/show": "rows harmony pages counts",
     "train/model": "harmony",
     "train/adapters": "model",

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from strategies import conversations
 
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.harmony.example_tree import ExampleTree
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import Example
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.layout.collate import Collator, padding
 from counterpoint.data.layout.pack import pack
-from counterpoint.data.layout.tree import TreeRow, forest_of, size_of_tree, tree_of, trees_of
+from counterpoint.data.layout.tree import TreeRow, forest_of, parts_of, row_of, size_of, tree_of
 
 RENDERER = Renderer(load_vocabulary())
 
@@ -56,7 +57,7 @@ def test_any_examples(examples: list[Example]) -> None:
     prefixes = {tuple(e.ids[: n + 1].tolist()) for e in examples for n in range(len(e.ids))}
     assert len(row) == len(prefixes)  # no prefix stands twice
     assert row.n_unshared == sum(len(e.ids) for e in examples)
-    assert size_of_tree(examples) == len(row)
+    assert size_of(ExampleTree.of(examples)) == len(row)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -70,7 +71,7 @@ def test_conversations(conversation: Conversation) -> None:
 @given(st.lists(st.lists(st.builds(example_of, short_ids, short_ids), min_size=1, max_size=3), min_size=1, max_size=8))
 def test_packing_keeps_every_example_and_the_budget(groups: list[list[Example]]) -> None:
     trees = [tree_of(group) for group in groups]
-    rows = list(pack(trees, budget=20))
+    rows = [forest_of([trees[n] for n in members]) for members in pack(map(len, trees), budget=20)]
     assert sum(len(row) for row in rows) == sum(len(tree) for tree in trees)
     for row in rows:
         assert len(row) <= max(20, *(len(t) for t in trees))
@@ -84,9 +85,20 @@ def test_a_forest_is_its_trees(groups: list[list[Example]]) -> None:
 
 @given(st.lists(st.builds(example_of, short_ids, short_ids), min_size=1, max_size=6), st.integers(4, 30))
 def test_trees_within_a_budget(examples: list[Example], budget: int) -> None:
-    rows = trees_of(examples, budget)
+    tree, everything = ExampleTree.of(examples), np.arange(len(examples), dtype=np.int32)
+    rows = [row_of(tree, everything[first:last]) for first, last in parts_of(tree, everything, budget)]
     assert_same(forest_of(rows), examples)
     assert all(len(row) <= budget or len(row.sources) == 1 for row in rows)
+
+
+@given(st.lists(st.builds(example_of, short_ids, short_ids), min_size=1, max_size=6), st.data())
+def test_a_part_of_a_tree_is_the_tree_of_its_examples(examples: list[Example], data: st.DataObject) -> None:
+    chosen = data.draw(st.lists(st.integers(0, len(examples) - 1), min_size=1, unique=True).map(sorted))
+    part = row_of(ExampleTree.of(examples), np.array(chosen, dtype=np.int32))
+    alone = tree_of([examples[n] for n in chosen])
+    for name in TreeRow.__slots__:
+        values = getattr(part, name), getattr(alone, name)
+        assert np.array_equal(*values) if isinstance(values[0], np.ndarray) else values[0] == values[1]
 
 
 def test_one_source_can_have_two_targets() -> None:

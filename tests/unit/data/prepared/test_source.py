@@ -10,7 +10,8 @@ import pytest
 
 from counterpoint.configs.errors import DataError
 from counterpoint.configs.schema import DataSettings, SourceSettings
-from counterpoint.data.dataset.training_rows import TrainingData, build_training_rows
+from counterpoint.data.dataset.build import build_training_rows
+from counterpoint.data.dataset.rows_on_disk import TrainingData
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import RestrictedVocabulary, Vocabulary, byte_ids, load_vocabulary
