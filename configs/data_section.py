@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date as calendar_date
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from counterpoint.configs.base import (
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.target_section import BadTargetSettings
 
+Overlap = Literal["held_out", "train", "both"]
 TrainOn = Literal["turns", "last_turn", "assistant", "final"]
 MissingThinking = Literal["keep", "final_body", "effort_low"]
 CallStyle = Literal["channel", "role"]
@@ -42,6 +44,9 @@ ServingName = Literal[
 ]
 ToolSchemas = Literal["as_given", "cleaned"]
 NO_DATE = "none"
+
+
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
 def check_date(value: str) -> str:
@@ -117,6 +122,12 @@ class HeldOutSourceSettings(SourceSettings):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
     """Name of the set that the file belongs to: letters, digits and hyphens. Each set's loss is reported as
     `valid_NAME_loss`, beside `valid_loss` of all of them."""
+
+    @property
+    def share(self) -> float | None:
+        """The share of `data.train` that a path such as `2%` names."""
+        found = _PERCENT.fullmatch(self.path)
+        return float(found[1]) / 100 if found else None
 
 
 HeldOutSource = Annotated[
@@ -309,7 +320,11 @@ class ReadSettings(RenderSettings, ConversionSettings):
 
     valid: Annotated[tuple[HeldOutSource, ...], OneOrMany] = ()
     """Held-out data, of which only the loss is measured, every `eval.every` steps and after the last; empty for none.
-    A `name` beside `path` makes a set of its own."""
+    A `name` beside `path` makes a set of its own. `2%` splits a share off the training data, by prompt and seed."""
+
+    overlap: Overlap = "held_out"
+    """Rows that stand in training and held-out data alike, and rows whose prompt the evaluation samples, are reported:
+    left out of training (`held_out`), left out of the held-out data (`train`), or kept on both sides (`both`)."""
 
     max_tokens: Count = 8192
     """Longest conversation, in tokens of its layout; of a pair, the longer side with its prompt."""
@@ -324,6 +339,24 @@ class ReadSettings(RenderSettings, ConversionSettings):
 
     bad_rows_limit: Share = 0.05
     """Share of rows that may be quarantined before the run stops, of the training data and of the held-out data."""
+
+    @model_validator(mode="after")
+    def _checks_share(self) -> ReadSettings:
+        for source in self.valid:
+            if source.share is None:
+                continue
+            if not 0 < source.share <= 0.5:
+                raise ValueError(
+                    f"`valid: {source.path}` holds out what is not trained: write more than 0% and at most 50%"
+                )
+            if len(self.valid) > 1 or source.model_fields_set - {"path", "name"}:
+                raise ValueError(f"`valid: {source.path}` is a share of `train` and stands alone: leave the rest out")
+        return self
+
+    @property
+    def valid_share(self) -> float | None:
+        """The share of the training rows that is held out."""
+        return self.valid[0].share if self.valid else None
 
     @property
     def valid_sets(self) -> dict[str, tuple[HeldOutSourceSettings, ...]]:

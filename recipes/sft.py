@@ -5,8 +5,12 @@ Reads top to bottom: folder and lock, data, model, trainer, training with its re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from counterpoint.configs.schema import SftRun
-from counterpoint.data.dataset.build import build_training_rows
+from counterpoint.data.conversation import Tool
+from counterpoint.data.dataset.build import TrainingSets, load_training_sets, write_training_sets
 from counterpoint.data.dataset.rows_on_disk import TrainingData
 from counterpoint.data.layout.collate import Collator
 from counterpoint.recipes.steps import (
@@ -14,6 +18,7 @@ from counterpoint.recipes.steps import (
     BAD_ROWS,
     Prepared,
     add_held_out,
+    asked_by,
     bad_rows_file,
     prepare,
     train_to_end,
@@ -24,8 +29,9 @@ from counterpoint.train.loop.held_out import held_out_loss
 from counterpoint.train.loop.sft_trainer import CounterpointTrainer
 from counterpoint.train.loop.training_arguments import loop_settings, sft_arguments, total_steps
 from counterpoint.train.model.load import load_vocabulary_of
+from counterpoint.train.run.once_a_node import once_a_node
 from counterpoint.train.run.session import Session, open_session
-from counterpoint.train.scoring.prompts import load_prompts
+from counterpoint.train.scoring.prompts import EvalPrompt, load_prompts
 from counterpoint.train.serving.probes import TOOLS_FILE, write_tools
 
 
@@ -37,32 +43,50 @@ def run(settings: SftRun, resume: str | None = None, overwrite: bool = False) ->
     """
     settings = with_start(settings)
     with open_session(settings, resume, overwrite) as session:
-        train, held_out = read_data(settings, session)
-        steps = total_steps(settings, len(train.rows))
         prompts = load_prompts(settings.eval.prompts, settings.data)
+        sets = read_data(settings, session, prompts)
+        train, held_out = sets.train, sets.held_out
+        steps = total_steps(settings, len(train.rows))
         prepared = prepare(settings, session, train.fingerprint, steps, prompts)
         trainer = make_trainer(settings, session, prepared, train)
         if held_out:
-            sets = {name: data.rows for name, data in held_out.items()}
-            add_held_out(settings, session, trainer, lambda: held_out_loss(trainer, sets))
+            rows = {name: data.rows for name, data in held_out.items()}
+            add_held_out(settings, session, trainer, lambda: held_out_loss(trainer, rows))
         n_bad = sum(data.report.n_bad for data in (train, *held_out.values()))
         return train_to_end(settings, session, prepared, trainer, n_bad)
 
 
-def read_data(settings: SftRun, session: Session) -> tuple[TrainingData, dict[str, TrainingData]]:
-    """Training rows, and held-out rows by set. Bad rows go to files in the run folder, counts to the terminal."""
+def read_data(settings: SftRun, session: Session, prompts: Sequence[EvalPrompt]) -> TrainingSets:
+    """Training rows, and held-out rows by set. Bad rows go to files in the run folder, counts to the terminal.
+
+    Each machine reads the data once: its other processes take the files that the first one writes.
+    """
     data, vocabulary = settings.data, load_vocabulary_of(settings.model)
-    train = build_training_rows(data.train, data, vocabulary, quarantine=bad_rows_file(session, BAD_ROWS))
-    tell(session, train)
-    if train.tools and session.folder is not None:
-        write_tools(session.path, train.tools.values())
-        session.say(f"{len(train.tools)} rewritten tools, as clients must send them: {session.path / TOOLS_FILE}")
-    held_out: dict[str, TrainingData] = {}
-    bad = bad_rows_file(session, BAD_HELD_OUT)
-    for name, sources in data.valid_sets.items():
-        held_out[name] = build_training_rows(sources, data, vocabulary, quarantine=bad)
-        tell(session, held_out[name], f"held-out{f' {name}' if name else ''}: ")
-    return train, held_out
+    tools: dict[str, Tool] = {}
+
+    def write(folder: Path) -> None:
+        read = write_training_sets(
+            folder,
+            data,
+            vocabulary,
+            seed=settings.seed,
+            evaluation=asked_by(prompts),
+            quarantine=bad_rows_file(session, BAD_ROWS),
+            held_out_quarantine=bad_rows_file(session, BAD_HELD_OUT),
+        )
+        tools.update(read.tools)
+
+    with once_a_node(settings, session.path, write) as folder:
+        sets = load_training_sets(folder)
+    tell(session, sets.train)
+    if tools and session.folder is not None:
+        write_tools(session.path, tools.values())
+        session.say(f"{len(tools)} rewritten tools, as clients must send them: {session.path / TOOLS_FILE}")
+    for name, held_out in sets.held_out.items():
+        tell(session, held_out, f"held-out{f' {name}' if name else ''}: ")
+    for line in sets.lines:
+        session.say(line)
+    return sets
 
 
 def tell(session: Session, data: TrainingData, where: str = "") -> None:

@@ -14,6 +14,7 @@ from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.configs.user_code import resume_command
+from counterpoint.data.dataset.row_keys import keys_of
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.attach import attach_lora, attachment_table
 from counterpoint.train.adapters.implementations import use_implementations
@@ -130,6 +131,11 @@ def train_to_end(
 def bad_rows_file(session: Session, name: str) -> Path | None:
     """Where rows that cannot be used are written; None in a process that writes nothing."""
     return session.path / name if session.folder is not None else None
+
+
+def asked_by(prompts: Sequence[EvalPrompt]) -> dict[int, str]:
+    """`RowKeys.asked` of each prompt of the evaluation -> its name."""
+    return {keys_of(prompt.conversation).asked: prompt.id for prompt in reversed(prompts)}
 
 
 def add_held_out(settings: TrainingRun, session: Session, trainer: BaseTrainer, measure: Measure) -> None:

@@ -43,21 +43,20 @@ def _processes(run: TrainingRun) -> int:
 
 
 def _supervised(run: SftRun) -> Work:
-    from counterpoint.data.dataset.build import build_training_rows
+    from counterpoint.data.dataset.build import build_training_sets
     from counterpoint.train.loop.training_arguments import total_steps
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
     from counterpoint.train.run.world import rows_per_step
 
-    data = build_training_rows(run.data.train, run.data, load_vocabulary_of(run.model))
+    sets = build_training_sets(run.data, load_vocabulary_of(run.model), seed=run.seed)
+    data = sets.train
     taken = min(run.train.batch_rows, len(data.rows))
     sizes = [_size(row) for row in data.rows]  # each row is read from the disk
     targets = sorted((size.targets for size in sizes), reverse=True)[:taken]
     width = max(size.width for size in sizes)
     batch = Batch(taken, width, sum(targets), *_most_sequences(sizes, taken, width))
-    vocabulary = load_vocabulary_of(run.model)
-    held_out = [build_training_rows(sources, run.data, vocabulary) for sources in run.data.valid_sets.values()]
-    widths = [len(row) for found in held_out for row in found.rows]
+    widths = [len(row) for found in sets.held_out.values() for row in found.rows]
     steps, step_rows = total_steps(run, len(data.rows), _processes(run)), rows_per_step(run, _processes(run))
     mean = sum(size.width for size in sizes) / len(sizes)
     passes = steps * step_rows / len(data.rows)
@@ -69,6 +68,7 @@ def _supervised(run: SftRun) -> Work:
         f"{cut:,} examples longer than data.max_tokens ({run.data.max_tokens:,}) left out"
         if cut
         else "no row is longer",
+        *sets.lines,
         *_held_out(run, widths, "row", steps),
     ]
     batch = _with_held_out(batch, widths, run.train.batch_rows)
