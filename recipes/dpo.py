@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.configs.schema import DpoRun, SourceSettings
-from counterpoint.data.dataset.pairs import PairData, build_pairs, build_rated
+from counterpoint.configs.schema import DpoRun
+from counterpoint.data.dataset.pair_sets import PairSets, build_pair_sets
+from counterpoint.data.dataset.pairs import PairData
 from counterpoint.recipes.steps import (
     BAD_HELD_OUT,
     BAD_ROWS,
     Prepared,
     add_held_out,
+    asked_by,
     bad_rows_file,
     prepare,
     train_to_end,
@@ -29,45 +31,46 @@ from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import load_vocabulary_of
 from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.run.world import rows_per_step
-from counterpoint.train.scoring.prompts import load_prompts
+from counterpoint.train.scoring.prompts import EvalPrompt, load_prompts
 
 
 def run(settings: DpoRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Train as `settings` say; arguments and exit codes as of `recipes.sft.run`."""
     settings = with_start(settings)
     with open_session(settings, resume, overwrite) as session:
-        pairs = read_pairs(settings, session, settings.data.train, BAD_ROWS)
-        held_out = {
-            name: read_pairs(settings, session, sources, BAD_HELD_OUT, f"held-out{f' {name}' if name else ''}: ")
-            for name, sources in settings.data.valid_sets.items()
-        }
-        steps = steps_of(settings, len(pairs.pairs), rows_per_step(settings))
         prompts = load_prompts(settings.eval.prompts, settings.data)
+        sets = read_pairs(settings, session, prompts)
+        pairs, held_out = sets.train, sets.held_out
+        steps = steps_of(settings, len(pairs.pairs), rows_per_step(settings))
         prepared = prepare(settings, session, pairs.fingerprint, steps, prompts)
         trainer = make_trainer(settings, session, prepared, pairs)
         if held_out:
-            sets = {name: found.pairs for name, found in held_out.items()}
-            add_held_out(settings, session, trainer, lambda: held_out_pairs(trainer, sets))
+            rows = {name: found.pairs for name, found in held_out.items()}
+            add_held_out(settings, session, trainer, lambda: held_out_pairs(trainer, rows))
         n_bad = sum(found.report.n_bad for found in (pairs, *held_out.values()))
         return train_to_end(settings, session, prepared, trainer, n_bad)
 
 
-def read_pairs(
-    settings: DpoRun, session: Session, sources: Sequence[SourceSettings], bad_rows: str, where: str = ""
-) -> PairData[Any]:
-    """The pairs or rated completions; bad rows go to the file `bad_rows` in the run folder, counts to the terminal."""
-    build: Any = build_rated if settings.dpo.rated else build_pairs
-    found = build(
-        sources,
+def read_pairs(settings: DpoRun, session: Session, prompts: Sequence[EvalPrompt]) -> PairSets:
+    """The pairs or rated completions; bad rows go to files in the run folder, counts to the terminal."""
+    sets = build_pair_sets(
         settings.data,
         settings.dpo,
         load_vocabulary_of(settings.model),
         seed=settings.seed,
-        quarantine=bad_rows_file(session, bad_rows),
+        evaluation=asked_by(prompts),
+        quarantine=bad_rows_file(session, BAD_ROWS),
+        held_out_quarantine=bad_rows_file(session, BAD_HELD_OUT),
     )
-    for line in found.lines():
-        session.say(where + line)
-    return found
+    told = {"": sets.train} | {
+        f"held-out{f' {name}' if name else ''}: ": found for name, found in sets.held_out.items()
+    }
+    for where, found in told.items():
+        for line in found.lines():
+            session.say(where + line)
+    for line in sets.lines:
+        session.say(line)
+    return sets
 
 
 def make_trainer(

@@ -24,6 +24,7 @@ from counterpoint.configs.schema import ReadSettings, SourceSettings
 from counterpoint.data.conversation import Conversation, Effort, Preference
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.counts.lines import pair_lines
+from counterpoint.data.dataset.row_keys import keys_of
 from counterpoint.data.dataset.targets import Targets
 from counterpoint.data.dataset.training_rows import Quarantine
 from counterpoint.data.formats.read import read_conversations
@@ -32,6 +33,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import CHANNEL_CODES, CONTEXT, Example, Span, SpanArrays, actions_of
 from counterpoint.data.harmony.vocabulary import CALL, Vocabulary
 from counterpoint.data.harmony.window import split_turns
+from counterpoint.data.prepared.trees import RowKeys
 from counterpoint.data.rows.row import BadRow
 
 
@@ -87,12 +89,14 @@ Check = Callable[[Conversation, Iterable[Example], Effort], None]
 
 @dataclass
 class PairData(Generic[T]):
-    """Pairs (or rated completions), and what became of the rows. fingerprint: hash of every id and mask in order."""
+    """Pairs (or rated completions), and what became of the rows. keys: of the row of each. fingerprint: hash of every
+    id and mask in order."""
 
     pairs: list[T]
     noun: str = "pair"
     report: RowCounter = field(default_factory=RowCounter)
     fingerprint: str = ""
+    keys: list[RowKeys] = field(default_factory=list)
 
     @property
     def kinds(self) -> Counter[str]:
@@ -167,8 +171,9 @@ def _read(
             kept = [pair for pair in pairs if pair.tokens <= data.max_tokens]
             report.too_long += len(pairs) - len(kept)
             found.pairs += kept
+            found.keys += [keys_of(item)] * len(kept)
     _check(found, data, sources)
-    found.fingerprint = _fingerprint(found.pairs)
+    found.fingerprint = fingerprint_of(found.pairs)
 
 
 def pair_of(preference: Preference, renderer: Renderer, loss_on: str = "turn", check: Check | None = None) -> Pair:
@@ -315,7 +320,8 @@ def _check(found: PairData[T], data: ReadSettings, sources: Sequence[SourceSetti
         raise DataError(f"{where}: no row makes a {found.noun}: give pairs, or conversations and dpo.negatives")
 
 
-def _fingerprint(pairs: Iterable[Pair | Rated]) -> str:
+def fingerprint_of(pairs: Iterable[Pair | Rated]) -> str:
+    """The hash of every id and mask in order."""
     digest = hashlib.sha256()
     for pair in pairs:
         for ids in pair.parts():

@@ -132,7 +132,7 @@ def _told(side: Side, both: Mask, twin: Callable[[int], str], column: int, where
     return f"{rows} in {what} and in {where} alike ({shown}{counted})"
 
 
-def share_line(held: int, rows: int, share: str, seed: int) -> str:
+def share_line(held: int, rows: int, share: str, seed: int, noun: str = "rows") -> str:
     """What `by_share` did."""
-    part = f"{held:,} of {rows:,} rows ({held / rows:.1%})"
+    part = f"{held:,} of {rows:,} {noun} ({held / rows:.1%})"
     return f"{part} are held out by data.valid: {share} and seed {seed}; rows of one prompt stay together"

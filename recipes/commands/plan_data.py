@@ -102,28 +102,23 @@ def _most_sequences(rows: Sequence[_Size], taken: int, width: int) -> tuple[int,
 
 
 def _pairs(run: DpoRun) -> Work:
-    from counterpoint.data.dataset.pairs import build_pairs, build_rated
+    from counterpoint.data.dataset.pair_sets import build_pair_sets
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
     from counterpoint.train.run.world import rows_per_step
 
-    build: Any = build_rated if run.dpo.rated else build_pairs
-    found = build(run.data.train, run.data, run.dpo, load_vocabulary_of(run.model), seed=run.seed)
+    sets = build_pair_sets(run.data, run.dpo, load_vocabulary_of(run.model), seed=run.seed)
+    found = sets.train
     per_step = rows_per_step(cast(Any, run), _processes(run))
     steps = steps_of(run, len(found.pairs), per_step)
     # Of a rated completion, the other side is the foreign one that it is compared with.
     both = 2 * min(run.train.batch_rows, len(found.pairs))
     width = max(pair.tokens for pair in found.pairs)
     mean = sum(2 * pair.tokens for pair in found.pairs) / len(found.pairs)
-    vocabulary = load_vocabulary_of(run.model)
-    widths = [
-        pair.tokens
-        for sources in run.data.valid_sets.values()
-        for pair in build(sources, run.data, run.dpo, vocabulary, seed=run.seed).pairs
-    ]
+    widths = [pair.tokens for held_out in sets.held_out.values() for pair in held_out.pairs]
     longest = f"the longest side has {width:,} tokens; {per_step} {found.noun}s a step: {_counted(steps, 'step')}"
-    lines = (*found.lines(), longest, *_held_out(run, [2 * n for n in widths], found.noun, steps))
+    lines = (*found.lines(), *sets.lines, longest, *_held_out(run, [2 * n for n in widths], found.noun, steps))
     width = max([width, *widths])
     return Work(Batch(both, width, both * width), steps, round(steps * per_step * mean), lines)
 

@@ -10,9 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from counterpoint.configs.errors import DataError
-from counterpoint.configs.schema import DataSettings
+from counterpoint.configs.preference_section import DpoSettings
+from counterpoint.configs.schema import DataSettings, PairSettings
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.dataset.build import TrainingSets, build_training_rows, build_training_sets
+from counterpoint.data.dataset.pair_sets import PairSets, build_pair_sets
 from counterpoint.data.dataset.row_keys import keys_of
 from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -138,3 +140,25 @@ def test_rows_are_told_apart_by_what_they_say() -> None:
     assert keys(row("a", "c"))[:2] == one[:2]
     assert keys(row("a", "c"))[2] != one[2]
     assert not set(keys(row("a", "b", "Be kind."))) & {*one}
+
+
+def test_pairs_are_split_and_kept_apart_alike(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {n // 2}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(100)]
+    train, valid = (
+        str(write(tmp_path / "a.jsonl", rows)),
+        str(write(tmp_path / "v.jsonl", [*rows[:3], rows[0] | {"chosen": "new"}])),
+    )
+
+    def pairs(**values: Any) -> PairSets:
+        return build_pair_sets(PairSettings.model_validate(values), DpoSettings(), load_vocabulary(), seed=0)
+
+    whole, split = pairs(train=train), pairs(train={"path": train, "weight": 2}, valid="10%")
+    held, trained = split.held_out[""].pairs, split.train.pairs
+    assert 2 * len(held) + len(trained) == 200
+    assert {tuple(pair.prompt_ids) for pair in held}.isdisjoint(tuple(pair.prompt_ids) for pair in trained)
+    assert len({tuple(pair.prompt_ids) for pair in held}) * 2 == len(held)
+    assert split.lines[0].startswith(f"{2 * len(held)} of 200 pairs")
+    apart = pairs(train=train, valid=valid)
+    assert (len(apart.train.pairs), len(apart.held_out[""].pairs)) == (97, 4)
+    assert apart.train.fingerprint != whole.train.fingerprint
+    assert f"3 rows stand in data.train and in the held-out data alike ({train}:1 = {valid}:1" in apart.lines[0]
