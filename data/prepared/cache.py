@@ -20,7 +20,7 @@ from typing import Any
 
 from counterpoint.configs.data_section import ConversionSettings, RenderSettings, SourceSettings
 from counterpoint.configs.errors import DataError
-from counterpoint.data.rows.containers import HUB, find, is_saved_dataset
+from counterpoint.data.rows.containers import find, is_file_source, is_saved_dataset
 from counterpoint.data.user_code.loader import file_of, is_function
 
 MANIFEST = "report.json"
@@ -104,8 +104,8 @@ def damaged_file(folder: Path, files: Mapping[str, str]) -> str | None:
 
 
 def data_hashes(specs: Sequence[SourceSettings]) -> dict[str, str | None]:
-    """SHA-256 of every file that the sources read, None for the hub. Raises DataError where one does not exist."""
-    hashes: dict[str, str | None] = {spec.path: None for spec in specs if spec.path.startswith(HUB)}
+    """SHA-256 of every file that the sources read, None for the hub and standard input. Raises DataError."""
+    hashes: dict[str, str | None] = {spec.path: None for spec in specs if not is_file_source(spec.path)}
     return hashes | {name: sha256_of(file) for name, file in data_files(specs).items()}
 
 
@@ -120,7 +120,7 @@ def data_files(specs: Sequence[SourceSettings]) -> dict[str, Path]:
     data sets of the hub."""
     files = {spec.format: file_of(spec.format) for spec in specs if is_function(spec.format)}
     for spec in specs:
-        if spec.path.startswith(HUB):
+        if not is_file_source(spec.path):
             continue
         place = find(spec.path)
         if not place.is_dir() and is_saved_dataset(place):

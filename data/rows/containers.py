@@ -1,16 +1,19 @@
 """Rows of a source, whatever holds them, one at a time: memory does not grow with the file.
 
 JSONL, JSON (an array, one object, or objects one after another), CSV and TSV, each also packed with gzip; Parquet; text
-files with raw Harmony; a folder of such files; a Hugging Face data set by name or as a folder; a packaged example.
+files with raw Harmony; a folder of such files; a Hugging Face data set by name or as a folder; a packaged example; JSON
+lines from standard input (`-`).
 """
 
 from __future__ import annotations
 
 import gzip
+import sys
 from collections.abc import Iterator
 from importlib import resources
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from counterpoint.configs.errors import DataError, NoDataError, RowError
 from counterpoint.data.conversation import Notice
@@ -22,6 +25,7 @@ from counterpoint.data.rows.text_files import is_companion, text_rows
 
 EXAMPLE = "example:"
 HUB = "hf:"
+STDIN = "-"
 SUFFIXES = {
     ".jsonl": "lines",
     ".ndjson": "lines",
@@ -49,6 +53,9 @@ def unread_rows(path: str | Path) -> Rows:
         from counterpoint.data.rows.hub import hub_rows
 
         yield from hub_rows(name)
+        return
+    if name == STDIN:
+        yield from _lines_of(sys.stdin.buffer, STDIN, 1)
         return
     place = find(name)
     if is_saved_dataset(place):
@@ -151,9 +158,14 @@ def _is_value(raw: bytes) -> bool:
     return True
 
 
+def is_file_source(path: str) -> bool:
+    """Whether a source is files, whose bytes can be looked at before they are read."""
+    return path != STDIN and not path.startswith(HUB)
+
+
 def rows_from_line(path: str, first: int) -> Rows | None:
     """Unread rows from line `first` on, the lines before skipped; None where a row is no line of a file."""
-    place = None if path.startswith(HUB) else find(path)
+    place = find(path) if is_file_source(path) else None
     if place is None or not place.is_file() or place.suffix == ".gz":
         return None
     kind = _kind(place) or "json"
@@ -163,26 +175,30 @@ def rows_from_line(path: str, first: int) -> Rows | None:
 
 
 def _line_rows(file: Path, name: str, first: int = 1) -> Rows:
-    blank = 0
     with open_bytes(file) as stream:
-        for number, (line, whole) in enumerate(islice(limited_lines(stream), first - 1, None), first):
-            notices: list[Notice] = []
-            if not whole:
-                yield BadRow(f"{name}:{number}", "row_too_long", "row", TOO_LONG, SPLIT, line)
-                continue
-            if number == 1 and line.startswith(BOM):
-                line = line[len(BOM) :]
-                notices.append(Notice("bom", "row", "the file begins with a byte order mark"))
-            if line.endswith(b"\r\n"):
-                notices.append(Notice("crlf", "row", "the line ends in CR LF"))
-            text = line.rstrip(b"\r\n")
-            if not text.strip(b" \t"):
-                blank += 1
-                continue
-            if blank:
-                notices.append(Notice("blank_line", "row", f"{blank} blank lines before it were skipped"))
-                blank = 0
-            yield UnreadRow(f"{name}:{number}", text, tuple(notices))
+        yield from _lines_of(stream, name, first)
+
+
+def _lines_of(stream: BinaryIO, name: str, first: int) -> Rows:
+    blank = 0
+    for number, (line, whole) in enumerate(islice(limited_lines(stream), first - 1, None), first):
+        notices: list[Notice] = []
+        if not whole:
+            yield BadRow(f"{name}:{number}", "row_too_long", "row", TOO_LONG, SPLIT, line)
+            continue
+        if number == 1 and line.startswith(BOM):
+            line = line[len(BOM) :]
+            notices.append(Notice("bom", "row", "the file begins with a byte order mark"))
+        if line.endswith(b"\r\n"):
+            notices.append(Notice("crlf", "row", "the line ends in CR LF"))
+        text = line.rstrip(b"\r\n")
+        if not text.strip(b" \t"):
+            blank += 1
+            continue
+        if blank:
+            notices.append(Notice("blank_line", "row", f"{blank} blank lines before it were skipped"))
+            blank = 0
+        yield UnreadRow(f"{name}:{number}", text, tuple(notices))
 
 
 def _document_rows(file: Path, name: str) -> Rows:

@@ -18,21 +18,25 @@ from counterpoint.data.rows.row import BadRow
 @dataclass(frozen=True, slots=True)
 class Judged:
     """One row's verdict. harmony_accepts: openai-harmony's parser takes it. stop_added: the stop token was restored.
-    messages: what was read, where it is asked for."""
+    messages: what was read, where it is asked for. skipped: ids of the prompt that stood before the completion."""
 
     source: str
     checked: Checked
     harmony_accepts: bool
     stop_added: bool
     messages: list[FinishedMessage] | None = None
+    skipped: int = 0
 
 
 def as_text(row: Judged) -> str:
-    """A line for each violation, `file:line: code@position: detail`; one line `ok` without any."""
-    violations = row.checked.violations
-    if not violations:
-        return f"{row.source}: ok\n"
-    return "".join(f"{row.source}: {v.code}@{v.position}: {_printable(v.detail)}\n" for v in violations)
+    """A line for each violation, `file:line: code@position: detail`; one line `ok` without any. Then the messages."""
+    lines = [f"{v.code}@{v.position}: {_printable(v.detail)}" for v in row.checked.violations] or ["ok"]
+    if row.skipped:
+        lines.append(f"a prompt was left in: {row.skipped} tokens before the completion are not judged")
+    for message in row.messages or ():
+        to = f" to {message['recipient']}" if message["recipient"] else ""
+        lines.append(_printable(f"{message['channel']}{to}: {message['text']}"))
+    return "".join(f"{row.source}: {line}\n" for line in lines)
 
 
 def as_json(row: Judged | BadRow, number: int) -> str:
@@ -48,6 +52,7 @@ def as_json(row: Judged | BadRow, number: int) -> str:
             "harmony_accepts": row.harmony_accepts,
             "recipient_position": row.checked.recipient_position,
             "stop_added": row.stop_added,
+            "prompt_tokens": row.skipped,
             **messages,
         }
     )
@@ -62,6 +67,7 @@ class Totals:
     correct: int = 0
     accepted: int = 0
     stops_added: int = 0
+    prompts_left_in: int = 0
     codes: Counter[str] = field(default_factory=Counter)
     positions: Counter[str] = field(default_factory=Counter)
 
@@ -77,6 +83,7 @@ class Totals:
         self.correct += row.checked.ok
         self.accepted += row.harmony_accepts
         self.stops_added += row.stop_added
+        self.prompts_left_in += row.skipped > 0
         self.codes.update(row.checked.codes)
         if row.checked.recipient_position is not None:
             self.positions[row.checked.recipient_position] += 1
@@ -90,6 +97,7 @@ class Totals:
                 "harmony_accepts": self._rate(self.accepted),
                 "recipient_positions": {name: self.positions[name] for name in ("role", "channel", "mixed")},
                 "stops_added": self.stops_added,
+                "prompts_left_in": self.prompts_left_in,
                 "rates": {code: self._rate(self.codes[code]) for code in CODES},
             }
         )
@@ -105,6 +113,8 @@ class Totals:
         ]
         if self.stops_added:
             lines.append(f"stop token restored (the log lacks it): {self.stops_added}")
+        if self.prompts_left_in:
+            lines.append(f"prompts left in before the completion, not judged: {self.prompts_left_in}")
         if self.read:
             lines.append("")
             found = sorted((code for code in CODES if self.codes[code]), key=lambda code: -self.codes[code])

@@ -194,6 +194,87 @@ def test_a_stop_token_that_the_server_cut_off_is_put_back_for_texts_that_stopped
     assert rates["stops_added"] == 4
 
 
+CHANNELS = THINK + "<|channel|>final<|message|>4<|return|>"
+ASKED = "<|start|>system<|message|>Hi<|end|><|start|>user<|message|>2 + 2?<|end|><|start|>assistant"
+
+
+def ids(text: str) -> list[int]:
+    return load_vocabulary().encode_with_specials(text)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"completion": CHANNELS},
+        {"output": CHANNELS},
+        {"token_ids": ids(CHANNELS)},
+        {"choices": [{"index": 0, "text": CHANNELS, "finish_reason": "stop"}]},
+        {"choices": [{"text": "4", "token_ids": ids(CHANNELS), "finish_reason": "stop"}]},
+        {"choices": [{"message": {"role": "assistant", "content": CHANNELS}, "finish_reason": "stop"}]},
+        {"prompt_token_ids": ids(ASKED), "outputs": [{"text": "4", "token_ids": ids(CHANNELS)}]},
+        {"request": {"prompt": ASKED}, "response": {"choices": [{"text": CHANNELS}]}},
+        {"custom_id": "a", "response": {"status_code": 200, "body": {"choices": [{"text": CHANNELS}]}}},
+        {"text": CHANNELS.removesuffix("<|return|>"), "meta_info": {"finish_reason": {"type": "stop"}}},
+        {"content": CHANNELS.removesuffix("<|return|>"), "stop_type": "eos"},
+    ],
+)
+def test_logs_are_read_as_servers_write_them(row: dict[str, Any]) -> None:
+    """k02_vllm_completion: choices were not read."""
+    done = command("-", "--json", "--messages", stdin=json.dumps(row).encode())
+    judged, rates = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (judged["violations"], judged["prompt_tokens"], rates["rows"]) == ([], 0, 1)
+    assert [(m["channel"], m["text"]) for m in judged["messages"]] == [("analysis", "Think."), ("final", "4")]
+
+
+def test_each_choice_is_judged_by_what_the_request_says() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    call = "<|channel|>commentary to=functions.g <|constrain|>json<|message|>{}<|call|>"
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+    choices = [{"text": CHANNELS}, {"text": call}, {"text": FINAL, "finish_reason": "length"}]
+    request = {"tools": tools, "reasoning_effort": "high", "response_format": wanted}
+    row = {"request": request, "response": {"choices": choices}}
+    done = command("-", "--json", stdin=json.dumps(row).encode())
+    *judged, rates = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(j["source"], sorted(v["code"] for v in j["violations"])) for j in judged] == [
+        ("-:1[0]", ["final_invalid"]),
+        ("-:1[1]", ["no_analysis", "unknown_tool"]),
+        ("-:1[2]", ["final_invalid", "no_analysis", "truncated"]),
+    ]
+    assert rates["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            {"text": "analysisHi.assistantfinalHello!"},
+            "text: not one special token is in it: they were stripped: sample",
+        ),
+        ({"choices": [{"text": "Hello!"}]}, "choices[0].text: not one special token is in it"),
+        ({"choices": [{"message": {"content": "Hello!"}}]}, "choices[0].message: the server has parsed the completion"),
+        ({"output": [{"type": "message", "content": []}]}, "output: the server has parsed the completion"),
+    ],
+)
+def test_a_log_without_the_special_tokens_says_so(row: dict[str, Any], told: str) -> None:
+    """k01_stripped, k03_chat_completion: told as header_grammar, or not read."""
+    done = command("-", stdin=json.dumps(row).encode())
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"-:1: {told}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("row", [{"text": ASKED + CHANNELS}, {"tokens": ids(ASKED + CHANNELS)},
+                                 {"tokens": ids(ASKED + CHANNELS), "prompt_token_ids": ids(ASKED)}])  # fmt: skip
+def test_a_prompt_that_was_left_in_is_skipped_and_told(row: dict[str, Any]) -> None:
+    done = command("-", "--messages", stdin=json.dumps(row).encode())
+    assert done.stdout.splitlines()[:4] == [
+        "-:1: ok",
+        f"-:1: a prompt was left in: {len(ids(ASKED))} tokens before the completion are not judged",
+        "-:1: analysis: Think.",
+        "-:1: final: 4",
+    ]
+
+
 def test_a_broken_schema_is_told_once_and_judges_nothing() -> None:
     parameters = {"type": "object", "properties": {"a": {"type": "integer", "minimum": "none"}}}
     tools = [{"type": "function", "function": {"name": "add", "parameters": parameters}}]
@@ -212,7 +293,7 @@ def test_an_empty_input_has_rates_without_values() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
-    file = write(tmp_path / "many.jsonl", [{"text": "hello " * 50}] * 3000)
+    file = write(tmp_path / "many.jsonl", [{"text": "<|channel|>final<|message|>" + "hello " * 50}] * 3000)
     process = subprocess.Popen(
         [sys.executable, "-m", "counterpoint.recipes.cli", "check", file],
         stdout=subprocess.PIPE,
