@@ -6,6 +6,7 @@ Raw text and token ids are read by `counterpoint.data.formats.harmony_raw`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from counterpoint.configs.data_section import ConversionSettings
@@ -19,7 +20,10 @@ from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, as_object, describe, text_of
 from counterpoint.data.formats.harmony_raw import looks_raw, read_raw
 from counterpoint.data.formats.loss_flags import MESSAGE_FLAGS, message_weight
+from counterpoint.data.formats.meaning import ALL_THINKING_KEYS
+from counterpoint.data.formats.thinking import thinking_of
 from counterpoint.data.formats.tool_names import BUILTIN_TOOLS
+from counterpoint.data.formats.wrappers import Said, holds_thinking, own_wrappers, split_said
 from counterpoint.data.harmony.tool_declarations import read_tools
 
 _MESSAGE = frozenset({"role", "name", "author", "content", "channel", "recipient", "content_type", *MESSAGE_FLAGS})
@@ -54,14 +58,17 @@ def _read_messages(row: Mapping[str, Any], draft: Draft) -> Conversation:
         if role in ("system", "developer") and _official(draft, item, field, first=not messages):
             continue
         text = content_text(item.get("content"), f"{field}.content", draft.options, draft.notice)
+        says = False
         if text is None:
             raise RowError("no_content", f"{field}.content", "missing or null", "write a string")
         if role in ("system", "developer") and not messages:
             draft.opening_text(text, f"{field}.content")
         else:
-            messages.append(_message(draft, item, role, text, field))
+            message = _message(draft, item, role, text, field)
+            says = message.role == "assistant" and message.channel != "analysis"
+            messages += _thinking_apart(draft, item, message, field) if says else [message]
         for key, extra in item.items():
-            if key not in _MESSAGE and extra is not None:
+            if key not in _MESSAGE and extra is not None and not (says and key in ALL_THINKING_KEYS):
                 draft.unused(f"messages[].{key}", f"{field}.{key}", extra)
     if not messages:
         raise RowError("no_dialogue", "messages", "no user and no assistant message", "write a user message")
@@ -95,6 +102,24 @@ def _message(draft: Draft, item: Mapping[str, Any], role: Any, text: str, field:
         recipient = None
     weight = message_weight(item, field, draft.notice)
     return Message("assistant", text, channel, recipient, name, content_type, weight)
+
+
+def _thinking_apart(draft: Draft, item: Mapping[str, Any], message: Message, field: str) -> list[Message]:
+    """An answer, preamble or call behind the chain of thought that its fields, or tags in its text, hold."""
+    thinking, tags = thinking_of(draft, item, field), own_wrappers(draft.options.think_tags)
+    said = [Said(None, message.content)]
+    if not message.is_call and holds_thinking(message.content, tags):
+        said = split_said(message.content, f"{field}.content", draft.notice, tags)
+    out: list[Message] = []
+    for number, piece in enumerate(said):
+        thoughts = [text for text in (thinking if not number else None, piece.thinking) if text]
+        if thoughts:
+            out.append(Message("assistant", "\n\n".join(thoughts), "analysis", weight=message.weight))
+        last = number + 1 == len(said)
+        if piece.text or last:
+            channel = message.channel if last else "commentary"
+            out.append(replace(message, content=piece.text, channel=channel))
+    return out
 
 
 def _official(draft: Draft, item: Mapping[str, Any], field: str, first: bool) -> bool:

@@ -80,7 +80,9 @@ def add_result(draft: Draft, part: Mapping[str, Any], field: str) -> None:
     id_key = next((key for key in _RESULT_IDS if part.get(key) is not None), None)
     name = next((part[key] for key in ("name", "toolName") if isinstance(part.get(key), str)), None)
     if id_key is None and name is None:
-        raise RowError("wrong_type", f"{field}.tool_use_id", "is null", "write the id of the call that it answers")
+        raise RowError(
+            "wrong_type", f"{field}.tool_use_id", "missing or null", "write the id of the call that it answers"
+        )
     id_ = as_text(part[id_key], f"{field}.{id_key}") if id_key else None
     draft.result(text or "", f"{field}.{key}", id_, name)
     if part.get("is_error") is True or part.get("isError") is True:

@@ -15,6 +15,7 @@ from counterpoint.data.formats.common_fields import read_common
 from counterpoint.data.formats.declarations import DECLARATIONS, read_declarations
 from counterpoint.data.formats.draft import Draft
 from counterpoint.data.formats.fields import as_list, describe
+from counterpoint.data.formats.meaning import ALL_THINKING_KEYS, is_said
 from counterpoint.data.formats.message import is_open, is_prompt
 from counterpoint.data.formats.roles import is_speaker
 from counterpoint.data.formats.system_texts import add_row_system, system_fields
@@ -67,6 +68,7 @@ def _columns(row: Mapping[str, Any]) -> Columns | None:
 def read_sides(row: Mapping[str, Any], begin: Callable[[], Draft], columns: Columns) -> Preference:
     """The answers in the columns `chosen` and `rejected`, after the one in `prompt`. Raises RowError."""
     keys = (columns["chosen"], columns["rejected"])
+    sided = ((keys[0], "chosen"), (keys[1], "rejected"))
     sides = [row.get(key) for key in keys]
     where = columns.get("prompt", keys[0])
     prompt = _asked(row, columns)
@@ -83,15 +85,34 @@ def read_sides(row: Mapping[str, Any], begin: Callable[[], Draft], columns: Colu
     elif isinstance(sides[0], list) and prompt and sides[0][: len(prompt)] == prompt and len(sides[0]) > len(prompt):
         sides = [_after(side, prompt) for side in sides]
     prompt = as_list(prompt, where)
+    thoughts = [_thinking_field(row, (key, side)) for key, side in sided]
+    sides = [_with_thinking(side, row.get(name or "")) for side, name in zip(sides, thoughts, strict=True)]
 
     def begun() -> Draft:
         draft = begin()
         read_declarations(draft, row, "")
-        read_common(draft, row, DECLARATIONS | system_fields(row) | set(columns.values()))
+        read_common(draft, row, DECLARATIONS | system_fields(row) | {*columns.values(), *filter(None, thoughts)})
         add_row_system(draft, row, prompt)
         return draft
 
     return read_pair(begun, prompt, where, dict(zip(keys, sides, strict=True)), keys)
+
+
+def _thinking_field(row: Mapping[str, Any], sides: tuple[str, str]) -> str | None:
+    """The field that holds the chain of thought of a side: `chosen_thinking`, `rejected_reasoning`, ..."""
+    names = (f"{side}_{thinking}" for side in sides for thinking in ALL_THINKING_KEYS)
+    return next((name for name in names if is_said(row.get(name))), None)
+
+
+def _with_thinking(answer: Any, thinking: Any) -> Any:
+    """An answer with the chain of thought that a field beside it holds (`chosen_thinking`)."""
+    if thinking is None:
+        return answer
+    if isinstance(answer, str):
+        return {"role": "assistant", "content": answer, "thinking": thinking}
+    if isinstance(answer, list) and answer and isinstance(answer[-1], dict):
+        return [*answer[:-1], {**answer[-1], "thinking": thinking}]
+    return {**answer, "thinking": thinking} if isinstance(answer, dict) else answer
 
 
 def _asked(row: Mapping[str, Any], columns: Columns) -> list[Any] | None:

@@ -528,3 +528,22 @@ def test_a_declared_function_named_python_stays_a_function():
     tool = {"type": "function", "function": {"name": "python"}}
     conversation = read(calls(call(name="python")), tools=(tool,), row={"builtin_tools": ["python"]})
     assert conversation.messages[1].recipient == "functions.python"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"channel": "final", "content": "<think>R</think>a"}, [("analysis", "R"), ("final", "a")]),
+        ({"channel": "final", "content": "a", "thinking": "R"}, [("analysis", "R"), ("final", "a")]),
+        ({"channel": "commentary", "recipient": "functions.f", "content": "{}", "reasoning_content": "R"},
+         [("analysis", "R"), ("commentary", "{}")]),
+        ({"channel": "analysis", "content": "<think>R</think>"}, [("analysis", "<think>R</think>")]),
+        ({"channel": "final", "content": "It writes <think> first."}, [("final", "It writes <think> first.")]),
+    ],
+)  # fmt: skip
+def test_reasoning_beside_a_channel_is_analysis(answer, expected):
+    """y02, lines 13 and 14: tags were trained in the final, and a field of reasoning was lost."""
+    conversation = convert({"messages": [USER, {"role": "assistant", **answer}]})
+    assert isinstance(conversation, Conversation)
+    assert [(m.channel, m.content) for m in conversation.messages[1:]] == expected
+    assert "unread_field" not in {notice.kind for notice in conversation.notices}

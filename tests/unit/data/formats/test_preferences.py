@@ -76,3 +76,13 @@ def test_messages_that_end_in_a_question_beside_a_rejected_answer_alone_are_no_p
     conversation = convert({"messages": [Q], "rejected_response": "B"})
     assert isinstance(conversation, Conversation)
     assert conversation.messages == (Message("user", "Q"),)
+
+
+@pytest.mark.parametrize("answers", [("A", "B"), ([GOOD], [BAD]), (GOOD, BAD)])
+def test_the_thinking_of_each_side_may_stand_beside_it(answers):
+    chosen, rejected = answers
+    row = {"prompt": "Q", "chosen": chosen, "rejected": rejected, "chosen_thinking": "T", "rejected_reasoning": "U"}
+    pair = read(row)
+    for side, thought, text in ((pair.chosen, "T", "A"), (pair.rejected, "U", "B")):
+        assert [(m.channel, m.content) for m in side] == [("analysis", thought), ("final", text)]
+    assert not [n for n in pair.prompt.notices if n.kind in ("unused_field", "unread_field")]
