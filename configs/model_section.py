@@ -102,7 +102,7 @@ class LoraSettings(Settings):
 
     dora: bool = False
     """DoRA: attention's adapters also learn the length of every output's weights. PEFT has none for experts and
-    router, whose adapters must then be off, and vLLM serves it merged only."""
+    router, whose adapters must then be off. vLLM serves it merged only, and no second stage begins from it."""
 
     @property
     def one_scale(self) -> bool:

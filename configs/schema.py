@@ -133,7 +133,7 @@ class RunSettings(Settings):
     """Folder in which the run makes its own folder, relative to the current one."""
 
     name: Annotated[Text, AfterValidator(_check_name)] | None = None
-    """First part of the run folder's name; null takes the run file's."""
+    """First part of the run folder's name (of `evaluate`, the last part of the results'); null takes the run file's."""
 
     model: ModelSettings = ModelSettings()
     """The model."""
@@ -149,7 +149,7 @@ class SftRun(RunSettings):
     """The model."""
 
     tracking: TrackingSettings = TrackingSettings()
-    """Weights & Biases."""
+    """Weights & Biases, TensorBoard, MLflow."""
 
     lora: LoraSettings = LoraSettings()
     """Adapters, or full fine-tuning."""
@@ -180,7 +180,7 @@ class DpoRun(RunSettings):
     """What the run does: the first line of a run file."""
 
     tracking: TrackingSettings = TrackingSettings()
-    """Weights & Biases."""
+    """Weights & Biases, TensorBoard, MLflow."""
 
     lora: LoraSettings = LoraSettings()
     """Adapters, or full fine-tuning."""
@@ -218,7 +218,7 @@ class GrpoRun(RunSettings):
     """What the run does: the first line of a run file."""
 
     tracking: TrackingSettings = TrackingSettings()
-    """Weights & Biases."""
+    """Weights & Biases, TensorBoard, MLflow."""
 
     lora: LoraSettings = LoraSettings()
     """Adapters, or full fine-tuning."""
@@ -268,7 +268,10 @@ class GrpoRun(RunSettings):
             self._check_engine()
         check_sections(self.model, self.lora, self.train, self.launch)
         check_no_dropout(self.lora, self.recipe)
-        held_out = ("valid_reward", "valid_channel_correct") if self.data.valid else ()
+        held_out = ["valid_reward", "valid_channel_correct"] if self.data.valid else []
+        if held_out:
+            held_out += [f"valid_{task.name}_reward" for task in self.data.valid if task.name]
+            held_out += [f"valid_rewards/{reward.name}" for reward in self.rewards if reward.name]
         check_figures(self.train, self.eval.every, held_out)
         return self
 

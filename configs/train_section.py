@@ -143,7 +143,8 @@ class TrainSettings(Settings):
     keep_best: Text | None = None
     """The result is the step with the best figure instead of the last one, and its checkpoint is kept: `valid_loss`
     (or `valid_NAME_loss` of a set), `channel_correct`, `right_answers`, `right_calls`; of pairs also `valid_accuracy`
-    and `valid_margin`, of rollouts `valid_reward`. Compared every `eval.every` steps and at the last."""
+    and `valid_margin`, of rollouts `valid_reward` (or `valid_NAME_reward` of a task with a `name`, `valid_rewards/NAME`
+    of a reward with one). Compared every `eval.every` steps and at the last."""
 
     stop_when: StopSettings | None = None
     """End the run when a figure no longer becomes better; null trains all steps."""
@@ -184,22 +185,29 @@ class SupervisedTrainSettings(TrainSettings):
 
 
 class TrackingSettings(Settings):
-    """Weights & Biases. Keys never belong in a run file: `wandb login` or WANDB_API_KEY."""
+    """Where numbers go besides the run folder, under the same names everywhere; a run continues when a tracker fails.
+    Keys never belong in a run file: `wandb login` or WANDB_API_KEY."""
 
     wandb: Literal["offline", "online", "off"] = "offline"
-    """`offline` writes into the run folder, to be synced by hand; a run continues when wandb fails."""
+    """Weights & Biases: `offline` writes into the run folder, to be synced by hand."""
+
+    tensorboard: bool = False
+    """Event files in the folder `tensorboard` of the run folder (extra `tensorboard`)."""
+
+    mlflow: bool = False
+    """MLflow (extra `mlflow`): the server of MLFLOW_TRACKING_URI, or else `mlflow.db` in the run folder."""
 
     project: Text = "counterpoint"
-    """Project that the run belongs to."""
+    """Project of wandb, or experiment of mlflow, that the run belongs to."""
 
     entity: Text | None = None
-    """Team or user; null takes the account's default."""
+    """Team or user of wandb; null takes the account's default."""
 
     group: Text | None = None
-    """Runs with the same group are shown together."""
+    """Runs with the same group are shown together (wandb; a tag in mlflow)."""
 
     tags: Annotated[tuple[Text, ...], Unique, OneOrMany] = ()
-    """Labels of the run."""
+    """Labels of the run (wandb, mlflow)."""
 
 
 class LaunchSettings(Settings):

@@ -27,7 +27,13 @@ NEEDS = {
 """Part of a test's path -> the programs of which it needs one, and the Debian package that brings it."""
 
 
-PACKAGES = {"[bitsandbytes": "bitsandbytes", "[torchao": "torchao", "test_real_vllm": "vllm"}
+PACKAGES = {
+    "[bitsandbytes": "bitsandbytes",
+    "[torchao": "torchao",
+    "test_real_vllm": "vllm",
+    "test_tensorboard": "tensorboard",
+    "test_mlflow": "mlflow",
+}
 """Part of a test's id -> the package that it needs; extras that are not among those of `dev`, since transformers loads
 them wherever they are, or that are heavy."""
 

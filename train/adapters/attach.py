@@ -125,12 +125,11 @@ def lora_of(folder: str | Path) -> LoraSettings:
             layers=None if layers is None else tuple([layers] if isinstance(layers, int) else layers),
             rslora=bool(config.use_rslora),
             dropout=config.lora_dropout,
-            dora=bool(config.use_dora),
         )
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(f"{folder}: no LoRA adapter of PEFT ({reason}): give the folder of one") from error
-    further = [name for name in ("modules_to_save", "trainable_token_indices") if getattr(config, name)]
+    further = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if getattr(config, name)]
     if config.bias != "none":
         further.append("bias")
     if further:

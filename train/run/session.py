@@ -107,7 +107,8 @@ class Session:
     def begins_tracking(self, settings: TrainingRun) -> None:
         """Once the model has loaded: a run that a mistake keeps from training is not listed anywhere."""
         if self.folder is not None:
-            self.tracker = start_tracker(settings.tracking, self.path, plain(settings), self.warn)
+            step = self.checkpoint.step if self.checkpoint else 0
+            self.tracker = start_tracker(settings.tracking, self.path, plain(settings), self.warn, step)
 
     def begins_training(self) -> None:
         self.trains = True

@@ -1,7 +1,8 @@
-"""Weights & Biases of a run: it gets numbers and tables, and no failure of it affects the run.
+"""Trackers of a run: Weights & Biases, TensorBoard, MLflow. Each gets the same numbers under the same names, and
+tables, and no failure of one affects the run or another one.
 
-wandb is driven by one background thread, fed by a queue. Where it is missing, refuses to start, raises, or hangs, the
-run reports it once and continues. All its files are in the run folder.
+Each is driven by one background thread, fed by a queue. Where it is missing, refuses to start, raises, or hangs, the
+run reports it once and continues. All files are in the run folder.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from counterpoint.configs.redact import redact
 from counterpoint.configs.train_section import TrackingSettings
+from counterpoint.train.run.tracker_backends import mlflow, tensorboard
 
 Cell = str | int | float | bool | None
 WAITING_CALLS = 10_000
 """More than a run logs while wandb starts; beyond them it does not keep up, and is switched off."""
-CLOSE_SECONDS = {"offline": 20.0, "online": 120.0}
-"""What wandb gets to finish: a lost network must not delay the end of a run for longer."""
+CLOSE_SECONDS = {"offline": 20.0, "online": 120.0, "tensorboard": 20.0, "mlflow": 120.0}
+"""What wandb (`offline`, `online`) and the others get to finish: a lost network must not delay the end of a run for
+longer."""
+EXTRAS = ("tensorboard", "mlflow")
 
 
 class Tracker(Protocol):
@@ -41,8 +46,16 @@ class Tracker(Protocol):
         ...
 
 
+class Backend(Protocol):
+    """What drives one tracker, in a thread of its own; it may raise and wait."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+
+
 class NoTracker:
-    """`tracking.wandb: off`, and every process but the main one."""
+    """No tracker at all, and every process but the main one."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -52,49 +65,84 @@ class NoTracker:
 
 
 def start_tracker(
-    settings: TrackingSettings, run_folder: Path, config: Mapping[str, Any], warn: Callable[[str], None]
+    settings: TrackingSettings,
+    run_folder: Path,
+    config: Mapping[str, Any],
+    warn: Callable[[str], None],
+    first_step: int = 0,
 ) -> Tracker:
-    """The tracker of a run. config: its settings, as plain values; secrets in it are hidden once more."""
-    if settings.wandb == "off":
-        return NoTracker()
-    return WandbTracker(settings, run_folder, config, warn)
+    """The trackers of a run as one. config: its settings, as plain values; secrets in it are hidden once more.
+    first_step: where it resumes from."""
+    told = redact(dict(config))
+    found: list[Tracker] = []
+    if settings.wandb != "off":
+        ends = CLOSE_SECONDS[settings.wandb]
+        off = "tracking.wandb: off silences this"
+        found.append(GuardedTracker("wandb", lambda: _wandb(settings, run_folder, told), ends, off, warn))
+    others: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
+        "tensorboard": lambda: tensorboard(run_folder, told, first_step),
+        "mlflow": lambda: mlflow(settings, run_folder, told),
+    }
+    for name, start in others.items():
+        if getattr(settings, name):
+            off = f"tracking.{name}: false silences this"
+            found.append(GuardedTracker(name, start, CLOSE_SECONDS[name], off, warn))
+    return found[0] if len(found) == 1 else Trackers(found) if found else NoTracker()
 
 
-class WandbTracker:
-    """wandb in a thread of its own; after its first failure every call is dropped."""
+@dataclass(frozen=True)
+class Trackers:
+    """Several, each of which may fail alone."""
+
+    trackers: Sequence[Tracker]
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.scalars(step, values)
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+        for tracker in self.trackers:
+            tracker.table(step, name, columns, rows)
+
+    def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
+
+
+class GuardedTracker:
+    """A backend in a thread of its own; after its first failure every call is dropped."""
 
     def __init__(
-        self, settings: TrackingSettings, run_folder: Path, config: Mapping[str, Any], warn: Callable[[str], None]
+        self,
+        name: str,
+        start: Callable[[], AbstractContextManager[Backend]],
+        ends: float,
+        off: str,
+        warn: Callable[[str], None],
     ) -> None:
-        self._settings, self._folder, self._config, self._warn = settings, run_folder, redact(dict(config)), warn
-        self._calls: queue.Queue[Callable[[Any], None] | None] = queue.Queue(WAITING_CALLS)
+        """start: entered in the thread. ends: seconds that it gets to finish. off: how a user silences it."""
+        self._name, self._start, self._ends, self._off, self._warn = name, start, ends, off, warn
+        self._calls: queue.Queue[Callable[[Backend], None] | None] = queue.Queue(WAITING_CALLS)
         self._failed = False
-        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         kept = dict(values)
-        self._put(lambda run: run.log(kept, step=step))
+        self._put(lambda backend: backend.scalars(step, kept))
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        heads: list[Any] = list(columns)
-        data: list[Any] = [[redact(cell) for cell in row] for row in rows]
-
-        def log(run: Any) -> None:
-            import wandb
-
-            run.log({name: wandb.Table(columns=heads, data=data)}, step=step)
-
-        self._put(log)
+        heads: list[str] = list(columns)
+        data: list[list[Any]] = [[redact(cell) for cell in row] for row in rows]
+        self._put(lambda backend: backend.table(step, name, heads, data))
 
     def close(self) -> None:
-        seconds = CLOSE_SECONDS[self._settings.wandb]
         self._put(None)
-        self._thread.join(seconds)
+        self._thread.join(self._ends)
         if self._thread.is_alive() and not self._failed:
-            self._fail(f"it did not finish within {seconds:.0f} seconds")
+            self._fail(f"it did not finish within {self._ends:.0f} seconds")
 
-    def _put(self, call: Callable[[Any], None] | None) -> None:
+    def _put(self, call: Callable[[Backend], None] | None) -> None:
         if self._failed:
             return
         try:
@@ -104,20 +152,21 @@ class WandbTracker:
 
     def _work(self) -> None:
         try:
-            with _files_in(self._folder / "wandb"):
-                run = _start_wandb(self._settings, self._folder, self._config)
+            with self._start() as backend:
                 while (call := self._calls.get()) is not None:
-                    call(run)
-                run.finish()
+                    call(backend)
         # SystemExit as well: wandb has ended the process on its own in the past.
         except (Exception, SystemExit) as error:
-            self._fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
+            reason = str(error).splitlines()[0] if str(error) else "no reason given"
+            if isinstance(error, ImportError) and self._name in EXTRAS:
+                reason = f"{reason}: pip install 'counterpoint[{self._name}]'"
+            self._fail(f"{type(error).__name__}: {reason}")
 
     def _fail(self, reason: str) -> None:
         if not self._failed:
             self._failed = True
             _silence_exit_hooks()
-            self._warn(redact(f"wandb: {reason}: the run continues without it (tracking.wandb: off silences this)"))
+            self._warn(redact(f"{self._name}: {reason}: the run continues without it ({self._off})"))
 
 
 def _silence_exit_hooks() -> None:
@@ -142,6 +191,27 @@ def _files_in(folder: Path) -> Iterator[None]:
     finally:
         for name in changed:
             os.environ.pop(name, None)
+
+
+class WandbBackend:
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(values, step=step)
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Table(columns=list[Any](columns), data=list[Any](rows))}, step=step)
+
+
+@contextmanager
+def _wandb(settings: TrackingSettings, run_folder: Path, config: Mapping[str, Any]) -> Iterator[WandbBackend]:
+    with _files_in(run_folder / "wandb"):
+        run = _start_wandb(settings, run_folder, config)
+        yield WandbBackend(run)
+        run.finish()
 
 
 def _start_wandb(settings: TrackingSettings, run_folder: Path, config: Mapping[str, Any]) -> Any:
