@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.eval_section import SuiteSettings, TaskSettings
+from counterpoint.configs.reward_section import LengthReward
 from counterpoint.configs.schema import GrpoRun, PromptSettings
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.toolkit import Toolkit
@@ -74,7 +75,19 @@ def check_rewards(rewards: Rewards, items: list[Item], session: Session) -> None
         if missing == len(turns):
             raise ConfigError(f"reward {name}: no row has a truth for it: give the rows one, or take another `scorer`")
         if missing:
-            session.warn(f"reward {name}: {missing} of {len(turns)} turns have no truth for it and earn nothing there")
+            first = next(key for key, outcome in turns.items() if rewards.unjudged([outcome])[name])
+            session.warn(
+                f"reward {name}: {missing} of {len(turns)} turns have no truth for it and earn nothing there, the "
+                f"first: {first[0]}"
+            )
+    for name, setting in zip(rewards.names, rewards.settings, strict=True):
+        if isinstance(setting, LengthReward):
+            without = [item for item in items if item.effort not in setting.budgets]
+            if without:
+                session.warn(
+                    f"reward {name}: {len(without)} of {len(items)} turns at their effort earn nothing, since "
+                    f"`budgets` has none for it, the first: {without[0].prompt.id} at {without[0].effort}"
+                )
 
 
 def fingerprint(items: list[Item], renderer: Renderer) -> str:

@@ -78,6 +78,35 @@ def test_a_signal_while_held_out_rows_are_read(place: Place, processes: int) -> 
     assert not any("valid_loss" in line for line in losses(place.run))
 
 
+GRPO = """
+recipe: grpo
+extends: grpo/tiny_sums
+model: {init: random}
+output: runs
+data: {valid: {type: arithmetic, size: 3000, seed: 9}}
+rollout: {action_tokens: 200, completion_tokens: 200}
+rewards: [{type: channel}]
+grpo: {group: 4}
+train: {steps: 100000, batch_rows: 4, checkpoint_every: 1000, on_no_learning: warn, device: cpu, threads: 1}
+eval: {at_start: false, at_end: false, every: 2}
+tracking: {wandb: "off"}
+"""
+
+
+def test_a_signal_while_held_out_prompts_are_sampled(place: Place) -> None:
+    """The held-out prompts after step 2 would take minutes; no checkpoint is due."""
+    (place.folder / "grpo.yaml").write_text(GRPO)
+    run = place.start("train", "grpo.yaml")
+    run.until("\nstep 1/")
+    time.sleep(8.0)  # step 2 is not logged, and takes less
+    began = time.monotonic()
+    run.send(signal.SIGTERM)
+    assert run.wait() == 143, run.told()
+    assert time.monotonic() - began < 15
+    assert "the held-out data at step 2 is left out: a signal came" in run.told()
+    assert newest(place) == ["step-000002"]
+
+
 def group(place: Place, *settings: str) -> list[Fork]:
     return place.forks.group(
         CLI, ["train", "my.yaml", "launch.processes=2", "train.batch_rows=1", *settings], folder=place.folder

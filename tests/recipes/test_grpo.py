@@ -158,6 +158,20 @@ def test_held_out_prompts_are_rewarded_and_do_not_change_the_run() -> None:
     assert "held-out: 5 prompts" in (run / "log.txt").read_text()
 
 
+def test_the_best_step_by_the_figure_of_a_single_task_or_reward() -> None:
+    """A task and a reward with names have figures of their own, also where there is one of each."""
+    task = "data.valid={type: arithmetic, size: 2, seed: 5, name: sums}"
+    for figure in ("valid_sums_reward", "valid_rewards/odd"):
+        run = train("train.steps=2", "eval.every=1", task, f"train.keep_best={figure}", f"name={figure[6:10]}")
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        measured = {line["step"]: line[figure] for line in lines if figure in line}
+        assert list(measured) == [1, 2]
+        best = max(measured, key=lambda step: (measured[step], -step))
+        assert json.loads((run / "run.json").read_text())["result_step"] == best
+        assert f"best        step {best} of 2: {figure}" in (run / "log.txt").read_text()
+    assert main(["train", "run.yaml", "eval.every=1", task, "train.keep_best=valid_other_reward"]) == 2
+
+
 @pytest.mark.parametrize("name", ["samples: 2", "temperature: 0.5", "max_new_tokens: 9", "efforts: [low]"])
 def test_a_task_s_own_sampling_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "run.yaml", f"data.train=[{{type: arithmetic, {name}}}]"]) == 2
@@ -198,9 +212,29 @@ def test_turns_without_a_truth_are_counted_and_earn_nothing() -> None:
     rows = [{"prompt": "1 + 1?", "answer": 2, "follow_ups": ["Thanks."]}, {"prompt": "2 + 2?", "answer": 4}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = train("data.train=[{type: file, path: rows.jsonl}]", "rewards=[{type: answer}, {type: channel}]", code=1)
-    assert "reward answer: 1 of 3 turns have no truth for it" in (run / "log.txt").read_text()
+    log = (run / "log.txt").read_text()
+    assert "reward answer: 1 of 3 turns have no truth for it and earn nothing there, the first: rows.jsonl:1" in log
     rolled = list(map(json.loads, (run / "rollouts.jsonl").open()))
     assert {row["turn"] for row in rolled if "turn" in row} <= {0, 1}
+    early = [row for row in rolled if row.get("turn", 0) < row.get("of_turn", 0)]
+    assert early, "a random model ends no turn with a final"
+    assert f"rollouts that ended before the turn they were for: {len(early)} of {len(rolled)}" in log or len(early) > 1
+
+
+def test_kinds_of_failed_rollouts_are_told_at_first_sight() -> None:
+    run = train("train.steps=2", "grpo.efforts=[low, high]", "train.batch_rows=8", "rewards=[{type: length, budgets: {low: [0, 9]}}, {type: function, function: 'reward.py:many_high_ids'}]")  # fmt: skip
+    log = (run / "log.txt").read_text()
+    stops = [json.loads(line)["stop"] for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    for stop, told in (
+        ("length", "rollouts cut for their length"),
+        ("malformed", "rollouts that broke the format"),
+        ("calls", "rollouts with a call, which nothing runs (section tools)"),
+    ):
+        assert log.count(f"{told}: ") == (stop in stops), (stop, stops)
+    assert "length" in stops
+    assert re.search(
+        r"reward length: \d+ of \d+ turns at their effort earn nothing, since `budgets` has none for it", log
+    )
 
 
 @pytest.mark.parametrize("name", ["grpo/tiny_calculator", "grpo/tiny_effort"])

@@ -18,7 +18,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.tools import Toolbox
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.rollout import Called, Episode, EpisodeStop
-from counterpoint.train.sampling.sample import Sampled, sample_seed
+from counterpoint.train.sampling.sample import Sampled, Sampler, SamplingStoppedError, sample_seed
 
 BUILTIN = ("python", "browser")
 
@@ -43,6 +43,7 @@ def run_episodes(
     temperature: float = 1.0,
     seed: int | Sequence[int] = 0,
     follow_ups: Sequence[Sequence[str]] | None = None,
+    stops: Callable[[], bool] | None = None,
 ) -> list[Episode]:
     """One episode of each prompt, in order; all unfinished ones are sampled together.
 
@@ -50,7 +51,8 @@ def run_episodes(
     makes the tools that one rollout can call; None runs no call, and a call ends the episode. efforts: of each prompt,
     None takes the conversation's. seed: one for all, from which each derives its own by its index, or one a prompt.
     follow_ups: of each prompt, what the user says after each final; the episode is that of the last turn, or of the
-    first that ends without a final.
+    first that ends without a final. stops: SamplingStoppedError once it is true, asked after every action and call (of
+    a `Sampler` also after every token).
     """
     seeds = [sample_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
     wanted = list(efforts) if efforts is not None else [None] * len(prompts)
@@ -60,6 +62,8 @@ def run_episodes(
         for prompt, effort, seed, texts in zip(prompts, wanted, seeds, more, strict=True)
     ]
     with ExitStack() as stack:
+        if stops is not None and isinstance(engine, Sampler):
+            engine = replace(engine, stops=stops)
         while active := [episode for episode in running if episode.stop is None]:
             sampled = engine.sample(
                 [episode.ids for episode in active],
@@ -68,6 +72,8 @@ def run_episodes(
                 [sample_seed(episode.seed, episode.n_sampled) for episode in active],
             )
             for episode, found in zip(active, sampled, strict=True):
+                if stops is not None and stops():
+                    raise SamplingStoppedError
                 episode.take(found)
                 if episode.wants is not None and episode.toolbox is None and toolbox is not None:
                     episode.toolbox = stack.enter_context(toolbox())

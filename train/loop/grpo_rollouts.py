@@ -17,7 +17,7 @@ from counterpoint.train.loop.grpo_items import Item
 from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.rollout import Episode
-from counterpoint.train.sampling.sample import sample_seed
+from counterpoint.train.sampling.sample import SamplingStoppedError, sample_seed
 from counterpoint.train.scoring.rewards import Outcome, Rewards, zero_variance_share
 
 SCORES = "scores"
@@ -75,18 +75,28 @@ class Rollouts:
             SCORES: scores,
         }
 
-    def tried(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+    def tried(self, items: Sequence[Item], stops: Callable[[], bool] | None = None) -> list[dict[str, Any]]:
         """One rollout of each item as it is kept, with `reward`, the weighted sum. Every process samples a part,
-        all get all. The seeds are the same at every step, so that two steps differ by their weights alone."""
+        all get all. The seeds are the same at every step, so that two steps differ by their weights alone.
+
+        stops: whether a signal wants the run to end; SamplingStoppedError in all processes where one came to one.
+        """
         count = max(1, len(self.gather([self.process])))
         mine = list(range(self.process, len(items), count))
         seeds = [sample_seed(self.seed, "held-out", items[n].prompt.id, items[n].effort, items[n].turn) for n in mine]
-        episodes, outcomes, scores = self._sampled([items[n] for n in mine], seeds)
-        found = zip([items[n] for n in mine], episodes, outcomes, scores, strict=True)
-        return self.gather([{**self._row(*each), "reward": self.rewards.total(each[3])} for each in found])
+        rows, stopped = [], False
+        try:
+            found = zip([items[n] for n in mine], *self._sampled([items[n] for n in mine], seeds, stops), strict=True)
+            rows = [{**self._row(*each), "reward": self.rewards.total(each[3])} for each in found]
+        except SamplingStoppedError:
+            stopped = True
+        shares = self.gather([(rows, stopped)])
+        if any(was_stopped for _, was_stopped in shares):
+            raise SamplingStoppedError
+        return [row for share, _ in shares for row in share]
 
     def _sampled(
-        self, items: Sequence[Item], seeds: list[int]
+        self, items: Sequence[Item], seeds: list[int], stops: Callable[[], bool] | None = None
     ) -> tuple[list[Episode], list[Outcome], list[list[float]]]:
         episodes = run_episodes(
             [item.prompt.conversation for item in items],
@@ -98,6 +108,7 @@ class Rollouts:
             temperature=self.temperature,
             seed=seeds,
             follow_ups=[item.follow_ups for item in items],
+            stops=stops,
         )
         outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
         return episodes, outcomes, [self.rewards.score(outcome) for outcome in outcomes]
@@ -107,7 +118,7 @@ class Rollouts:
         return {
             "id": item.prompt.id,
             "effort": item.effort,
-            **({"turn": episode.turn} if item.prompt.follow_ups else {}),
+            **({"turn": episode.turn, "of_turn": item.turn} if item.prompt.follow_ups else {}),
             "stop": episode.stop,
             "rewards": dict(zip(self.rewards.names, scores, strict=True)),
             "channel_correct": outcome.completion.ok,
@@ -130,9 +141,22 @@ class Rollouts:
         faults = [row for row in rows if row["faults"]]
         cause = f"{faults[0]['fault']} ({faults[0]['id']})" if faults else ""
         self.seen.tell("rollouts with a call that failed", len(faults), n, where, cause)
-        for stop, kind in (("length", "rollouts cut for their length"), ("calls", "rollouts with too many calls")):
-            cut = [row for row in rows if row["stop"] == stop]
-            self.seen.tell(kind, len(cut), n, where, cut[0]["id"] if cut else "")
+        no_tools = self.toolkit is None
+        for kind, found in (
+            ("rollouts cut for their length", [row for row in rows if row["stop"] == "length"]),
+            (
+                "rollouts with a call, which nothing runs (section tools)"
+                if no_tools
+                else "rollouts with too many calls",
+                [row for row in rows if row["stop"] == "calls"],
+            ),
+            ("rollouts that broke the format", [row for row in rows if row["stop"] == "malformed"]),
+            (
+                "rollouts that ended before the turn they were for",
+                [row for row in rows if row.get("turn", 0) < row.get("of_turn", 0)],
+            ),
+        ):
+            self.seen.tell(kind, len(found), n, where, found[0]["id"] if found else "")
 
     def _measures(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, int]]) -> dict[str, float]:
         """Of one step's rollouts of all processes: groups of equal rewards, failures, calls, analysis tokens."""

@@ -93,7 +93,7 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
         """The rewards of held-out items under the weights as they are now."""
         if self.use_vllm:
             self.vllm_generation.sync_weights()
-        return held_out_rewards(self.rollouts, sets)
+        return held_out_rewards(self.rollouts, sets, lambda: self.stop.received is not None)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch, with the teacher's part of the advantages. Where another engine sampled, the share of ratios

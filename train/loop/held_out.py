@@ -18,16 +18,13 @@ from counterpoint.data.layout.tree import TreeRow
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.meter import Meter
 from counterpoint.train.loop.row_dataset import ROW, RowCollator
+from counterpoint.train.sampling.sample import SamplingStoppedError
 
 if TYPE_CHECKING:
     from counterpoint.train.loop.grpo_items import Item
     from counterpoint.train.loop.grpo_rollouts import Rollouts
     from counterpoint.train.loop.preference_trainers import PreferenceTrainer, RatedTrainer
     from counterpoint.train.loop.sft_trainer import CounterpointTrainer
-
-
-class _StoppedError(Exception):
-    """A signal came: the run is to end within seconds."""
 
 
 Measure = Callable[[], dict[str, float]]
@@ -61,7 +58,7 @@ class HeldOut(TrainerCallback):
     def _measure(self, state: TrainerState) -> None:
         try:
             values = self.measure()
-        except _StoppedError:
+        except SamplingStoppedError:
             self.say(f"the held-out data at step {state.global_step} is left out: a signal came")
             return
         self.trainer.log_measured(values)
@@ -106,10 +103,10 @@ def _sums(trainer: CounterpointTrainer, rows: Sequence[TreeRow]) -> torch.Tensor
 
 
 def _go_on(trainer: Any) -> None:
-    """_StoppedError in every process where a signal came to one. Collective: all of them take equally many batches."""
+    """SamplingStoppedError in every process where a signal came to one. Collective: all take equally many batches."""
     flag = torch.tensor(float(trainer.stop.received is not None), device=trainer.args.device)
     if float(cast(torch.Tensor, trainer.accelerator.reduce(flag, "sum"))) > 0:
-        raise _StoppedError
+        raise SamplingStoppedError
 
 
 def _share(n_rows: int, batch_rows: int, accelerator: Accelerator) -> Iterator[tuple[list[int], float]]:
@@ -171,18 +168,18 @@ def _means(prefix: str, batches: Sequence[tuple[int, Mapping[str, float]]]) -> d
     return {f"{prefix}_{name}": sum(n * means[name] for n, means in batches) / rows for name in batches[0][1]}
 
 
-def held_out_rewards(rollouts: Rollouts, sets: Mapping[str, Sequence[Item]]) -> dict[str, float]:
+def held_out_rewards(
+    rollouts: Rollouts, sets: Mapping[str, Sequence[Item]], stops: Callable[[], bool] | None = None
+) -> dict[str, float]:
     """Mean of the weighted sum of all rewards on one rollout of each held-out item, of each reward and of right
-    channels; where there are several sets, also the sum of each. Every process takes a part of the items."""
-    rows = {name: rollouts.tried(items) for name, items in sets.items()}
+    channels, and the sum of each set. Every process takes a part of the items; stops: as of `Rollouts.tried`."""
+    rows = {name: rollouts.tried(items, stops) for name, items in sets.items()}
     everything = [row for each in rows.values() for row in each]
     values = {"valid_reward": _mean([row["reward"] for row in everything])}
     for name in rollouts.rewards.names:
         values[f"valid_rewards/{name}"] = _mean([row["rewards"][name] for row in everything])
     values["valid_channel_correct"] = _mean([row["channel_correct"] for row in everything])
-    if len(rows) > 1:
-        values |= {f"valid_{name}_reward": _mean([row["reward"] for row in each]) for name, each in rows.items()}
-    return values
+    return values | {f"valid_{name}_reward": _mean([row["reward"] for row in each]) for name, each in rows.items()}
 
 
 def _mean(values: Sequence[float]) -> float:
