@@ -36,15 +36,17 @@ class ExpertWeights:
 
 
 class Adapter(NamedTuple):
-    """Factors a (E, in, r) and b (E, r, out) of one projection, and their scale."""
+    """Factors a (E, in, r) and b (E, r, out) of one projection, and their scale. merged: the base holds their product
+    already, and only their gradients are computed."""
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
+    merged: bool = False
 
     @staticmethod
-    def of(a: torch.Tensor | None, b: torch.Tensor | None, scale: float) -> Adapter | None:
-        return None if a is None or b is None else Adapter(a, b.contiguous(), scale)
+    def of(a: torch.Tensor | None, b: torch.Tensor | None, scale: float, merged: bool = False) -> Adapter | None:
+        return None if a is None or b is None else Adapter(a, b.contiguous(), scale, merged)
 
 
 class Routing(NamedTuple):
@@ -138,14 +140,15 @@ def loop_backward(
         low_dy = None
         if down is not None:
             low_dy = dy @ down.b[e].T
-            g.addmm_(low_dy, down.a[e].T, alpha=down.scale)
+            if not down.merged:
+                g.addmm_(low_dy, down.a[e].T, alpha=down.scale)
         x = x_NH.index_select(0, row_R[part]).to(wide) if up is not None or saved.hidden_RJ is None else None
         w1 = _expert(base.w1, e, wide)
         if saved.hidden_RJ is not None:
             h = saved.hidden_RJ[part].to(wide)
         else:
             h = torch.addmm(base.b1[e].to(wide), _held(x), w1)
-            if up is not None:
+            if up is not None and not up.merged:
                 h.addmm_(_held(saved.low_up_Rr)[part], up.b[e], alpha=up.scale)
             h = h.to(x_NH.dtype).to(wide)  # as it would have been kept
         a, dh = activation_backward(h, g * weight, base.alpha, base.limit)
@@ -161,7 +164,7 @@ def loop_backward(
             torch.mm((_held(saved.low_up_Rr)[part] * up.scale).T, dh, out=d_up.b[e])
         if dx_RH is not None:
             torch.mm(dh, w1.T, out=dx_RH[part])
-            if up is not None and low_dh is not None:
+            if up is not None and low_dh is not None and not up.merged:
                 dx_RH[part].addmm_(low_dh, up.a[e].T)
     dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None).to(x_NH.dtype)
     dweight_NK = dweight_R[routing.slot_NK].to(weight_NK.dtype)
@@ -208,7 +211,8 @@ def grouped_backward(
     if down is not None:
         scaled_R1 = weight_R1 * down.scale
         low_dy_Rr = F.grouped_mm(dy_RH, _padded_b(down).transpose(-2, -1), offs=end_E)
-        g_RI.add_(F.grouped_mm(low_dy_Rr, _padded_a(down).transpose(-2, -1), offs=end_E), alpha=down.scale)
+        if not down.merged:
+            g_RI.add_(F.grouped_mm(low_dy_Rr, _padded_a(down).transpose(-2, -1), offs=end_E), alpha=down.scale)
         scaled_dy_Rr, low_Rr = low_dy_Rr.mul_(scaled_R1), _held(saved.low_down_Rr) * scaled_R1
         db_down = _by_expert(low_Rr, dy_RH, end_E)[:, : down.a.shape[-1]]
     del dy_RH
@@ -227,7 +231,7 @@ def grouped_backward(
         low_dh_Rr = F.grouped_mm(dh_RJ, _padded_b(up).transpose(-2, -1), offs=end_E).mul_(up.scale)
         da_up = _by_expert(x_NH[row_R], low_dh_Rr, end_E)[..., :rank]
         db_up = _by_expert(_held(saved.low_up_Rr) * up.scale, dh_RJ, end_E)[:, :rank]
-        if dx_RH is not None:
+        if dx_RH is not None and not up.merged:
             dx_RH.add_(F.grouped_mm(low_dh_Rr, _padded_a(up).transpose(-2, -1), offs=end_E))
     dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None)
     dweight_NK = dweight_R[routing.slot_NK].to(weight_NK.dtype)
@@ -252,7 +256,7 @@ def _parts(rows: int) -> list[slice]:
 
 
 def _cast(adapter: Adapter | None, dtype: torch.dtype) -> Adapter | None:
-    return None if adapter is None else Adapter(adapter.a.to(dtype), adapter.b.to(dtype), adapter.scale)
+    return None if adapter is None else adapter._replace(a=adapter.a.to(dtype), b=adapter.b.to(dtype))
 
 
 def _zeros_like(adapter: Adapter | None) -> Adapter | None:
@@ -260,7 +264,7 @@ def _zeros_like(adapter: Adapter | None) -> Adapter | None:
         return None
     contiguous = torch.contiguous_format
     a, b = (torch.zeros_like(part, memory_format=contiguous) for part in adapter[:2])
-    return Adapter(a, b, adapter.scale)
+    return adapter._replace(a=a, b=b)
 
 
 def _project(
@@ -270,7 +274,8 @@ def _project(
     torch.addmm(bias, x, weight, out=out)
     if adapter is not None and low_Rr is not None:
         low = torch.mm(x, adapter.a[e], out=low_Rr[rows])
-        out.addmm_(low, adapter.b[e], alpha=adapter.scale)
+        if not adapter.merged:
+            out.addmm_(low, adapter.b[e], alpha=adapter.scale)
 
 
 def _low_rank(x_Ri: torch.Tensor, adapter: Adapter | None, end_E: torch.Tensor) -> torch.Tensor | None:
@@ -286,7 +291,7 @@ def _project_all(
     expert_R = _expert_of_rows(routing)
     for part in _parts(len(out_Ro)):
         out_Ro[part] += bias_Eo[expert_R[part]]
-    if adapter is not None:
+    if adapter is not None and not adapter.merged:
         out_Ro.add_(F.grouped_mm(_held(low_Rr), _padded_b(adapter), offs=routing.end_E), alpha=adapter.scale)
     return out_Ro
 

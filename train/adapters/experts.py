@@ -42,8 +42,12 @@ _FACTORS = "_counterpoint_factors"
 class ParamWrapper(PeftParamWrapper):
     """PEFT's wrapper of one expert parameter; while it runs, the lean function finds its factors on the base layer.
 
-    The class keeps PEFT's name, by which PEFT distinguishes nested wrappers.
+    rounded: base and adapter "default" merged and rounded to MXFP4, which the pass then uses in place of their sum; the
+    gradients of the factors are those of the sum. The class keeps PEFT's name, by which PEFT distinguishes nested
+    wrappers.
     """
+
+    rounded: torch.Tensor | None = None
 
     @contextmanager
     def _activate_lora(self, active_adapters: list[str]) -> Iterator[None]:
@@ -54,7 +58,9 @@ class ParamWrapper(PeftParamWrapper):
                 yield
             return
         held = base.__dict__.setdefault(_FACTORS, {})
-        held[self.parameter_name] = [self.get_delta_factors(adapter) for adapter in adapters]
+        # Without a scale the adapter is switched off, and what is rounded holds it.
+        rounded = self.rounded if adapters == ["default"] and self.scaling["default"] else None
+        held[self.parameter_name] = [self.get_delta_factors(adapter) for adapter in adapters], rounded
         try:
             yield
         finally:
@@ -78,7 +84,14 @@ def lean_experts_forward(
     The base must be frozen for the lean path; where it trains (full fine-tuning), transformers' grouped form runs.
     """
     held = cast(dict[str, Any], self.__dict__.get(_FACTORS, {}))
-    base = (self.gate_up_proj, self.gate_up_proj_bias, self.down_proj, self.down_proj_bias)
+    up, rounded_up = held.get("gate_up_proj", (None, None))
+    down, rounded_down = held.get("down_proj", (None, None))
+    base = (
+        self.gate_up_proj if rounded_up is None else rounded_up,
+        self.gate_up_proj_bias,
+        self.down_proj if rounded_down is None else rounded_down,
+        self.down_proj_bias,
+    )
     # Set by transformers' decorator of experts, and true where it has sharded them over processes.
     if self._is_expert_parallel or (torch.is_grad_enabled() and any(part.requires_grad for part in base)):
         assert not held, "the adapter would be left out"
@@ -90,9 +103,10 @@ def lean_experts_forward(
             weight_NK,
             index_NK,
             *base,
-            *_joined(held.get("gate_up_proj")),
-            *_joined(held.get("down_proj")),
+            *_joined(up),
+            *_joined(down),
             (float(self.alpha), float(self.limit)),
+            (rounded_up is not None, rounded_down is not None),
             recompute,
         )
     return cast(torch.Tensor, out_NH).to(hidden_NH.dtype)
@@ -108,10 +122,12 @@ class _LeanExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, *inputs: Any) -> torch.Tensor:
-        hidden_NH, weight_NK, index_NK, *tensors, scale_up, shape = _reordered(inputs[:-1])
+        hidden_NH, weight_NK, index_NK, *tensors, scale_up, shape = _reordered(inputs[:-2])
         w1, b1, w2, b2, a_up, b_up, a_down, b_down, scale_down = tensors
         weights = ExpertWeights(w1, b1, w2, b2, *shape)
-        up, down = Adapter.of(a_up, b_up, scale_up), Adapter.of(a_down, b_down, scale_down)
+        merged_up, merged_down = inputs[-2]
+        up = Adapter.of(a_up, b_up, scale_up, merged_up)
+        down = Adapter.of(a_down, b_down, scale_down, merged_down)
         routing = Routing.of(index_NK, w1.shape[0])
         run = grouped_forward if grouped_serves(hidden_NH, w1, w2) else loop_forward
         out_NH, saved = run(hidden_NH, weight_NK, routing, weights, up, down)
@@ -119,7 +135,7 @@ class _LeanExperts(torch.autograd.Function):
             saved = saved._replace(hidden_RJ=None)
         context = cast(Any, ctx)
         context.save_for_backward(hidden_NH, weight_NK, *routing, w1, b1, w2, b2, a_up, b_up, a_down, b_down, *saved)
-        context.constants = (scale_up, scale_down, shape)
+        context.constants = ((scale_up, merged_up), (scale_down, merged_down), shape)
         return out_NH
 
     @staticmethod
@@ -129,9 +145,9 @@ class _LeanExperts(torch.autograd.Function):
         hidden_NH, weight_NK, row_R, slot_NK, end_E, w1, b1, w2, b2, a_up, b_up, a_down, b_down, *saved = (
             context.saved_tensors
         )
-        scale_up, scale_down, shape = context.constants
+        constants_up, constants_down, shape = context.constants
         weights = ExpertWeights(w1, b1, w2, b2, *shape)
-        up, down = Adapter.of(a_up, b_up, scale_up), Adapter.of(a_down, b_down, scale_down)
+        up, down = Adapter.of(a_up, b_up, *constants_up), Adapter.of(a_down, b_down, *constants_down)
         run = grouped_backward if grouped_serves(hidden_NH, w1, w2) else loop_backward
         with torch.autocast(hidden_NH.device.type, enabled=False):
             gradient = run(
@@ -141,6 +157,7 @@ class _LeanExperts(torch.autograd.Function):
         return (
             gradient.hidden_NH, gradient.weight_NK, None, None, None, None, None,
             gradient.a_up, gradient.b_up, None, gradient.a_down, gradient.b_down, None, None, None,
+            None,
         )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.train.adapters.attach import load_lora
 from counterpoint.train.adapters.implementations import use_implementations
+from counterpoint.train.adapters.quantization import Quantization, round_experts
 from counterpoint.train.checkpoints.resume import CHECKPOINTS, newest_complete
 from counterpoint.train.checkpoints.shards import SHARDS, load_shards
 from counterpoint.train.checkpoints.weights import ADAPTER_FILE
@@ -76,7 +77,10 @@ def find_checkpoint(name: str, model: ModelSettings | None = None) -> Found:
 
 
 def open_checkpoint(checkpoint: Found | str, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model in memory, its adapter on it, on the implementations of its run. A name is as of `find_checkpoint`."""
+    """The model in memory, its adapter on it, on the implementations of its run. A name is as of `find_checkpoint`.
+
+    An adapter that was trained with rounded experts computes with them.
+    """
     found = find_checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     loaded = load_model(found.base, device)
     if found.adapter is not None:
@@ -84,6 +88,8 @@ def open_checkpoint(checkpoint: Found | str, device: torch.device | str = "cpu")
     if found.shards is not None:
         load_shards(loaded.model, found.shards)
     use_implementations(loaded.model, found.base)
+    if (trained := Quantization.of(found.adapter)) is not None:
+        round_experts(loaded.model, trained.seed)
     return loaded
 
 

@@ -14,20 +14,24 @@ from peft.tuners.lora.layer import LoraLayer
 
 from counterpoint.train.checkpoints.weights import save_weights
 
+_EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 
-def merged_state(model: Any) -> dict[str, torch.Tensor]:
+
+def merged_state(model: Any, experts: bool = True) -> dict[str, torch.Tensor]:
     """Weights of a `PeftModel` with its active adapters added, under the names of the model inside; of any other model
-    its own weights."""
-    if not isinstance(model, PeftModel):
-        return model.state_dict()
-    inner: Any = model.get_base_model()
+    its own weights. experts: with the two matrices of the experts, which are the most of it."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     state = {_plain(name): tensor for name, tensor in inner.state_dict().items() if ".lora_" not in name}
+    if not experts:
+        state = {name: tensor for name, tensor in state.items() if not name.endswith(_EXPERTS)}
     with torch.no_grad():
         for name, module in inner.named_modules():
             if not isinstance(module, LoraLayer):
                 continue
             part: Any = module
             target = f"{_plain(name)}.{getattr(part, 'parameter_name', None) or 'weight'}"
+            if target not in state:
+                continue
             for adapter in part.active_adapters:
                 if adapter in part.lora_variant:  # DoRA changes the length of the whole weight
                     state[target] = part.lora_variant[adapter].merge_safe(part, adapter, state[target].clone())

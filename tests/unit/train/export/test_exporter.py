@@ -17,7 +17,8 @@ from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.find import Found, open_checkpoint
 from counterpoint.train.checkpoints.weights import save_weights
 from counterpoint.train.export import exporter as module
-from counterpoint.train.export.exporter import Target, export
+from counterpoint.train.export.exporter import export
+from counterpoint.train.export.gate import Ratio, Target
 from counterpoint.train.model.load import load_model
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.serving.probes import Serving
@@ -45,6 +46,9 @@ def test_an_adapter_export_is_the_live_model(found: Found, tmp_path: Path) -> No
     done = export(found, "adapter", tmp_path / "out")
     assert done.gate.kl == 0.0
     assert done.gate.top1 == 1.0
+    assert done.gate.ratio == Ratio(0.0, 0.0, 0.0)
+    assert done.gate.kl_base is not None
+    assert done.gate.kl_base > 0.1
     files = {path.name for path in done.folder.iterdir()}
     assert files == {
         "adapter_config.json", "adapter_model.safetensors", "manifest.json", "vocabulary_map.json", "complete.json",
@@ -91,8 +95,8 @@ def test_generation_settings_start_from_those_of_the_base(found: Found, tmp_path
 def test_an_export_that_is_not_the_trained_model_is_refused_with_its_numbers(
     found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_load_again", lambda found, folder, target: load_model(found.base))
-    with pytest.raises(ModelError, match=r"not the model that was trained: gate refused: KL \d"):
+    monkeypatch.setattr(module, "_load_again", lambda found, folder, target, device: load_model(found.base))
+    with pytest.raises(ModelError, match=r"not the model that was trained: gate refused: R 1\.000"):
         export(found, "adapter", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -110,5 +114,5 @@ def test_mistakes_are_told(found: Found, tmp_path: Path) -> None:
 def test_scoring_leaves_the_model_as_it_was(found: Found) -> None:
     live = open_checkpoint(found)
     live.model.train()
-    module.gate.score(live, module.gate.fixed_sequences(live)[:2])
+    module.gate.score(live, module.example_rows(live.vocabulary)[:2])
     assert live.model.training
