@@ -91,8 +91,13 @@ class TaskSettings(Settings):
     """Number of items: a generator makes that many (null makes 100), a file gives its first ones (null takes all)."""
 
     scorer: Text | None = None
-    """`exact`, `number`, `math`, `choice`, `calls`, `schema`, `instructions`, `reasoning_gym`, or your own function as
+    """`exact`, `number`, `math`, `choice`, `calls`, `schema`, `instructions`, `reasoning_gym`; `lm_eval_gsm8k`,
+    `lm_eval_gsm8k_strict` or `lm_eval_gpqa`, to read as lm-evaluation-harness does; or your own function as
     `module:function` or `file.py:function`; null takes the one that fits the truth of each row."""
+
+    truth: Text | None = None
+    """Field of a file's rows with the right answer, as `a.b.c`; null looks under the names in use (`answer`,
+    `ground_truth`, `reward_model.ground_truth`, `solution`, ...)."""
 
     instructions: Text | None = None
     """Developer message of items that have none."""

@@ -27,12 +27,16 @@ REFERENCE_KEYS = (
     "solution",
     "ideal",
     "target",
+    "targets",
     "reference",
+    "reference_answer",
+    "final_answer",
     "expected_answer",
     "expected_arguments",
     "verification_info",
     "test_cases",
     "tests",
+    "reference_code",
 )
 
 

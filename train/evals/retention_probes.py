@@ -13,13 +13,14 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from itertools import combinations
 from typing import Any, Literal
 
 from counterpoint.data.harmony.completion import Completion
 from counterpoint.data.intervals import Estimate, mean_estimate, student_t_quantile, wilson
 from counterpoint.train.evals.channels import Rate
-from counterpoint.train.scoring.scorers import Reference, answer_of, last_number
+from counterpoint.train.scoring.scorers import Reference, answer_of
 
 Row = Mapping[str, Any]
 Verdict = Literal["lost", "weaker", "kept", "gained"]
@@ -212,6 +213,17 @@ def stated(row: Row) -> str | None:
         return None if number is None else str(number)
     found = re.findall("|".join(rf"\b{re.escape(a)}\b" for a in answers), final, flags=re.IGNORECASE)
     return found[-1].casefold() if found else None
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number written in `text`, thousands separators and `$` aside; a fraction or a decimal is exact."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", text.replace("\u2212", "-"))
+    if not found:
+        return None
+    try:
+        return Fraction(found[-1].replace(",", ""))
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def _favour(variants: Mapping[str, Sequence[Row]], name: str, given: Sequence[str]) -> float:

@@ -28,6 +28,7 @@ from counterpoint.data.user_code.worker import Guard
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
 from counterpoint.train.scoring.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
 from counterpoint.train.scoring.scorers import UNKNOWN_INSTRUCTION, Scorers
+from counterpoint.train.scoring.truths import disagreements
 
 DEFAULT_SIZE = 100
 _ANSWERED = "<|channel|>final<|message|>Yes.<|return|>"
@@ -109,9 +110,10 @@ def _items(task: TaskSettings, guard: Guard) -> tuple[list[EvalPrompt], list[str
     if isinstance(task, ReasoningGymTask):
         return gym_items(task.generator, size, task.seed, task.options, guard)
     assert isinstance(task, FileTask | ProbesTask)
-    prompts = load_prompts(SourceSettings(path=task.path or BUILT_IN, format=task.format, rows=task.size))
-    prompts = [replace(prompt, id=_file_id(prompt)) for prompt in prompts]
-    return as_probes(prompts) if isinstance(task, ProbesTask) else prompts, []
+    spec = SourceSettings(path=task.path or BUILT_IN, format=task.format, rows=task.size)
+    prompts = [replace(prompt, id=_file_id(prompt)) for prompt in load_prompts(spec, truth=task.truth)]
+    told = disagreements(prompt.notice for prompt in prompts)
+    return as_probes(prompts) if isinstance(task, ProbesTask) else prompts, told
 
 
 def _file_id(prompt: EvalPrompt) -> str:

@@ -15,6 +15,7 @@ from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
 from counterpoint.train.scoring.scorers import ExpectedCall, Reference
+from counterpoint.train.scoring.truths import fitting, options_of, truth_of
 
 BUILT_IN = "example:probes"
 
@@ -34,6 +35,7 @@ class EvalPrompt:
 
     cluster: items of the same one depend on each other (questions on one text, variants of one problem); "" is the id.
     follow_ups: later user messages, which rollouts of `recipe: grpo` go through; an evaluation asks the first alone.
+    notice: what is odd about the row's truth.
     """
 
     id: str
@@ -43,16 +45,20 @@ class EvalPrompt:
     task: str = ""
     cluster: str = ""
     follow_ups: tuple[FollowUp, ...] = ()
+    notice: str | None = None
 
 
-def load_prompts(path: str | SourceSettings | None, options: ConversionSettings | None = None) -> list[EvalPrompt]:
+def load_prompts(
+    path: str | SourceSettings | None, options: ConversionSettings | None = None, truth: str | None = None
+) -> list[EvalPrompt]:
     """Prompts of a file (`example:NAME` of the package; None takes the built-in probes), in its order.
 
-    A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: `answer`; `call` or
-    `calls` (`{name, arguments}`, or BFCL's `{name: {argument: [accepted, ...]}}`, as `ground_truth` too); `schema`;
-    `instruction_id_list` with `kwargs`; a reasoning-gym entry; and `scorer` to name the comparison. `follow_ups` lists
-    what the user says after each final: texts, or objects of `content` and a truth. DataError for an unusable row, or
-    none at all.
+    A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: an answer under a name of
+    `truths.NAMES`, or where `truth` says (`a.b.c`); `call` or `calls` (`{name, arguments}`, or BFCL's `{name:
+    {argument: [accepted, ...]}}`, as `ground_truth` too); `schema`; `instruction_id_list` with `kwargs`; a reasoning-
+    gym entry; `choices` or `options` with the answer's letter, index or text; and `scorer` to name the comparison.
+    `follow_ups` lists what the user says after each final: texts, or objects of `content` and a truth. DataError for an
+    unusable row, or none at all.
     """
     spec = path if isinstance(path, SourceSettings) else SourceSettings(path=path or BUILT_IN)
     if path is None:
@@ -63,7 +69,7 @@ def load_prompts(path: str | SourceSettings | None, options: ConversionSettings 
             raise DataError(item.message)
         if not isinstance(item, Conversation):
             raise DataError(f"{spec.path}: it holds preference pairs: an evaluation needs conversations")
-        prompts.append(prompt_of(item))
+        prompts.append(prompt_of(item, truth))
     if not prompts:
         raise DataError(f"{spec.path}: no prompts: give a file of conversations that end where the model should answer")
     return prompts
@@ -92,8 +98,8 @@ def clustered(prompts: Sequence[EvalPrompt]) -> list[EvalPrompt]:
     return out
 
 
-def prompt_of(conversation: Conversation) -> EvalPrompt:
-    """A conversation as an item; its `metadata` holds the truth."""
+def prompt_of(conversation: Conversation, path: str | None = None) -> EvalPrompt:
+    """A conversation as an item; its `metadata` holds the truth, the answer where `path` says."""
     truth = conversation.metadata
     turns = split_turns(conversation.messages)
     if turns and turns[-1].stop == len(conversation.messages) and conversation.messages[-1].role == "assistant":
@@ -101,7 +107,7 @@ def prompt_of(conversation: Conversation) -> EvalPrompt:
     if not conversation.messages:
         raise DataError(f"{conversation.source}: messages: nothing before the assistant's turn: add a user message")
     asked = next((m.content for m in reversed(conversation.messages) if m.role == "user"), "")
-    reference, scorer = _truth(truth, asked, conversation.source)
+    reference, scorer, notice = _truth(truth, asked, conversation.source, path)
     return EvalPrompt(
         id=str(truth.get("id", conversation.source)),
         conversation=conversation,
@@ -110,27 +116,34 @@ def prompt_of(conversation: Conversation) -> EvalPrompt:
         task=str(truth.get("task", "")),
         cluster=str(truth.get("cluster", "")),
         follow_ups=tuple(_follow_ups(truth.get("follow_ups") or [], conversation.source)),
+        notice=notice,
     )
 
 
-def _truth(truth: Mapping[str, Any], asked: str, source: str) -> tuple[Reference, str | None]:
-    """The truth of a turn, and the comparison that it names or that fits it. asked: the user's message. DataError
-    where it names code."""
+def _truth(
+    truth: Mapping[str, Any], asked: str, source: str, path: str | None = None
+) -> tuple[Reference, str | None, str | None]:
+    """The truth of a turn, the comparison that it names or that fits it, and what is odd about it. asked: the user's
+    message. DataError where it names code."""
     named = truth.get("scorer")
     if named is not None and (not isinstance(named, str) or is_foreign(named)):
         raise DataError(
             f"{source}: scorer: a row names a comparison of the package ({shown(named)} is none), never code to run: "
             "name your function in the run file (`scorer: file.py:function` of a task or a reward)"
         )
+    options = options_of(truth)
+    answer = truth_of(truth, options, source, path)
     reference = Reference(
-        answer=_answer(truth),
+        answer=answer.answer,
+        accepted=answer.accepted,
+        options=options,
         calls=expected_calls(truth),
         schema=truth.get("schema"),
         instructions=_instructions(truth),
         prompt=asked,
         entry=truth if "source_dataset" in (truth.get("metadata") or {}) else {},
     )
-    return reference, named or default_scorer(reference)
+    return reference, named or default_scorer(reference), answer.notice
 
 
 def _follow_ups(given: Any, source: str) -> Iterator[FollowUp]:
@@ -140,7 +153,8 @@ def _follow_ups(given: Any, source: str) -> Iterator[FollowUp]:
             raise DataError(
                 f"{source}: follow_ups[{number}]: not a text, nor an object with `content` and a truth (`answer`, ...)"
             )
-        yield FollowUp(truth["content"], *_truth(truth, truth["content"], f"{source}: follow_ups[{number}]"))
+        reference, scorer, _ = _truth(truth, truth["content"], f"{source}: follow_ups[{number}]")
+        yield FollowUp(truth["content"], reference, scorer)
 
 
 def default_scorer(reference: Reference) -> str | None:
@@ -153,10 +167,7 @@ def default_scorer(reference: Reference) -> str | None:
         return "schema"
     if reference.instructions is not None:
         return "instructions"
-    if reference.answer is None:
-        return None
-    plain = reference.answer.replace(",", "").removeprefix("-").replace(".", "", 1)
-    return "number" if plain.isdigit() or "####" in reference.answer else "exact"
+    return None if reference.answer is None else fitting(reference.answer, reference.options)
 
 
 def expected_calls(truth: Mapping[str, Any]) -> tuple[ExpectedCall, ...] | None:
@@ -180,16 +191,6 @@ def _function(name: str) -> str:
     """BFCL's functions may have a dot in their names (`math.factorial`)."""
     known = name == "python" or name.startswith(("functions.", "browser."))
     return name if known else f"functions.{name}"
-
-
-def _answer(truth: Mapping[str, Any]) -> str | None:
-    for field in ("answer", "ground_truth", "ideal"):
-        value = truth.get(field)
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-    return None
 
 
 def _instructions(truth: Mapping[str, Any]) -> tuple[tuple[str, Mapping[str, Any]], ...] | None:

@@ -3,7 +3,8 @@
 The same functions serve the eval hook, `evaluate`, inspect and RL rewards. Only a finished final is an answer: a
 truncated chain of thought, an answer in the analysis alone, or two finals score 0. Nothing is resampled.
 
-    exact, number, math, choice     the final against the row's answer
+    exact, number, math, choice     the final against the row's answer, read as a person reads it (`reading.py`)
+    lm_eval_gsm8k, ...              the same by the rule of lm-evaluation-harness, to compare with published numbers
     calls                           tool calls against the expected ones; with lists of accepted values by the rules of
                                     the Berkeley Function Calling Leaderboard (its AST checker)
     schema                          the final is JSON and valid for a schema
@@ -19,7 +20,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from counterpoint.configs.errors import ConfigError
@@ -27,7 +28,10 @@ from counterpoint.data.harmony.argument_schema import verdict
 from counterpoint.data.harmony.completion import Completion, ToolCall
 from counterpoint.data.user_code.loader import exists
 from counterpoint.data.user_code.worker import Guard, Guarded
+from counterpoint.train.scoring import math_answers
+from counterpoint.train.scoring.answers import letters_in, read_choice, same_number, same_text, true_choice
 from counterpoint.train.scoring.confined_eval import confine
+from counterpoint.train.scoring.lm_eval_rules import RULES
 
 
 class MissingTruthError(ConfigError):
@@ -55,9 +59,14 @@ class ExpectedCall:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a row holds about its right result; a field that is None is not scored."""
+    """What a row holds about its right result; a field that is None is not scored.
+
+    accepted: further answers, each as right as `answer`. options: of a multiple choice, from each letter its text.
+    """
 
     answer: str | None = None
+    accepted: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
     calls: tuple[ExpectedCall, ...] | None = None
     schema: Mapping[str, Any] | None = None
     instructions: tuple[tuple[str, Mapping[str, Any]], ...] | None = None
@@ -84,29 +93,22 @@ def answer_of(completion: Completion) -> str | None:
     return completion.final
 
 
-def exact(completion: Completion, reference: Reference) -> Score:
-    """The final equals the answer, apart from white space at the ends and case."""
-    return _compared(completion, reference, lambda final, answer: final.strip().casefold() == answer.strip().casefold())
-
-
-def number(completion: Completion, reference: Reference) -> Score:
-    """The last number in the final equals the last number in the answer (GSM8K's `#### 42` included), exactly."""
-
-    def same(final: str, answer: str) -> bool:
-        expected = last_number(answer)
-        return expected is not None and last_number(final) == expected
-
-    return _compared(completion, reference, same)
-
-
 def choice(completion: Completion, reference: Reference) -> Score:
-    """The letter that the final settles on (`B`, `(B)`, `Answer: B`) is the answer's."""
+    """The option that the final settles on (`B`, `(B)`, `Answer: B`, its text) is the answer's."""
+    letters = "".join(reference.options) or letters_in(reference.prompt)
 
     def same(final: str, answer: str) -> bool:
-        found = re.findall(r"(?:^|[^A-Za-z])\(?([A-J])\)?(?=$|[^A-Za-z])", final.strip())
-        return bool(found) and found[-1] == answer.strip().strip("()").upper()
+        return read_choice(final, letters, reference.options) == true_choice(answer)
 
-    return _compared(completion, reference, same)
+    return _compared(same, completion, reference)
+
+
+def _compared(same: Callable[[str, str], bool], completion: Completion, reference: Reference) -> Score:
+    answers, final = _answers(reference), answer_of(completion)
+    if final is None:
+        return Score(0.0, "missing", "no final")
+    right = any(same(final, answer) for answer in answers)
+    return Score(float(right), "right" if right else "wrong")
 
 
 def calls(completion: Completion, reference: Reference) -> Score:
@@ -218,11 +220,12 @@ class Scorers:
     def __init__(self, seconds: float = 10.0) -> None:
         self._guard = Guard(seconds)
         self._plain: dict[str, Scorer] = {
-            "exact": exact,
-            "number": number,
+            "exact": partial(_compared, same_text),
+            "number": partial(_compared, same_number),
             "choice": choice,
             "calls": calls,
             "schema": schema,
+            **{name: partial(_compared, rule) for name, rule in RULES.items()},
         }
 
     def check(self, name: str) -> None:
@@ -252,7 +255,7 @@ class Scorers:
             final = answer_of(completion)
             if final is None:
                 return Score(0.0, "missing", "no final")
-            return _from_guard(self._guard(f"{__name__}:{foreign.function}", final, argument))
+            return _from_guard(self._guard(foreign.function, final, argument))
         if ":" in name:
             return _from_guard(self._guard(name, completion, reference))
         raise _unknown(name, self._plain)
@@ -265,15 +268,6 @@ class Scorers:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def math_value(final: str, answer: str) -> bool:
-    """Mathematical equality of the final's answer and the reference (package math-verify)."""
-    from math_verify import parse, verify
-
-    confine()
-    gold = parse(answer) or parse(f"${answer}$")
-    return bool(verify(gold, parse(final)))
 
 
 def instructions_value(final: str, argument: tuple[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> float:
@@ -307,21 +301,10 @@ def reasoning_gym_value(final: str, entry: Mapping[str, Any]) -> float:
     return float(function(final, dict(entry)))
 
 
-def last_number(text: str) -> Fraction | None:
-    """The last number written in `text`, thousands separators and `$` aside; a fraction or a decimal is exact."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", text.replace("\u2212", "-"))
-    if not found:
-        return None
-    try:
-        return Fraction(found[-1].replace(",", ""))
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def _answer(reference: Reference) -> str:
+def _answers(reference: Reference) -> tuple[str, ...]:
     if reference.answer is None:
         raise MissingTruthError("the row has no `answer`: give it one, or take another scorer")
-    return reference.answer
+    return (reference.answer, *reference.accepted)
 
 
 def _instructions(reference: Reference) -> tuple[str, Any]:
@@ -337,7 +320,7 @@ def _entry(reference: Reference) -> Mapping[str, Any]:
 
 
 class _Foreign(NamedTuple):
-    """needs: what the function gets of the row. function: of this module, run in the guarded process."""
+    """needs: what the function gets of the row. function: run in the guarded process."""
 
     needs: Callable[[Reference], Any]
     function: str
@@ -345,23 +328,15 @@ class _Foreign(NamedTuple):
 
 
 _FOREIGN = {
-    "math": _Foreign(_answer, "math_value", "math_verify"),
-    "instructions": _Foreign(_instructions, "instructions_value", "if_verifiable"),
-    "reasoning_gym": _Foreign(_entry, "reasoning_gym_value", "reasoning_gym"),
+    "math": _Foreign(_answers, f"{math_answers.__name__}:math_value", "math_verify"),
+    "instructions": _Foreign(_instructions, f"{__name__}:instructions_value", "if_verifiable"),
+    "reasoning_gym": _Foreign(_entry, f"{__name__}:reasoning_gym_value", "reasoning_gym"),
 }
 
 
 def _unknown(name: str, plain: Iterable[str]) -> ConfigError:
     known = ", ".join([*plain, *_FOREIGN])
     return ConfigError(f"scorer `{name}` is unknown: take one of {known}, or name a function as file.py:function")
-
-
-def _compared(completion: Completion, reference: Reference, same: Callable[[str, str], bool]) -> Score:
-    answer, final = _answer(reference), answer_of(completion)
-    if final is None:
-        return Score(0.0, "missing", "no final")
-    right = same(final, answer)
-    return Score(float(right), "right" if right else "wrong")
 
 
 def _from_guard(guarded: Guarded) -> Score:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.train.evals.retention_probes import Skill, guard, stated, tilts
+from counterpoint.train.evals.retention_probes import Skill, guard, last_number, stated, tilts
 from counterpoint.train.scoring.prompts import load_prompts
 from counterpoint.train.scoring.scorers import Reference, Scorers
 
@@ -162,3 +162,9 @@ def test_the_shipped_probes_are_usable() -> None:
         assert (a.metadata["variant"], b.metadata["variant"]) == ("a", "b")
         assert a.metadata.get("favourable") == b.metadata.get("favourable")
         assert a.messages != b.messages
+
+
+@pytest.mark.parametrize(("text", "value"), [("1/0", None), ("x", None), ("-1,000.25", "-4001/4"), ("a 2 b 3", "3")])
+def test_last_number(text: str, value: str | None) -> None:
+    found = last_number(text)
+    assert (None if found is None else str(found)) == value

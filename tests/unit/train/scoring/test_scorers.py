@@ -11,7 +11,7 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.user_code.worker import Guard
-from counterpoint.train.scoring.scorers import ExpectedCall, Reference, Scorers, last_number, same_value
+from counterpoint.train.scoring.scorers import ExpectedCall, Reference, Scorers, same_value
 
 THINK = "<|channel|>analysis<|message|>Hm, 42.<|end|><|start|>assistant"
 
@@ -39,7 +39,9 @@ def scorers() -> Iterator[Scorers]:
     ("scorer", "text", "answer", "value"),
     [
         ("exact", " Paris \n", "paris", 1.0),
-        ("exact", "Paris.", "paris", 0.0),
+        ("exact", "Paris.", "paris", 1.0),
+        ("exact", "Paris or Rome", "paris", 0.0),
+        ("lm_eval_gsm8k", "first 7, then 8", "8", 1.0),
         ("number", "So it is $1,234.50.", "work\n#### 1234.5", 1.0),
         ("number", "3/4 of it", "0.75", 1.0),
         ("number", "first 7, then 8", "7", 0.0),
@@ -183,6 +185,17 @@ def test_a_users_file_that_cannot_be_imported_is_told_with_its_name(tmp_path: Pa
             scorers.check(f"{missing}:score")
 
 
+def test_each_accepted_answer_is_right_and_options_are_the_row_s(scorers: Scorers) -> None:
+    several = Reference(answer="NYC", accepted=("New York",))
+    assert scorers.score("exact", final("It is New York."), several).value == 1
+    assert scorers.score("exact", final("Boston"), several).value == 0
+    chosen = Reference(answer="B", options={"A": "3 m/s", "B": "12 m/s"})
+    assert scorers.score("choice", final("12 m/s"), chosen).value == 1
+    listed = Reference(answer="B", prompt="Which?\nA) 3\nB) 12")
+    assert scorers.score("choice", final("B, since C is not offered"), listed).value == 1
+    assert scorers.score("math", final("1/2"), Reference(answer="2", accepted=(r"\frac{1}{2}",))).value == 1
+
+
 def test_unknown_scorers_and_missing_references_are_told(scorers: Scorers) -> None:
     with pytest.raises(ConfigError, match=r"take one of exact, number"):
         scorers.score("exakt", final("x"), Reference(answer="x"))
@@ -199,12 +212,6 @@ def test_the_guards_child_outlives_an_error_and_is_gone_after_close() -> None:
     process = guard._process
     guard.close()
     assert not process.is_alive()
-
-
-@pytest.mark.parametrize(("text", "value"), [("1/0", None), ("x", None), ("-1,000.25", "-4001/4"), ("a 2 b 3", "3")])
-def test_last_number(text: str, value: str | None) -> None:
-    found = last_number(text)
-    assert (None if found is None else str(found)) == value
 
 
 def test_same_value() -> None:
