@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from counterpoint.configs.data_section import ConversionSettings, RenderSettings, SourceSettings
-from counterpoint.configs.errors import RowError
-from counterpoint.data.conversation import Conversation, Preference
-from counterpoint.data.counts.counter import RowCounter
+from counterpoint.configs.errors import DataError, RowError
+from counterpoint.data.conversation import Conversation, Notice, Preference
+from counterpoint.data.counts.counter import Item, RowCounter
 from counterpoint.data.dataset.targets import Targets
 from counterpoint.data.formats.convert import Converted, trainable
 from counterpoint.data.formats.read import convert_row, source_rows
@@ -48,11 +48,15 @@ def validate(
     use: Use = "any",
     on_bad: Callable[[BadRow], None] | None = None,
     on_row: Callable[[RowCounter], None] | None = None,
+    on_item: Callable[[Item], None] | None = None,
+    truth: Callable[[Conversation], str | None] | None = None,
 ) -> RowCounter:
     """Reads every row once, whatever the weights of the sources; memory stays flat.
 
     use: what the rows are for: `sft` refuses rows without a trained answer, `dpo` all but pairs, `rl` pairs. on_bad is
-    called with each bad row, on_row after each row. Raises DataError where a source does not exist.
+    called with each bad row, on_item with each row, on_row after it. truth, for `rl`: the comparison that fits what a
+    row knows to be right, None where it knows nothing (notice `no_truth`), DataError where training would refuse it.
+    Raises DataError where a source does not exist.
 
     Rows that the server of `data.serving` cannot be sent are bad, and those whose trained actions break a rule that
     `data.bad_targets` makes cost the row; `options` that do not say these stand for the defaults.
@@ -70,14 +74,32 @@ def validate(
                     judge.check_prompts(outcome)
                     if use != "rl":
                         judge.check_targets(outcome)
+                    elif truth is not None and isinstance(outcome, Conversation):
+                        outcome = _with_truth(outcome, truth)
                 except RowError as error:
                     outcome = BadRow.of(row, error)
             result.add(outcome)
             if isinstance(outcome, BadRow) and on_bad is not None:
                 on_bad(outcome)
+            if on_item is not None:
+                on_item(outcome)
             if on_row is not None:
                 on_row(result)
     return result
+
+
+def _with_truth(row: Conversation, truth: Callable[[Conversation], str | None]) -> Conversation:
+    try:
+        found = truth(row)
+    except RowError:
+        raise
+    except DataError as error:
+        what = str(error).removeprefix(f"{row.source}: ")
+        raise RowError("truth", "row", what, "write what a reward compares with") from None
+    if found is not None:
+        return row
+    told = Notice("no_truth", "row", "no truth that a reward can compare with (`answer`, `calls`, `schema`, ...)")
+    return replace(row, notices=(*row.notices, told))
 
 
 def _check_use(converted: Converted, use: Use) -> None:

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from counterpoint.configs.load import load_run
     from counterpoint.data.formats.registry import check_format
+    from counterpoint.recipes.commands.places import check_places
 
     config, settings_given, resume = args.config, list(args.settings), args.resume
     of_run_folder = False
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     settings: Any = load_run(config, settings_given, check_format=check_format, of_run_folder=of_run_folder)
     if settings.recipe not in _RECIPES:
         raise ConfigError(f"{config}: `recipe: {settings.recipe}` trains nothing: use one of {', '.join(_RECIPES)}")
+    check_places(settings)
     if settings.recipe != "distill":
         arguments = ["train", config, *settings_given, *(["--resume", resume] if resume else [])]
         _launch(settings, [*arguments, *(["--overwrite"] if args.overwrite else [])])

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -20,10 +22,13 @@ from counterpoint.recipes.commands.data_arguments import add_data_arguments, dat
 
 if TYPE_CHECKING:
     from counterpoint.configs.data_section import SourceSettings
-    from counterpoint.data.counts.counter import RowCounter
+    from counterpoint.data.conversation import Conversation
+    from counterpoint.data.counts.counter import Item, RowCounter
     from counterpoint.data.rows.row import BadRow
 
 _SECONDS_BETWEEN_PROGRESS = 0.2
+_LINES_OF_A_KIND = 20
+_LINE = re.compile(r":\d+(?:\[\d+\])?$")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
 
     data = data_settings(args)
     specs = data.train
+    truths = _Truths() if args.use == "rl" else None
+    by_file = _ByFile(specs)
+    shown: Counter[str] = Counter()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     start = time.monotonic()
@@ -49,25 +57,90 @@ def run(args: argparse.Namespace) -> int:
         quarantine = stack.enter_context(_quarantine(args.quarantine, specs)) if args.quarantine else None
 
         def on_bad(row: BadRow) -> None:
+            shown[row.kind] += 1
             if progress is not None:
                 progress.clear()
-            print(json.dumps(row.quarantined(), ensure_ascii=False) if args.json else row.message)
+            if args.json:
+                print(json.dumps(row.quarantined(), ensure_ascii=False))
+            elif shown[row.kind] <= _LINES_OF_A_KIND:
+                print(row.message)
             if quarantine is not None:
                 quarantine.write(json.dumps(row.quarantined(), ensure_ascii=False) + "\n")
 
-        found = validate(specs, data, use=args.use, on_bad=on_bad, on_row=progress)
+        found = validate(specs, data, use=args.use, on_bad=on_bad, on_row=progress, on_item=by_file.add, truth=truths)
     if progress is not None:
         progress.clear()
     seconds = time.monotonic() - start
     if args.json:
-        print(json.dumps({**as_json(found), "seconds": round(seconds, 3)}, ensure_ascii=False))
+        extra = {} if truths is None else {"without_truth": truths.rows}
+        extra |= {"files": by_file.as_dict()} if by_file.counts else {}
+        print(json.dumps({**as_json(found), **extra, "seconds": round(seconds, 3)}, ensure_ascii=False))
     else:
-        for line in validation_lines(found, seconds):
+        for kind, count in shown.items():
+            if count > _LINES_OF_A_KIND:
+                print(f"... and {count - _LINES_OF_A_KIND:,} more of {kind}: --quarantine FILE or --json has them all")
+        for line in truths.lines() if truths is not None else ():
+            print(line)
+        for line in [*validation_lines(found, seconds), *by_file.lines()]:
             print(line)
         if args.quarantine:
             print(quarantine_line(found, args.quarantine))
         _tell_passed_over(specs)
     return 1 if found.n_bad else 0
+
+
+class _Truths:
+    """What training by reinforcement reads as a row's truth; rows: the places of the first ones without."""
+
+    def __init__(self) -> None:
+        from counterpoint.train.scoring.prompts import prompt_of
+
+        self._prompt_of = prompt_of
+        self.rows: list[str] = []
+        self._count = 0
+
+    def __call__(self, row: Conversation) -> str | None:
+        prompt = self._prompt_of(row)
+        found = next((s for s in (prompt.scorer, *(later.scorer for later in prompt.follow_ups)) if s), None)
+        self._count += found is None
+        if found is None and len(self.rows) < _LINES_OF_A_KIND:
+            self.rows.append(row.source)
+        return found
+
+    def lines(self) -> Iterator[str]:
+        yield from (f"no truth: {source}: nothing that a reward can compare with" for source in self.rows)
+        if self._count > len(self.rows):
+            yield f"... and {self._count - len(self.rows):,} more without a truth"
+
+
+class _ByFile:
+    """Rows of each file of the folders among the sources, and how many of them are bad."""
+
+    def __init__(self, specs: Sequence[SourceSettings]) -> None:
+        from counterpoint.data.rows.row import BadRow
+
+        self._bad = BadRow
+        self._folders = tuple(f"{spec.path.rstrip('/')}/" for spec in specs if Path(spec.path).is_dir())
+        self.counts: dict[str, list[int]] = {}
+
+    def add(self, item: Item) -> None:
+        if not self._folders or not item.source.startswith(self._folders):
+            return
+        file = _LINE.sub("", item.source)
+        found = self.counts.setdefault(file, [0, 0])
+        found[0] += 1
+        found[1] += isinstance(item, self._bad)
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        return {file: {"rows": rows, "bad": bad} for file, (rows, bad) in self.counts.items()}
+
+    def lines(self) -> Iterator[str]:
+        most = sorted(self.counts.items(), key=lambda found: -found[1][1])
+        for file, (rows, bad) in most[:_LINES_OF_A_KIND]:
+            yield f"file: {file}: {rows:,} rows, {bad:,} bad"
+        if len(most) > _LINES_OF_A_KIND:
+            more, worst = len(most) - _LINES_OF_A_KIND, most[_LINES_OF_A_KIND][1][1]
+            yield f"... and {more:,} more files with at most {worst:,} bad"
 
 
 class _Progress:

@@ -145,3 +145,44 @@ def test_names_in_a_file_move_no_cursor(tmp_path):
     file = write(tmp_path / "a.jsonl", {"\x1b[31m\u202e\n": 1}, {**GOOD, "\x1b[2J": 1})
     done = command(file)
     assert not [c for c in done.stdout if c != "\n" and not c.isprintable()]
+
+
+def test_for_rl_the_rows_without_a_truth_are_named(tmp_path):
+    asked = {"messages": [{"role": "user", "content": "2+2?"}]}
+    later = {**asked, "follow_ups": [{"content": "3+3?", "answer": 6}]}
+    file = write(tmp_path / "a.jsonl", PROMPT, asked, later, {**PROMPT, "scorer": "my.py:judge"}, *[asked] * 25)
+    done = command(file, "--for", "rl")
+    told = done.stdout.splitlines()
+    assert done.returncode == 1
+    assert told[0].startswith(f"{file}:4: row: scorer: a row names a comparison of the package")
+    assert told[1:4] == [
+        f"no truth: {file}:2: nothing that a reward can compare with",
+        f"no truth: {file}:5: nothing that a reward can compare with",
+        f"no truth: {file}:6: nothing that a reward can compare with",
+    ]
+    assert told[21] == "... and 6 more without a truth"
+    last = json.loads(command(file, "--for", "rl", "--json").stdout.splitlines()[-1])
+    assert (last["notices_by_kind"]["no_truth"], len(last["without_truth"]), last["bad"]) == (26, 20, 1)
+
+
+def test_at_most_twenty_rows_of_a_kind_are_told_and_folders_file_by_file(tmp_path):
+    write(tmp_path / "a.jsonl", GOOD, *[{"x": 1}] * 25)
+    write(tmp_path / "b.jsonl", GOOD, BAD_CALL)
+    done = command(str(tmp_path))
+    told = done.stdout.splitlines()
+    assert sum("no format has these fields" in line for line in told) == 20
+    assert told[21] == "... and 5 more of unknown_format: --quarantine FILE or --json has them all"
+    assert told[-2:] == [f"file: {tmp_path}/a.jsonl: 26 rows, 25 bad", f"file: {tmp_path}/b.jsonl: 2 rows, 1 bad"]
+    counts = json.loads(command(str(tmp_path), "--json").stdout.splitlines()[-1])
+    assert counts["files"][f"{tmp_path}/a.jsonl"] == {"rows": 26, "bad": 25}
+
+
+def test_targets_that_break_a_rule_are_counted(tmp_path):
+    silent = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "It writes <|start|>."}]}
+    empty = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}]}
+    file = write(tmp_path / "a.jsonl", silent, empty)
+    last = json.loads(command(file, "--json").stdout.splitlines()[-1])
+    assert (last["actions"], last["bad_targets"]) == (1, {"no_analysis": 1, "markup_in_text": 1})
+    assert last["bad_by_kind"] == {"empty_final": 1}
+    last = json.loads(command(file, "--json", "data.bad_targets.text=keep").stdout.splitlines()[-1])
+    assert (last["actions"], last["bad_targets"]["empty_final"], last["bad"]) == (2, 1, 0)
