@@ -12,7 +12,6 @@ from counterpoint.configs.base import (
     Count,
     Effort,
     NotEmpty,
-    NotNegative,
     OneOrMany,
     Positive,
     Settings,
@@ -21,7 +20,7 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
-from counterpoint.configs.target_section import BadTargetSettings
+from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
 
 Overlap = Literal["held_out", "train", "both"]
 TrainOn = Literal["turns", "last_turn", "assistant", "final"]
@@ -134,34 +133,6 @@ HeldOutSource = Annotated[
     HeldOutSourceSettings, BeforeValidator(_source_of_path, json_schema_input_type=str | HeldOutSourceSettings)
 ]
 Source = Annotated[SourceSettings, BeforeValidator(_source_of_path, json_schema_input_type=str | SourceSettings)]
-
-
-class ChannelWeights(Settings):
-    """Loss weights, by what a trained token is part of. 0 leaves such tokens as context."""
-
-    analysis: NotNegative = 1.0
-    """The chain of thought, header and text."""
-
-    preamble: NotNegative = 1.0
-    """Text on the commentary channel that is shown to the user before a call, header and text."""
-
-    call_header: NotNegative = 1.0
-    """The header of a tool call: channel, recipient, content type."""
-
-    call_arguments: NotNegative = 1.0
-    """The arguments of a tool call."""
-
-    final: NotNegative = 1.0
-    """The answer, header and text."""
-
-    terminators: NotNegative = 1.0
-    """`<|end|>`, `<|call|>`, `<|return|>`, and the `<|start|>assistant` between the messages of one turn."""
-
-    @model_validator(mode="after")
-    def _checks(self) -> ChannelWeights:
-        if not any(getattr(self, name) for name in type(self).model_fields):
-            raise ValueError("all of them are 0, so nothing would be trained: leave at least one above 0")
-        return self
 
 
 class ServedSettings(Settings):

@@ -19,7 +19,6 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from counterpoint.configs.base import BY_TYPE, CountOrZero, Device, Effort, NotEmpty, Settings, Text
 from counterpoint.configs.data_section import (
-    ChannelWeights,
     ConversionSettings,
     DataSettings,
     HeldOutSourceSettings,
@@ -54,7 +53,7 @@ from counterpoint.configs.rl_section import (
 )
 from counterpoint.configs.section_checks import check_no_dropout, check_sections
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
-from counterpoint.configs.target_section import BadTargetSettings
+from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
 from counterpoint.configs.train_section import (
     LaunchSettings,
     RateSettings,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,19 +22,27 @@ from counterpoint.data.harmony.prompt import Openings
 from counterpoint.data.harmony.reasons import Why, weighed
 from counterpoint.data.harmony.served_messages import Served, ServedMessages, leading_of
 from counterpoint.data.harmony.serving import form_of
-from counterpoint.data.harmony.spans import ANY_MESSAGE, CHANNEL_CODES, CONTEXT, Example, Span, SpanArrays, placed
+from counterpoint.data.harmony.spans import (
+    ANY_MESSAGE,
+    CHANNEL_CODES,
+    CONTEXT,
+    ActionSpans,
+    Example,
+    Form,
+    Span,
+    SpanArrays,
+    has_loss,
+    placed,
+    whole_spans,
+)
 from counterpoint.data.harmony.vocabulary import CALL, END, RETURN, Vocabulary
 from counterpoint.data.harmony.window import Action, Turn, split_actions, split_turns
 
 RENDERER_VERSION = 2
 """Raised with every change of ids or weights of any conversation: what older versions prepared is made anew."""
 
-
 ChosenEffort = tuple[Effort, str]
 """A reasoning effort, and where it comes from in the words of `reasons`."""
-ActionSpans = tuple[Action, int, list[Span], list[Span]]
-"""An action; how many spans of the context before it stay, of those that the action before had; the spans of the
-context that follow; and what is sampled, with results inside it."""
 
 
 class Renderer:
@@ -104,8 +111,8 @@ class Renderer:
             return examples
         arrays = SpanArrays()
         source, notices = conversation.source, conversation.notices
-        for action, spans in _whole_spans(self._action_spans(conversation)):
-            if _has_loss(spans):
+        for action, spans in whole_spans(self._action_spans(conversation)):
+            if has_loss(spans):
                 examples.append(Example(source, action.turn.number, *arrays.of(spans), notices, action.number))
         return examples
 
@@ -121,7 +128,7 @@ class Renderer:
             for span in seen:
                 ids.extend(span.ids)
                 ends.append(len(ids))
-            if not _has_loss(target):
+            if not has_loss(target):
                 continue
             size = sum(len(span.ids) for span in target)
             if max_tokens is not None and len(ids) + size > max_tokens:
@@ -162,7 +169,7 @@ class Renderer:
                 if action.stop <= first:
                     continue
                 spans = written.target(action, END if whole and turn is not turns[-1] else RETURN)
-                if _has_loss(spans):
+                if has_loss(spans):
                     yield Example(conversation.source, turn.number, *SpanArrays().of(spans), action=action.number)
 
     def spans(
@@ -173,7 +180,7 @@ class Renderer:
 
         It is what `counterpoint show` explains. `effort` overrides the row's and the settings'.
         """
-        for action, spans in _whole_spans(self._action_spans(conversation, turns, effort)):
+        for action, spans in whole_spans(self._action_spans(conversation, turns, effort)):
             yield action, placed(spans)
 
     def trained_turns(self, conversation: Conversation) -> set[int]:
@@ -181,7 +188,7 @@ class Renderer:
         written = _Written(self, conversation)
         turns = split_turns(conversation.messages)
         actions = (action for turn in turns for action in self.actions(conversation.messages, turn))
-        return {action.turn.number for action in actions if _has_loss(written.target(action))}
+        return {action.turn.number for action in actions if has_loss(written.target(action))}
 
     def actions(self, messages: Sequence[Message], turn: Turn) -> list[Action]:
         """What is trained of a turn, an example each: its actions, or all of it where sampled ids go on."""
@@ -250,7 +257,7 @@ class Renderer:
         bare: bool,
         final_end: int,
         why: Why,
-    ) -> _Form:
+    ) -> Form:
         """bare: a final that no analysis precedes keeps its header untrained. final_end: the terminator of a final.
         why: the factors of the message, to which those of its parts come."""
         parts, is_call, is_final = self.part_factors, recipient is not None, channel == "final"
@@ -260,7 +267,7 @@ class Renderer:
         end = CALL if is_call else final_end if is_final else END
         inside = (reasons.END_INSIDE,) if is_final and end == END else ()
         code = CHANNEL_CODES[channel or "context"]
-        return _Form(
+        return Form(
             Span(header_ids, *weighed(*why, parts[header], *unlearned), code, ANY_MESSAGE, header),
             (*weighed(*why, parts[body]), code, body),
             Span(array("i", [end]), *weighed(*why, parts["terminators"], *inside), code, ANY_MESSAGE, "terminators"),
@@ -391,24 +398,3 @@ class _Written:
 
 _FIELDS = {"call": ("call_header", "call_arguments"), "analysis": ("analysis", "analysis"),
            "commentary": ("preamble", "preamble"), "final": ("final", "final")}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """What trained messages of one kind share. body: weight, why, channel and part of the span of the content."""
-
-    header: Span
-    body: tuple[float, Why, int, str]
-    end: Span
-
-
-def _whole_spans(actions: Iterable[ActionSpans]) -> Iterator[tuple[Action, list[Span]]]:
-    """Each action with all spans of its example."""
-    history: list[Span] = []
-    for action, kept, seen, target in actions:
-        history[kept:] = seen
-        yield action, [*history, *target]
-
-
-def _has_loss(spans: Iterable[Span]) -> bool:
-    return any(span.weight > 0 and span.ids for span in spans)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from counterpoint.data.conversation import Notice
 from counterpoint.data.harmony.reasons import Why
 from counterpoint.data.harmony.vocabulary import MESSAGE
+from counterpoint.data.harmony.window import Action
 
 CONTEXT, ANALYSIS, COMMENTARY, FINAL = 0, 1, 2, 3
 CHANNEL_NAMES = ("context", "analysis", "commentary", "final")
@@ -68,6 +69,20 @@ class Span:
     part: str
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What trained messages of one kind share. body: weight, why, channel and part of the span of the content."""
+
+    header: Span
+    body: tuple[float, Why, int, str]
+    end: Span
+
+
+def has_loss(spans: Iterable[Span]) -> bool:
+    """Whether any token has a loss weight."""
+    return any(span.weight > 0 and span.ids for span in spans)
+
+
 def placed(spans: Sequence[Span]) -> list[Span]:
     """`spans` with the message of each: a header belongs to the body after it, what follows a body belongs to that
     body."""
@@ -115,3 +130,16 @@ class SpanArrays:
             weights_N[begun:] = weight
             channels_N[begun:] = channel
         return np.array(ids, dtype=np.int32), weights_N, channels_N
+
+
+ActionSpans = tuple[Action, int, list[Span], list[Span]]
+"""An action; how many spans of the context before it stay, of those that the action before had; the spans of the
+context that follow; and what is sampled, with results inside it."""
+
+
+def whole_spans(actions: Iterable[ActionSpans]) -> Iterator[tuple[Action, list[Span]]]:
+    """Each action with all spans of its example."""
+    history: list[Span] = []
+    for action, kept, seen, target in actions:
+        history[kept:] = seen
+        yield action, [*history, *target]

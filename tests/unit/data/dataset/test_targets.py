@@ -14,8 +14,8 @@ from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.schema import DataSettings
 from counterpoint.configs.target_section import BadTargetSettings
 from counterpoint.data.counts.lines import training_lines
+from counterpoint.data.dataset.build import build_training_rows
 from counterpoint.data.dataset.pairs import build_pairs, build_rated
-from counterpoint.data.dataset.training_rows import build_training_rows
 from counterpoint.data.harmony.codes import Code
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.prepare.validate import validate
