@@ -2,7 +2,8 @@
 
     python benchmarks/rows.py [--tokens 1e9] [--row 2000] [--limit-gb 6] [--folder PLACE]
 
-A folder of prepared rows is made of random ids: three examples a row that share their beginning. A process of its own
+A folder of prepared rows is made of random ids, three examples a row that share their beginning; after 4 million
+tokens the same come again. A process of its own
 then does what training does: it checks and opens the folder, lays all rows out, draws an order, and collates rows in
 that order. `--limit-gb` gives it no more address space (`ulimit -v`).
 """
@@ -10,6 +11,7 @@ that order. `--limit-gb` gives it no more address space (`ulimit -v`).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -29,7 +31,7 @@ from counterpoint.data.prepared import cache
 from counterpoint.data.prepared.files import ArrowFolder
 from counterpoint.data.prepared.trees import SCHEMA, RowKeys, arrow_batch
 
-BATCHES = 2_000
+BATCHES, DIFFERENT = 2_000, 4_000_000
 
 
 def main() -> None:
@@ -63,23 +65,24 @@ def make(folder: Path, tokens: int, row: int) -> None:
     """A folder as `counterpoint prepare` writes it, of at least so many tokens."""
     folder.mkdir()
     out, rng, report = ArrowFolder(folder, SCHEMA), np.random.default_rng(0), RowCounter()
-    part, done, held = row // 4, 0, []
-    while done < tokens:
+    part, held = row // 4, []
+    while len(held) * row < DIFFERENT:
         builder = TreeBuilder()
         ids = rng.integers(0, 190_000, row, dtype=np.int32)
         for turn in range(3):
             start = part * (turn + 1)
             new = ids[: 2 * part] if turn == 0 else ids[start : start + part]
             builder.add(turn, 0, 0 if turn == 0 else start, new, [(start, start + part, 1.0, 3)])
-        tree = builder.tree(f"made.jsonl:{report.rows + 1}", ())
+        tree = builder.tree(f"made.jsonl:{len(held) + 1}", ())
         held.append((tree, RowKeys(*rng.integers(0, 2**63, 3).tolist())))
-        report.rows += 1
-        done += len(tree.ids)
-        if len(held) * row > 250_000:
-            out.write(arrow_batch(held))
-            held = []
-    if held:
-        out.write(arrow_batch(held))
+    size = max(1, 250_000 // row)
+    batches = [held[at : at + size] for at in range(0, len(held), size)]
+    written = [(arrow_batch(batch), len(batch)) for batch in batches]
+    for batch, rows in itertools.cycle(written):
+        if report.rows * 4 * part >= tokens:
+            break
+        out.write(batch)
+        report.rows += rows
     out.close("made")
     data = DataSettings.model_validate({"train": str(folder)})
     made_from = cache.Fingerprint(cache.settings_of(data, data), {}, full_fingerprint(), RENDERER_VERSION)

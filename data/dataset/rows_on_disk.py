@@ -86,8 +86,7 @@ class TrainingRows(Sequence[TreeRow]):
         return len(self._bounds) - 1
 
     def __getitem__(self, number: Any) -> TreeRow:
-        if not 0 <= number < len(self):
-            raise IndexError(number)
+        number = range(len(self))[number]
         parts = self._parts[self._bounds[number] : self._bounds[number + 1]].tolist()
         return forest_of([self._part(*part) for part in parts])
 

@@ -32,8 +32,8 @@ def counted(*items: Item) -> RowCounter:
     counter = RowCounter()
     for item in items:
         counter.add(item, "medium" if isinstance(item, Conversation) else None)
-        for example in RENDERER.examples(item) if isinstance(item, Conversation) else ():
-            counter.add_example(example)
+        if isinstance(item, Conversation):
+            counter.add_examples(RENDERER.tree(item)[0])
     return counter
 
 

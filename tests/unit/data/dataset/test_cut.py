@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from counterpoint.configs.errors import DataError
 from counterpoint.configs.schema import DataSettings, PairSettings
-from counterpoint.data.dataset.training_rows import TrainingData, build_training_rows
+from counterpoint.data.dataset.build import build_training_rows
+from counterpoint.data.dataset.rows_on_disk import TrainingData
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.prepare.writer import Job, prepare
 from counterpoint.recipes.cli import main
