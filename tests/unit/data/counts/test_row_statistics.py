@@ -23,7 +23,7 @@ def statistics(numbers: range) -> RowStatistics:
     out = RowStatistics()
     for n in numbers:
         item = conversation(n)
-        out.add(item, RENDERER.examples(item), RENDERER.vocabulary, n)
+        out.add(item, RENDERER.tree(item)[0], RENDERER.vocabulary, n)
     return out
 
 
