@@ -203,6 +203,11 @@ class DpoRun(RunSettings):
     def _checks(self) -> DpoRun:
         if self.dpo.losses == ("kto",) and self.train.batch_rows < 2:
             raise ValueError("`dpo.losses: kto` compares the rows of a batch: set `train.batch_rows` to 2 or more")
+        if self.dpo.negatives and (off := [name for name, weight in self.data.weights if weight == 0]):
+            raise ValueError(
+                f"`data.weights.{off[0]}: 0` does not reach the pairs that `dpo.negatives` makes, whose turns are "
+                "compared whole: leave one of them out"
+            )
         check_sections(self.model, self.lora, self.train, self.launch)
         check_no_dropout(self.lora, self.recipe)
         kinds = ("loss",) if self.dpo.rated else ("loss", "accuracy", "margin")

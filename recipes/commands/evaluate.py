@@ -19,6 +19,7 @@ from counterpoint.recipes.commands.argument_types import count
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from counterpoint.configs.model_section import ModelSettings
     from counterpoint.configs.schema import EvaluateRun
     from counterpoint.train.checkpoints.find import Found
     from counterpoint.train.evals.checkpoint_samples import Planned
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.train.checkpoints.find import find_checkpoint
 
     name = settings.checkpoint if given is not args.settings else args.checkpoint
-    found = find_checkpoint(name or settings.checkpoint or settings.model.adapter or settings.model.name)
+    named, model = name or settings.checkpoint or settings.model.adapter, settings.model
+    own_base = model if named and "name" in model.model_fields_set else None
+    found = as_asked(find_checkpoint(named or model.name, own_base), model)
     settings = _prompts_of_the_run(settings, found)
     folder = Path(args.out) if args.out else _folder(found, settings, args.config)
     plans = _plans(settings, found, args.base, folder)
@@ -67,6 +70,19 @@ def run(args: argparse.Namespace) -> int:
     rows = _rows(plans, args, settings, folder)
     _write(folder, _report(found, settings, plans, rows))
     return 0
+
+
+def as_asked(found: Found, model: ModelSettings) -> Found:
+    """The checkpoint with what section `model` sets of its base. ConfigError for what the checkpoint itself decides."""
+    from dataclasses import replace
+
+    from counterpoint.configs.errors import ConfigError
+
+    chosen = model.model_fields_set - {"name", "adapter"}
+    trained = found.run is not None or found.adapter is not None
+    for key in sorted(chosen & ({"init", "revision"} if found.run else {"init"} if trained else set())):
+        raise ConfigError(f"model.{key}: {found.source} was trained on a base of its own: leave it out")
+    return replace(found, base=found.base.model_copy(update={key: getattr(model, key) for key in chosen}))
 
 
 def _prompts_of_the_run(settings: EvaluateRun, found: Found) -> EvaluateRun:
@@ -85,7 +101,7 @@ def _folder(found: Found, settings: EvaluateRun, config: str) -> Path:
     from pathlib import Path
 
     place = Path(found.source).expanduser()
-    suite = "" if config == DEFAULT else f"-{Path(config).stem}"
+    suite = "" if config == DEFAULT and settings.name == Path(DEFAULT).name else f"-{settings.name}"
     return place / f"evaluation{suite}" if place.is_dir() else Path(settings.output) / f"evaluation-{place.name}{suite}"
 
 

@@ -164,6 +164,16 @@ def test_a_setting_of_the_loop_that_would_do_nothing_is_refused(recipe: str, set
         RECIPES[recipe].model_validate(values_of(recipe, **settings))
 
 
+def test_weights_of_built_pairs_are_refused() -> None:
+    """Their turns are compared whole, whatever a channel's weight is."""
+    data = {"train": "rows.jsonl", "weights": {"analysis": 0}}
+    RECIPES["dpo"].model_validate(values_of("dpo", data=data))
+    with pytest.raises(
+        ValueError, match=r"`data.weights.analysis: 0` does not reach the pairs that `dpo.negatives` makes"
+    ):
+        RECIPES["dpo"].model_validate(values_of("dpo", data=data, dpo={"negatives": "wrong_channel"}))
+
+
 def test_dropout_is_for_supervised_training_and_dora_for_whole_weights() -> None:
     lora = {"experts": False, "dropout": 0.1}
     RECIPES["sft"].model_validate(values_of("sft", lora=lora))
