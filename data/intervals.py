@@ -35,13 +35,13 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         raise ValueError(f"successes {successes} of n {n}: give 0 <= successes <= n")
     if n == 0:
         return 0.0, 1.0
-    z = _z(confidence)
-    p = successes / n
+    return _wilson(successes / n, n, _z(confidence))
+
+
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return low, high
+    return 0.0 if p == 0 else max(0.0, centre - half), 1.0 if p == 1 else min(1.0, centre + half)
 
 
 def clustered_standard_error(values_N: Sequence[float], clusters_N: Sequence[Hashable] | None = None) -> float:
@@ -56,6 +56,30 @@ def clustered_standard_error(values_N: Sequence[float], clusters_N: Sequence[Has
         return math.nan
     sums = np.bincount(index_N, weights=x_N - x_N.mean(), minlength=n_clusters)
     return float(np.sqrt(np.square(sums).sum() * n_clusters / (n_clusters - 1)) / len(x_N))
+
+
+def share_estimate(
+    values_N: Sequence[float], clusters_N: Sequence[Hashable] | None = None, confidence: float = 0.95
+) -> Estimate:
+    """Mean of values in [0, 1] with Wilson's interval at the effective number of answers: n over the design effect (the
+    clustered variance over that of independent answers), times (z / t)^2 for few clusters. One answer a cluster is
+    Wilson's own interval. Source: Korn and Graubard (1998), "Confidence intervals for proportions", for the effective
+    size; Dean and Pagano (2015) for Wilson's interval at it.
+    """
+    if not len(values_N):
+        raise ValueError("no values: give at least one")
+    value = min(1.0, max(0.0, float(np.mean(np.asarray(values_N, dtype=np.float64)))))
+    error = clustered_standard_error(values_N, clusters_N)
+    n, (_, n_clusters) = len(values_N), _clusters(len(values_N), clusters_N)
+    size = float(n_clusters)
+    if n_clusters == n and set(values_N) <= {0, 1}:
+        size = float(n)
+    elif n_clusters > 1:
+        if error > 0 and 0 < value < 1:
+            size = min(float(n), value * (1 - value) / (error * error) * n / (n - 1))
+        size *= (_z(confidence) / student_t_quantile(0.5 + confidence / 2, n_clusters - 1)) ** 2
+    low, high = _wilson(value, size, _z(confidence))
+    return Estimate(value, error, low, high, n, n_clusters)
 
 
 def mean_estimate(
@@ -98,6 +122,16 @@ def pass_at_k(n: int, n_correct: int, k: int) -> float:
     if n - n_correct < k:
         return 1.0
     return 1.0 - math.prod((n - n_correct - i) / (n - i) for i in range(k))
+
+
+def pass_hat_k(n: int, n_correct: int, k: int) -> float:
+    """Unbiased estimate, from n samples of which n_correct are right, that all of k samples are right (pass^k).
+
+    Source: Yao et al. (2024), tau-bench.
+    """
+    if not (0 <= n_correct <= n and 1 <= k <= n):
+        raise ValueError(f"pass^{k} of {n_correct} right among {n}: give 0 <= n_correct <= n and 1 <= k <= n")
+    return math.comb(n_correct, k) / math.comb(n, k)
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from counterpoint.data.conversation import EFFORTS, Effort
 from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.vocabulary import Vocabulary
-from counterpoint.data.intervals import wilson
+from counterpoint.data.intervals import share_estimate, wilson
 from counterpoint.train.scoring.prompts import EvalPrompt
 from counterpoint.train.scoring.scorers import Score, Scorers
 
@@ -61,17 +60,29 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A share with its 95 % Wilson interval; `share` is None for no samples."""
+    """A share with its 95 % interval; `share` is None for no samples.
+
+    interval: for samples of the same prompt (`Rate.of`); None takes Wilson's, of independent samples.
+    """
 
     count: int
     n: int
+    interval: tuple[float, float] | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, holds: Sequence[bool], prompts: Sequence[Hashable]) -> Rate:
+        """Of samples that hold or not, those of one prompt being dependent."""
+        if not holds:
+            return cls(0, 0)
+        found = share_estimate([float(each) for each in holds], prompts)
+        return cls(sum(holds), len(holds), (found.low, found.high))
 
     @property
     def share(self) -> float | None:
         return self.count / self.n if self.n else None
 
     def as_dict(self) -> dict[str, Any]:
-        low, high = wilson(self.count, self.n) if self.n else (0.0, 1.0)
+        low, high = self.interval or wilson(self.count, self.n)
         return {"count": self.count, "n": self.n, "rate": self.share, "low": low, "high": high}
 
 
@@ -166,15 +177,15 @@ def expected_of(prompt: EvalPrompt) -> dict[str, Any]:
 def summarise(samples: Iterable[Judged]) -> Summary:
     """Rates over the samples, in no particular order."""
     samples = list(samples)
-    codes = Counter(code for s in samples for code in s.completion.codes)
+    codes = {code for s in samples for code in s.completion.codes}
     scored = [s for s in samples if s.score is not None]
     calls = sum(len(s.completion.calls) for s in samples)
     efforts = [effort for effort in EFFORTS if any(s.effort == effort for s in samples)]
     by_effort = {effort: [s for s in samples if s.effort == effort] for effort in efforts}
     return Summary(
         correct=_correct(samples),
-        violations={code: Rate(count, len(samples)) for code, count in sorted(codes.items())},
-        with_analysis=Rate(sum(bool((s.completion.analysis or "").strip()) for s in samples), len(samples)),
+        violations={code: _rate(samples, lambda s, code=code: code in s.completion.codes) for code in sorted(codes)},
+        with_analysis=_rate(samples, lambda s: bool((s.completion.analysis or "").strip())),
         valid_calls=Rate(calls - sum(_call_faults(s) for s in samples), calls),
         right=_right(scored),
         right_answers=_right([s for s in scored if s.prompt.scorer != "calls"]),
@@ -195,11 +206,15 @@ def _call_faults(sample: Judged) -> int:
 
 
 def _correct(samples: Sequence[Judged]) -> Rate:
-    return Rate(sum(s.completion.ok for s in samples), len(samples))
+    return _rate(samples, lambda s: s.completion.ok)
 
 
 def _right(samples: Sequence[Judged]) -> Rate:
-    return Rate(sum(s.score is not None and s.score.value == 1 for s in samples), len(samples))
+    return _rate(samples, lambda s: s.score is not None and s.score.value == 1)
+
+
+def _rate(samples: Sequence[Judged], holds: Callable[[Judged], bool]) -> Rate:
+    return Rate.of([holds(s) for s in samples], [(s.prompt.task, s.prompt.cluster or s.prompt.id) for s in samples])
 
 
 def _mean_tokens(samples: Sequence[Judged], channel: str) -> float:

@@ -89,7 +89,7 @@ def _curves(report: Report) -> list[Figure]:
         n, series = len(report.shown.rows), []
         for name, key in _CURVES.items():
             one = _by_step(name, key, steps)
-            band = [_band(step, Rate(round(v * n), n)) for step, v in one.points] if name == "channel-correct" else []
+            band = [_band_of(step, v, n, steps[step]) for step, v in one.points] if name == "channel-correct" else []
             series.append(replace(one, band=band))
         drawn = lines(series, "step", "rate", (0.0, 1.0))
         out.append(Figure("rates-by-step", "steps", "Rates of sampled prompts, by step", drawn))
@@ -106,6 +106,13 @@ def _curves(report: Report) -> list[Figure]:
         drawn = lines(losses, "step", "loss")
         out.append(Figure("loss-by-step", "steps", "Training loss, overall and by channel", drawn))
     return out
+
+
+def _band_of(step: float, value: float, n: int, point: Mapping[str, float]) -> Band:
+    """The interval of an evaluation, as it was measured; Wilson's for a run that was made without it."""
+    if "channel_correct_low" in point:
+        return step, point["channel_correct_low"], point["channel_correct_high"]
+    return _band(step, Rate(round(value * n), n))
 
 
 def _by_step(name: str, key: str, steps: Mapping[float, Mapping[str, float]]) -> Series:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from counterpoint.data.conversation import EFFORTS
-from counterpoint.data.intervals import Estimate, mean_estimate, wilson
+from counterpoint.data.intervals import share_estimate
 from counterpoint.train.evals.results import Row
 
 Use = Literal["interactive", "agentic", "offline"]
@@ -73,24 +73,16 @@ def points_of_rows(rows: Iterable[Row]) -> list[Point]:
         chosen = [row for row in scored if row["effort"] == effort]
         if not chosen:
             continue
-        found = mean_estimate(
+        found = share_estimate(
             [row["score"] for row in chosen], [(row["task"], row.get("cluster") or row["id"]) for row in chosen]
         )
         seconds = [row.get("seconds") for row in chosen]
         whole = [second for second in seconds if second is not None]
-        low, high = _interval(found)
         tokens = sum(len(row["ids"]) for row in chosen) / len(chosen)
         mean_seconds = sum(whole) / len(whole) if len(whole) == len(seconds) else None
         thought = sum(row["tokens"]["analysis"] for row in chosen) / len(chosen)
-        out.append(Point(effort, found.value, low, high, tokens, mean_seconds, thought))
+        out.append(Point(effort, found.value, found.low, found.high, tokens, mean_seconds, thought))
     return out
-
-
-def _interval(found: Estimate) -> tuple[float, float]:
-    """Student's, within [0, 1]; Wilson's over clusters where all are equal, since no spread is no certainty."""
-    if found.standard_error > 0:
-        return max(0.0, found.low), min(1.0, found.high)
-    return wilson(round(found.value * found.n_clusters), found.n_clusters)
 
 
 def advise(points: Sequence[Point]) -> Advice:

@@ -11,6 +11,7 @@ from counterpoint.data.conversation import EFFORTS
 from counterpoint.train.evals.channels import Rate
 from counterpoint.train.evals.compare import Comparison, Difference, Metric, compare
 from counterpoint.train.evals.effort import Advice, advise, points_of_rows
+from counterpoint.train.evals.effort_tokens import Shift, lengths_of_rows, shift
 from counterpoint.train.evals.report_data import BASE, TUNED, Numbers, Report, Row, Side
 from counterpoint.train.evals.results import Cell, cells
 from counterpoint.train.evals.retention_probes import Guarded, guard
@@ -48,11 +49,12 @@ class Measured:
 @dataclass(frozen=True, slots=True)
 class Findings:
     """sides: `base` and `tuned`, those that were measured. difference: tuned against base, paired; guard: of the
-    probes; None unless both sides are there, and there is a probe."""
+    probes; effort: of the analysis's length; None unless both sides are there, and there is a probe."""
 
     sides: Mapping[str, Measured]
     difference: Comparison | None
     guard: Guarded | None
+    effort: Shift | None
     verdict: tuple[Said, ...]
 
     @property
@@ -66,6 +68,7 @@ class Findings:
             **{who: self.sides[who].as_dict() if who in self.sides else None for who in (BASE, TUNED)},
             "difference": None if self.difference is None else self.difference.as_dict(),
             "guard": None if self.guard is None else self.guard.as_dict(),
+            "effort": None if self.effort is None else self.effort.as_dict(),
         }
 
 
@@ -73,12 +76,13 @@ def findings_of(report: Report) -> Findings:
     """The findings of the report's samples. ValueError for a side without samples."""
     both = [(BASE, report.base), (TUNED, report.tuned)]
     sides = {who: _measured(side) for who, side in both if side is not None}
-    difference, guarded = None, None
+    difference, guarded, effort = None, None, None
     if report.base is not None and report.tuned is not None:
         difference = _difference(report.base, report.tuned)
         guarded = guard(report.base.rows, report.tuned.rows)
         guarded = guarded if guarded.skills or guarded.tilts else None
-    return Findings(sides, difference, guarded, tuple(_verdict(sides, difference, guarded)))
+        effort = shift(lengths_of_rows(report.base.rows), lengths_of_rows(report.tuned.rows))
+    return Findings(sides, difference, guarded, effort, tuple(_verdict(sides, difference, guarded, effort)))
 
 
 def _measured(side: Side) -> Measured:
@@ -97,7 +101,9 @@ def _difference(base: Side, tuned: Side) -> Comparison | None:
         return None  # no prompt in common: nothing to pair
 
 
-def _verdict(sides: Mapping[str, Measured], difference: Comparison | None, guarded: Guarded | None) -> list[Said]:
+def _verdict(
+    sides: Mapping[str, Measured], difference: Comparison | None, guarded: Guarded | None, effort: Shift | None
+) -> list[Said]:
     base, tuned = sides.get(BASE), sides.get(TUNED)
     shown = tuned or base
     assert shown is not None
@@ -113,7 +119,9 @@ def _verdict(sides: Mapping[str, Measured], difference: Comparison | None, guard
         if len(worse) > MOST_TOLD:
             said.append(Said(f"And {len(worse) - MOST_TOLD} more: see the violations.", bad=True))
     said += _answers(shown, base if tuned else None, paired)
-    if shown.numbers.efforts_in_order is False:
+    if effort is not None and effort.verdict != "kept":
+        said.append(Said(effort.sentence, bad=True))
+    elif shown.numbers.efforts_in_order is False:
         said.append(Said(_out_of_order(shown.numbers), bad=True))
     if guarded is not None:
         said += _guarded(guarded)
@@ -148,7 +156,7 @@ def _worse(base: Numbers, tuned: Numbers) -> list[str]:
     """What the tuned model does worse than the base by more than the intervals explain."""
     codes: list[str] = []
     for code, rate in tuned.violations.items():
-        before = base.violations.get(code, Rate(0, base.n))
+        before = base.violations.get(code, Rate(0, base.items))  # samples of one item are no further evidence
         if _above(rate, before):
             codes.append(f"Worse than the base: {code} in {share(rate)} of samples (base {share(before)}).")
     pairs = (

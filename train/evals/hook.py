@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,9 +22,9 @@ from counterpoint.configs.errors import RunError
 from counterpoint.configs.eval_section import EvalSettings, SamplingSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.intervals import wilson
 from counterpoint.train.adapters.attach import is_fresh
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
+from counterpoint.train.evals.effort_tokens import Lengths, growth, lengths, shift
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.run.folder import METRICS, json_lines
@@ -51,11 +51,12 @@ class EvalPoint:
     who: Who
     seconds: float
     summary: Summary
+    lengths: Lengths = field(default_factory=dict)
 
     def line(self) -> str:
         """One line for a terminal."""
         s = self.summary
-        low, high = wilson(s.correct.count, s.correct.n)
+        low, high = s.correct.as_dict()["low"], s.correct.as_dict()["high"]
         parts = [f"eval step {self.step} {self.who}: channel-correct {s.correct.share:.2f} [{low:.2f}, {high:.2f}]"]
         if s.right_answers.n:
             parts.append(f"answers {s.right_answers.share:.2f}")
@@ -69,7 +70,11 @@ class EvalPoint:
         return ", ".join(parts) + f" ({self.seconds:.1f} s)"
 
     def as_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "who": self.who, "seconds": round(self.seconds, 3), **self.summary.scalars()}
+        grown = growth(self.lengths)
+        told = {} if grown is None else {"effort_growth": grown.value}
+        correct = self.summary.correct.as_dict()
+        told["channel_correct_low"], told["channel_correct_high"] = correct["low"], correct["high"]
+        return {"step": self.step, "who": self.who, "seconds": round(self.seconds, 3), **self.summary.scalars(), **told}
 
 
 Asked = tuple[EvalPrompt, Effort, int]
@@ -160,7 +165,7 @@ class ChannelEval(TrainerCallback):
             samples = self._samples(step, who)
             if self.folder is None:
                 return None
-            point = EvalPoint(step, who, time.monotonic() - began, summarise(samples))
+            point = EvalPoint(step, who, time.monotonic() - began, summarise(samples), _lengths(samples))
             self._write(self.folder, point, samples)
         except _OutOfStepError:
             raise
@@ -177,6 +182,7 @@ class ChannelEval(TrainerCallback):
             self.measured(point.summary.scalars())
         self.say(point.line())
         if who == "tuned" and step > 0:
+            self._compare(point)
             self._thresholds(point, control)
         return point
 
@@ -266,6 +272,12 @@ class ChannelEval(TrainerCallback):
         ]
         self.log.table(point.step, f"{prefix}/samples", columns, table)
 
+    def _compare(self, point: EvalPoint) -> None:
+        """Against the first evaluation: effort that no longer steers the length of the analysis is warned of."""
+        changed = shift(self.points[0].lengths, point.lengths)
+        if changed is not None and changed.verdict == "collapsed":
+            self.warn(f"step {point.step}: {changed.sentence}")
+
     def _thresholds(self, point: EvalPoint, control: TrainerControl | None) -> None:
         share = point.summary.correct.share or 0.0
         stop, warn = self.settings.stop_below, self.settings.warn_below
@@ -290,6 +302,13 @@ def channel_verdict(points: Sequence[Mapping[str, Any]]) -> str | None:
         return None
     first, last = points[0], points[-1]
     return f"channel-correct: {last['channel_correct']:.2f} (before {first['channel_correct']:.2f})"
+
+
+def _lengths(samples: Sequence[Judged]) -> Lengths:
+    return lengths(
+        ((s.prompt.task, s.prompt.cluster or s.prompt.id), s.effort, s.completion.n_tokens_by_channel["analysis"])
+        for s in samples
+    )
 
 
 def _codes(row: Mapping[str, Any]) -> str:

@@ -119,7 +119,7 @@ def numbers_of(rows: Sequence[Row]) -> Numbers:
         right_tool=_rate([row for row in rows if "calls" in (row.get("expected") or {})], _right_tool),
         valid_calls=_rate(called, lambda row: not codes_of(row) & TOOL_CODES),
         truncated=_rate(rows, lambda row: row["stop"] == "length"),
-        violations={code: Rate(count, len(rows)) for code, count in codes.most_common()},
+        violations={code: _rate(rows, lambda row, code=code: code in codes_of(row)) for code, _ in codes.most_common()},
         efforts={effort: _effort(group) for effort, group in by_effort.items() if group},
     )
 
@@ -202,7 +202,7 @@ def _effort(rows: Sequence[Row]) -> EffortNumbers:
 
 
 def _rate(rows: Sequence[Row], holds: Any) -> Rate:
-    return Rate(sum(bool(holds(row)) for row in rows), len(rows))
+    return Rate.of([bool(holds(row)) for row in rows], [(row["task"], row.get("cluster") or row["id"]) for row in rows])
 
 
 def _plain(value: Any) -> Any:

@@ -6,14 +6,14 @@ Nothing is left out: a sample that was cut, or whose scorer failed, counts as 0,
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from counterpoint.data.conversation import EFFORTS
-from counterpoint.data.intervals import Estimate, mean_estimate, pass_at_k
+from counterpoint.data.intervals import Estimate, pass_at_k, pass_hat_k, share_estimate
 from counterpoint.train.evals.channels import Rate
 
 Row = Mapping[str, Any]
@@ -24,10 +24,10 @@ class Cell:
     """One task at one effort.
 
     right: samples that score 1, of those with a truth. mean_at_k: mean score over items and samples; pass_at: from k to
-    the share of items that one of k samples gets right (pass_at[1] counts only what is entirely right); None and empty
-    where no item has a truth. failed: scorers that raised, hung or gave no number. truncated: samples that were cut.
-    tokens, analysis_tokens, final_tokens, seconds: means a sample. Standard errors are clustered by item (or by the
-    cluster that the item names).
+    the share of items that one of k samples gets right (pass_at[1] counts only what is entirely right), pass_hat: that
+    all of k samples get right (tau-bench's pass^k); None and empty where no item has a truth. failed: scorers that
+    raised, hung or gave no number. truncated: samples that were cut. tokens, analysis_tokens, final_tokens, seconds:
+    means a sample. Standard errors are clustered by item (or by the cluster that the item names).
     """
 
     task: str
@@ -37,6 +37,7 @@ class Cell:
     right: Rate
     mean_at_k: Estimate | None
     pass_at: Mapping[int, Estimate]
+    pass_hat: Mapping[int, Estimate]
     correct: Rate
     violations: Mapping[str, int]
     failed: int
@@ -53,6 +54,7 @@ class Cell:
             "right": self.right.as_dict(),
             "mean_at_k": None if self.mean_at_k is None else _plain(self.mean_at_k),
             "pass_at": {str(k): _plain(estimate) for k, estimate in self.pass_at.items()},
+            "pass_hat": {str(k): _plain(estimate) for k, estimate in self.pass_hat.items()},
             "correct": self.correct.as_dict(),
             "violations": dict(self.violations),
             "tokens": {"all": self.tokens, "analysis": self.analysis_tokens, "final": self.final_tokens},
@@ -79,12 +81,13 @@ def cell(rows: Sequence[Row]) -> Cell:
         effort=rows[0]["effort"],
         items=len({row["id"] for row in rows}),
         samples=len(rows),
-        right=Rate(sum(row["score"] == 1 for row in scored), len(scored)),
-        mean_at_k=mean_estimate([row["score"] for row in scored], [_cluster(row) for row in scored])
+        right=Rate.of([row["score"] == 1 for row in scored], [_cluster(row) for row in scored]),
+        mean_at_k=share_estimate([row["score"] for row in scored], [_cluster(row) for row in scored])
         if scored
         else None,
-        pass_at=passes(scored),
-        correct=Rate(sum(not row["violations"] for row in rows), len(rows)),
+        pass_at=passes(scored, pass_at_k),
+        pass_hat=passes(scored, pass_hat_k),
+        correct=Rate.of([not row["violations"] for row in rows], [_cluster(row) for row in rows]),
         violations=_codes(rows),
         failed=sum(row["outcome"] == "failed" for row in scored),
         truncated=sum(row["stop"] == "length" for row in rows),
@@ -95,8 +98,9 @@ def cell(rows: Sequence[Row]) -> Cell:
     )
 
 
-def passes(scored: Sequence[Row]) -> dict[int, Estimate]:
-    """pass@k for k = 1, 2, 4, ... up to the least samples that an item has; an answer is right where it scores 1."""
+def passes(scored: Sequence[Row], of: Callable[[int, int, int], float]) -> dict[int, Estimate]:
+    """pass@k or pass^k for k = 1, 2, 4, ... up to the least samples that an item has; an answer is right where it
+    scores 1. of: from an item's samples, those that are right, and k to its share."""
     right: dict[str, list[bool]] = defaultdict(list)
     cluster: dict[str, str] = {}
     for row in scored:
@@ -107,9 +111,7 @@ def passes(scored: Sequence[Row]) -> dict[int, Estimate]:
     most = min(map(len, right.values()))
     ks = [2**n for n in range(most.bit_length()) if 2**n <= most]
     clusters = [cluster[id] for id in right]
-    return {
-        k: mean_estimate([pass_at_k(len(samples), sum(samples), k) for samples in right.values()], clusters) for k in ks
-    }
+    return {k: share_estimate([of(len(samples), sum(samples), k) for samples in right.values()], clusters) for k in ks}
 
 
 def _cluster(row: Row) -> str:

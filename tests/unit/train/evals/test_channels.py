@@ -11,7 +11,7 @@ import pytest
 
 from counterpoint.configs.errors import DataError
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.data.intervals import wilson
+from counterpoint.data.intervals import share_estimate, wilson
 from counterpoint.train.evals.channels import Judged, judge, summarise
 from counterpoint.train.scoring.prompts import EvalPrompt, load_prompts
 from counterpoint.train.scoring.scorers import Scorers
@@ -94,8 +94,11 @@ def test_summary(tmp_path: Path, scorers: Scorers) -> None:
     assert (summary.right_calls.count, summary.right_calls.n) == (1, 2)
     assert summary.analysis_tokens == {"low": 2.0, "high": 4 / 3}
     assert summary.scalars()["channel_correct/low"] == 1.0
-    low, high = wilson(3, 5)
-    assert summary.as_dict()["correct"] == {"count": 3, "n": 5, "rate": 0.6, "low": low, "high": high}
+    of_prompts = share_estimate([1.0, 1.0, 0.0, 1.0, 0.0], ["answer"] * 3 + ["call"] * 2)
+    correct = summary.as_dict()["correct"]
+    assert (correct["count"], correct["n"], correct["rate"]) == (3, 5, 0.6)
+    assert (correct["low"], correct["high"]) == (pytest.approx(of_prompts.low), pytest.approx(of_prompts.high))
+    assert correct["low"] < wilson(3, 5)[0], "five samples of two prompts are no five prompts"
     json.dumps([s.as_row(VOCABULARY) for s in samples])
 
 

@@ -18,6 +18,7 @@ from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.layout.tree import tree_of
 from counterpoint.train.adapters.attach import attach_lora
+from counterpoint.train.evals.effort_tokens import lengths
 from counterpoint.train.evals.hook import ChannelEval, read_points
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
@@ -138,4 +139,23 @@ def test_line_says_what_counts(tmp_path: Path, who: Any) -> None:
     hook = ChannelEval(loaded, Renderer(loaded.vocabulary), PROMPTS, SETTINGS, tmp_path, say=told.lines.append)
     point = hook.measure(0, who)
     assert point is not None
-    assert told.lines[0].startswith(f"eval step 0 {who}: channel-correct 0.00 [0.00, 0.66], answers 0.00")
+    assert told.lines[0].startswith(f"eval step 0 {who}: channel-correct 0.00 [0.00, 0.79], answers 0.00")
+
+
+def test_an_effort_collapse_is_warned_of(tmp_path: Path) -> None:
+    told = Told()
+    loaded = random_tiny(seed=0)
+    hook = ChannelEval(loaded, Renderer(loaded.vocabulary), PROMPTS, SETTINGS, tmp_path, warn=told.lines.append)
+    hook.measure(0, "base")
+    steers = lengths(
+        (n, effort, tokens) for n in range(5) for effort, tokens in (("low", 20 + n), ("high", 300 + 9 * n))
+    )
+    flat = lengths((n, effort, tokens) for n in range(5) for effort, tokens in (("low", 99 + n), ("high", 102 - n)))
+    hook.points = [replace(hook.points[0], lengths=steers)]
+    hook._compare(replace(hook.points[0], step=8, lengths=steers))
+    assert told.lines == []
+    hook._compare(replace(hook.points[0], step=8, lengths=flat))
+    (line,) = told.lines
+    assert line.startswith(
+        "step 8: Effort has collapsed: from low to high the analysis grows 0.99 times (95 % interval"
+    )

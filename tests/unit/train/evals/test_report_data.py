@@ -3,6 +3,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from counterpoint.configs.errors import DataError
@@ -107,7 +108,10 @@ def test_the_verdict_says_the_rate_first_and_what_got_worse() -> None:
         "Channels, paired by prompt: too few items to tell: the tuned model is 100.0 points better"
     )
     assert "4 independent items show differences of 62.6 points and more" in said[1]
-    worse = Report("x", Side("tuned", [row(BARE, "high")] * 40), Side("base", [row(RIGHT, "high")] * 40))
+    bare, right = (
+        [{**row(text, "high"), "id": str(n), "cluster": str(n)} for n in range(40)] for text in (BARE, RIGHT)
+    )
+    worse = Report("x", Side("tuned", bare), Side("base", right))
     assert any(s == "Worse than the base: no_analysis in 1.00 of samples (base 0.00)." for s in verdict(worse))
     assert any(s == "Worse than the base: samples with analysis, 1.00 to 0.00." for s in verdict(worse))
 
@@ -117,6 +121,33 @@ def test_efforts_out_of_order_raise_an_alarm() -> None:
     assert report.shown.numbers.efforts_in_order is False
     assert any(s.startswith("More effort does not mean longer analysis (mean") for s in verdict(report))
     assert Report("x", Side("tuned", [row(RIGHT, "low")])).shown.numbers.efforts_in_order is None
+
+
+def grown(lengths: dict[str, list[int]]) -> list[dict[str, object]]:
+    """Rows of samples with so many tokens of analysis, an effort each, one prompt after the other."""
+    made = row(RIGHT)
+    return [
+        {**made, "id": str(n), "cluster": str(n), "effort": effort, "tokens": {**made["tokens"], "analysis": length}}
+        for effort, values in lengths.items()
+        for n, length in enumerate(values)
+    ]
+
+
+def test_a_collapse_of_effort_is_named_although_the_means_are_in_order() -> None:
+    base = Side("base", grown({"low": [20, 30, 25, 40], "medium": [60, 80, 70, 90], "high": [200, 310, 240, 400]}))
+    flat = Side(
+        "tuned", grown({"low": [98, 101, 99, 102], "medium": [99, 100, 101, 103], "high": [103, 100, 101, 104]})
+    )
+    assert flat.numbers.efforts_in_order is True
+    (said,) = [s for s in verdict(Report("x", flat, base)) if "ffort" in s]
+    assert said.startswith("Effort has collapsed: from low to high the analysis grows 1 times (95 % interval ")
+    assert said.endswith("on 4 prompts.")
+    found = findings_of(Report("x", flat, base)).effort
+    assert found is not None
+    assert found.base.value == pytest.approx(np.exp(np.mean(np.log([201 / 21, 311 / 31, 241 / 26, 401 / 41]))))
+    assert found.base.low < found.base.value < found.base.high
+    kept = Side("tuned", grown({"low": [22, 28, 27, 38], "medium": [60, 80, 70, 90], "high": [220, 290, 250, 380]}))
+    assert not [s for s in verdict(Report("x", kept, base)) if "ffort" in s]
 
 
 def test_the_json_holds_both_sides_and_survives_a_round_trip() -> None:

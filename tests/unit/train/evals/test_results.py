@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from counterpoint.data.intervals import pass_at_k, pass_hat_k
 from counterpoint.train.evals.results import cell, cells, passes
 
 
@@ -25,13 +26,16 @@ def row(id: str, sample: int, score: float | None, effort: str = "low", **more: 
 def test_pass_at_k_is_the_mean_over_all_draws_of_k() -> None:
     scores = {"a": [1, 0, 0, 1], "b": [0, 0, 0, 1], "c": [0, 0, 0, 0]}
     rows = [row(id, n, value) for id, values in scores.items() for n, value in enumerate(values)]
-    found = passes(rows)
+    found = passes(rows, pass_at_k)
     assert list(found) == [1, 2, 4]
     for k, estimate in found.items():
         by_item = [np.mean([max(drawn) for drawn in combinations(values, k)]) for values in scores.values()]
         assert estimate.value == pytest.approx(np.mean(by_item))
         assert estimate.standard_error == pytest.approx(stats.sem(by_item))
         assert estimate.n_clusters == 3
+    for k, estimate in passes(rows, pass_hat_k).items():
+        by_item = [np.mean([min(drawn) for drawn in combinations(values, k)]) for values in scores.values()]
+        assert estimate.value == pytest.approx(np.mean(by_item))
 
 
 def test_errors_are_clustered_by_item_and_by_the_cluster_that_it_names() -> None:
@@ -42,8 +46,11 @@ def test_errors_are_clustered_by_item_and_by_the_cluster_that_it_names() -> None
     assert found is not None
     # Equal clusters: the clustered error is the ordinary one of the item means.
     assert found.standard_error == pytest.approx(stats.sem(scores.mean(axis=1)))
-    low, high = stats.t.interval(0.95, 19, loc=scores.mean(), scale=stats.sem(scores.mean(axis=1)))
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    p, size = scores.mean(), scores.mean() * (1 - scores.mean()) / stats.sem(scores.mean(axis=1)) ** 2 * 60 / 59
+    size = min(60, size) * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 19)) ** 2
+    centre, z = (p + 1.96**2 / 2 / size) / (1 + 1.96**2 / size), stats.norm.ppf(0.975)
+    half = z / (1 + z * z / size) * np.sqrt(p * (1 - p) / size + z * z / 4 / size**2)
+    assert (found.low, found.high) == (pytest.approx(centre - half, abs=1e-5), pytest.approx(centre + half, abs=1e-5))
     paired = cell([{**r, "cluster": r["id"][:2]} for r in rows]).mean_at_k
     assert paired is not None
     assert paired.n_clusters == len({f"i{n}"[:2] for n in range(20)})
