@@ -6,17 +6,23 @@ PYTHON = $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# Either end of the tested versions, laid over what is in VENV. torch's CUDA build, some GB, only with TORCH=1.
+OLDEST := transformers==5.17.0 huggingface-hub==1.33.0
+OLDEST_TORCH := torch==2.11.0
+NEWEST := transformers==5.24.0
+NEWEST_TORCH := torch==2.13.0
 PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-deps --no-build-isolation
 # torch is a build for CPUs where pip is shown one (the package index has none), else that of the index.
 # Sources are built by what the lock has, not by what pip would fetch for it without asking for hashes.
 LOCKED := $(PIP) --require-hashes
 
-.PHONY: help quickstart test test-slow lint format types package-check schemas lock clean
+.PHONY: help quickstart test test-slow test-oldest test-newest lint format types package-check schemas lock clean
 
 help:
 	@echo 'make quickstart     install into .venv, then train and evaluate the embedded model'
 	@echo 'make test           the tests, within ten minutes on two cores; some of them: make test PYTEST=tests/unit/configs'
 	@echo 'make test-slow      the rest of them, minutes more'
+	@echo 'make test-oldest    the tests on the oldest tested transformers (TORCH=1: and torch); make test-newest on the newest'
 	@echo 'make lint types     ruff and basedpyright; make format rewrites'
 	@echo 'make package-check  build the wheel and run it from a foreign folder'
 	@echo 'make schemas        write configs/schemas after a change of settings'
@@ -33,6 +39,15 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	@$(BIN)/pytest --numprocesses auto --dist worksteal -m slow $(PYTEST)
+
+# Not in .ci/run: two more times all tests.
+test-oldest test-newest: test-%: $(VENV)/.installed-dev
+	@rm -rf .$*
+	@$(BIN)/pip --disable-pip-version-check install -qq --no-deps --target .$* $($(call upper,$*))
+	@$(if $(TORCH),$(BIN)/pip --disable-pip-version-check install -qq --target .$* $($(call upper,$*)_TORCH))
+	@PYTHONPATH=.$* $(BIN)/pytest --numprocesses auto --dist worksteal -m 'not slow' $(PYTEST)
+
+upper = $(shell echo $1 | tr a-z A-Z)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from gpu_bench import Bench, relative_error, short, tree_row
 from gpu_operators import random_packed
 from transformers import GptOssConfig, GptOssForCausalLM
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssRotaryEmbedding
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
 
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.experts import use_experts
@@ -20,9 +20,6 @@ from counterpoint.train.model.attention import use_attention
 from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.mxfp4 import Mxfp4Tensor
 from counterpoint.train.model.norm import use_norms
-
-if not hasattr(GptOssExperts, "_is_expert_parallel"):  # before transformers 5.19
-    cast(Any, GptOssExperts)._is_expert_parallel = False
 
 BF = torch.bfloat16
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")

@@ -329,7 +329,8 @@ def ours(contestant: str, shape: Size, dtype: Any, folder: Path, steps: int) -> 
     from counterpoint.train.adapters.implementations import use_implementations
     from counterpoint.train.checkpoints.resume import Identity
     from counterpoint.train.loop.sft_trainer import CounterpointTrainer
-    from counterpoint.train.loop.training_arguments import LoopSettings, checkpointing_arguments
+    from counterpoint.train.loop.training_arguments import LoopSettings
+    from counterpoint.train.model.library_versions import checkpointing_arguments
 
     extras = set(contestant.split("_")[1:])
     rows, position = [], np.arange(shape.tokens, dtype=np.int32)

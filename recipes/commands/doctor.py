@@ -67,6 +67,7 @@ def findings(device: str = "auto") -> Iterator[Finding]:
     if any(finding.status == "FAIL" for finding in packages):
         yield Finding("paths", "note", "not compared", "bring the versions in order first")
         return
+    yield from prices()
     yield from devices(device)
     yield from vocabulary()
     yield from paths(device)
@@ -101,6 +102,14 @@ def versions() -> Iterator[Finding]:
         fits = requirement.specifier.contains(found, prereleases=True)
         text = f"{requirement.name} {found}" + (f" ({requirement.specifier})" if str(requirement.specifier) else "")
         yield Finding("versions", "ok" if fits else "FAIL", text, "" if fits else f"outside the tested range: {wanted}")
+
+
+def prices() -> Iterator[Finding]:
+    """What an installed version of a library costs."""
+    from counterpoint.train.model.library_versions import costs
+
+    for package, found, cost in costs():
+        yield Finding("versions", "note", f"{package} {found}", cost)
 
 
 def devices(wanted: str) -> Iterator[Finding]:

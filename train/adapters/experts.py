@@ -32,6 +32,7 @@ from counterpoint.train.adapters.expert_math import (
     loop_backward,
     loop_forward,
 )
+from counterpoint.train.model.library_versions import is_expert_parallel
 
 LEAN_EXPERTS, RECOMPUTED_EXPERTS = "counterpoint_lean", "counterpoint_lean_recomputed"
 """Names in transformers' registry. The second computes the first projection again in the backward pass, which is half
@@ -92,8 +93,7 @@ def lean_experts_forward(
         self.down_proj if rounded_down is None else rounded_down,
         self.down_proj_bias,
     )
-    # Set by transformers' decorator of experts, and true where it has sharded them over processes.
-    if self._is_expert_parallel or (torch.is_grad_enabled() and any(part.requires_grad for part in base)):
+    if is_expert_parallel(self) or (torch.is_grad_enabled() and any(part.requires_grad for part in base)):
         assert not held, "the adapter would be left out"
         return grouped_mm_experts_forward(self, hidden_NH, index_NK, weight_NK)
     # The reference computes in the weights' type under autocast too, since grouped_mm is not cast.

@@ -1,20 +1,15 @@
-"""Which implementation of attention, experts and norms a model runs on, and the versions these were tested with."""
+"""Which implementation of attention, experts and norms a model runs on."""
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-from packaging.version import Version
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.train.adapters.experts import use_experts
 from counterpoint.train.model.attention import use_attention
+from counterpoint.train.model.library_versions import TESTED_VERSIONS, installed_versions
 from counterpoint.train.model.norm import use_norms
-
-TESTED_VERSIONS = {"torch": ("2.13", "2.14"), "transformers": ("5.19", "5.24"), "peft": ("0.21.2", "0.22")}
-"""Package: first version tested, first version not tested. The lean path rests on registries of these three."""
 
 
 def use_implementations(model: Any, settings: ModelSettings | None = None, recompute_experts: bool = False) -> None:
@@ -37,17 +32,3 @@ def use_implementations(model: Any, settings: ModelSettings | None = None, recom
     use_attention(inner, settings.attention == "lean")
     use_experts(inner, settings.experts == "lean", recompute_experts)
     use_norms(inner, settings.norms == "lean")
-
-
-def installed_versions() -> list[tuple[str, str, bool]]:
-    """(package, installed version or "not installed", whether it is in the tested range) for the lean path."""
-    found = []
-    for package, (first, last) in TESTED_VERSIONS.items():
-        try:
-            installed = version(package)
-        except PackageNotFoundError:
-            found.append((package, "not installed", False))
-            continue
-        release = Version(Version(installed).base_version)
-        found.append((package, installed, Version(first) <= release < Version(last)))
-    return found

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
 from counterpoint.configs.schema import RateSettings, SftRun, TrainingRun, TrainSettings
 from counterpoint.train.loop.loss_guard import SpikePolicy
+from counterpoint.train.model.library_versions import checkpointing_arguments
 from counterpoint.train.model.load import device_of
 from counterpoint.train.run.world import world_size
 
@@ -137,16 +136,6 @@ def schedule_arguments(train: TrainSettings, steps: int) -> dict[str, Any]:
     elif train.min_rate and warmup < steps:  # transformers divides by what is left after the warm-up
         kind, options = "polynomial", {"lr_end": train.min_rate * train.learning_rate, "power": 1.0}
     return {"lr_scheduler_type": kind, "lr_scheduler_kwargs": options or None, "warmup_steps": warmup}
-
-
-def checkpointing_arguments(on: bool) -> dict[str, Any]:
-    """Under both names: TRL reads the old ones, and transformers 5.19 knows no others."""
-    options = {"use_reentrant": False} if on else None
-    values: dict[str, Any] = {}
-    for name in ("activation_checkpointing", "gradient_checkpointing"):
-        values |= {name: on, f"{name}_kwargs": options}
-    known = {known.name for known in dataclasses.fields(TrainingArguments)}
-    return {name: value for name, value in values.items() if name in known}
 
 
 def without_data_parallel(args: Any) -> Any:

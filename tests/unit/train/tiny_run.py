@@ -25,7 +25,8 @@ from counterpoint.train.checkpoints import save
 from counterpoint.train.checkpoints.resume import Identity, newest_complete
 from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.loop.sft_trainer import CounterpointTrainer
-from counterpoint.train.loop.training_arguments import LoopSettings, checkpointing_arguments
+from counterpoint.train.loop.training_arguments import LoopSettings
+from counterpoint.train.model.library_versions import checkpointing_arguments
 from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.run.world import is_main_process, world_size
 

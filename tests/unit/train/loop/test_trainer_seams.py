@@ -64,7 +64,6 @@ SEAMS: dict[str, str] = {
     "trl.trainer.sft_trainer:SFTTrainer._save_checkpoint": "(self, model, trial)",
     "transformers.configuration_utils:PretrainedConfig._attn_implementation": VALUE,
     "transformers.configuration_utils:PretrainedConfig._experts_implementation": VALUE,
-    "transformers.integrations.moe:use_experts_implementation._is_expert_parallel": VALUE,
     "transformers.trainer:Trainer._get_grad_norm": "(self, model, grad_norm=None)",
     "transformers.trainer:Trainer._get_num_items_in_batch": (
         "(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None"
