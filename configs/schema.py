@@ -51,7 +51,7 @@ from counterpoint.configs.rl_section import (
     TeacherSettings,
     ToolSettings,
 )
-from counterpoint.configs.section_checks import check_no_dropout, check_sections
+from counterpoint.configs.section_checks import check_no_dropout, check_quantized_rollouts, check_sections
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
 from counterpoint.configs.train_section import (
@@ -271,6 +271,7 @@ class GrpoRun(RunSettings):
         if self.rollout.engine != "transformers":
             self._check_engine()
         check_sections(self.model, self.lora, self.train, self.launch)
+        check_quantized_rollouts(self.train, self.rollout.engine)
         check_no_dropout(self.lora, self.recipe)
         held_out = ["valid_reward", "valid_channel_correct"] if self.data.valid else []
         if held_out:

@@ -24,6 +24,15 @@ def check_sections(model: ModelSettings, lora: LoraSettings, train: TrainSetting
             "see `lora.layers`, `lora.attention` and `lora.experts`"
         )
     _check_rates(lora, train)
+    _check_quantized(model, lora, train, launch)
+
+
+def check_quantized_rollouts(train: TrainSettings, engine: str) -> None:
+    if train.quantization_aware and engine != "transformers":
+        raise ValueError(
+            "`train.quantization_aware` samples with rounded experts, and "
+            f"`rollout.engine: {engine}` is given weights that are not: use `rollout.engine: transformers`"
+        )
 
 
 def check_no_dropout(lora: LoraSettings, recipe: str) -> None:
@@ -72,3 +81,17 @@ def _check_rates(lora: LoraSettings, train: TrainSettings) -> None:
                 raise ValueError(f"{where} under this adapter (section `lora`): leave it out")
         elif name in train.frozen:
             raise ValueError(f"{where}, since `train.frozen` names it: leave it out of one of them")
+
+
+def _check_quantized(model: ModelSettings, lora: LoraSettings, train: TrainSettings, launch: LaunchSettings) -> None:
+    where, start = "`train.quantization_aware`", "quantization_from"
+    if train.quantization_aware is None:
+        if getattr(train, start) != type(train).model_fields[start].default:
+            raise ValueError(f"`train.{start}` is where {where} begins, which is null: set it to mxfp4")
+        return
+    if not (lora.enabled and lora.experts):
+        raise ValueError(f"{where} rounds experts with adapters: set `lora.enabled` and `lora.experts` to true")
+    if model.experts == "reference":
+        raise ValueError(f"{where} is a part of the lean experts: use `model.experts: lean`")
+    if launch.strategy == "fsdp2":
+        raise ValueError(f"{where} needs the whole adapter in each process: use `launch.strategy: ddp`")

@@ -149,6 +149,13 @@ class TrainSettings(Settings):
     stop_when: StopSettings | None = None
     """End the run when a figure no longer becomes better; null trains all steps."""
 
+    quantization_aware: Literal["mxfp4"] | None = None
+    """Train the experts' adapters as they will be exported: merged and rounded to MXFP4 by the thresholds of `export`,
+    anew after each step. The result is for `export --to mxfp4`; null trains them as they are."""
+
+    quantization_from: Share = 0.7
+    """Share of the steps after which `quantization_aware` begins."""
+
     log_every: Count = 10
     """Steps between lines of metrics."""
 

@@ -16,8 +16,9 @@ import numpy as np
 from counterpoint.configs.errors import CounterpointError, ModelError
 from counterpoint.configs.schema import DpoRun, SftRun, TrainingRun
 from counterpoint.data.conversation import Conversation
-from counterpoint.data.dataset.pairs import Pair, build_pairs, build_rated
-from counterpoint.data.dataset.training_rows import build_training_rows
+from counterpoint.data.dataset.build import build_training_sets
+from counterpoint.data.dataset.pair_sets import build_pair_sets
+from counterpoint.data.dataset.pairs import Pair
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import Vocabulary
@@ -80,16 +81,14 @@ def _read(run: TrainingRun | None, vocabulary: Vocabulary) -> tuple[list[Row], l
     """(training, held out); CounterpointError where the run has none, or its files are gone."""
     if isinstance(run, SftRun):
         data = run.data.model_copy(update={"tree": False, "pack_tokens": None})
-
-        def sft_rows(sources: Any) -> list[Row]:
-            found = build_training_rows(sources, data, vocabulary)
-            return [_plain(row) for row in found.rows]
-
-        return sft_rows(data.train), list(chain.from_iterable(map(sft_rows, data.valid_sets.values())))
+        sets = build_training_sets(data, vocabulary, seed=run.seed)
+        rows = (sets.train.rows, *(held_out.rows for held_out in sets.held_out.values()))
+        training, *held_out = ([_plain(row) for row in each] for each in rows)
+        return training, list(chain.from_iterable(held_out))
     if isinstance(run, DpoRun):
-        return _pairs(run, run.data.train, vocabulary), list(
-            chain.from_iterable(_pairs(run, sources, vocabulary) for sources in run.data.valid_sets.values())
-        )
+        pairs = build_pair_sets(run.data, run.dpo, vocabulary, seed=run.seed)
+        training, *held_out = (_wanted(found.pairs) for found in (pairs.train, *pairs.held_out.values()))
+        return training, list(chain.from_iterable(held_out))
     raise ModelError("its run trained on rollouts, which are not kept" if run is not None else "its run is not known")
 
 
@@ -97,11 +96,10 @@ def _plain(row: Any) -> Row:
     return row.ids, np.unique(row.target_source[row.target_weight > 0]) + 1
 
 
-def _pairs(run: DpoRun, sources: Any, vocabulary: Vocabulary) -> list[Row]:
+def _wanted(pairs: Sequence[Any]) -> list[Row]:
     """The wanted side of each pair, the rated completions that are wanted."""
-    build: Any = build_rated if run.dpo.rated else build_pairs
     out = []
-    for each in build(sources, run.data, run.dpo, vocabulary, seed=run.seed).pairs:
+    for each in pairs:
         ids, mask = (each.chosen_ids, each.chosen_mask) if isinstance(each, Pair) else (each.ids, each.mask)
         if isinstance(each, Pair) or each.wanted:
             trained = len(each.prompt_ids) + np.flatnonzero(np.asarray(mask))

@@ -87,7 +87,8 @@ class BaseTrainer(_Base):
         self.learning = LearningWatch(loop.no_learning_steps, rows)
         self._prepare_packed()
         self.remove_callback(PrinterCallback)
-        self.add_callback(_StepEvents(self))
+        for callback in filter(None, (loop.quantized, _StepEvents(self))):  # rounded before a resumed run evaluates
+            self.add_callback(callback)
 
     def _prepare_packed(self) -> None:
         """An MXFP4 base in several processes: FSDP2 shards its bytes, DDP ignores them."""
@@ -287,8 +288,8 @@ class BaseTrainer(_Base):
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
             save_weights(self.base, folder, state_dict)
-            if self.extras is not None:
-                self.extras(folder)
+            for write in filter(None, (self.extras, self.loop.quantized and self.loop.quantized.write)):
+                write(folder)
 
     def save_final(self, folder: Path, step: int | None = None) -> None:
         """The trained adapter or model on its own, for use after the run: complete or absent.

@@ -11,6 +11,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from counterpoint.configs.schema import RateSettings, SftRun, TrainingRun, TrainSettings
 from counterpoint.train.loop.loss_guard import SpikePolicy
+from counterpoint.train.loop.quantized import Quantized
 from counterpoint.train.model.library_versions import checkpointing_arguments
 from counterpoint.train.model.load import device_of
 from counterpoint.train.run.world import world_size
@@ -25,7 +26,8 @@ class LoopSettings:
     """What the loop needs beyond TRL's arguments.
 
     checkpoints: their folder; keep: how many are kept; router_aux_loss_coef: factor of the load-balancing loss, 0 for
-    none; lean_loss: hold the logits of a chunk of positions at a time; rates: factors of the learning rate.
+    none; lean_loss: hold the logits of a chunk of positions at a time; rates: factors of the learning rate;
+    quantized: of training that knows its rounding.
     """
 
     checkpoints: Path
@@ -37,6 +39,7 @@ class LoopSettings:
     stop_without_learning: bool = True
     no_learning_steps: int = 5
     rates: RateSettings = field(default_factory=RateSettings)
+    quantized: Quantized | None = None
 
 
 def total_steps(settings: SftRun, n_rows: int, processes: int | None = None) -> int:
@@ -61,6 +64,7 @@ def loop_settings(settings: TrainingRun, run_folder: Path) -> LoopSettings:
         stop_without_learning=train.on_no_learning == "stop",
         no_learning_steps=train.no_learning_steps,
         rates=train.rates,
+        quantized=Quantized(train.quantization_from, settings.seed) if train.quantization_aware else None,
     )
     if not isinstance(settings, SftRun):
         return common

@@ -106,6 +106,34 @@ def test_what_cannot_be_sharded_is_refused(recipe: str, settings: dict[str, Any]
         RECIPES[recipe].model_validate({**values, "launch": {"strategy": "fsdp2"}})
 
 
+@pytest.mark.parametrize(
+    ("recipe", "settings", "match"),
+    [
+        ("sft", {"lora": {"enabled": False}}, "set `lora.enabled` and `lora.experts` to true"),
+        ("dpo", {"lora": {"experts": False}}, "set `lora.enabled` and `lora.experts` to true"),
+        ("grpo", {"model": {"experts": "reference"}}, "use `model.experts: lean`"),
+        ("sft", {"launch": {"strategy": "fsdp2"}}, "use `launch.strategy: ddp`"),
+        (
+            "grpo",
+            {"rollout": {"engine": "server"}, "model": {"name": "openai/gpt-oss-20b"}},
+            "`rollout.engine: server` is given weights that are not: use `rollout.engine: transformers`",
+        ),
+    ],
+)
+def test_where_rounding_cannot_be_trained_for_it_is_refused(recipe: str, settings: dict[str, Any], match: str) -> None:
+    values: dict[str, Any] = {"recipe": recipe, "data": {"train": "rows.jsonl"}}
+    if recipe == "grpo":
+        prompts = [{"type": "file", "path": "rows.jsonl"}]
+        values |= {"data": {"train": prompts}, "rewards": [{"type": "channel"}], "train": {"batch_rows": 8}}
+    train = values.get("train", {})
+    aware = {**values, "train": {**train, "quantization_aware": "mxfp4", "quantization_from": 0.2}}
+    assert RECIPES[recipe].model_validate(aware).train.quantization_from == 0.2  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=match):
+        RECIPES[recipe].model_validate({**aware, **settings})
+    with pytest.raises(ValueError, match="which is null: set it to mxfp4"):
+        RECIPES[recipe].model_validate({**values, "train": {**train, "quantization_from": 0.2}})
+
+
 @pytest.mark.parametrize("recipe", ["sft", "dpo", "grpo"])
 @pytest.mark.parametrize("settings", [{"model": {"experts": "reference"}}, {"lora": {"enabled": False}}])
 def test_experts_are_computed_again_where_they_are_lean_and_frozen(recipe: str, settings: dict[str, Any]) -> None:
