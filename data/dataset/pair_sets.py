@@ -78,6 +78,6 @@ def _once(found: PairData[Any]) -> PairData[Any]:
     first: dict[object, int] = {}
     for number, pair in enumerate(found.pairs):
         first.setdefault((pair.source, pair.kind, *map(tuple, pair.parts())), number)
-    pairs, keys = ([values[n] for n in first.values()] for values in (found.pairs, found.keys))
+    pairs, keys = [found.pairs[n] for n in first.values()], [found.keys[n] for n in first.values()]
     report = RowCounter(rows=len({pair.source for pair in pairs}))
     return replace(found, pairs=pairs, keys=keys, report=report, fingerprint=fingerprint_of(pairs))

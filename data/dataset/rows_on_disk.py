@@ -51,7 +51,7 @@ class Trees(Sequence[ExampleTree]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, number: Any) -> ExampleTree:
+    def __getitem__(self, number: Any) -> ExampleTree:  # pyright: ignore[reportIncompatibleMethodOverride]
         folder, row = self._place(number)
         return folder[row]
 
@@ -85,7 +85,7 @@ class TrainingRows(Sequence[TreeRow]):
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
-    def __getitem__(self, number: Any) -> TreeRow:
+    def __getitem__(self, number: Any) -> TreeRow:  # pyright: ignore[reportIncompatibleMethodOverride]
         number = range(len(self))[number]
         parts = self._parts[self._bounds[number] : self._bounds[number + 1]].tolist()
         return forest_of([self._part(*part) for part in parts])

@@ -157,7 +157,7 @@ class PreparedTrees(Sequence[ExampleTree]):
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, number: Any) -> ExampleTree:
+    def __getitem__(self, number: Any) -> ExampleTree:  # pyright: ignore[reportIncompatibleMethodOverride]
         """IndexError where there is none of this number, from 0."""
         window, row = self._place(number)
         return window.tree(row)

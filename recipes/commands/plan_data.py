@@ -85,9 +85,12 @@ class _Size(NamedTuple):
 
 
 def _size(row: TreeRow) -> _Size:
+    import numpy as np
+
     from counterpoint.train.model.attention_plan import flash_sequences
 
-    return _Size(len(row), len(row.target_id), *flash_sequences(row.position, row.subtree_end))
+    sequences, keys = flash_sequences(row.position.astype(np.int64), row.subtree_end.astype(np.int64))
+    return _Size(len(row), len(row.target_id), sequences, keys)
 
 
 def _most_sequences(rows: Sequence[_Size], taken: int, width: int) -> tuple[int, int]:

@@ -64,8 +64,10 @@ class Projection:
     @torch.no_grad()
     def live(self, expert: int) -> torch.Tensor:
         """Base and change of one expert, float32 (O, I)."""
-        packed_base = isinstance(self.weight, Mxfp4Tensor)
-        base_OI = (self.weight.expert(expert, torch.float32) if packed_base else self.weight[expert].float()).T
+        if isinstance(self.weight, Mxfp4Tensor):
+            base_OI = self.weight.expert(expert, torch.float32).T
+        else:
+            base_OI = self.weight[expert].float().T
         change_OI = self.change(expert)
         return base_OI if change_OI is None else base_OI + change_OI
 
@@ -74,10 +76,10 @@ class Projection:
         """What the active adapters add to one expert, float32 (O, I). In float32 whatever the model computes in, so
         that it is the same number where the adapter is exported on another device."""
         found = None
-        for name in self.module.active_adapters if self.module is not None else ():
-            if name == REFERENCE or name not in self.module.lora_A:
+        part: Any = self.module
+        for name in part.active_adapters if part is not None else ():
+            if name == REFERENCE or name not in part.lora_A:
                 continue
-            part = self.module
             assert not part._did_swap_in_out_features
             a_rI = part.lora_A[name].weight.float().unflatten(0, (self.experts, -1))[expert]
             b_Or = part.lora_B[name].weight.float().unflatten(1, (-1, self.experts))[..., expert]

@@ -199,7 +199,7 @@ def _tilt(attribute: str, pairs: Mapping[tuple[str, str], Mapping[str, Sequence[
         clusters.append(pair)
     tilt = mean_estimate(differences, clusters) if differences else None
     shown = tilt is not None and tilt.n_clusters >= FEW_PAIRS and _excludes_zero(tilt)
-    return Tilt(attribute, len(set(clusters)), Rate(*changed), Rate(*chance), tilt, shown)
+    return Tilt(attribute, len(set(clusters)), Rate(changed[0], changed[1]), Rate(chance[0], chance[1]), tilt, shown)
 
 
 def stated(row: Row) -> str | None:

@@ -40,11 +40,11 @@ def calibrated(
     factor = _Factor.of(gram_EII)
     outputs = base_EOI.shape[1]
     rows = torch.linspace(0, outputs - 1, min(GAIN_ROWS, outputs)).round().long().to(base_EOI.device)
-    part = tuple(each[:, rows] for each in (base_EOI, change_EOI, scales_EOG))
+    some_EoI, change_EoI, scales_EoG = base_EOI[:, rows], change_EOI[:, rows], scales_EOG[:, rows]
     gain_E = base_EOI.new_ones(len(base_EOI))
     for _ in range(GAIN_ROUNDS):
-        codes, scales = _solved(*part, gram_EII, factor, gain_E, passes)
-        share_E = output_share(values_of(codes, scales) - part[0], part[1], gram_EII)
+        codes, scales = _solved(some_EoI, change_EoI, scales_EoG, gram_EII, factor, gain_E, passes)
+        share_E = output_share(values_of(codes, scales) - some_EoI, change_EoI, gram_EII)
         off_E = (share_E - 1).abs() > GAIN_TOLERANCE
         if not off_E.any():
             break

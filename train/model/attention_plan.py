@@ -269,10 +269,11 @@ class _Sequences:
     def done(self, queries: list[Int64] | None, *, plain: bool, causal: bool) -> Sequences:
         """plain: keys are the tokens as they are."""
         lengths = [np.array([0, *map(len, parts)], np.int32) for parts in (self.queries, self.keys)]
-        starts = (torch.from_numpy(np.cumsum(each, dtype=np.int32)).to(self.device) for each in lengths)
+        query_start, key_start = (torch.from_numpy(np.cumsum(each, dtype=np.int32)).to(self.device) for each in lengths)
         key = None if plain else torch.from_numpy(np.concatenate(self.keys)).to(self.device)
         query = None if queries is None else torch.from_numpy(np.concatenate(queries)).to(self.device)
-        return Sequences(query, key, causal, *starts, *(int(each.max()) for each in lengths))
+        longest_query, longest_key = (int(each.max()) for each in lengths)
+        return Sequences(query, key, causal, query_start, key_start, longest_query, longest_key)
 
 
 def flash_sequences(position_S: Int64, end_S: Int64) -> tuple[int, int]:
