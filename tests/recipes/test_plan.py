@@ -49,6 +49,13 @@ def test_what_is_planned_is_what_happens(capsys: pytest.CaptureFixture[str], tmp
     assert plan["checkpoint_bytes"] == pytest.approx(written, rel=0.15)
 
 
+def test_a_packed_copy_of_the_experts_is_counted_where_training_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    _, without = planned(capsys, "sft/gpt_oss_20b_lora")
+    _, counted = planned(capsys, "sft/gpt_oss_20b_lora", "train.quantization_aware=mxfp4")
+    experts = 24 * 32 * 3 * 2880 * 2880
+    assert counted["memory"]["weights"] - without["memory"]["weights"] == experts * 17 // 32
+
+
 def test_held_out_rows_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     long = {"messages": [{"role": "user", "content": "n " * 900}, {"role": "assistant", "content": "n"}]}
     (tmp_path / "valid.jsonl").write_text(f"{json.dumps(long)}\n" * 2)

@@ -21,7 +21,7 @@ from counterpoint.train.adapters.expert_math import activation
 from counterpoint.train.adapters.projections import Projection, base_experts, projections
 from counterpoint.train.model.load import LoadedModel
 
-GRAM_BYTES = 16 << 30
+GRAM_BYTES = 8 << 30
 BATCH_TOKENS = 8192
 """Of a forward pass: an expert's weights are unpacked once in it."""
 FEW_ROWS = 256

@@ -195,9 +195,10 @@ def _chosen(
     if how.rounding == "nearest":
         codes_EOI, name_E = nearest(target_EOI, scales_EOG), ["nearest"] * len(experts)
     else:
-        dither = [part.dithered(expert, how.seed) for expert in experts]
-        codes_EOI, scales_EOG = (torch.stack(each) for each in zip(*dither, strict=True))
-        name_E = ["dithered"] * len(experts)
+        codes_EOI, name_E = base.code_OI.clone(), ["dithered"] * len(experts)
+        measured_E = torch.zeros_like(still_E) if gram is None else gram[1]
+        for index in torch.nonzero(~measured_E & ~still_E)[:, 0].tolist():
+            codes_EOI[index], scales_EOG[index] = part.dithered(experts[index], how.seed)
     if gram is not None:
         gram_EII, has_E = gram
         use = torch.nonzero(has_E & ~still_E)[:, 0]

@@ -10,6 +10,7 @@ t = base + change up with the probability (t - low) / (high - low): each number 
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import lru_cache
 
 import torch
@@ -25,8 +26,8 @@ _POWERS = (0, 1)
 _MASK = 0xFFFFFFFF
 _HASH_BITS = 23
 """(n + 1/2) / 2^23 is exact in float32, and neither 0 nor 1."""
-_AT_ONCE = 1 << 22
-"""Numbers that are hashed together, whose 64-bit copies are large."""
+_AT_ONCE = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Numbers that are hashed and rounded together: on a CPU, what its caches hold."""
 
 
 def quantised(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,7 +111,14 @@ def nearest_value(target: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 def dithered(target_OI: torch.Tensor, scales_OG: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
     """Codes of one expert's target (O, I): the upper neighbour where its share of the gap passes `uniform(key)`."""
-    return between(target_OI, scales_OG, uniform(key, target_OI.shape, target_OI.device))
+    outputs, inputs = target_OI.shape
+    found = torch.empty(target_OI.shape, dtype=torch.uint8, device=target_OI.device)
+    rows = max(1, _AT_ONCE[target_OI.device.type] // inputs)
+    for first in range(0, outputs, rows):
+        part = slice(first, min(first + rows, outputs))
+        threshold = uniform(key, target_OI[part].shape, target_OI.device, first * inputs)
+        found[part] = between(target_OI[part], scales_OG[part], threshold)
+    return found
 
 
 def between(target_OI: torch.Tensor, scales_OG: torch.Tensor, threshold_OI: torch.Tensor) -> torch.Tensor:
@@ -130,26 +138,22 @@ def dither_key(seed: int, tensor: str, expert: int) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def uniform(key: tuple[int, int], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Thresholds in (0, 1), float32, by a hash of the key and each number's index: equal on every device."""
-    total = 1
-    for size in shape:
-        total *= size
-    assert total <= _MASK
-    out = torch.empty(total, device=device)
-    for first in range(0, total, _AT_ONCE):
-        index = torch.arange(first, min(first + _AT_ONCE, total), device=device)
-        number = _mix(_mix(index ^ key[0]) ^ key[1]) >> (32 - _HASH_BITS)
-        out[first : first + _AT_ONCE] = (number + 0.5) / (1 << _HASH_BITS)
-    return out.view(shape)
+def uniform(key: tuple[int, int], shape: tuple[int, ...], device: torch.device, first: int = 0) -> torch.Tensor:
+    """Thresholds in (0, 1), float32, by a hash of the key and each number's index, from `first` on: equal on every
+    device."""
+    last = first + math.prod(shape)
+    assert last <= _MASK
+    index = torch.arange(first, last, device=device)
+    number = _mix(_mix(index.bitwise_xor_(key[0])).bitwise_xor_(key[1])).bitwise_right_shift_(32 - _HASH_BITS)
+    return number.float().add_(0.5).div_(1 << _HASH_BITS).view(shape)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """A permutation of 32-bit numbers held in int64. Its factors are below 2^31, so no product overflows. Constants:
-    https://github.com/skeeto/hash-prospector (public domain)."""
-    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _MASK
-    x = ((x ^ (x >> 15)) * 0x735A2D97) & _MASK
-    return x ^ (x >> 15)
+    """A permutation of 32-bit numbers held in int64, in place. Its factors are below 2^31, so no product overflows.
+    Constants: https://github.com/skeeto/hash-prospector (public domain)."""
+    x.bitwise_xor_(x >> 16).mul_(0x21F0AAAD).bitwise_and_(_MASK)
+    x.bitwise_xor_(x >> 15).mul_(0x735A2D97).bitwise_and_(_MASK)
+    return x.bitwise_xor_(x >> 15)
 
 
 def _power(scales_OG: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun, TrainingRun
 from counterpoint.train.model.load import dtype_of
 from counterpoint.train.model.precision import compute_dtype
 from counterpoint.train.plan.memory import Batch, Memory, Plan, peak
-from counterpoint.train.plan.shape import Shape, shape_of, weight_bytes
+from counterpoint.train.plan.shape import MXFP4_BYTES, Shape, shape_of, weight_bytes
 
 GIB = 1 << 30
 USABLE = 0.95
@@ -99,6 +99,11 @@ class Estimate:
     def _with_width(self, width: int) -> Estimate:
         return replace(self, batch=_scaled(self.batch, width / self.batch.width, width=width))
 
+    @property
+    def _rounded_bytes(self) -> int:
+        """The packed copy of the experts that `train.quantization_aware` computes with."""
+        return int(self.shape.packable * MXFP4_BYTES) if self.run.train.quantization_aware else 0
+
     def _plan(self) -> Plan:
         model, train = self.run.model, self.run.train
         number = {2: torch.bfloat16, 4: torch.float32}[self.itemsize]
@@ -109,7 +114,7 @@ class Estimate:
             self.device,
             self.itemsize,
             compute_dtype(torch.empty(0, dtype=number)).itemsize if self.device == "cpu" else self.itemsize,
-            weight_bytes(self.shape, model, self.itemsize),
+            weight_bytes(self.shape, model, self.itemsize) + self._rounded_bytes,
             self.moment_bytes,
             train.activation_checkpointing is True,
             train.activation_checkpointing == "experts",

@@ -163,7 +163,7 @@ def test_rows_of_a_run_are_split_into_those_to_calibrate_on_and_those_to_judge_b
     few = run_rows(run, vocabulary, tokens=100)
     assert 100 <= sum(map(len, few.training)) < 300
     held = run_rows(sft(tmp_path, valid=str(tmp_path / "valid.jsonl")), vocabulary)
-    assert (len(held.training), len(held.held_out), held.source) == (200, 3, "data.valid")
+    assert (len(held.training), len(held.held_out), held.source) == (197, 3, "data.valid")
     tasks, why = run_tasks(run, 5)
     assert (len(tasks.prompts), tasks.settings, why) == (5, run.data, "")
 
