@@ -153,11 +153,15 @@ SEAMS: dict[str, str] = {
     "tiktoken:Encoding._mergeable_ranks": VALUE,
     "argparse:ArgumentParser._actions": VALUE,
 }
+OLDER = {"transformers.integrations.moe:use_experts_implementation._is_expert_parallel": "gone"}
+"""What a seam is in the oldest tested versions, where train/model/library_versions.py does without it."""
 
 
 @pytest.mark.parametrize("seam", SEAMS)
 def test_a_seam_is_as_it_was(seam: str) -> None:
-    assert signature(seam) == SEAMS[seam], f"{seam} changed: read what relies on it before the new version is allowed"
+    assert signature(seam) in (SEAMS[seam], OLDER.get(seam)), (
+        f"{seam} changed: read what relies on it before the new version is allowed"
+    )
 
 
 def test_the_table_is_complete() -> None:
