@@ -6,7 +6,9 @@ PYTHON = $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-# Either end of the tested versions, laid over what is in VENV. torch's CUDA build, some GB, only with TORCH=1.
+# Triton, and the numpy that its interpreter works with: laid over what is in VENV, where no GPU brings triton.
+KERNELS := .kernels
+# Either end of the tested versions, laid over VENV likewise. torch's CUDA build, some GB, only with TORCH=1.
 OLDEST := transformers==5.17.0 huggingface-hub==1.33.0
 OLDEST_TORCH := torch==2.11.0
 NEWEST := transformers==5.24.0
@@ -16,12 +18,13 @@ PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-deps --no-build-i
 # Sources are built by what the lock has, not by what pip would fetch for it without asking for hashes.
 LOCKED := $(PIP) --require-hashes
 
-.PHONY: help quickstart test test-slow test-oldest test-newest lint format types package-check schemas lock clean
+.PHONY: help quickstart test test-slow test-kernels test-oldest test-newest lint format types package-check schemas lock clean
 
 help:
 	@echo 'make quickstart     install into .venv, then train and evaluate the embedded model'
 	@echo 'make test           the tests, within ten minutes on two cores; some of them: make test PYTEST=tests/unit/configs'
 	@echo 'make test-slow      the rest of them, minutes more'
+	@echo 'make test-kernels   the Triton kernels: in its interpreter, and compiled for a GPU that need not be there'
 	@echo 'make test-oldest    the tests on the oldest tested transformers (TORCH=1: and torch); make test-newest on the newest'
 	@echo 'make lint types     ruff and basedpyright; make format rewrites'
 	@echo 'make package-check  build the wheel and run it from a foreign folder'
@@ -39,6 +42,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	@$(BIN)/pytest --numprocesses auto --dist worksteal -m slow $(PYTEST)
+
+test-kernels: $(VENV)/.installed-dev $(KERNELS)/.installed
+	@KERNEL_TESTS=1 TRITON_INTERPRET=1 PYTHONPATH=$(KERNELS) $(BIN)/pytest tests/kernels/test_parity.py
+	@KERNEL_TESTS=1 PYTHONPATH=$(KERNELS) $(BIN)/pytest tests/kernels/test_compiled.py
 
 # Not in .ci/run: two more times all tests.
 test-oldest test-newest: test-%: $(VENV)/.installed-dev
@@ -83,6 +90,12 @@ $(VENV)/.installed: pyproject.toml requirements/base.txt requirements/torch.txt 
 	@echo 'installing counterpoint and its other requirements'
 	@$(LOCKED) --only-binary :all: --requirement requirements/base.txt
 	@$(PIP) --editable .
+	@touch $@
+
+$(KERNELS)/.installed: $(VENV)/.installed tests/kernels/requirements.txt
+	@echo 'installing triton into $(KERNELS)'
+	@rm -rf $(KERNELS)
+	@$(LOCKED) --only-binary :all: --target $(KERNELS) --requirement tests/kernels/requirements.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt

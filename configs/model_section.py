@@ -44,6 +44,10 @@ class ModelSettings(Settings):
     norms: Implementation = "lean"
     """RMS norms: `lean` keeps their inputs as they are, `reference` is transformers', which keeps float32 copies."""
 
+    kernels: Literal["auto", "triton", "torch"] = "auto"
+    """Kernels of our own for experts: `auto` takes those that give torch's numbers on this GPU, `triton` asks for all,
+    `torch` for none. Only CUDA has them."""
+
     @model_validator(mode="after")
     def _checks(self) -> ModelSettings:
         if self.name == EMBEDDED_MODEL and self.revision is not None:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from counterpoint.train.adapters.activation import activation, activation_backward
+from counterpoint.train.kernels.registry import chosen
 from counterpoint.train.model.precision import compute_dtype, on_cuda
 
 
@@ -120,7 +121,7 @@ def loop_forward(
             h_RJ[part] = h
         a = activation(h, base.alpha, base.limit)
         _project(a, _expert(base.w2, e, wide), base.b2[e].to(wide), down, low_down_Rr, e, part, out=out_RH[part])
-    return _combine(out_RH, routing.slot_NK, weight_NK).to(x_NH.dtype), Saved(h_RJ, low_up_Rr, low_down_Rr)
+    return combine(out_RH, routing.slot_NK, weight_NK).to(x_NH.dtype), Saved(h_RJ, low_up_Rr, low_down_Rr)
 
 
 def loop_backward(
@@ -128,7 +129,7 @@ def loop_backward(
     up: Adapter | None, down: Adapter | None, saved: Saved, want_x: bool,
 ) -> Gradient:  # fmt: skip
     row_R, wide = routing.row_R, compute_dtype(x_NH)
-    weight_R1 = _by_row(weight_NK, routing.slot_NK)[:, None].to(wide)
+    weight_R1 = by_row(weight_NK, routing.slot_NK)[:, None].to(wide)
     dweight_R = torch.zeros_like(weight_R1[:, 0])
     dx_RH = x_NH.new_empty(row_R.numel(), x_NH.shape[-1], dtype=wide) if want_x else None
     up, down = _cast(up, wide), _cast(down, wide)
@@ -147,26 +148,26 @@ def loop_backward(
         if saved.hidden_RJ is not None:
             h = saved.hidden_RJ[part].to(wide)
         else:
-            h = torch.addmm(base.b1[e].to(wide), _held(x), w1)
+            h = torch.addmm(base.b1[e].to(wide), held(x), w1)
             if up is not None and not up.merged:
-                h.addmm_(_held(saved.low_up_Rr)[part], up.b[e], alpha=up.scale)
+                h.addmm_(held(saved.low_up_Rr)[part], up.b[e], alpha=up.scale)
             h = h.to(x_NH.dtype).to(wide)  # as it would have been kept
         a, dh = activation_backward(h, g * weight, base.alpha, base.limit)
         dweight_R[part] = g.mul_(a).sum(-1) + dy @ base.b2[e].to(wide)
         if d_down is not None and low_dy is not None:
             scaled = weight * d_down.scale
             torch.mm(a.T, low_dy.mul_(scaled), out=d_down.a[e])
-            torch.mm((_held(saved.low_down_Rr)[part] * scaled).T, dy, out=d_down.b[e])
+            torch.mm((held(saved.low_down_Rr)[part] * scaled).T, dy, out=d_down.b[e])
         low_dh = None
         if up is not None and d_up is not None:
             low_dh = (dh @ up.b[e].T).mul_(up.scale)
-            torch.mm(_held(x).T, low_dh, out=d_up.a[e])
-            torch.mm((_held(saved.low_up_Rr)[part] * up.scale).T, dh, out=d_up.b[e])
+            torch.mm(held(x).T, low_dh, out=d_up.a[e])
+            torch.mm((held(saved.low_up_Rr)[part] * up.scale).T, dh, out=d_up.b[e])
         if dx_RH is not None:
             torch.mm(dh, w1.T, out=dx_RH[part])
             if up is not None and low_dh is not None and not up.merged:
                 dx_RH[part].addmm_(low_dh, up.a[e].T)
-    dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None).to(x_NH.dtype)
+    dx_NH = None if dx_RH is None else combine(dx_RH, routing.slot_NK, None).to(x_NH.dtype)
     dweight_NK = dweight_R[routing.slot_NK].to(weight_NK.dtype)
     d_up, d_down = _cast(d_up, x_NH.dtype), _cast(d_down, x_NH.dtype)
     return Gradient(dx_NH, dweight_NK, *(d_up or _NONE)[:2], *(d_down or _NONE)[:2])
@@ -190,12 +191,10 @@ def grouped_forward(
     low_up_Rr, ends = _low_rank(x_RH, up, routing.end_E), _ends(base, routing)
     h_RJ = _project_all(x_RH, base.w1, base.b1, up, low_up_Rr, routing, ends)
     del x_RH
-    a_RI = h_RJ.new_empty(len(h_RJ), base.w2.shape[1])
-    for part in _parts(len(h_RJ)):
-        a_RI[part] = activation(h_RJ[part], base.alpha, base.limit)
+    a_RI = activated(h_RJ, base)
     low_down_Rr = _low_rank(a_RI, down, routing.end_E)
     out_RH = _project_all(a_RI, base.w2, base.b2, down, low_down_Rr, routing, ends)
-    return _combine(out_RH, routing.slot_NK, weight_NK), Saved(h_RJ, low_up_Rr, low_down_Rr)
+    return combine(out_RH, routing.slot_NK, weight_NK), Saved(h_RJ, low_up_Rr, low_down_Rr)
 
 
 def grouped_backward(
@@ -203,46 +202,58 @@ def grouped_backward(
     up: Adapter | None, down: Adapter | None, saved: Saved, want_x: bool,
 ) -> Gradient:  # fmt: skip
     end_E, row_R, ends = routing.end_E, routing.row_R, _ends(base, routing)
-    weight_R1 = _by_row(weight_NK, routing.slot_NK)[:, None].to(x_NH.dtype)
+    weight_R1 = by_row(weight_NK, routing.slot_NK)[:, None].to(x_NH.dtype)
     dy_RH = dy_NH[row_R]
     g_RI = _times_base(dy_RH, base.w2, routing, ends, transposed=True)
     da_up = db_up = da_down = db_down = scaled_dy_Rr = None
-    dweight_R = (dy_RH * base.b2[_expert_of_rows(routing)]).sum(-1)
+    dweight_R = (dy_RH * base.b2[expert_of_rows(routing)]).sum(-1)
     if down is not None:
         scaled_R1 = weight_R1 * down.scale
-        low_dy_Rr = F.grouped_mm(dy_RH, _padded_b(down).transpose(-2, -1), offs=end_E)
+        low_dy_Rr = F.grouped_mm(dy_RH, padded_b(down).transpose(-2, -1), offs=end_E)
         if not down.merged:
-            g_RI.add_(F.grouped_mm(low_dy_Rr, _padded_a(down).transpose(-2, -1), offs=end_E), alpha=down.scale)
-        scaled_dy_Rr, low_Rr = low_dy_Rr.mul_(scaled_R1), _held(saved.low_down_Rr) * scaled_R1
-        db_down = _by_expert(low_Rr, dy_RH, end_E)[:, : down.a.shape[-1]]
+            g_RI.add_(F.grouped_mm(low_dy_Rr, padded_a(down).transpose(-2, -1), offs=end_E), alpha=down.scale)
+        scaled_dy_Rr, low_Rr = low_dy_Rr.mul_(scaled_R1), held(saved.low_down_Rr) * scaled_R1
+        db_down = by_expert(low_Rr, dy_RH, end_E)[:, : down.a.shape[-1]]
     del dy_RH
     h_RJ = saved.hidden_RJ
     if h_RJ is None:
         h_RJ = _project_all(x_NH[row_R], base.w1, base.b1, up, saved.low_up_Rr, routing, ends)
     # What was recomputed has no other user, so its gradient may overwrite it.
     dh_RJ = torch.empty_like(h_RJ) if h_RJ is saved.hidden_RJ else h_RJ
-    a_RI = _through_activation(h_RJ, g_RI, weight_R1, base, dh_RJ, dweight_R)
+    a_RI = through_activation(h_RJ, g_RI, weight_R1, base, dh_RJ, dweight_R)
     if down is not None and scaled_dy_Rr is not None:
-        da_down = _by_expert(a_RI, scaled_dy_Rr, end_E)[..., : down.a.shape[-1]]
+        da_down = by_expert(a_RI, scaled_dy_Rr, end_E)[..., : down.a.shape[-1]]
     del a_RI, g_RI
     dx_RH = _times_base(dh_RJ, base.w1, routing, ends, transposed=True) if want_x else None
     if up is not None:
         rank = up.a.shape[-1]
-        low_dh_Rr = F.grouped_mm(dh_RJ, _padded_b(up).transpose(-2, -1), offs=end_E).mul_(up.scale)
-        da_up = _by_expert(x_NH[row_R], low_dh_Rr, end_E)[..., :rank]
-        db_up = _by_expert(_held(saved.low_up_Rr) * up.scale, dh_RJ, end_E)[:, :rank]
+        low_dh_Rr = F.grouped_mm(dh_RJ, padded_b(up).transpose(-2, -1), offs=end_E).mul_(up.scale)
+        da_up = by_expert(x_NH[row_R], low_dh_Rr, end_E)[..., :rank]
+        db_up = by_expert(held(saved.low_up_Rr) * up.scale, dh_RJ, end_E)[:, :rank]
         if dx_RH is not None and not up.merged:
-            dx_RH.add_(F.grouped_mm(low_dh_Rr, _padded_a(up).transpose(-2, -1), offs=end_E))
-    dx_NH = None if dx_RH is None else _combine(dx_RH, routing.slot_NK, None)
+            dx_RH.add_(F.grouped_mm(low_dh_Rr, padded_a(up).transpose(-2, -1), offs=end_E))
+    dx_NH = None if dx_RH is None else combine(dx_RH, routing.slot_NK, None)
     dweight_NK = dweight_R[routing.slot_NK].to(weight_NK.dtype)
     return Gradient(dx_NH, dweight_NK, da_up, db_up, da_down, db_down)
 
 
-def _through_activation(
+def activated(h_RJ: torch.Tensor, base: ExpertWeights) -> torch.Tensor:
+    """The activation of all rows (R, I), a few at a time."""
+    if kernel := chosen("swiglu", h_RJ):
+        return kernel[0](h_RJ, base.alpha, base.limit)
+    a_RI = h_RJ.new_empty(len(h_RJ), h_RJ.shape[1] // 2)
+    for part in _parts(len(h_RJ)):
+        a_RI[part] = activation(h_RJ[part], base.alpha, base.limit)
+    return a_RI
+
+
+def through_activation(
     h_RJ: torch.Tensor, g_RI: torch.Tensor, weight_R1: torch.Tensor, base: ExpertWeights, dh_RJ: torch.Tensor,
     dweight_R: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
     """The activation, in the place of its gradient g; writes dh and adds `<g, a>` to dweight."""
+    if kernel := chosen("swiglu", h_RJ):
+        return kernel[1](h_RJ, g_RI, weight_R1, dh_RJ, dweight_R, base.alpha, base.limit)
     for part in _parts(len(g_RI)):
         g = g_RI[part]
         a, dh_RJ[part] = activation_backward(h_RJ[part], g * weight_R1[part], base.alpha, base.limit)
@@ -279,7 +290,7 @@ def _project(
 
 
 def _low_rank(x_Ri: torch.Tensor, adapter: Adapter | None, end_E: torch.Tensor) -> torch.Tensor | None:
-    return None if adapter is None else F.grouped_mm(x_Ri, _padded_a(adapter), offs=end_E)
+    return None if adapter is None else F.grouped_mm(x_Ri, padded_a(adapter), offs=end_E)
 
 
 def _project_all(
@@ -288,15 +299,15 @@ def _project_all(
 ) -> torch.Tensor:  # fmt: skip
     """x W + b + s (x A) B of every row, from x and x A."""
     out_Ro = _times_base(x_Ri, weight_Eio, routing, ends)
-    expert_R = _expert_of_rows(routing)
+    expert_R = expert_of_rows(routing)
     for part in _parts(len(out_Ro)):
         out_Ro[part] += bias_Eo[expert_R[part]]
     if adapter is not None and not adapter.merged:
-        out_Ro.add_(F.grouped_mm(_held(low_Rr), _padded_b(adapter), offs=routing.end_E), alpha=adapter.scale)
+        out_Ro.add_(F.grouped_mm(held(low_Rr), padded_b(adapter), offs=routing.end_E), alpha=adapter.scale)
     return out_Ro
 
 
-def _by_expert(left_Ri: torch.Tensor, right_Rj: torch.Tensor, end_E: torch.Tensor) -> torch.Tensor:
+def by_expert(left_Ri: torch.Tensor, right_Rj: torch.Tensor, end_E: torch.Tensor) -> torch.Tensor:
     """The sum of each expert's rows of left^T right (E, i, j), zero where it has none.
 
     Compute capability 10 leaves what was in memory there (pytorch issue 172439). It is zeroed without waiting.
@@ -320,8 +331,8 @@ def _times_base(
         weight_Eio = weight_Eio.transpose(-2, -1) if transposed else weight_Eio
         return F.grouped_mm(x_Ri, weight_Eio, offs=routing.end_E)
     out_Ro = x_Ri.new_empty(len(x_Ri), weight_Eio.shape[-2 if transposed else -1])
-    chosen = [e for e, (first, end) in enumerate(itertools.pairwise(ends)) if end > first]
-    for some in (chosen[at : at + UNPACKED_EXPERTS] for at in range(0, len(chosen), UNPACKED_EXPERTS)):
+    busy = [e for e, (first, end) in enumerate(itertools.pairwise(ends)) if end > first]
+    for some in (busy[at : at + UNPACKED_EXPERTS] for at in range(0, len(busy), UNPACKED_EXPERTS)):
         rows = slice(ends[some[0]], ends[some[-1] + 1])
         part_Eio = weight_Eio.some(some)  # pyright: ignore[reportAttributeAccessIssue]
         part_Eio = part_Eio.transpose(-2, -1) if transposed else part_Eio
@@ -331,31 +342,31 @@ def _times_base(
     return out_Ro
 
 
-def _padded_a(adapter: Adapter) -> torch.Tensor:
+def padded_a(adapter: Adapter) -> torch.Tensor:
     """A with its rank filled up by zeros to a multiple of 8: grouped GEMMs want rows of whole 16 bytes."""
     short = -adapter.a.shape[-1] % 8
     return (F.pad(adapter.a, (0, short)) if short else adapter.a).contiguous()
 
 
-def _padded_b(adapter: Adapter) -> torch.Tensor:
+def padded_b(adapter: Adapter) -> torch.Tensor:
     """B, filled up likewise."""
     short = -adapter.b.shape[-2] % 8
     return F.pad(adapter.b, (0, 0, 0, short)) if short else adapter.b
 
 
-def _combine(out_RH: torch.Tensor, slot_NK: torch.Tensor, weight_NK: torch.Tensor | None) -> torch.Tensor:
+def combine(out_RH: torch.Tensor, slot_NK: torch.Tensor, weight_NK: torch.Tensor | None) -> torch.Tensor:
     """Sum of each token's rows, weighted or not: one gather without a (N, K, H) copy, and no atomic addition."""
     weight = None if weight_NK is None else weight_NK.to(out_RH.dtype)
     return F.embedding_bag(slot_NK, out_RH, mode="sum", per_sample_weights=weight)
 
 
-def _by_row(value_NK: torch.Tensor, slot_NK: torch.Tensor) -> torch.Tensor:
+def by_row(value_NK: torch.Tensor, slot_NK: torch.Tensor) -> torch.Tensor:
     value_R = torch.empty_like(value_NK.reshape(-1))
     value_R[slot_NK.reshape(-1)] = value_NK.reshape(-1)
     return value_R
 
 
-def _expert_of_rows(routing: Routing) -> torch.Tensor:
+def expert_of_rows(routing: Routing) -> torch.Tensor:
     index_R = torch.arange(routing.row_R.numel(), device=routing.end_E.device, dtype=routing.end_E.dtype)
     return torch.searchsorted(routing.end_E, index_R, right=True)
 
@@ -366,6 +377,6 @@ def _expert(weight: torch.Tensor, e: int, dtype: torch.dtype) -> torch.Tensor:
     return weight[e].to(dtype) if unpack is None else unpack(e, dtype)
 
 
-def _held(tensor: torch.Tensor | None) -> torch.Tensor:
+def held(tensor: torch.Tensor | None) -> torch.Tensor:
     assert tensor is not None
     return tensor

@@ -32,6 +32,7 @@ from counterpoint.train.adapters.expert_math import (
     loop_backward,
     loop_forward,
 )
+from counterpoint.train.adapters.kernel_experts import kernel_backward, kernel_forward, kernels_serve
 from counterpoint.train.model.library_versions import is_expert_parallel
 
 LEAN_EXPERTS, RECOMPUTED_EXPERTS = "counterpoint_lean", "counterpoint_lean_recomputed"
@@ -129,7 +130,9 @@ class _LeanExperts(torch.autograd.Function):
         up = Adapter.of(a_up, b_up, scale_up, merged_up)
         down = Adapter.of(a_down, b_down, scale_down, merged_down)
         routing = Routing.of(index_NK, w1.shape[0])
-        run = grouped_forward if grouped_serves(hidden_NH, w1, w2) else loop_forward
+        run = loop_forward
+        if grouped_serves(hidden_NH, w1, w2):
+            run = kernel_forward if kernels_serve(hidden_NH) else grouped_forward
         out_NH, saved = run(hidden_NH, weight_NK, routing, weights, up, down)
         if inputs[-1]:
             saved = saved._replace(hidden_RJ=None)
@@ -148,7 +151,9 @@ class _LeanExperts(torch.autograd.Function):
         constants_up, constants_down, shape = context.constants
         weights = ExpertWeights(w1, b1, w2, b2, *shape)
         up, down = Adapter.of(a_up, b_up, *constants_up), Adapter.of(a_down, b_down, *constants_down)
-        run = grouped_backward if grouped_serves(hidden_NH, w1, w2) else loop_backward
+        run = loop_backward
+        if grouped_serves(hidden_NH, w1, w2):
+            run = kernel_backward if kernels_serve(hidden_NH) else grouped_backward
         with torch.autocast(hidden_NH.device.type, enabled=False):
             gradient = run(
                 grads[0].contiguous(), hidden_NH, weight_NK, Routing(row_R, slot_NK, end_E), weights, up, down,

@@ -7,6 +7,7 @@ from typing import Any
 from counterpoint.configs.errors import ModelError
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.train.adapters.experts import use_experts
+from counterpoint.train.adapters.kernel_choice import use_kernels
 from counterpoint.train.model.attention import use_attention
 from counterpoint.train.model.library_versions import TESTED_VERSIONS, installed_versions
 from counterpoint.train.model.norm import use_norms
@@ -29,6 +30,7 @@ def use_implementations(model: Any, settings: ModelSettings | None = None, recom
                     f">={first},<{last} and {found} is installed: install that, or set all to reference"
                 )
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    use_kernels(settings.kernels, next(inner.parameters()).device)
     use_attention(inner, settings.attention == "lean")
     use_experts(inner, settings.experts == "lean", recompute_experts)
     use_norms(inner, settings.norms == "lean")

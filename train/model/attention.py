@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from counterpoint.train.model.attention_plan import BLOCKED, AttentionPlan, Block, Sequences, causal_plan
+from counterpoint.train.model.kernel_attention import KernelAttention, kernel_serves
 from counterpoint.train.model.precision import compute_dtype, on_cuda
 
 LEAN_ATTENTION = "counterpoint_lean"  # "flash" in the name would send transformers looking for a hub kernel
@@ -55,7 +56,9 @@ def lean_attention_forward(
         mask = plan.dense(query.dtype) if isinstance(plan, AttentionPlan) else plan
         return eager_attention_forward(module, query, key, value, cast(Any, mask), scaling, dropout, **kwargs)
     sinks = s_aux if s_aux is not None else cast(torch.Tensor, module.sinks)
-    function = _CpuAttention if _cpu_serves(query) else _CudaAttention
+    function: Any = _CpuAttention if _cpu_serves(query) else _CudaAttention
+    if kernel_serves(query):
+        function = KernelAttention
     return cast(torch.Tensor, function.apply(query, key, value, sinks, plan, scaling)), None
 
 

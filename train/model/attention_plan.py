@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,8 @@ class AttentionPlan:
         self.position_BS = position_BS
         self.subtree_end_BS = subtree_end_BS
         self.window = window
+        self.memo: dict[Any, Any] = {}
+        """For kernels: what they work out from these alone."""
 
     @property
     def shape(self) -> torch.Size:
@@ -89,6 +92,12 @@ class AttentionPlan:
     def sequences(self) -> list[Sequences]:
         """Parts over disjoint keys; the first has all queries."""
         return _sequences(*self._arrays, self.window, self.subtree_end_BS.device)
+
+    @cached_property
+    def narrow(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions and ends (B, S) in int32, where they are."""
+        position, end = (part.to(torch.int32).contiguous() for part in (self.position_BS, self.subtree_end_BS))
+        return position, end
 
     @cached_property
     def _arrays(self) -> tuple[Int64, Int64]:

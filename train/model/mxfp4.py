@@ -16,6 +16,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from counterpoint.configs.errors import ModelError
+from counterpoint.train.kernels.registry import chosen
 
 RUN = 32
 """Numbers that share one scale."""
@@ -86,8 +87,13 @@ class Mxfp4Tensor(torch.Tensor):
         return func(*plain[0], **plain[1])
 
 
-def unpacked(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(..., I / 2) bytes and (..., I / 32) scales as (..., I) numbers, bit for bit as transformers converts them."""
+def unpacked(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype, *, plain: bool = False) -> torch.Tensor:
+    """(..., I / 2) bytes and (..., I / 32) scales as (..., I) numbers, bit for bit as transformers converts them.
+
+    plain: in torch's operations, whatever kernels are in use.
+    """
+    if dtype == torch.bfloat16 and not plain and (kernel := chosen("unpack", blocks)):
+        return kernel(blocks, scales, dtype)
     pairs, powers = _tables(dtype, blocks.device)
     # Both numbers of a byte are looked up as one element of twice the width.
     values = pairs.index_select(0, blocks.flatten().to(torch.int32)).view(dtype)

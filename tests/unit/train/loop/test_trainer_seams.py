@@ -189,9 +189,15 @@ def signature(seam: str) -> str:
         return "written in C"
 
 
+def needs_triton(path: Path) -> bool:
+    """Kernels, and what compares them: without classes of a library."""
+    kernel = path.parts[1] == "kernels" and path.stem not in ("__init__", "registry")
+    return kernel or path.stem == "kernel_checks"
+
+
 def our_classes() -> Iterator[type]:
     for path in SOURCES:
-        if path.parts[0] == "train" and path.stem != "sandbox_runner":  # which is a script
+        if path.parts[0] == "train" and path.stem != "sandbox_runner" and not needs_triton(path):  # which is a script
             module = importlib.import_module(f"counterpoint.{'.'.join(path.with_suffix('').parts)}")
             yield from (k for k in vars(module).values() if inspect.isclass(k) and k.__module__ == module.__name__)
 
