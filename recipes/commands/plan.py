@@ -107,6 +107,11 @@ def _lines(
     if measured is not None:
         above = memory.total - memory.weights - memory.adapter
         lines.append(f"         measured above model and adapter: {_size(measured.above)} (estimate {_size(above)})")
+    elif estimate.device == "cuda":
+        lines.append(
+            "         counted from the sizes of tensors and of the flash kernel's scratch; assumed: 0.9 GiB for"
+        )
+        lines.append("         CUDA, 3 % of activations lost to gaps. Nothing of it was measured on a GPU")
     cards = {} if budget is None else {f"this {'GPU' if estimate.device == 'cuda' else 'machine'}": budget}
     if estimate.device == "cuda":
         cards |= {name: size * GIB for name, size in CARDS.items()}
