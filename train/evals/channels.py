@@ -13,6 +13,7 @@ from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.data.intervals import share_estimate, wilson
+from counterpoint.train.scoring.languages import is_known, language_of
 from counterpoint.train.scoring.prompts import EvalPrompt
 from counterpoint.train.scoring.scorers import Score, Scorers
 
@@ -48,6 +49,7 @@ class Judged:
             "preambles": list(c.preambles),
             "calls": [{"name": call.recipient, "arguments": call.arguments_text} for call in c.calls],
             "final": c.final,
+            "languages": _languages(c),
             "stop": c.stop,
             "tokens": c.n_tokens_by_channel,
             "violations": [{"code": v.code, "position": v.position, "detail": v.detail} for v in c.violations],
@@ -164,6 +166,13 @@ def judge(
     )
     score = None if prompt.scorer is None else scorers.score(prompt.scorer, completion, prompt.reference)
     return Judged(prompt, effort, sample, completion, score)
+
+
+def _languages(completion: Completion) -> dict[str, str | None] | None:
+    """Of analysis and final, where they can be told; None without the package."""
+    if not is_known():
+        return None
+    return {"analysis": language_of(completion.analysis or ""), "final": language_of(completion.final or "")}
 
 
 def expected_of(prompt: EvalPrompt) -> dict[str, Any]:

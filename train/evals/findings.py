@@ -12,6 +12,7 @@ from counterpoint.train.evals.channels import Rate
 from counterpoint.train.evals.compare import Comparison, Difference, Metric, compare
 from counterpoint.train.evals.effort import Advice, advise, points_of_rows
 from counterpoint.train.evals.effort_tokens import Shift, lengths_of_rows, shift
+from counterpoint.train.evals.language_drift import Drift, drifts, languages_by_effort
 from counterpoint.train.evals.report_data import BASE, TUNED, Numbers, Report, Row, Side
 from counterpoint.train.evals.results import Cell, cells
 from counterpoint.train.evals.retention_probes import Guarded, guard
@@ -30,12 +31,14 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One side in numbers. tasks: a cell for each task and effort. advice: over all samples with a truth."""
+    """One side in numbers. tasks: a cell for each task and effort. advice: over all samples with a truth. languages: by
+    channel and effort."""
 
     label: str
     numbers: Numbers
     tasks: tuple[Cell, ...]
     advice: Advice
+    languages: Mapping[str, Mapping[str, Mapping[str, Rate]]]
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -43,18 +46,26 @@ class Measured:
             **self.numbers.as_dict(),
             "tasks": [cell.as_dict() for cell in self.tasks],
             "effort": self.advice.as_dict(),
+            "languages": {
+                channel: {
+                    effort: {code: rate.as_dict() for code, rate in found.items()} for effort, found in efforts.items()
+                }
+                for channel, efforts in self.languages.items()
+            },
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
     """sides: `base` and `tuned`, those that were measured. difference: tuned against base, paired; guard: of the
-    probes; effort: of the analysis's length; None unless both sides are there, and there is a probe."""
+    probes; effort: of the analysis's length; None unless both sides are there, and there is a probe. drifts: into other
+    languages."""
 
     sides: Mapping[str, Measured]
     difference: Comparison | None
     guard: Guarded | None
     effort: Shift | None
+    drifts: tuple[Drift, ...]
     verdict: tuple[Said, ...]
 
     @property
@@ -69,6 +80,7 @@ class Findings:
             "difference": None if self.difference is None else self.difference.as_dict(),
             "guard": None if self.guard is None else self.guard.as_dict(),
             "effort": None if self.effort is None else self.effort.as_dict(),
+            "drifts": [drift.as_dict() for drift in self.drifts],
         }
 
 
@@ -77,17 +89,20 @@ def findings_of(report: Report) -> Findings:
     both = [(BASE, report.base), (TUNED, report.tuned)]
     sides = {who: _measured(side) for who, side in both if side is not None}
     difference, guarded, effort = None, None, None
+    drifted: list[Drift] = []
     if report.base is not None and report.tuned is not None:
         difference = _difference(report.base, report.tuned)
         guarded = guard(report.base.rows, report.tuned.rows)
         guarded = guarded if guarded.skills or guarded.tilts else None
         effort = shift(lengths_of_rows(report.base.rows), lengths_of_rows(report.tuned.rows))
-    return Findings(sides, difference, guarded, effort, tuple(_verdict(sides, difference, guarded, effort)))
+        drifted = drifts(report.base.rows, report.tuned.rows)
+    said = [*_verdict(sides, difference, guarded, effort), *(Said(drift.sentence, bad=True) for drift in drifted)]
+    return Findings(sides, difference, guarded, effort, tuple(drifted), tuple(said))
 
 
 def _measured(side: Side) -> Measured:
     advice = advise(points_of_rows(row for row in side.rows if not _is_pair(row)))
-    return Measured(side.label, side.numbers, tuple(cells(side.rows)), advice)
+    return Measured(side.label, side.numbers, tuple(cells(side.rows)), advice, languages_by_effort(side.rows))
 
 
 def _is_pair(row: Row) -> bool:

@@ -25,6 +25,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.adapters.attach import is_fresh
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
 from counterpoint.train.evals.effort_tokens import Lengths, growth, lengths, shift
+from counterpoint.train.evals.language_drift import drifts
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.run.folder import METRICS, json_lines
@@ -34,6 +35,7 @@ from counterpoint.train.scoring.scorers import Scorers
 
 Who = Literal["base", "tuned"]
 TABLE_ROWS = 60
+_COMPARED = ("task", "id", "cluster", "effort", "languages")
 
 
 class Log(Protocol):
@@ -140,6 +142,7 @@ class ChannelEval(TrainerCallback):
         self.measured = measured
         self.points: list[EvalPoint] = []
         self.stopped: str | None = None
+        self._first: list[dict[str, Any]] = []
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self.settings.at_start or state.global_step > 0:
@@ -166,7 +169,7 @@ class ChannelEval(TrainerCallback):
             if self.folder is None:
                 return None
             point = EvalPoint(step, who, time.monotonic() - began, summarise(samples), _lengths(samples))
-            self._write(self.folder, point, samples)
+            rows = self._write(self.folder, point, samples)
         except _OutOfStepError:
             raise
         except SamplingStoppedError:
@@ -178,11 +181,12 @@ class ChannelEval(TrainerCallback):
             self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training continues")
             return None
         self.points.append(point)
+        self._first = self._first or [{name: row[name] for name in _COMPARED} for row in rows]
         if who == "tuned":
             self.measured(point.summary.scalars())
         self.say(point.line())
         if who == "tuned" and step > 0:
-            self._compare(point)
+            self._compare(point, rows)
             self._thresholds(point, control)
         return point
 
@@ -254,7 +258,7 @@ class ChannelEval(TrainerCallback):
         else:
             yield
 
-    def _write(self, folder: Path, point: EvalPoint, samples: Sequence[Judged]) -> None:
+    def _write(self, folder: Path, point: EvalPoint, samples: Sequence[Judged]) -> list[dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
         rows = [sample.as_row(self.loaded.vocabulary) for sample in samples]
         path = folder / f"step-{point.step:06d}-{point.who}.jsonl"
@@ -262,7 +266,7 @@ class ChannelEval(TrainerCallback):
         with (folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(point.as_dict()) + "\n")
         if self.log is None:
-            return
+            return rows
         prefix = "eval" if point.who == "tuned" else "eval_base"
         self.log.scalars(point.step, {f"{prefix}/{name}": value for name, value in point.summary.scalars().items()})
         columns = ("id", "effort", "analysis", "calls", "final", "violations", "text")
@@ -271,9 +275,13 @@ class ChannelEval(TrainerCallback):
             for r in rows[:TABLE_ROWS]
         ]
         self.log.table(point.step, f"{prefix}/samples", columns, table)
+        return rows
 
-    def _compare(self, point: EvalPoint) -> None:
-        """Against the first evaluation: effort that no longer steers the length of the analysis is warned of."""
+    def _compare(self, point: EvalPoint, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Against the first evaluation: effort that no longer steers the length of the analysis is warned of, and so is
+        another language."""
+        for drift in drifts(self._first, rows):
+            self.warn(f"step {point.step}: {drift.sentence}")
         changed = shift(self.points[0].lengths, point.lengths)
         if changed is not None and changed.verdict == "collapsed":
             self.warn(f"step {point.step}: {changed.sentence}")

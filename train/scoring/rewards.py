@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion
 from counterpoint.train.sampling.rollout import Called
+from counterpoint.train.scoring.languages import LANGUAGES, PACKAGE, is_known, language_shares
 from counterpoint.train.scoring.prompts import default_scorer
 from counterpoint.train.scoring.scorers import MissingTruthError, Reference, Score, Scorers, answer_of
 
@@ -64,6 +64,8 @@ class Rewards:
         missing: dict[str, int] = {}
         checked: set[str] = set()
         for name, setting in zip(self.names, self.settings, strict=True):
+            if isinstance(setting, kinds.LanguageReward):
+                _check_language(name, setting)
             if not isinstance(setting, kinds.AnswerReward | kinds.FunctionReward):
                 continue
             asked = [_scorer(setting, outcome) for outcome in outcomes]
@@ -172,13 +174,14 @@ def _length(setting: kinds.LengthReward, outcome: Outcome, scorers: Scorers) -> 
 
 @judge.register
 def _language(setting: kinds.LanguageReward, outcome: Outcome, scorers: Scorers) -> float:
-    """Share of letters in the script, up to the share that is asked for. No letters, or no answer: 0."""
+    """Share of letters in the language, up to the share that is asked for. Too few letters, or no answer: 0."""
     completion = outcome.completion
     final = answer_of(without_echo(completion, outcome.reference.prompt))
     if final is None or not final.strip():
         return 0.0
-    found = script_share(final if setting.channel == "final" else completion.analysis or "", setting.script)
-    return 0.0 if found is None else min(1.0, found / setting.share) if setting.share else 1.0
+    shares = language_shares(final if setting.channel == "final" else completion.analysis or "")
+    found = shares.get(setting.language, 0.0)
+    return 0.0 if not shares else min(1.0, found / setting.share) if setting.share else 1.0
 
 
 @judge.register
@@ -194,6 +197,14 @@ def _json(setting: kinds.JsonReward, outcome: Outcome, scorers: Scorers) -> floa
     except (ValueError, RecursionError):
         return 0.0
     return float(isinstance(value, dict | list) and bool(value))
+
+
+def _check_language(name: str, setting: kinds.LanguageReward) -> None:
+    if setting.language not in LANGUAGES:
+        known = ", ".join(LANGUAGES)
+        raise ConfigError(f"reward {name}: language `{setting.language}` is not told apart: take one of {known}")
+    if not is_known():
+        raise ConfigError(f"reward {name} needs {PACKAGE}: pip install 'counterpoint[eval]'")
 
 
 def _scorer(setting: kinds.AnswerReward | kinds.FunctionReward, outcome: Outcome) -> str | None:
@@ -233,16 +244,6 @@ def without_echo(completion: Completion, prompt: str) -> Completion:
     pattern = r"\s+".join(map(re.escape, words))
     echo = re.compile(rf"(?<!\w){pattern}(?!\w|[.,]\d)[.?!:]*", re.IGNORECASE)
     return replace(completion, final=echo.sub(" ", completion.final))
-
-
-_SCRIPTS = {"chinese": ("CJK",), "japanese": ("HIRAGANA", "KATAKANA", "CJK")}
-
-
-def script_share(text: str, script: str) -> float | None:
-    """Share of the letters of `text` that are of the script, by their Unicode names; None without a letter."""
-    wanted = _SCRIPTS.get(script, (script.upper(),))
-    letters = [unicodedata.name(c, "").split(" ")[0].split("-")[0] for c in text if c.isalpha()]
-    return sum(name in wanted for name in letters) / len(letters) if letters else None
 
 
 def _names(settings: Sequence[RewardSettings]) -> tuple[str, ...]:

@@ -217,8 +217,8 @@ WRONG_KINDS = [
     ("{type: channel, share: 0.3}", "share` belongs to type `language`, not to `channel`, which takes name, weight"),
     ("{type: answer, slope: 2}", "slope` belongs to type `length`, not to `answer`, which takes name, weight, scorer"),
     (
-        "{type: language, script: latin, shrae: 1}",
-        "unknown key `rewards.0.shrae`: type `language` takes name, weight, gated, script, channel, share; "
+        "{type: language, language: en, shrae: 1}",
+        "unknown key `rewards.0.shrae`: type `language` takes name, weight, gated, language, channel, share; "
         "did you mean `rewards.0.share`?",
     ),
     ("{type: json, zzz: 1}", "unknown key `rewards.0.zzz`: type `json` takes name, weight, gated"),

@@ -152,9 +152,9 @@ def test_an_effort_collapse_is_warned_of(tmp_path: Path) -> None:
     )
     flat = lengths((n, effort, tokens) for n in range(5) for effort, tokens in (("low", 99 + n), ("high", 102 - n)))
     hook.points = [replace(hook.points[0], lengths=steers)]
-    hook._compare(replace(hook.points[0], step=8, lengths=steers))
+    hook._compare(replace(hook.points[0], step=8, lengths=steers), [])
     assert told.lines == []
-    hook._compare(replace(hook.points[0], step=8, lengths=flat))
+    hook._compare(replace(hook.points[0], step=8, lengths=flat), [])
     (line,) = told.lines
     assert line.startswith(
         "step 8: Effort has collapsed: from low to high the analysis grows 0.99 times (95 % interval"

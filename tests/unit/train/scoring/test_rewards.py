@@ -22,7 +22,7 @@ from counterpoint.data.conversation import Effort, Tool
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.sampling.rollout import Called, ToolResult
-from counterpoint.train.scoring.rewards import Outcome, Rewards, judge, script_share, zero_variance_share
+from counterpoint.train.scoring.rewards import Outcome, Rewards, judge, zero_variance_share
 from counterpoint.train.scoring.scorers import ExpectedCall, Reference
 
 VOCABULARY = load_vocabulary()
@@ -74,8 +74,8 @@ EVERY = [
     {"type": "answer", "scorer": "exact"},
     {"type": "calls"},
     {"type": "length", "budgets": {"medium": [0, 50]}},
-    {"type": "language", "script": "latin"},
-    {"type": "language", "script": "latin", "channel": "analysis"},
+    {"type": "language", "language": "en"},
+    {"type": "language", "language": "en", "channel": "analysis"},
     {"type": "json"},
 ]
 
@@ -87,14 +87,14 @@ def test_hacking_probes_earn_nothing(said: str) -> None:
 
 
 def test_manners_without_a_right_answer_earn_nothing() -> None:
-    junk = f'{THINK}{FINAL}["lorem", "ipsum"]<|return|>'
+    junk = f'{THINK}{FINAL}["the moon is made of cheese", "and it shines on the sea at night"]<|return|>'
     with Rewards([reward(setting) for setting in EVERY]) as rewards:
         assert rewards.score(outcome(junk)) == [1.0] + [0.0] * (len(EVERY) - 1)
     length: dict = {"type": "length", "budgets": {"medium": [0, 50]}}
     for answer, setting, value in [
         ([], length, 1),
         ([{"type": "answer"}], length, 0),
-        ([{"type": "answer", "weight": 0}], {"type": "language", "script": "latin"}, 0),
+        ([{"type": "answer", "weight": 0}], {"type": "language", "language": "en"}, 0),
         ([{"type": "answer"}], {**length, "gated": False}, 1),
     ]:
         with Rewards([reward(each) for each in [*answer, setting]]) as rewards:
@@ -136,7 +136,7 @@ def test_an_echoed_prompt_is_no_answer() -> None:
     echo = f"{THINK}<|channel|>final<|message|>{PROMPT}<|return|>"
     assert paid(outcome(echo), type="answer") == 0
     assert paid(outcome(echo.replace(PROMPT, f"{PROMPT} Yes: 42")), type="answer") == 1
-    assert paid(outcome(echo), type="language", script="latin") == 0
+    assert paid(outcome(echo), type="language", language="en") == 0
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_an_echo_in_another_guise_is_no_answer(change: Callable[[str], str]) -> 
     echo = f"{THINK}<|channel|>final<|message|>{change(PROMPT)}<|return|>"
     assert paid(outcome(echo), type="answer") == 0
     assert paid(outcome(echo), type="length", budgets={"medium": [1, 100]}) == 0
-    assert paid(outcome(echo), type="language", script="latin") == 0
+    assert paid(outcome(echo), type="language", language="en") == 0
 
 
 def test_a_short_prompt_is_not_cut_out_of_other_words() -> None:
@@ -160,7 +160,10 @@ def test_a_right_answer_earns_each_of_them() -> None:
     assert paid(outcome(RIGHT), type="answer") == 1
     assert paid(outcome(RIGHT.replace("42", "41")), type="answer") == 0
     assert paid(outcome(RIGHT), type="answer", scorer="math") == 1
-    assert paid(outcome(RIGHT), type="language", script="latin", channel="analysis") == 1
+    said = "I add them up, one after the other, and then I am done."
+    assert paid(outcome(RIGHT.replace("I add them up.", said)), type="language", language="en", channel="analysis") == 1
+    assert paid(outcome(RIGHT.replace("I add them up.", said)), type="language", language="fr", channel="analysis") == 0
+    assert paid(outcome(RIGHT), type="language", language="en") == 0, "42 is in no language"
 
 
 @pytest.mark.parametrize(
@@ -200,23 +203,6 @@ def test_a_steep_length_reward(tokens: int, value: float) -> None:
     think = f"<|channel|>analysis<|message|>{' a' * tokens}<|end|><|start|>assistant"
     said = f"{think}<|channel|>final<|message|>42<|return|>"
     assert paid(outcome(said, effort="low"), type="length", slope=4, budgets={"low": [4, 8]}) == value
-
-
-@pytest.mark.parametrize(
-    ("text", "script", "share"),
-    [
-        ("Hello there, 42!", "latin", 1.0),
-        ("Привет", "cyrillic", 1.0),
-        ("ab Привет", "cyrillic", 0.75),
-        ("你好", "chinese", 1.0),
-        ("こんにちは世界", "japanese", 1.0),
-        ("안녕", "hangul", 1.0),
-        ("नमस्ते", "devanagari", 1.0),
-        ("42 + 1 = ?", "latin", None),
-    ],
-)
-def test_script_by_unicode_names(text: str, script: str, share: float | None) -> None:
-    assert script_share(text, script) == share
 
 
 @pytest.mark.parametrize(
