@@ -107,7 +107,8 @@ class ToolSettings(Settings):
     child process of this program, not in the sandbox."""
 
     mcp: Annotated[tuple[Text, ...], Unique, OneOrMany] = ()
-    """Commands that start MCP servers on their standard input and output."""
+    """MCP servers: commands that start them on their standard input and output, or addresses (`http://...`) of servers
+    that run. All rollouts share a server and what it keeps."""
 
     python: bool = False
     """The built-in `python` tool of gpt-oss, in a sandbox (bubblewrap); refused where there is none. A session is one

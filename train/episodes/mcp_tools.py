@@ -1,4 +1,4 @@
-"""Tools of an MCP server that runs as a child process, over its standard input and output.
+"""Tools of an MCP server: a child process, over its standard input and output, or one that runs, at its address.
 
 Source: Model Context Protocol, https://modelcontextprotocol.io (package `mcp`, the extra `[tools]`).
 """
@@ -21,31 +21,40 @@ from counterpoint.train.sampling.rollout import ToolResult
 
 
 class McpTools:
-    """The tools of one server; the connection lives in a thread of its own. ConfigError where it cannot start."""
+    """The tools of one server; the connection lives in a thread of its own. ConfigError where it cannot start.
+
+    server: the command that starts it, or its address (`http://...`). All rollouts share it: what it keeps for one, the
+    next one sees.
+    """
 
     builtin_tools: tuple[str, ...] = ()
 
-    def __init__(self, command: str, seconds: float = 30.0) -> None:
+    def __init__(self, server: str, seconds: float = 30.0) -> None:
         try:
             from mcp import Client, StdioServerParameters
         except ImportError:
             raise ConfigError("tools: MCP servers need the package mcp: pip install 'counterpoint[tools]'") from None
-        words = shlex.split(command)
-        if not words:
-            raise ConfigError("tools: the command of an MCP server is empty: write how it is started")
+        remote = server.startswith(("http://", "https://"))
+        words = [] if remote else shlex.split(server)
+        if not words and not remote:
+            raise ConfigError("tools: the command of an MCP server is empty: write how it is started, or its address")
         self._seconds = seconds
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._client: Any = Client(StdioServerParameters(command=words[0], args=words[1:]))
+        self._client: Any = Client(server if remote else StdioServerParameters(command=words[0], args=words[1:]))
         self._stop: asyncio.Event | None = None
         try:
             self._lifetime = self._start()
             listed = self._wait(self._client.list_tools())
         except Exception as error:
             self.close()
+            while isinstance(error, BaseExceptionGroup) and isinstance(error.exceptions[0], Exception):
+                error = error.exceptions[0]
+            told = "did not answer" if remote else "did not start"
+            fix = "look whether it runs at this address" if remote else "run it by hand"
             raise ConfigError(
-                f"tools: the MCP server `{command}` did not start ({type(error).__name__}: {error}): run it by hand"
+                f"tools: the MCP server `{server}` {told} ({type(error).__name__}: {error}): {fix}"
             ) from None
         declared = [
             {"name": tool.name, "description": tool.description or "", "inputSchema": tool.input_schema}

@@ -6,7 +6,8 @@ Whatever a tool does (raise, hang, flood, not exist), the model gets a result, a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Protocol, cast
 
 from counterpoint.configs.errors import ConfigError
@@ -142,10 +143,16 @@ def function_tool(where: str) -> Tool:
 
 def run_function(where: str, arguments: dict[str, Any]) -> str:
     """Run in the child: validate, call, and write the value as text (JSON for what is no string)."""
+    value = _loaded(where)(**arguments)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+@cache
+def _loaded(where: str) -> Callable[..., Any]:
+    """The function with its arguments validated; a file is executed once in a child, as a module is."""
     from pydantic import validate_call
 
-    value = validate_call(resolve(where))(**arguments)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return validate_call(resolve(where))
 
 
 def _code_of(call: ToolCall) -> str:

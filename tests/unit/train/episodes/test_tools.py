@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,3 +152,38 @@ def test_an_mcp_server_over_stdio(tmp_path: Path) -> None:
 def test_an_mcp_server_that_does_not_start_is_told() -> None:
     with pytest.raises(ConfigError, match="did not start"):
         McpTools("/nonexistent/server", seconds=20)
+
+
+def test_an_mcp_server_by_its_address(tmp_path: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    path = tmp_path / "server.py"
+    path.write_text(SERVER.replace('server.run("stdio")', f'server.run("streamable-http", port={port})'))
+    with subprocess.Popen([sys.executable, str(path)], stderr=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(600):
+                with socket.socket() as tried:
+                    if tried.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            with Toolbox([McpTools(f"http://127.0.0.1:{port}/mcp", seconds=60)]) as toolbox:
+                assert [tool.name for tool in toolbox.tools] == ["weather"]
+                assert toolbox.call(call("functions.weather", '{"city": "Ulm"}')).content == "sunny in Ulm"
+                assert toolbox.call(call("functions.weather", '{"city": "Nowhere"}')).fault == "raised"
+        finally:
+            process.kill()
+    address = f"http://127.0.0.1:{port}/mcp"
+    with pytest.raises(ConfigError, match=rf"`{address}` did not answer .*: look whether it runs at this address"):
+        McpTools(address, seconds=20)
+
+
+def test_a_file_of_tools_is_loaded_once(tmp_path: Path) -> None:
+    path, loads = tmp_path / "mine.py", tmp_path / "loads.txt"
+    path.write_text(
+        f"with open({str(loads)!r}, 'a') as file:\n    file.write('x')\n\ndef one() -> int:\n    return 1\n"
+    )
+    with Toolbox([FunctionTools([f"{path}:one"], seconds=60)]) as toolbox:
+        declared = len(loads.read_text())
+        assert [toolbox.call(call("functions.one", "{}")).content for _ in range(3)] == ["1", "1", "1"]
+    assert len(loads.read_text()) == declared + 1, "once in the process that runs it, not at every call"
