@@ -267,6 +267,8 @@ def rows_of_models() -> list[Row]:
         Row("model.experts", "reference", "PEFT's own experts", "model", trains, random),
         Row("model.norms", "reference", "transformers' norms", "model", trains, random),
         Row("model.loss", "reference", "the loss with all logits", "arguments"),
+        Row("model.kernels", "triton", "is refused without a GPU, chosen on one", seen_in="tests/unit/train/adapters/test_kernel_choice.py::test_triton_asks_for_all"),
+        Row("grpo.teacher.model.kernels", "triton", "likewise", seen_in="tests/unit/train/adapters/test_kernel_choice.py::test_triton_asks_for_all"),
     ]  # fmt: skip
     for recipe, probe in (("distill", "calls"), ("evaluate", "loads")):
         made += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,15 +53,21 @@ def gpu(monkeypatch):
 
 
 def test_auto_takes_those_that_are_right(gpu):
-    assert use_kernels("auto", GPU) == ["swiglu", "unpack", "grouped"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert use_kernels("auto", GPU) == ["swiglu", "unpack", "grouped"]
     assert chosen("grouped", ON_GPU) == "grouped"
     assert chosen("grouped", torch.zeros(1)) is None
     gpu["grouped"] = 0.05
     with pytest.warns(UserWarning, match="the kernel grouped differs from its plain form by 0.05 on this GPU"):
         assert use_kernels("auto", GPU) == ["swiglu", "unpack"]
     assert chosen("grouped", ON_GPU) is None
+    assert chosen("swiglu", ON_GPU) == "swiglu"
     gpu["unpack"] = RuntimeError("PTX is too new\nfor this driver")
-    with pytest.warns(UserWarning, match=r"unpack does not run on this GPU \(RuntimeError: PTX is too new\)"):
+    with (
+        pytest.warns(UserWarning, match="kernel grouped differs"),
+        pytest.warns(UserWarning, match=r"unpack does not run on this GPU \(RuntimeError: PTX is too new\)"),
+    ):
         assert use_kernels("auto", GPU) == ["swiglu"]
     assert use_kernels("torch", GPU) == []
     assert chosen("swiglu", ON_GPU) is None
