@@ -11,6 +11,7 @@ from counterpoint.configs.errors import ModelError
 from counterpoint.configs.schema import EvaluateRun
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import Vocabulary
+from counterpoint.train.adapters.quantization import Quantization
 from counterpoint.train.checkpoints.find import Found, open_checkpoint
 from counterpoint.train.evals.journal import Row
 from counterpoint.train.evals.runner import Done, Shard, finished, run_plan
@@ -63,6 +64,11 @@ class Planned:
             raise ModelError(
                 f"{self.found.source}: parts of a model, which vLLM does not read: `counterpoint export ... --to bf16` "
                 "puts them together; or set eval.engine=transformers"
+            )
+        if suite.engine == "vllm" and Quantization.of(self.found.adapter) is not None:
+            raise ModelError(
+                f"{self.found.source}: its adapter was trained with rounded experts, which vLLM does not put beside a "
+                "base: evaluate what `counterpoint export --to mxfp4` writes, or set eval.engine=transformers"
             )
         if suite.engine == "vllm":  # which reads the folders itself
             for folder in filter(None, (self.found.adapter, Path(self.found.base.name).expanduser())):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from counterpoint.configs.errors import ModelError
@@ -42,7 +43,15 @@ class LayerFiles:
         """One part, in the order of its numbers from 0. It is complete or absent, whatever kills the process."""
         name = f"model-{part + 1:05d}-of-{self.parts:05d}.safetensors"
         unfinished = self.folder / f"{name}.unfinished"
-        save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, unfinished, {"format": "pt"})
+        try:
+            save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, unfinished, {"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            unfinished.unlink(missing_ok=True)
+            reason = f"{type(error).__name__}: {error}"
+            raise ModelError(
+                f"{unfinished}: cannot be written ({reason}): free some space (or raise `ulimit -f`), then the same "
+                "command goes on behind the layers that are there"
+            ) from error
         # safetensors makes files that only their owner can read, whatever the umask is.
         shutil.copymode(self.folder / PROGRESS, unfinished)
         digest = file_hash(unfinished)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,26 @@ def test_a_killed_export_goes_on_behind_the_layers_that_are_there(
     write_mxfp4(files, open_checkpoint(light), How("dithered"), lambda _: None)
     assert tensors_of(out).keys() == tensors_of(tmp_path / "whole").keys()
     assert all(torch.equal(tensor, tensors_of(out)[name]) for name, tensor in tensors_of(tmp_path / "whole").items())
+
+
+def test_a_file_that_cannot_be_written_is_told_and_what_is_there_is_kept(light: Found, tmp_path: Path) -> None:
+    """By the limit of a file's size, in a process of its own: the first layer fits, the rest of the model does not."""
+    live, work = open_checkpoint(light), tmp_path / "work"
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+        try:
+            write_mxfp4(LayerFiles(work, {}, 3), live, How("nearest"), lambda _: None)
+        except ModelError as error:
+            os._exit(7 if "cannot be written" in str(error) and "goes on behind" in str(error) else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    files = LayerFiles(work, {}, 3)
+    assert files.records.keys() == {0, 1}
+    write_mxfp4(files, live, How("nearest"), lambda _: None)
+    files.finish()
+    assert not list(work.glob("*.unfinished"))
 
 
 def test_a_damaged_layer_of_a_killed_export_is_written_again(light: Found, tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from counterpoint.configs.errors import ModelError
+from counterpoint.configs.load import load_run
 from counterpoint.configs.model_section import ModelSettings
+from counterpoint.configs.schema import EvaluateRun
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.cli import main
 from counterpoint.train.adapters.projections import projections
 from counterpoint.train.adapters.quantization import QUANTIZATION_FILE, Quantization
 from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
+from counterpoint.train.evals.checkpoint_samples import planned
 from counterpoint.train.export import files
 from counterpoint.train.export.exporter import export
 from counterpoint.train.export.gate import score
@@ -119,6 +122,16 @@ def test_an_export_repeats_the_samples_of_the_last_step_token_for_token(base: Pa
     ]
     with pytest.raises(ModelError, match=r"--rounding nearest: .* a dithering of its own"):
         export(found, "mxfp4", tmp_path / "other", rounding="nearest")
+    asked_of_vllm = {
+        "recipe": "evaluate",
+        "checkpoint": str(run),
+        "eval": {"engine": "vllm", "tasks": [{"type": "arithmetic", "size": 2}]},
+    }
+    (tmp_path / "evaluate.yaml").write_text(json.dumps(asked_of_vllm))
+    settings = load_run(tmp_path / "evaluate.yaml")
+    assert isinstance(settings, EvaluateRun)
+    with pytest.raises(ModelError, match="which vLLM does not put beside a base: evaluate what"):
+        planned(settings, found, tmp_path / "evaluation").draw(lambda done: None)
     live = open_checkpoint(replace(found, base=found.base.model_copy(update={"base": "bf16"})))
     (tmp_path / "alone").mkdir()
     notes = files.write_adapter(tmp_path / "alone", found, live, [])
