@@ -95,10 +95,6 @@ class TaskSettings(Settings):
     `lm_eval_gsm8k_strict` or `lm_eval_gpqa`, to read as lm-evaluation-harness does; or your own function as
     `module:function` or `file.py:function`; null takes the one that fits the truth of each row."""
 
-    truth: Text | None = None
-    """Field of a file's rows with the right answer, as `a.b.c`; null looks under the names in use (`answer`,
-    `ground_truth`, `reward_model.ground_truth`, `solution`, ...)."""
-
     instructions: Text | None = None
     """Developer message of items that have none."""
 
@@ -129,6 +125,10 @@ class ProbesTask(TaskSettings):
     format: Format = "auto"
     """Format of the file's rows, as of `data.train`."""
 
+    truth: Text | None = None
+    """Field of the rows with the right answer, as `a.b.c`; null looks under the names in use (`answer`, `ground_truth`,
+    `reward_model.ground_truth`, `solution`, ...)."""
+
 
 class FileTask(TaskSettings):
     """Rows of your own with `answer`, `calls`, `schema`, ..."""
@@ -140,6 +140,10 @@ class FileTask(TaskSettings):
 
     format: Format = "auto"
     """Format of the file's rows, as of `data.train`."""
+
+    truth: Text | None = None
+    """Field of the rows with the right answer, as `a.b.c`; null looks under the names in use (`answer`, `ground_truth`,
+    `reward_model.ground_truth`, `solution`, ...)."""
 
 
 class GeneratedTask(TaskSettings):

@@ -374,6 +374,8 @@ TEXTS = {
     "words": "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Ответ: forty-two<|return|>",
     "json": '<|channel|>analysis<|message|>Ум.<|end|><|start|>assistant<|channel|>final<|message|>{"a": 1}<|return|>',
     "near": "<|channel|>analysis<|message|>Let me add.<|end|><|start|>assistant<|channel|>final<|message|>It is 42.<|return|>",
+    "mixed": "<|channel|>final<|message|>It is certainly forty-one, as anybody can see at once. "
+    "Это видно каждому сразу, и спорить тут не о чём.<|return|>",
     "call": '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"n": 1}<|call|>',
 }
 

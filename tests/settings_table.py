@@ -237,6 +237,7 @@ def rows_of_tasks() -> list[Row]:
             if kind in ("probes", "file"):
                 row("path", "other_prompts.jsonl", "another file is read")
                 row("format", "nothing", "is refused", refused="nothing")
+                row("truth", "id", "the field of the right answer", base={f"{path}.path": "prompts.jsonl"})
             else:
                 row(
                     "options",
@@ -416,11 +417,11 @@ def rows_of_pairs_and_rewards() -> list[Row]:
     kinds: dict[str, dict[str, Any]] = {
         "channel": {}, "answer": {"scorer": "exact"}, "calls": {"need": ["valid"]},
         "length": {"gated": False, "budgets": {"medium": [1, 2]}, "slope": 0.1}, "json": {"gated": False},
-        "language": {"gated": True, "script": "cyrillic", "channel": "analysis", "share": 0.1},
+        "language": {"gated": True, "language": "ru", "channel": "analysis", "share": 0.1},
         "function": {"function": "mine.py:nothing"},
     }  # fmt: skip
     least: dict[str, dict[str, Any]] = {
-        "length": {"budgets": {"medium": [90, 99]}}, "language": {"script": "latin", "gated": False}, "function": {"function": "mine.py:half"},
+        "length": {"budgets": {"medium": [90, 99]}}, "language": {"language": "en", "gated": False}, "function": {"function": "mine.py:half"},
     }  # fmt: skip
     answered = {"rewards[answer].scorer": "number"}
     for kind, own in kinds.items():
