@@ -22,7 +22,7 @@ from counterpoint.configs.errors import CounterpointError
 from counterpoint.configs.schema import DpoRun, EvaluateRun, GrpoRun, RunSettings, SftRun
 from counterpoint.data.conversation import Tool
 from counterpoint.data.dataset.pairs import build_pairs, build_rated
-from counterpoint.data.dataset.training_rows import build_training_rows
+from counterpoint.data.dataset.build import build_training_rows
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
