@@ -332,6 +332,8 @@ def rows_of_training() -> list[Row]:
         Row("train.stop_when.metric", "channel_correct", "which figure ends the run", seen_in="tests/unit/train/loop/test_best.py"),
         Row("train.stop_when.patience", 1, "when it ends", seen_in="tests/unit/train/loop/test_best.py"),
         Row("train.stop_when.least", 0.1, "what is better", seen_in="tests/unit/train/loop/test_best.py"),
+        Row("train.quantization_aware", "mxfp4", "experts compute rounded", seen_in="tests/unit/train/loop/test_quantized.py"),
+        Row("train.quantization_from", 0.5, "when that begins", seen_in="tests/unit/train/loop/test_quantized.py"),
         Row("train.device", "cuda", "where it runs", "arguments"),
         Row("train.threads", 1, "threads of torch", "session"),
         Row("tracking.wandb", "off", "no wandb", "trackers"),
