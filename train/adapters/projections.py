@@ -75,9 +75,10 @@ class Projection:
     def change(self, expert: int) -> torch.Tensor | None:
         """What the active adapters add to one expert, float32 (O, I). In float32 whatever the model computes in, so
         that it is the same number where the adapter is exported on another device."""
-        found = None
-        part: Any = self.module
-        for name in part.active_adapters if part is not None else ():
+        if self.module is None:
+            return None
+        part, found = self.module, None
+        for name in part.active_adapters:
             if name == REFERENCE or name not in part.lora_A:
                 continue
             assert not part._did_swap_in_out_features

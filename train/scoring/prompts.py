@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -171,15 +172,22 @@ def default_scorer(reference: Reference) -> str | None:
 
 
 def expected_calls(truth: Mapping[str, Any]) -> tuple[ExpectedCall, ...] | None:
-    """The calls that a row knows to be right; None where it has no field for calls."""
+    """The calls that a row knows to be right, also as JSON text; None where it has no field for calls."""
     given = truth.get("calls", truth.get("call"))
     if given is None and isinstance(truth.get("ground_truth"), list):
         listed = truth["ground_truth"]
         given = listed if listed and all(isinstance(call, dict) for call in listed) else None
     if given is None:
         return None
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            return None
     out: list[ExpectedCall] = []
     for call in given if isinstance(given, list) else [given]:
+        if not isinstance(call, dict):
+            return None
         if "name" in call:
             out.append(ExpectedCall(call["name"], call.get("arguments") or {}, bool(call.get("any_of", False))))
         else:

@@ -80,3 +80,15 @@ def test_a_task_reads_them(
     [task] = build_tasks(SuiteSettings.model_validate({"tasks": [{"type": "file", "path": str(path), **settings}]}))
     assert [(p.scorer, p.reference.answer) for p in task.prompts] == [(scorer, answer)] * 2
     assert len(task.notices) == (not settings), "two answers of a row that disagree are told, but for a named one"
+
+
+def test_expected_calls_may_be_json_text() -> None:
+    """A column of a table holds calls as text; it was a traceback."""
+    from counterpoint.train.scoring.prompts import expected_calls
+    from counterpoint.train.scoring.scorers import ExpectedCall
+
+    call = {"name": "f", "arguments": {"n": 1}}
+    right = (ExpectedCall("f", {"n": 1}),)
+    assert expected_calls({"calls": json.dumps([call])}) == right
+    assert expected_calls({"call": json.dumps(call)}) == right
+    assert expected_calls({"calls": "none"}) is None
