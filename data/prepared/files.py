@@ -49,14 +49,14 @@ class ArrowFolder:
 
     def __init__(self, folder: Path, schema: pa.Schema, shard_bytes: int = _SHARD_BYTES) -> None:
         self.folder = folder
-        self._schema = schema
+        self._columns = schema
         self._shard_bytes = shard_bytes
         self._shards: list[Path] = []
         self._file: Any = None
         self._writer: Any = None
 
     def write(self, batch: bytes) -> None:
-        self._open_writer().write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), self._schema))
+        self._open_writer().write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), self._columns))
 
     def close(self, fingerprint: str) -> None:
         """Ends the last shard and writes the two files by which `datasets` knows the folder."""
@@ -77,7 +77,7 @@ class ArrowFolder:
             "_split": None,
         }
         (self.folder / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-        info = {"citation": "", "description": "", "features": _features(self._schema), "homepage": "", "license": ""}
+        info = {"citation": "", "description": "", "features": _features(self._columns), "homepage": "", "license": ""}
         (self.folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n")
 
     def _open_writer(self) -> Any:
@@ -87,7 +87,7 @@ class ArrowFolder:
         if self._writer is None:
             self._shards.append(self.folder / f"shard-{len(self._shards)}")
             self._file = pa.OSFile(str(self._shards[-1]), "wb")
-            self._writer = pa.ipc.new_stream(self._file, self._schema)
+            self._writer = pa.ipc.new_stream(self._file, self._columns)
         return self._writer
 
     def _close_shard(self) -> None:

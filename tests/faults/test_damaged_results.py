@@ -78,7 +78,7 @@ def test_weights_without_a_marker_are_one_line(place: Place) -> None:
         (place.folder / "base.yaml").write_text(
             f"recipe: evaluate\nmodel: {{name: packed, base: {base}}}\ndevice: cpu\n"
         )
-        error = place.error("evaluate", "--config", "base.yaml")
+        error = place.error("evaluate", "--config", "base.yaml", "--out", f"evaluation-{base}")
         assert "`packed` cannot be loaded" in error
     save_file({}, packed / "model.safetensors")
     assert "packed" in place.error("sample", "packed", "hi")

@@ -59,7 +59,10 @@ def test_a_truncated_run_json(finished: Place, whole: Place, text: str) -> None:
 
 def test_memory_that_ends_is_told_with_what_to_change(place: Place) -> None:
     """The process gets 200 MB more than it has; a step takes more."""
-    said = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one two three " * 400}]
+    said = [
+        {"role": "user", "content": "Count."},
+        {"role": "assistant", "content": " ".join(str(n * n) for n in range(700))},
+    ]
     write_rows(place.folder / "rows.jsonl", [{"messages": said}] * 8)
     told = one_line(
         place, LIMITED, {"AS": 200_000_000}, ["train", "my.yaml", "train.batch_rows=8", "data.max_tokens=16384"]

@@ -65,6 +65,6 @@ def test_what_prepare_writes_has_the_fields_of_the_table(tmp_path: Path) -> None
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     assert main(["prepare", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl")]) == 0
-    table = re.findall(r"^\| `(.+?)` \| ", DOC.partition("## prepare")[2], re.MULTILINE)
+    table = re.findall(r"^\| `(.+?)` \| ", DOC.partition("## prepare")[2].partition("A folder has")[0], re.MULTILINE)
     fields = [name for cell in table for name in re.split(r"`, `", cell)]
     assert list(json.loads((tmp_path / "b.jsonl").read_text())) == fields

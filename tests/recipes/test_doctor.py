@@ -69,7 +69,7 @@ def test_a_part_that_raises_is_told(capsys, monkeypatch):
     assert "loss raised RuntimeError (no such kernel)" in failed[0]
 
 
-@pytest.mark.parametrize("found", ["5.24.0", None])
+@pytest.mark.parametrize("found", ["5.25.0", None])
 def test_versions_outside_the_range_stop_before_the_paths(capsys, monkeypatch, found):
     real = doctor.metadata.version
 

@@ -91,6 +91,8 @@ def test_json_is_one_object_a_bad_row_and_a_last_one_with_the_counts(tmp_path):
         "bad_by_kind": {"not_json": 1},
         "notices_by_kind": {"missing_thinking": 1},
         "unused_fields": {},
+        "actions": 2,
+        "bad_targets": {"no_analysis": 1},
     }
 
 

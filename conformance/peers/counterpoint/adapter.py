@@ -31,7 +31,10 @@ def write(path: Path, rows: list[Json]) -> None:
 def train(given: list[Json], folder: Path) -> None:
     rows, out, bad = folder / "rows.jsonl", folder / "out.jsonl", folder / "bad.jsonl"
     write(rows, [{**case["row"], "reasoning_effort": case["effort"]} for case in given])
-    settings = [f"data.date={given[0]['date']}", "data.bad_rows_limit=1", "data.unanswered=keep", *sys.argv[1:]]
+    settings = [f"data.date={given[0]['date']}", "data.bad_rows_limit=1", "data.unanswered=keep"]
+    # The cases ask how a row is written, also one whose call its schema refuses.
+    settings += [f"data.bad_targets.{group}=keep" for group in ("tools", "arguments", "response_format", "text")]
+    settings += sys.argv[1:]
     counterpoint("prepare", str(rows), "--format", "openai", "--out", str(out), "--quarantine", str(bad), *settings)
     found: list[list[Json]] = [[] for _ in given]
     for example in lines(out):

@@ -75,7 +75,7 @@ WRONG = [
     ),
     (
         "train:\n  schedule: cosin",
-        "run.yaml:5: `train.schedule` is `cosin`: it must be one of cosine, linear, constant; did you mean `cosine`?",
+        "run.yaml:5: `train.schedule` is `cosin`: it must be one of cosine, linear, constant, wsd; did you mean `cosine`?",
     ),
     (
         "train:\n  activation_checkpointing: expert",

@@ -256,7 +256,7 @@ def test_the_json_schema_refuses_a_setting_of_another_kind() -> None:
     def run(reward: dict[str, Any]) -> dict[str, Any]:
         return {"recipe": "grpo", "data": {"train": {"type": "file", "path": "a"}}, "rewards": [reward]}
 
-    jsonschema.validate(run({"type": "language", "script": "latin", "share": 0.3}), json_schema("grpo"))
+    jsonschema.validate(run({"type": "language", "language": "en", "share": 0.3}), json_schema("grpo"))
     for wrong in ({"type": "channel", "share": 0.3}, {"type": "length"}, {"type": "chanel"}, {"weight": 1}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(run(wrong), json_schema("grpo"))

@@ -99,6 +99,8 @@ SEAMS: dict[str, str] = {
     "peft.tuners.lora.config:LoraConfig._register_custom_module": (
         "(self, mapping: 'dict[type[nn.Module], type[nn.Module]]') -> 'None'"
     ),
+    "peft.tuners.lora.layer:ParamWrapper._did_swap_in_out_features": VALUE,
+    "transformers.integrations.moe:use_experts_implementation._is_expert_parallel": VALUE,
     "peft.tuners.lora.layer:ParamWrapper._activate_lora": "(self, active_adapters: 'list[str]')",
     "peft.tuners.tuners_utils:BaseTunerLayer._cast_input_dtype": "(self, x, dtype: 'torch.dtype')",
     "torch:Tensor._make_wrapper_subclass": "written in C",

@@ -15,7 +15,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.spans import Example
 from counterpoint.data.layout.collate import Collator
 from counterpoint.data.layout.pack import pack
-from counterpoint.data.layout.tree import TreeRow, tree_of
+from counterpoint.data.layout.tree import TreeRow, forest_of, tree_of
 from counterpoint.train.loop.loss import weighted_nll
 from counterpoint.train.model.attention import use_attention
 from counterpoint.train.model.attention_inputs import attention_inputs
@@ -145,7 +145,8 @@ def test_a_tree_equals_its_examples(conversation: Conversation, lean: bool) -> N
 def test_trees_packed_in_one_row_and_padded_in_a_batch_equal_their_examples(lean: bool) -> None:
     groups = examples_of(CONVERSATIONS)
     trees = [tree_of(group) for group in groups]
-    (packed,) = pack(trees, budget=sum(map(len, trees)))
+    (together,) = pack(map(len, trees), budget=sum(map(len, trees)))
+    packed = forest_of([trees[number] for number in together])
     expected = separately([example for group in groups for example in group])
     assert len(packed.sources) == sum(map(len, groups)) == 15
     assert_equal(as_trees([packed], lean), expected)
