@@ -60,7 +60,7 @@ def test_a_signal_in_the_last_evaluation_leaves_the_result(place: Place) -> None
     assert json.loads((place.run / "run.json").read_text())["state"] == "finished"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_signal_while_held_out_rows_are_read(place: Place, processes: int) -> None:
     rows = (place.folder / "rows.jsonl").read_text()
     (place.folder / "valid.jsonl").write_text(rows * 2500)

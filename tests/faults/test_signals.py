@@ -99,6 +99,7 @@ def test_a_reader_that_goes_away_does_not_end_a_run(place: Place, whole: Place) 
     assert weights(place.run) == weights(whole.run)
 
 
+@pytest.mark.slow
 def test_a_full_device_behind_standard_output(place: Place) -> None:
     """It is not the disk of the run folder that is full."""
     with Path("/dev/full").open("w") as full:

@@ -96,7 +96,7 @@ def test_kto_needs_rows_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert "set `train.batch_rows` to 2 or more" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "kto"])
+@pytest.mark.parametrize("loss", ["sigmoid", pytest.param("kto", marks=pytest.mark.slow)])
 def test_held_out_pairs_are_measured_and_do_not_change_the_run(tmp_path: Path, loss: str) -> None:
     rows = [{"prompt": f"What is {n}?", "chosen": str(n), "rejected": str(n + 1)} for n in range(7)]
     for name, part in (("pairs", rows[:4]), ("a", rows[4:]), ("b", [*rows[4:6], {"prompt": 1}])):

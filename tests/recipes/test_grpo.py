@@ -158,6 +158,7 @@ def test_held_out_prompts_are_rewarded_and_do_not_change_the_run() -> None:
     assert "held-out: 5 prompts" in (run / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_best_step_by_the_figure_of_a_single_task_or_reward() -> None:
     """A task and a reward with names have figures of their own, also where there is one of each."""
     task = "data.valid={type: arithmetic, size: 2, seed: 5, name: sums}"

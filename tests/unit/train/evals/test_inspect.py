@@ -161,6 +161,7 @@ def test_broken_arguments_are_told_to_the_task(tmp_path: Path) -> None:
     assert metrics(log)["correct mean"] == 0
 
 
+@pytest.mark.slow
 def test_epochs_draw_different_samples_and_the_same_ones_again(tmp_path: Path) -> None:
     def said(prompt: list[int], seed: int) -> str:
         return final(str(seed))
