@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.configs.load import load_run
     from counterpoint.configs.schema import EvaluateRun
     from counterpoint.data.formats.registry import check_format
+    from counterpoint.recipes.commands.places import check_checkpoint, check_places
 
     given = [args.checkpoint, *args.settings] if args.checkpoint and "=" in args.checkpoint else args.settings
     settings = load_run(args.config, given, check_format=check_format)
@@ -55,11 +56,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.config}: its recipe is {settings.recipe}: `evaluate` takes one with `recipe: evaluate`"
         )
+    name = settings.checkpoint if given is not args.settings else args.checkpoint
+    named, model = name or settings.checkpoint or settings.model.adapter, settings.model
+    for each in (named, args.base):
+        if each is not None:
+            check_checkpoint(each)
+    check_places(settings, data=False)
 
     from counterpoint.train.checkpoints.find import find_checkpoint
 
-    name = settings.checkpoint if given is not args.settings else args.checkpoint
-    named, model = name or settings.checkpoint or settings.model.adapter, settings.model
     own_base = model if named and "name" in model.model_fields_set else None
     found = as_asked(find_checkpoint(named or model.name, own_base), model)
     settings = _prompts_of_the_run(settings, found)

@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from counterpoint.recipes.commands.places import check_checkpoint
+
+    check_checkpoint(args.checkpoint)
+
     from counterpoint.train.checkpoints.find import find_checkpoint
     from counterpoint.train.export.exporter import Options, export, push
     from counterpoint.train.model.load import device_of

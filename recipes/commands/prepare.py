@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from counterpoint.configs.data_section import SourceSettings
     from counterpoint.data.counts.counter import RowCounter
 
-CONTEXT_LENGTH = 131_072
 _FILE_SUFFIXES = (".json", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".html", ".gz", ".yaml")
 _BYTES_PER_WORKER = 8 << 20
 _SECONDS_BETWEEN_PROGRESS = 0.2
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tokens",
         type=count,
         metavar="N",
-        help=f"leave out longer examples (data.max_tokens of the run file; without one {CONTEXT_LENGTH:,})",
+        help="leave out longer examples (data.max_tokens, as training does)",
     )
     parser.add_argument("--quarantine", metavar="BAD.jsonl", help="write bad rows there: their bytes and the reason")
     parser.add_argument("--workers", type=count, metavar="N", help="processes (as many as cores, fewer for small data)")
@@ -57,11 +56,10 @@ def run(args: argparse.Namespace) -> int:
     quarantine = Path(args.quarantine) if args.quarantine else None
     _check_paths(specs, out, quarantine)
     chosen = data.model_fields_set
-    limit = args.max_tokens or (data.max_tokens if "max_tokens" in chosen else CONTEXT_LENGTH)
     job = Job(
         options=data,
         render=data,
-        max_tokens=limit,
+        max_tokens=args.max_tokens or data.max_tokens,
         cut=data.too_long == "cut",
         kept_ids=_kept_ids(args.config),
         output="jsonl" if out.suffix == ".jsonl" else "arrow",

@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from counterpoint.recipes.commands.places import check_checkpoint
+
+    check_checkpoint(args.checkpoint)
     conversation = _conversation(args)
 
     from dataclasses import replace
