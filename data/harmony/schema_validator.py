@@ -25,12 +25,12 @@ class TooLongError(Exception):
 
 
 @contextmanager
-def deadline(seconds: float = SECONDS) -> Iterator[None]:
+def deadline() -> Iterator[None]:
     """TooLongError in what is validated here once the time is over; inside another deadline, that one counts."""
     if getattr(_limit, "ends", None) is not None:
         yield
         return
-    _limit.ends = time.thread_time() + seconds
+    _limit.ends = time.thread_time() + SECONDS
     try:
         yield
     finally:

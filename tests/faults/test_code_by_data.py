@@ -140,14 +140,19 @@ EVALUATED = {
 the row."""
 
 
-@pytest.mark.parametrize("generator", EVALUATED)
-def test_neither_an_answer_nor_a_row_is_evaluated_as_code(tmp_path: Path, generator: str) -> None:
+def test_neither_an_answer_nor_a_row_is_evaluated_as_code(tmp_path: Path) -> None:
     code = f"__import__('os').system('touch {tmp_path}/pwned')"
-    metadata: dict[str, Any] = {"source_dataset": generator, "problem": code, "integrand": code, "variable": "x"}
-    metadata |= {"target": 3, "numbers": [1, 2], "valid_answers": ["x"], "puzzle": []}
-    reference = Reference(entry={"question": "?", "answer": code, "metadata": metadata})
-    ids = load_vocabulary().encode_with_specials(f"<|channel|>final<|message|>{EVALUATED[generator] or code}<|return|>")
     with Scorers(60) as scorers:
-        scorers.score("reasoning_gym", parse_completion(ids), reference)
-        scorers.score("math", parse_completion(ids), Reference(answer=code))
-    assert not (tmp_path / "pwned").exists()
+        for generator, answer in EVALUATED.items():
+            metadata: dict[str, Any] = {
+                "source_dataset": generator,
+                "problem": code,
+                "integrand": code,
+                "variable": "x",
+            }
+            metadata |= {"target": 3, "numbers": [1, 2], "valid_answers": ["x"], "puzzle": []}
+            reference = Reference(entry={"question": "?", "answer": code, "metadata": metadata})
+            ids = load_vocabulary().encode_with_specials(f"<|channel|>final<|message|>{answer or code}<|return|>")
+            scorers.score("reasoning_gym", parse_completion(ids), reference)
+            scorers.score("math", parse_completion(ids), Reference(answer=code))
+            assert not (tmp_path / "pwned").exists(), generator

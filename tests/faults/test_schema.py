@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from counterpoint.configs.reward_section import JsonReward
+from counterpoint.data.harmony import schema_validator
 from counterpoint.data.harmony.argument_schema import schema_fault, verdict
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
@@ -47,16 +48,22 @@ CASES: dict[str, tuple[dict[str, Any], Any, str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline in a fifth of a second, of this process alone."""
+    monkeypatch.setattr(schema_validator, "SECONDS", 0.2)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_a_validation_ends(name: str) -> None:
+def test_a_validation_ends(soon: None, name: str) -> None:
     schema, value, kind = CASES[name]
     began = time.thread_time()
     assert verdict(schema, value).kind == kind
-    assert time.thread_time() - began < 4
+    assert time.thread_time() - began < 3
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_scorer_and_reward_end(name: str) -> None:
+def test_scorer_and_reward_end(soon: None, name: str) -> None:
     """What cannot be judged counts as failed, in the evaluation and in the reward."""
     schema, value, kind = CASES[name]
     text = f"<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>{json.dumps(value)}<|return|>"
@@ -70,7 +77,7 @@ def test_scorer_and_reward_end(name: str) -> None:
         assert rewards.failures["json"] == (kind == "unknown")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["pattern", "schema of a schema", "endless reference"])
 def test_check_ends(place: Any, name: str) -> None:
     schema, value, _ = CASES[name]
     call = f"to=functions.f <|constrain|>json<|message|>{json.dumps(value)}<|call|>"

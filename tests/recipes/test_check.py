@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from completions import CALL_HEAD, FINAL, MALFORMED, THINK, TOOLS, VALID, ids_of
@@ -15,6 +17,7 @@ from counterpoint.data.harmony.codes import CODES
 from counterpoint.data.harmony.official import harmony_accepts
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.intervals import wilson
+from counterpoint.recipes.cli import main
 
 OPENAI_TOOLS = [
     {"type": "function", "function": {"name": t.name, "description": "", "parameters": t.parameters}} for t in TOOLS
@@ -22,12 +25,17 @@ OPENAI_TOOLS = [
 
 
 def command(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "counterpoint.recipes.cli", "check", *arguments], input=stdin, capture_output=True
-    )
-    out, err = done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
-    assert "Traceback" not in err
-    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+    """The command in this process, with streams of bytes as a process has them."""
+    streams = [io.TextIOWrapper(io.BytesIO(said), "utf-8", newline="") for said in (stdin, b"", b"")]
+    with patch.multiple(sys, stdin=streams[0], stdout=streams[1], stderr=streams[2]):
+        try:
+            code = main(["check", *arguments])
+        except SystemExit as end:  # of argparse
+            code = int(str(end.code))
+    for stream in streams[1:]:
+        stream.flush()
+    out, err = (stream.buffer.getvalue().decode() for stream in streams[1:])
+    return subprocess.CompletedProcess(arguments, code, out, err)
 
 
 def write(file: Path, rows: list[Any]) -> str:

@@ -13,6 +13,7 @@ import pkgutil
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def shared_with_a_library(kind: type) -> Iterator[str]:
     for base in kind.__mro__:
         if base.__module__.startswith("counterpoint."):
             names |= {name for name in vars(base) if is_private(name)}
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+            tree = ast.parse(textwrap.dedent(source_of(base)))
             names |= {name for name, of in private_attributes(tree) if of in ("self", "super()")}
     for name in names:
         for base in kind.__mro__:
@@ -230,14 +231,14 @@ def reached_from_outside() -> Iterator[str]:
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 ours.add(node.target.id)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                ours |= {node.attr} if ast.unparse(node.value) == "self" else set()
+                ours |= {node.attr} if is_name(node.value, "self") else set()
     for tree in SOURCES.values():
         yield from (name for name, of in private_attributes(tree) if name not in ours or of == "super()")
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and not str(node.module).startswith("counterpoint."):
                 names = [*str(node.module).split("."), *(alias.name for alias in node.names)]
                 yield from (names[-1] for name in names if is_private(name))
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+            elif isinstance(node, ast.Call) and is_name(node.func, "getattr", "setattr", "hasattr"):
                 yield from (a.value for a in node.args if isinstance(a, ast.Constant) and is_private(str(a.value)))
 
 
@@ -251,7 +252,16 @@ def sets(owner: Any, name: str) -> bool:
     """Whether a class declares `name`, or its methods (or those in a function) set `self.name`."""
     if name in getattr(owner, "__annotations__", ()):
         return True
-    return re.search(rf"self\.{name}\b(: [^=]+)? = ", inspect.getsource(owner)) is not None
+    return re.search(rf"self\.{name}\b(: [^=]+)? = ", source_of(owner)) is not None
+
+
+@cache
+def source_of(owner: Any) -> str:
+    return inspect.getsource(owner)
+
+
+def is_name(node: ast.expr, *names: str) -> bool:
+    return isinstance(node, ast.Name) and node.id in names
 
 
 def name_of(seam: str) -> str:
