@@ -189,7 +189,7 @@ def _sweep(target: Path) -> None:
     for mark in (_PARTIAL, _REPLACED):
         for leftover in target.parent.glob(f"{glob.escape(f'.{target.name}{mark}{platform.node()}')}-*"):
             pid = leftover.name.rpartition("-")[2]
-            if not pid.isdigit() or _lives(int(pid)):
+            if not pid.isdigit() or (int(pid) != os.getpid() and lives(int(pid))):
                 continue
             if mark == _REPLACED and not target.exists():
                 os.rename(leftover, target)
@@ -197,14 +197,15 @@ def _sweep(target: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether this machine has a process of that id, whoever's it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
         return True
-    return pid != os.getpid()
+    return True
 
 
 def plain(value: Any) -> Any:

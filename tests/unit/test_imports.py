@@ -35,7 +35,7 @@ ARROWS = {
     "train/model": "harmony kernels",
     "train/adapters": "kernels model",
     "train/checkpoints": "model adapters",
-    "train/run": "model checkpoints",
+    "train/run": "prepared model checkpoints",
     "train/sampling": "harmony model checkpoints",
     "train/episodes": "user_code harmony sampling",
     "train/scoring": "user_code rows formats harmony sampling",

@@ -33,16 +33,7 @@ class Journal:
 
     def __init__(self, folder: Path, rank: int = 0, world: int = 1) -> None:
         self.path = folder / (SAMPLES if world == 1 else f"samples.rank-{rank}-of-{world}.jsonl")
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            raise RunError(
-                f"{self.path}: another evaluation is writing it: wait for it, or take another folder"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        self._file = _locked(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self._mend()
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -72,6 +63,26 @@ class Journal:
         if whole != len(raw):
             os.ftruncate(self._file, whole)
             os.fsync(self._file)
+
+
+def _locked(path: Path, flags: int) -> int:
+    """Its descriptor. RunError where another process has locked it."""
+    file = os.open(path, flags, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise RunError(f"{path}: another evaluation is writing it: wait for it, or take another folder") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
+
+
+def require_idle(folder: Path, own: Path | None) -> None:
+    """RunError where another process has a samples file open; `own` is this one's."""
+    for path in _files(folder):
+        if path != own:
+            os.close(_locked(path, os.O_RDWR))
 
 
 def encoded(row: Row) -> bytes:

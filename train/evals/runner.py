@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from counterpoint.configs.errors import RunError
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.evals.channels import judge
-from counterpoint.train.evals.journal import Journal, Row, merge, saved_rows
+from counterpoint.train.evals.journal import Journal, Row, merge, require_idle, saved_rows
 from counterpoint.train.evals.sampling_plan import Draw, fingerprint, groups
 from counterpoint.train.run.folder import write_whole
 from counterpoint.train.sampling.engines import Engine
@@ -66,9 +67,11 @@ def run_plan(
     another plan, or another process writes them.
     """
     shard = shard or Shard()
-    claim(folder, draws, {**identity, "batch": batch})
+    _make(folder)
     keys = [draw.key for draw in draws]
     with Journal(folder, shard.rank, shard.world) as journal:
+        # Only now: until its samples are locked, an evaluation of something else may take over a folder without any.
+        claim(folder, draws, {**identity, "batch": batch}, journal.path)
         saved = set(saved_rows(folder))
         mine = [group for n, group in enumerate(groups(draws, batch)) if n % shard.world == shard.rank]
         pace = _Pace(mine, saved)
@@ -96,32 +99,42 @@ def finished(draws: Sequence[Draw], folder: Path, batch: int, identity: Mapping[
     return [saved[draw.key] for draw in draws] if all(draw.key in saved for draw in draws) else None
 
 
-def claim(folder: Path, draws: Sequence[Draw], identity: Mapping[str, Any]) -> None:
-    """Make the folder and record its plan. RunError where it has another plan, or cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder}: no folder can be made there ({error.strerror}): name another place") from None
+def claim(folder: Path, draws: Sequence[Draw], identity: Mapping[str, Any], own: Path | None = None) -> None:
+    """Make the folder and record its plan, also in place of one that has no sample yet: that of an evaluation which
+    failed while its model loaded, say.
+
+    own: the samples file that this process has open. RunError where the folder holds or another process draws samples
+    of another plan, or where it cannot be made.
+    """
+    _make(folder)
     path = folder / PLAN
     wanted = {"fingerprint": fingerprint(draws, identity), "samples": len(draws), **identity}
-    if not path.is_file():
-        if saved_rows(folder):
+    held: dict[str, Any] = {}
+    if path.is_file():
+        with suppress(ValueError):
+            held = json.loads(path.read_text(encoding="utf-8"))
+        if held.get("fingerprint") == wanted["fingerprint"]:
+            return
+    if saved_rows(folder):
+        if not path.is_file():
             raise RunError(f"{folder}: holds samples without a {PLAN}: take another folder")
-        # Several processes may get here before there is a plan; each writes the same.
-        unfinished = path.with_name(f"{PLAN}.{os.getpid()}")
-        write_whole(unfinished, json.dumps(wanted, indent=1, default=str) + "\n")
-        os.replace(unfinished, path)
-        return
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        held = {}
-    if held.get("fingerprint") != wanted["fingerprint"]:
         changed = next(
             (name for name in wanted if name != "fingerprint" and held.get(name) != _plain(wanted[name])), None
         )
         what = f"another `{changed}`" if changed else "other items, seeds or limits"
         raise RunError(f"{folder}: holds an evaluation with {what}: take another folder, or remove this one")
+    require_idle(folder, own)
+    # Several processes may get here at once; each writes the same.
+    unfinished = path.with_name(f"{PLAN}.{os.getpid()}")
+    write_whole(unfinished, json.dumps(wanted, indent=1, default=str) + "\n")
+    os.replace(unfinished, path)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: no folder can be made there ({error.strerror}): name another place") from None
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from accelerate import PartialState
 
 from counterpoint.configs.errors import CounterpointError, DataError, RunError
 from counterpoint.configs.schema import TrainingRun
+from counterpoint.data.prepared.cache import lives
 from counterpoint.train.run.session import agreed
 from counterpoint.train.run.world import world_size
 
@@ -59,7 +60,7 @@ def _fill(folder: Path, make: Callable[[Path], None]) -> None:
 
 def _wait(folder: Path) -> None:
     while not (folder / _DONE).exists():
-        if (folder / _BEGUN).exists() and not _lives(int(json.loads((folder / _BEGUN).read_text())["pid"])):
+        if (folder / _BEGUN).exists() and not lives(int(json.loads((folder / _BEGUN).read_text())["pid"])):
             raise RunError(f"{folder}: the process that read the data has ended: see its own last lines")
         time.sleep(_SECONDS)
     told = json.loads((folder / _DONE).read_text())
@@ -71,13 +72,3 @@ def _write(path: Path, value: object) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value))
     partial.rename(path)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

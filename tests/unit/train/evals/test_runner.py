@@ -16,7 +16,7 @@ from forks import Forks, load
 from counterpoint.configs.errors import DataError, RunError
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.evals.journal import SAMPLES, Journal, key_of, read_samples, saved_rows
-from counterpoint.train.evals.runner import PLAN, Done, Shard, run_plan
+from counterpoint.train.evals.runner import PLAN, Done, Shard, claim, run_plan
 from counterpoint.train.evals.sampling_plan import groups, plan
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.scoring.scorers import Scorers
@@ -125,6 +125,25 @@ def test_a_folder_belongs_to_one_plan(draws: list[Any], tmp_path: Path) -> None:
     (tmp_path / PLAN).unlink()
     with pytest.raises(RunError, match=PLAN):
         run_scripted(draws, tmp_path, Scripted())
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_folder_without_samples_is_taken_by_another_plan(draws: list[Any], tmp_path: Path, opened: bool) -> None:
+    """As of an evaluation that failed while its model loaded, or in its first samples."""
+    claim(tmp_path, draws, {"model": "no such model"})
+    if opened:
+        with pytest.raises(BrokenError):
+            run_scripted(draws, tmp_path, Scripted(dies_at=1), identity={"model": "b"})
+    rows = run_scripted(draws, tmp_path, Scripted(), identity={"model": "c"})
+    assert len(rows) == N_DRAWS
+    assert json.loads((tmp_path / PLAN).read_text())["model"] == "c"
+
+
+def test_a_folder_without_samples_is_not_taken_from_who_draws_them(draws: list[Any], tmp_path: Path) -> None:
+    claim(tmp_path, draws, {"model": "a"})
+    with Journal(tmp_path), pytest.raises(RunError, match="another evaluation is writing it"):
+        claim(tmp_path, draws, {"model": "b"})
+    assert json.loads((tmp_path / PLAN).read_text())["model"] == "a"
 
 
 def test_two_processes_never_write_one_file(draws: list[Any], tmp_path: Path) -> None:
