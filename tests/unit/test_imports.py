@@ -19,6 +19,7 @@ ARROWS = {
     "configs": "",
     "data/conversation": "configs",
     "data/intervals": "",
+    "data/notices": "",
     "data/user_code": "",
     "data/examples": "",
     "data/rows": "",
