@@ -1,0 +1,199 @@
+"""The pages of the reference, made from the code: settings by recipe, commands, checker codes, the Python API.
+
+    python docs/_site/reference.py    # prints the page names, and writes nothing: `make docs` builds the site
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+import counterpoint
+from counterpoint.configs.schema import RECIPES, json_schema
+from counterpoint.data.harmony.codes import Code
+from counterpoint.recipes.cli import COMMANDS
+
+Schema = Mapping[str, Any]
+
+
+def pages() -> dict[str, str]:
+    """Path below docs/ -> Markdown."""
+    made = {f"reference/settings-{recipe}.md": settings_page(recipe) for recipe in RECIPES}
+    made["reference/commands.md"] = commands_page()
+    made["reference/codes.md"] = codes_page()
+    made["reference/api.md"] = api_page()
+    return made
+
+
+def settings_page(recipe: str) -> str:
+    """Every setting of a recipe: name, type with its range, default, meaning."""
+    schema = json_schema(recipe)
+    lines = [f"# Settings of `recipe: {recipe}`", ""]
+    lines += [_prose(schema.get("description", "")), "", "Write them in a run file, or behind it: `lora.rank=8`.", ""]
+    top, sections = [], []
+    for name, each in schema["properties"].items():
+        (sections if _section(each, schema) else top).append((name, each))
+    lines += ["## The run", "", *_table((leaf for each in top for leaf in _leaves(*each, schema)), schema)]
+    for name, each in sections:
+        lines += ["", f"## {name}", ""]
+        if told := _prose(each.get("description") or _resolved(each, schema).get("description", "")):
+            lines += [told, ""]
+        lines += _table(_leaves(name, each, schema), schema)
+    return "\n".join(lines) + "\n"
+
+
+def settings_of(recipe: str) -> list[str]:
+    """The names of all settings of a recipe, as they are written on a command line; kinds of a section in brackets."""
+    schema = json_schema(recipe)
+    return [path for name, each in schema["properties"].items() for path, _ in _leaves(name, each, schema)]
+
+
+def _leaves(path: str, each: Schema, schema: Schema, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Schema]]:
+    refs = [ref for ref in _refs(each) if ref not in above]
+    if not refs:
+        yield path, each
+        return
+    if len(refs) > 1 or not _section(each, schema):
+        yield path, each
+    for ref in refs:
+        section = schema["$defs"][ref]
+        kind = section.get("properties", {}).get("type", {}).get("const")
+        prefix = f"{path}[{kind}]" if kind is not None and len(refs) > 1 else path
+        for name, inner in section.get("properties", {}).items():
+            if "const" not in inner:
+                yield from _leaves(f"{prefix}.{name}", inner, schema, (*above, ref))
+
+
+def _refs(each: Schema) -> list[str]:
+    """The classes of settings that a value may be, or hold."""
+    found: list[str] = []
+    for key in ("anyOf", "oneOf", "allOf"):
+        found += [ref for option in each.get(key, ()) for ref in _refs(option)]
+    for key in ("items", "additionalProperties"):
+        if isinstance(each.get(key), dict):
+            found += _refs(each[key])
+    if "$ref" in each:
+        found.append(each["$ref"].rpartition("/")[2])
+    return list(dict.fromkeys(found))
+
+
+def _section(each: Schema, schema: Schema) -> bool:
+    """Whether a value is a section and nothing else."""
+    return "$ref" in each and "properties" in _resolved(each, schema)
+
+
+def _resolved(each: Schema, schema: Schema) -> Schema:
+    return schema["$defs"][each["$ref"].rpartition("/")[2]] if "$ref" in each else each
+
+
+def _table(rows: Iterator[tuple[str, Schema]], schema: Schema) -> list[str]:
+    lines = ["| setting | type | default | |", "|---|---|---|---|"]
+    for path, each in rows:
+        default = f"`{_shown(each['default'])}`" if "default" in each else "required"
+        lines.append(f"| `{path}` | {_type(each, schema)} | {default} | {_cell(each.get('description', ''))} |")
+    return lines
+
+
+def _type(each: Schema, schema: Schema) -> str:
+    if "enum" in each:
+        return " or ".join(f"`{_shown(value)}`" for value in each["enum"])
+    if "const" in each:
+        return f"`{_shown(each['const'])}`"
+    for key in ("anyOf", "oneOf"):
+        if key in each:
+            return ", or ".join(dict.fromkeys(_type(option, schema) for option in each[key]))
+    if "$ref" in each:
+        target = _resolved(each, schema)
+        return _type(target, schema) if "properties" not in target else "a section"
+    if each.get("type") == "array":
+        items = each.get("items")
+        return f"list of {_type(items, schema)}" if isinstance(items, dict) and items else "list"
+    if each.get("type") == "object":
+        values = each.get("additionalProperties")
+        return f"names to {_type(values, schema)}" if isinstance(values, dict) and values else "a mapping"
+    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {each[key]}" for key, sign in bounds.items() if key in each]
+    return " ".join([words.get(str(each.get("type")), "any"), *([", ".join(limits)] if limits else [])])
+
+
+def commands_page() -> str:
+    """Every command with its help, as the terminal prints it."""
+    lines = ["# Commands", ""]
+    for name, (module, purpose) in COMMANDS.items():
+        parser = argparse.ArgumentParser(
+            prog=f"counterpoint {name}",
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=100),
+        )
+        loaded = import_module(f"counterpoint.recipes.commands.{module}")
+        parser.description = loaded.__doc__
+        loaded.add_arguments(parser)
+        lines += [f"## counterpoint {name}", "", purpose[0].upper() + purpose[1:] + ".", ""]
+        lines += ["```text", parser.format_help().rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def codes_page() -> str:
+    """Every rule of the strict checker, by group."""
+    lines = ["# Codes of the checker", "", "What `counterpoint check`, `validate` and the evaluation name.", ""]
+    for group in dict.fromkeys(code.group for code in Code):
+        lines += [f"## {group}", "", "| code | what breaks it |", "|---|---|"]
+        lines += [f"| `{code.value}` | {_cell(code.meaning)} |" for code in Code if code.group == group] + [""]
+    return "\n".join(lines)
+
+
+def api_page() -> str:
+    """Every public name with signature and docstring."""
+    lines = ["# Python API", "", _prose(inspect.getdoc(counterpoint) or "").partition("\n")[0], ""]
+    for name in sorted(counterpoint.__all__):
+        value = getattr(counterpoint, name)
+        if isinstance(value, str):
+            continue
+        lines += [f"## {name}", "", "```python", _signature(name, value), "```", "", _doc(value), ""]
+        for member, method in _methods(value):
+            lines += [f"### {name}.{member}", "", "```python", _signature(member, method), "```", "", _doc(method), ""]
+    return "\n".join(lines)
+
+
+def _methods(value: object) -> Iterator[tuple[str, object]]:
+    if not inspect.isclass(value):
+        return
+    for name, member in vars(value).items():
+        own = inspect.isfunction(member) or isinstance(member, classmethod)
+        if own and not name.startswith("_") and inspect.getdoc(getattr(value, name)):
+            yield name, getattr(value, name)
+
+
+def _signature(name: str, value: Any) -> str:
+    text = f"{name}{inspect.signature(value)}"
+    text = re.sub(r"counterpoint\.[\w.]+\.(\w+)", r"\1", text)
+    return text if len(text) <= 100 else re.sub(r"(?<=[(,]) ?(?=\w+:|\*)", "\n    ", text)
+
+
+def _doc(value: object) -> str:
+    doc = inspect.getdoc(value) or ""
+    return re.sub(r"(?m)^( {4,})", r"    ", doc)
+
+
+def _prose(text: str) -> str:
+    return text.strip()
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "{...}" if isinstance(value, dict) and value else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value or '""'
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        print(f"{path}: {len(text.splitlines())} lines")
