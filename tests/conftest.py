@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: threads of several processes on the same cores wait for each other in busy loops.
@@ -49,9 +52,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
+    if "counterpoint.train.run.folder" in sys.modules:
+        hold_run_folders_to_their_tables()
     # Trainers collect garbage at every end; what the imports made is not looked through each time.
     gc.collect()
     gc.freeze()
+
+
+def hold_run_folders_to_their_tables() -> None:
+    """Every test that trains fails where a number or a file of its run has no meaning in the reference."""
+    from counterpoint.train.run.contents import FILES, METRICS, meaning_of
+    from counterpoint.train.run.folder import RunFolder
+
+    write, close = RunFolder.metrics, RunFolder.close
+
+    def metrics(folder: RunFolder, values: Mapping[str, Any]) -> None:
+        assert all(meaning_of(name, METRICS) for name in values), f"not in METRICS: {sorted(values)}"
+        write(folder, values)
+
+    def closed(folder: RunFolder) -> None:
+        close(folder)
+        found = (path.relative_to(folder.path).as_posix() for path in folder.path.glob("*"))
+        unknown = [name for name in found if not any(re.match(_start_of(path), name) for path in FILES)]
+        assert not unknown, f"not in FILES: {unknown}"
+
+    RunFolder.metrics, RunFolder.close = metrics, closed
+
+
+def _start_of(path: str) -> str:
+    first = re.escape(path.partition("/")[0])
+    return re.sub(r"<\w+>", r"[\\w.-]+", first) + r"$"
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,6 @@
 """The folder of a run: everything that is needed to understand it, repeat it, and resume it. No secrets.
 
-runs/quickstart-20261122-160501/
-    config.yaml        every setting, defaults written out; a run file like any other
-    versions.json      packages, commit, machine
-    run.json           seeds, data fingerprint, state (running, finished, stopped, failed), last step
-    metrics.jsonl      one line a log interval
-    log.txt            what happened, with times, and the warnings of all libraries
-    checkpoints/       see train/checkpoints/save.py
-    eval/              samples and reports
-    adapter/ or model/ the result
-    lock               pid and host of the process that uses the folder, touched while it lives
-    overwritten/       with --overwrite, what was here before, until the new run trains
+What it holds, `contents.py` says. It is named `runs/quickstart-20261122-160501` by its run and its time (UTC).
 """
 
 from __future__ import annotations
