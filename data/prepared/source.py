@@ -15,6 +15,7 @@ from counterpoint.data.harmony.spans import Example
 from counterpoint.data.prepared import cache
 from counterpoint.data.prepared.cache import MANIFEST, Manifest
 from counterpoint.data.prepared.files import examples_of, read_batches
+from counterpoint.data.prepared.location import PAGE, STATISTICS
 from counterpoint.data.prepared.trees import PreparedTrees, holds_trees
 
 TOO_LONG = "data.too_long"
@@ -41,8 +42,9 @@ def read_prepared(path: str | Path) -> Iterator[Example]:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raises DataError where a file of the folder is missing or damaged."""
-    if damaged := cache.damaged_file(folder, manifest.files):
+    """Raises DataError where a file of the folder is missing or damaged; its statistics may be gone."""
+    read = {name: checksum for name, checksum in manifest.files.items() if name not in (PAGE, STATISTICS)}
+    if damaged := cache.damaged_file(folder, read):
         raise DataError(f"{folder}: {damaged} is damaged: prepare it again")
 
 

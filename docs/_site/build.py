@@ -1,6 +1,6 @@
 """Builds the site: docs/ with the pages that are made from the code, then the generator. `make docs` runs it.
 
-    python docs/_site/build.py [--serve]
+python docs/_site/build.py [--serve]
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def assemble(to: Path) -> list[Path]:
     pages = sorted(to.rglob("*.md"))
     names = {page.relative_to(to).as_posix() for page in pages}
     for page in pages:
-        page.write_text(linked(page.read_text(encoding="utf-8"), page.relative_to(to).as_posix(), names), encoding="utf-8")
+        page.write_text(
+            linked(page.read_text(encoding="utf-8"), page.relative_to(to).as_posix(), names), encoding="utf-8"
+        )
     return pages
 
 
@@ -50,4 +52,6 @@ def linked(text: str, page: str, names: set[str]) -> str:
 
 if __name__ == "__main__":
     assemble(PAGES)
-    raise SystemExit(subprocess.call([sys.executable, "-m", "zensical", "serve" if "--serve" in sys.argv else "build", "--strict"]))
+    raise SystemExit(
+        subprocess.call([sys.executable, "-m", "zensical", "serve" if "--serve" in sys.argv else "build", "--strict"])
+    )

@@ -1,6 +1,6 @@
 """The pages of the reference, made from the code: settings by recipe, commands, checker codes, the Python API.
 
-    python docs/_site/reference.py    # prints the page names, and writes nothing: `make docs` builds the site
+python docs/_site/reference.py    # prints the page names, and writes nothing: `make docs` builds the site
 """
 
 from __future__ import annotations
@@ -116,7 +116,13 @@ def _type(each: Schema, schema: Schema) -> str:
     if each.get("type") == "object":
         values = each.get("additionalProperties")
         return f"names to {_type(values, schema)}" if isinstance(values, dict) and values else "a mapping"
-    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+    words = {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "boolean": "true or false",
+        "null": "null",
+    }
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {each[key]}" for key, sign in bounds.items() if key in each]
     return " ".join([words.get(str(each.get("type")), "any"), *([", ".join(limits)] if limits else [])])

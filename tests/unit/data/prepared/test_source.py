@@ -142,3 +142,20 @@ def test_weights_of_any_size_keep_their_bits(source: Path) -> None:
     data = settings(source, weights={"analysis": 0.1, "final": 3.3})
     found = {float(w) for e in read_prepared(made(source, data)) for w in e.weights}
     assert {float(np.float32(0.1)), float(np.float32(3.3))} <= found
+
+
+GOLDEN = Path(__file__).resolve().parents[3] / "golden"
+
+
+def test_a_folder_of_the_first_version_is_trained_as_its_rows_are() -> None:
+    """Written by the commit before serving forms: a line for each example, with other columns than today's."""
+    forms = {"serving": "counterpoint_0_1"}
+    before = rows(settings(GOLDEN / "prepared_1", **forms))
+    now = rows(settings(GOLDEN / "prepared_1.jsonl", **forms))
+    assert before.fingerprint == now.fingerprint
+    assert [len(row) for row in before.rows] == [len(row) for row in now.rows] == [131, 175, 73]
+    for ours, theirs in zip(now.rows, before.rows, strict=True):
+        for name in ("ids", "position", "target_id", "target_weight", "target_channel"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+    with pytest.raises(DataError, match=r"prepared by another version of the renderer: .* or set data\.serving: count"):
+        rows(settings(GOLDEN / "prepared_1"))
