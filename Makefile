@@ -18,7 +18,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install -qq --no-deps --no-build-i
 # Sources are built by what the lock has, not by what pip would fetch for it without asking for hashes.
 LOCKED := $(PIP) --require-hashes
 
-.PHONY: help quickstart test test-slow test-kernels test-oldest test-newest lint format types package-check schemas lock clean
+.PHONY: help quickstart test test-slow test-kernels test-oldest test-newest lint format types docs package-check schemas lock clean
 
 help:
 	@echo 'make quickstart     install into .venv, then train and evaluate the embedded model'
@@ -27,6 +27,7 @@ help:
 	@echo 'make test-kernels   the Triton kernels: in its interpreter, and compiled for a GPU that need not be there'
 	@echo 'make test-oldest    the tests on the oldest tested transformers (TORCH=1: and torch); make test-newest on the newest'
 	@echo 'make lint types     ruff and basedpyright; make format rewrites'
+	@echo 'make docs           the site, with a reference made from the code: build/site/index.html'
 	@echo 'make package-check  build the wheel and run it from a foreign folder'
 	@echo 'make schemas        write configs/schemas after a change of settings'
 	@echo 'make lock           write requirements/ after a change of dependencies; UPGRADE=1 takes the newest versions'
@@ -67,6 +68,11 @@ format: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	@$(BIN)/basedpyright
 
+# Needs no network once its generator is installed.
+docs: $(VENV)/.installed-docs
+	@$(BIN)/python docs/_site/make_site.py
+	@echo 'build/site/index.html'
+
 package-check: $(VENV)/.installed-dev
 	@.ci/package-check
 
@@ -101,4 +107,9 @@ $(KERNELS)/.installed: $(VENV)/.installed tests/kernels/requirements.txt
 $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
 	@echo 'installing the tools for tests, lint and types'
 	@$(LOCKED) --requirement requirements/dev.txt
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev requirements/docs.txt
+	@echo 'installing what builds the site'
+	@$(LOCKED) --requirement requirements/docs.txt
 	@touch $@

@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def script(name: str) -> ModuleType:
-    """`benchmarks/NAME`, loaded as python loads a script: its own folder is searched for what it imports."""
+    """`benchmarks/NAME`, or the script of a whole path, loaded as python loads a script: its own folder is searched for what it imports."""
     path = BENCHMARKS / name
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))

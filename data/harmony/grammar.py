@@ -3,7 +3,7 @@
     <|start|>{role}{:name}?{ to=recipient}?(<|channel|>{channel}{ to=recipient}?)?({ content_type})?<|message|>...
 
 `parse_header` is strict in what it reports and lenient in what it understands: a sloppy header still gives its channel
-and recipient. `scan` walks once over the special ids. Source: github.com/openai/harmony, docs/format.md.
+and recipient. `scan` walks once over the special ids. Source: github.com/openai/harmony/blob/main/docs/format.md.
 """
 
 from __future__ import annotations

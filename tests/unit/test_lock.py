@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("base.txt", "torch.txt", "torch-cpu.txt", "dev.txt")
+LOCKS = ("base.txt", "torch.txt", "torch-cpu.txt", "dev.txt", "docs.txt")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
@@ -56,7 +56,8 @@ def test_the_lock_has_what_the_project_asks_for() -> None:
     (own,) = (Requirement(each) for each in extras["dev"] if each.startswith("counterpoint["))
     dev = [text for extra in ("dev", *own.extras) for text in extras[extra] if not text.startswith("counterpoint[")]
     base = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    for asked, names in ((base, ("torch.txt", "base.txt")), (dev, ("base.txt", "dev.txt"))):
+    site = (extras["docs"], ("base.txt", "dev.txt", "docs.txt"))
+    for asked, names in ((base, ("torch.txt", "base.txt")), (dev, ("base.txt", "dev.txt")), site):
         locked = {canonicalize_name(each.name): each for name in names for each, _ in packages(name)}
         for text in asked:
             wanted = Requirement(text)

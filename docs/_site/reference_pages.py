@@ -1,6 +1,7 @@
-"""The pages of the reference, made from the code: settings by recipe, commands, checker codes, the Python API.
+"""The pages of the reference, made from the tables and docstrings of the code: settings by recipe, commands, run files,
+the folder of a run, metrics, notices and bad rows, codes of the checker, the Python API.
 
-python docs/_site/reference.py    # prints the page names, and writes nothing: `make docs` builds the site
+    python docs/_site/reference_pages.py    # prints the page names, and writes nothing: `make docs` builds the site
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+from pydantic import BaseModel
+
 import counterpoint
+from counterpoint.configs import builtin
 from counterpoint.configs.schema import RECIPES, json_schema
 from counterpoint.data.harmony.codes import Code
+from counterpoint.data.notices import NOTICES, REASONS
 from counterpoint.recipes.cli import COMMANDS
+from counterpoint.train.run import contents
 
 Schema = Mapping[str, Any]
 
@@ -25,6 +31,10 @@ def pages() -> dict[str, str]:
     """Path below docs/ -> Markdown."""
     made = {f"reference/settings-{recipe}.md": settings_page(recipe) for recipe in RECIPES}
     made["reference/commands.md"] = commands_page()
+    made["reference/run-files.md"] = run_files_page()
+    made["reference/run-folder.md"] = run_folder_page()
+    made["reference/metrics.md"] = metrics_page()
+    made["reference/notices.md"] = notices_page()
     made["reference/codes.md"] = codes_page()
     made["reference/api.md"] = api_page()
     return made
@@ -92,9 +102,9 @@ def _resolved(each: Schema, schema: Schema) -> Schema:
 
 
 def _table(rows: Iterator[tuple[str, Schema]], schema: Schema) -> list[str]:
-    lines = ["| setting | type | default | |", "|---|---|---|---|"]
+    lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
     for path, each in rows:
-        default = f"`{_shown(each['default'])}`" if "default" in each else "required"
+        default = f"`{_shown(each['default'])}`" if "default" in each else "" if path == "extends" else "required"
         lines.append(f"| `{path}` | {_type(each, schema)} | {default} | {_cell(each.get('description', ''))} |")
     return lines
 
@@ -116,16 +126,11 @@ def _type(each: Schema, schema: Schema) -> str:
     if each.get("type") == "object":
         values = each.get("additionalProperties")
         return f"names to {_type(values, schema)}" if isinstance(values, dict) and values else "a mapping"
-    words = {
-        "integer": "whole number",
-        "number": "number",
-        "string": "text",
-        "boolean": "true or false",
-        "null": "null",
-    }
+    words = {"integer": "whole number", "string": "text", "boolean": "true or false"}
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {each[key]}" for key, sign in bounds.items() if key in each]
-    return " ".join([words.get(str(each.get("type")), "any"), *([", ".join(limits)] if limits else [])])
+    limits = ", ".join(f"{sign} {each[key]}" for key, sign in bounds.items() if key in each)
+    kind = str(each.get("type", "any"))
+    return f"{words.get(kind, kind)} {limits}".rstrip()
 
 
 def commands_page() -> str:
@@ -153,6 +158,52 @@ def codes_page() -> str:
     return "\n".join(lines)
 
 
+def run_files_page() -> str:
+    """Every shipped run file: what it is for, and its text."""
+    lines = ["# Run files", "", "`counterpoint configs cp NAME my.yaml` copies one; `train NAME` runs it as it is.", ""]
+    for name in builtin.names():
+        path = builtin.find(name)
+        assert path is not None
+        lines += [f"## {name}", "", "```yaml", path.read_text(encoding="utf-8").rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def run_folder_page() -> str:
+    """Every file of a run folder."""
+    intro = "Written by `counterpoint train`, below `output` (`runs/`). No secret is in any of these files."
+    return _words_page("The folder of a run", intro, {"": ("path", contents.FILES)})
+
+
+def metrics_page() -> str:
+    """Every number that a run writes."""
+    tables = {
+        "metrics.jsonl": ("number", contents.METRICS),
+        "eval/metrics.jsonl": ("number", contents.EVALUATION_METRICS),
+        "adapter.jsonl": ("number", contents.ROUTING_METRICS),
+    }
+    return _words_page("Metrics", (inspect.getdoc(contents) or "").partition("\n\n")[2], tables)
+
+
+def notices_page() -> str:
+    """Every kind of notice, and every reason for which a row is bad."""
+    intro = (
+        "`validate` and `prepare` count them, and tell the first of each kind with its line. A notice is a change or a "
+        "guess, and the row is used; a bad row is not used, and `--quarantine FILE` keeps it with its reason."
+    )
+    rows = {"Notices": ("notice", NOTICES), "Reasons of bad rows": ("reason", REASONS)}
+    page = _words_page("Notices and bad rows", intro, rows)
+    return page + "\nA row is bad too where a trained action breaks a rule of the checker: [codes](codes.md).\n"
+
+
+def _words_page(title: str, intro: str, tables: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:
+    lines = [f"# {title}", "", intro, ""]
+    for heading, (word, rows) in tables.items():
+        lines += [f"## {heading}", ""] if heading else []
+        lines += [f"| {word} | meaning |", "|---|---|"]
+        lines += [f"| `{name}` | {_cell(meaning)} |" for name, meaning in rows.items()] + [""]
+    return "\n".join(lines)
+
+
 def api_page() -> str:
     """Every public name with signature and docstring."""
     lines = ["# Python API", "", _prose(inspect.getdoc(counterpoint) or "").partition("\n")[0], ""]
@@ -160,10 +211,19 @@ def api_page() -> str:
         value = getattr(counterpoint, name)
         if isinstance(value, str):
             continue
-        lines += [f"## {name}", "", "```python", _signature(name, value), "```", "", _doc(value), ""]
+        lines += [f"## {name}", ""]
+        if inspect.isclass(value) and issubclass(value, BaseModel):
+            lines += [_doc(value), "", *(f"- `{text}`" for text in _fields(value)), ""]
+            continue
+        lines += ["```python", _signature(name, value), "```", "", _doc(value), ""]
         for member, method in _methods(value):
             lines += [f"### {name}.{member}", "", "```python", _signature(member, method), "```", "", _doc(method), ""]
     return "\n".join(lines)
+
+
+def _fields(settings: type[BaseModel]) -> Iterator[str]:
+    for name, field in settings.model_fields.items():
+        yield f"{name}={field.get_default(call_default_factory=True)!r}" if not field.is_required() else name
 
 
 def _methods(value: object) -> Iterator[tuple[str, object]]:
@@ -177,13 +237,22 @@ def _methods(value: object) -> Iterator[tuple[str, object]]:
 
 def _signature(name: str, value: Any) -> str:
     text = f"{name}{inspect.signature(value)}"
-    text = re.sub(r"counterpoint\.[\w.]+\.(\w+)", r"\1", text)
-    return text if len(text) <= 100 else re.sub(r"(?<=[(,]) ?(?=\w+:|\*)", "\n    ", text)
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", re.sub(r"counterpoint\.[\w.]+\.(\w+)", r"\1", text))
+    return text if len(text) <= 80 else re.sub(r"(?<=[(,]) ?(?=\w+:|\*)", "\n    ", text)
 
 
 def _doc(value: object) -> str:
-    doc = inspect.getdoc(value) or ""
-    return re.sub(r"(?m)^( {4,})", r"    ", doc)
+    """A docstring, its fields (`effort, date: ...` at the start of a line or a sentence) as a list."""
+    paragraphs = []
+    for text in re.split(r"\n\s*\n", inspect.getdoc(value) or ""):
+        if text.startswith("    "):
+            paragraphs.append(text)
+            continue
+        fields = re.split(r"(?:^|\n|(?<=[.;] ))(?=[a-z_]+(?:, [a-z_]+)*: )", " ".join(text.split()))
+        listed = [re.sub(r"^([a-z_, ]+): ", r"- `\1`: ", field.strip()) for field in fields if field.strip()]
+        paragraphs.append("\n".join(listed))
+        paragraphs[-1] = re.sub(r"(?m)^(?!- )(.+)\n(?=- )", r"\1\n\n", paragraphs[-1])
+    return "\n\n".join(paragraphs)
 
 
 def _prose(text: str) -> str:
