@@ -3,9 +3,9 @@
     git worktree add ../before COMMIT
     python benchmarks/data_against.py ../before [--rounds N] [--megabytes N]
 
-CPU seconds, the least of several rounds. Rendering: conversations that are in memory, to what training takes of them
-(the tree of a conversation's examples, or where the other checkout has none, its examples). prepare: the command on a
-file of mixed rows.
+CPU seconds, the least of several rounds. Rendering: conversations in memory, to their examples. Rows of training: a
+file, read, rendered, judged where the checkout does so, and laid out as tree rows. prepare: the command on a file of
+mixed rows.
 """
 
 from __future__ import annotations
@@ -27,13 +27,26 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 made = [c for c in map(convert, map(json.loads, open(sys.argv[1], encoding="utf-8"))) if isinstance(c, Conversation)]
 renderer, least = Renderer(load_vocabulary()), []
-whole = getattr(renderer, "tree", None) or (lambda c: list(renderer.examples(c)))
 for _ in range(3):
     began = time.process_time()
     for conversation in made:
-        whole(conversation)
+        list(renderer.examples(conversation))
     least.append(time.process_time() - began)
 print(min(least))
+"""
+ROWS = """
+import sys, time
+from counterpoint.configs.data_section import DataSettings
+try:
+    from counterpoint.data.dataset.build import build_training_rows
+except ImportError:
+    from counterpoint.data.dataset.training_rows import build_training_rows
+from counterpoint.data.harmony.vocabulary import load_vocabulary
+data, vocabulary = DataSettings(train=[sys.argv[1]], max_tokens=131072), load_vocabulary()
+began = time.process_time()
+rows = build_training_rows(data.train, data, vocabulary).rows
+sum(len(row) for row in rows)
+print(time.process_time() - began)
 """
 PREPARE = "import sys; from counterpoint.recipes.cli import main; sys.exit(main())"
 
@@ -49,11 +62,12 @@ def main() -> None:
         sides = {"before": _package(args.before.resolve(), folder), "now": _package(HERE.parent, folder)}
         for kind, count in {"mixed": 1500, "short": 3000, "turns": 150}.items():
             rows = _rows(folder / f"{kind}.jsonl", kind, count)
-            found = {side: [] for side in sides}
-            for _ in range(args.rounds):
-                for side, path in sides.items():
-                    found[side].append(float(_python(path, RENDER, str(rows)).split()[-1]))
-            _told(f"rendering, {count:,} {kind} rows", found)
+            for what, code in (("rendering", RENDER), ("rows of training", ROWS)):
+                found = {side: [] for side in sides}
+                for _ in range(args.rounds):
+                    for side, path in sides.items():
+                        found[side].append(float(_python(path, code, str(rows)).split()[-1]))
+                _told(f"{what}, {count:,} {kind} rows", found)
         rows = _rows(folder / "rows.jsonl", "mixed", None, args.megabytes)
         found = {side: [] for side in sides}
         for number in range(args.rounds):
@@ -95,7 +109,7 @@ def _python(package: Path, code: str, *arguments: str) -> str:
 
 def _told(what: str, found: dict[str, list[float]]) -> None:
     before, now = (min(found[side]) for side in ("before", "now"))
-    print(f"{what:<34}before {before:7.2f} s   now {now:7.2f} s   ratio {now / before:.2f}", flush=True)
+    print(f"{what:<40}before {before:7.2f} s   now {now:7.2f} s   ratio {now / before:.2f}", flush=True)
 
 
 if __name__ == "__main__":

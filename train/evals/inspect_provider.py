@@ -10,11 +10,12 @@ channels. Registered by the entry point `counterpoint` of the group `inspect_ai`
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from array import array
 from collections import Counter
 from logging import getLogger
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 from inspect_ai.model import ChatMessage, GenerateConfig, ModelAPI, ModelCall, ModelOutput, modelapi
@@ -26,7 +27,7 @@ from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.harmony.vocabulary import Vocabulary, load_vocabulary
 from counterpoint.train.evals.inspect_batches import Batches, Request
 from counterpoint.train.evals.inspect_messages import METADATA, conversation_of, effort_of, output_of
 from counterpoint.train.sampling.engines import Engine
@@ -36,6 +37,12 @@ from counterpoint.train.scoring.scorers import Reference, Scorers
 logger = getLogger(__name__)
 MAX_TOKENS = 4096
 _IGNORED = ("top_p", "top_k", "stop_seqs", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs")
+
+
+class _Loaded(NamedTuple):
+    vocabulary: Vocabulary
+    renderer: Renderer
+    batches: Batches
 
 
 class CounterpointAPI(ModelAPI):
@@ -63,24 +70,39 @@ class CounterpointAPI(ModelAPI):
             raise TypeError(f"-M {next(iter(model_args))}: take effort, batch, device")
         self.effort: Effort = effort
         self.batch = batch
-        self.vocabulary, settings = load_vocabulary(), None
+        self._device, self._engine = device, engine
         if engine is None and base_url is not None:
             from counterpoint.train.sampling.server import ServerEngine
 
-            engine = ServerEngine.connected(ServerSettings(url=base_url, model=model_name, parallel=batch))
+            self._engine = ServerEngine.connected(ServerSettings(url=base_url, model=model_name, parallel=batch))
         elif engine is None:
-            from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
-            from counterpoint.train.model.load import device_of
+            from counterpoint.train.checkpoints.find import find_checkpoint
 
-            found = find_checkpoint(model_name)
-            loaded = open_checkpoint(found, device_of(device))
-            self.vocabulary = loaded.vocabulary
-            settings = found.run.data if found.run is not None else settings
-            engine = Sampler(loaded, batch_rows=batch)
-        self.renderer = Renderer(self.vocabulary, settings)
-        self.batches = Batches(engine, batch)
+            self._found = find_checkpoint(model_name)
+        self._loading = threading.Lock()
+        self._loaded: _Loaded | None = None
         self.limiter = anyio.CapacityLimiter(batch)
         self.asked: Counter[str] = Counter()
+
+    def loaded(self) -> _Loaded:
+        """The checkpoint in memory, from its first request on: inspect makes providers that it asks for nothing but
+        their names, each of which would hold another copy."""
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> _Loaded:
+        if self._engine is not None:
+            vocabulary = load_vocabulary()
+            return _Loaded(vocabulary, Renderer(vocabulary), Batches(self._engine, self.batch))
+        from counterpoint.train.checkpoints.find import open_checkpoint
+        from counterpoint.train.model.load import device_of
+
+        loaded = open_checkpoint(self._found, device_of(self._device))
+        settings = self._found.run.data if self._found.run is not None else None
+        batches = Batches(Sampler(loaded, batch_rows=self.batch), self.batch)
+        return _Loaded(loaded.vocabulary, Renderer(loaded.vocabulary, settings), batches)
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
@@ -90,32 +112,33 @@ class CounterpointAPI(ModelAPI):
             if getattr(config, name, None):
                 logger.warning("counterpoint does not take `%s`: it was ignored", name)
         effort = effort_of(config, self.effort)
+        vocabulary, renderer, batches = await anyio.to_thread.run_sync(self.loaded)
         conversation = conversation_of(
-            input, tools if tool_choice != "none" else [], self.vocabulary, config.response_schema
+            input, tools if tool_choice != "none" else [], vocabulary, config.response_schema
         )
-        prompt = self.renderer.prompt(conversation, effort)
+        prompt = renderer.prompt(conversation, effort)
         request = Request(
             prompt,
             config.max_tokens or MAX_TOKENS,
             1.0 if config.temperature is None else config.temperature,
             self._seed(prompt, config),
         )
-        future = self.batches.put(request)
+        future = batches.put(request)
         sampled = await anyio.to_thread.run_sync(future.result, limiter=self.limiter, abandon_on_cancel=True)
         completion = parse_completion(
             sampled.ids,
-            self.vocabulary,
+            vocabulary,
             tools=conversation.tools,
             builtin_tools=conversation.builtin_tools,
             effort=effort,
             response_format=conversation.response_format,
             finish_reason=sampled.finish_reason,
         )
-        text = self.vocabulary.decode(sampled.ids)
+        text = vocabulary.decode(sampled.ids)
         details = {"effort": effort, "seed": request.seed, "finish_reason": sampled.finish_reason}
         output = output_of(completion, self.model_name, len(prompt), details, text, time.perf_counter() - started)
         asked = {
-            "prompt": self.vocabulary.decode(prompt),
+            "prompt": vocabulary.decode(prompt),
             "prompt_ids": prompt,
             "max_new_tokens": request.max_new_tokens,
         }
@@ -139,7 +162,8 @@ class CounterpointAPI(ModelAPI):
         return f"counterpoint {self.model_name}"
 
     def close(self) -> None:
-        self.batches.close()
+        if self._loaded is not None:
+            self._loaded.batches.close()
 
 
 @modelapi(name="counterpoint")

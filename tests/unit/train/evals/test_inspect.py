@@ -23,6 +23,7 @@ from inspect_ai.model import (
     GenerateConfig,
     ResponseSchema,
     get_model,
+    get_model_info,
 )
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate, system_message, use_tools
@@ -106,6 +107,16 @@ def test_channels_are_kept(tmp_path: Path) -> None:
     assert (told["effort"], told["violations"]) == ("high", [])
     assert output.usage is not None
     assert (output.usage.reasoning_tokens, output.usage.output_tokens) == (2, len(told["ids"]))
+
+
+def test_a_provider_that_is_asked_for_its_name_alone_loads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """inspect makes a second one for the model's information: it would hold another copy of the weights."""
+    loads: list[object] = []
+    monkeypatch.setattr("counterpoint.train.checkpoints.find.open_checkpoint", lambda *a: loads.append(a))
+    model = get_model("counterpoint/tiny", memoize=False)
+    assert (get_model_info("counterpoint/tiny"), model.name, loads) == (None, "tiny", [])
 
 
 def test_a_tool_is_called_and_its_result_read(tmp_path: Path) -> None:
