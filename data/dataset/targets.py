@@ -6,10 +6,11 @@ that do not are counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from counterpoint.configs.errors import RowError
-from counterpoint.data.conversation import Conversation, Effort
+from counterpoint.data.conversation import Conversation, Effort, Notice
 from counterpoint.data.counts.counter import RowCounter
 from counterpoint.data.harmony.checker import Reading, Rules, judge, read
 from counterpoint.data.harmony.codes import CODES, Code, Violation
@@ -30,36 +31,58 @@ class Targets:
 
         effort: the one that the conversation is rendered with; what follows a tool's result may answer at once.
         """
+        judged = 0
+        kept: list[tuple[str, str]] = []
+        for broken in self._judged(conversation, examples, effort):
+            judged += 1
+            told: dict[str, str] = {}
+            for violation, where in broken:
+                if violation.code in self._costs_row:
+                    raise _refused(violation, where)
+                told.setdefault(violation.code, f"{where}: {violation.detail}")
+            kept.extend(told.items())
+        into.add_targets(conversation.source, judged, kept)
+
+    def notices(self, conversation: Conversation, examples: Iterable[Example], effort: Effort) -> list[Notice]:
+        """The broken rules of `check`, those that cost the row too."""
+        told: list[Notice] = []
+        for violation, where in chain.from_iterable(self._judged(conversation, examples, effort)):
+            detail = violation.detail or CODES[violation.code]
+            if violation.code in self._costs_row:
+                detail = f"quarantined by data.bad_targets.{_group(violation)}: {detail}"
+            told.append(Notice(violation.code, where, detail))
+        return told
+
+    def _judged(
+        self, conversation: Conversation, examples: Iterable[Example], effort: Effort
+    ) -> Iterator[list[tuple[Violation, str]]]:
+        """Of each trained action the rules that its tokens with loss break, and where."""
         # Tools that a row does not declare may still be offered where it came from.
         tools, builtin_tools = conversation.tools or None, conversation.builtin_tools
         response_format = conversation.response_format
         first = Rules(tools, builtin_tools, effort, response_format)
         later = Rules(tools, builtin_tools, None, response_format)
-        judged = 0
-        kept: list[tuple[str, str]] = []
         for example in examples:
             for number, (start, stop) in enumerate(actions_of(example)):
                 weights_N = example.weights[start:stop]
                 if not weights_N.any():
                     continue
-                judged += 1
                 reading = read(example.ids[start:stop].tolist())
                 checked = judge(reading, later if number or example.action else first, self._vocabulary)
-                told: dict[str, str] = {}
-                for violation in checked.violations:
-                    if weights_N[violation.position] > 0:
-                        where = f"turn {example.turn + 1}, {_message_at(reading, violation.position)}"
-                        if violation.code in self._costs_row:
-                            raise _refused(violation, where)
-                        told.setdefault(violation.code, f"{where}: {violation.detail}")
-                kept.extend(told.items())
-        into.add_targets(conversation.source, judged, kept)
+                yield [
+                    (violation, f"turn {example.turn + 1}, {_message_at(reading, violation.position)}")
+                    for violation in checked.violations
+                    if weights_N[violation.position] > 0
+                ]
+
+
+def _group(violation: Violation) -> str:
+    return next(code.group for code in Code if code.value == violation.code)
 
 
 def _refused(violation: Violation, where: str) -> RowError:
-    group = next(code.group for code in Code if code.value == violation.code)
     what = f"{CODES[violation.code]} ({violation.detail})" if violation.detail else CODES[violation.code]
-    fix = f"correct it, leave the row out, or set data.bad_targets.{group}: keep"
+    fix = f"correct it, leave the row out, or set data.bad_targets.{_group(violation)}: keep"
     return RowError(violation.code, where, what, fix)
 
 

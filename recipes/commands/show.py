@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +96,7 @@ def _explained(
     items: Iterator[Item], renderer: Renderer, data: DataSettings, args: argparse.Namespace
 ) -> Iterator[Explained | BadRow]:
     from counterpoint.data.conversation import Conversation
+    from counterpoint.data.dataset.targets import Targets
     from counterpoint.data.harmony.cut import cut_to_fit
     from counterpoint.data.rows.row import BadRow
     from counterpoint.data.show.explain import explain
@@ -105,6 +107,7 @@ def _explained(
         turns = range(args.turn - 1, args.turn)
     elif not args.full:
         turns = range(args.limit or _EXAMPLES) if args.html else range(MAX_TURNS)
+    targets = Targets(renderer)
     for item in items:
         if isinstance(item, BadRow):
             yield item
@@ -113,7 +116,11 @@ def _explained(
             if data.too_long == "cut" and isinstance(item, Conversation):
                 too_long = renderer.tree(item, data.max_tokens)[1]
                 item = (too_long and cut_to_fit(item, renderer, data.max_tokens)) or item
-            yield explain(item, renderer, effort=args.effort, max_tokens=data.max_tokens, turns=turns)
+            told = explain(item, renderer, effort=args.effort, max_tokens=data.max_tokens, turns=turns)
+            if isinstance(item, Conversation):
+                broken = targets.notices(item, renderer.targets(item), told.effort)
+                told = replace(told, notices=(*told.notices, *broken))
+            yield told
         except RowError as error:
             yield BadRow(item.source, error.kind, error.field, error.what, error.fix)
 

@@ -93,6 +93,22 @@ def test_rows_and_turns_are_chosen(show: Show, tmp_path: Path) -> None:
     assert "│ <|start|>user<|message|>one<|end|>" in third
 
 
+def test_broken_targets_are_shown_with_what_training_does(show: Show, tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "get", "parameters": {"type": "object", "properties": {}}}}
+    call = {"id": "1", "type": "function", "function": {"name": "put", "arguments": "{}"}}
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    write(tmp_path, ANSWER, {"messages": said, "tools": [tool]})
+    out = show("train.jsonl", "--plain", cwd=tmp_path).stdout
+    assert "! no_analysis  turn 1, final: effort medium without analysis" in out
+    refused = re.search(
+        r"! unknown_tool  turn 1, call to functions.put: quarantined by (data\.bad_targets\.\w+): ", out
+    )
+    assert refused is not None
+    kept = show("train.jsonl", "--plain", f"{refused[1]}=keep", cwd=tmp_path).stdout
+    assert "quarantined by" not in kept
+    assert "! unknown_tool  turn 1, call to functions.put: " in kept
+
+
 def test_settings_of_the_data(show: Show, tmp_path: Path) -> None:
     name = write(tmp_path, TALK)
     final = show(name, "data.train_on=final", "data.weights.final=2", cwd=tmp_path).stdout
