@@ -41,6 +41,8 @@ ServingName = Literal[
     "sampled",
     "counterpoint_0_1",
 ]
+CONTINUED = ("sampled", "counterpoint_0_1")
+"""Of these, the forms in which no server writes the history."""
 ToolSchemas = Literal["as_given", "cleaned"]
 NO_DATE = "none"
 
@@ -178,6 +180,15 @@ class OpeningSettings(SchemaSettings):
     """A row's `response_format`: as the server of `serving` treats it (none writes it into the prompt), or written into
     the developer message under `# Response Formats` (`prompt`)."""
 
+    @model_validator(mode="after")
+    def _checks_served(self) -> OpeningSettings:
+        if self.serving in CONTINUED and self.served != ServedSettings():
+            raise ValueError(
+                f"`served` says what clients send back, and under `serving: {self.serving}` sampled ids go on, so it "
+                "would change nothing: leave it out, or name a server"
+            )
+        return self
+
 
 class RenderSettings(OpeningSettings):
     """How conversations are rendered as tokens and weights: the renderer's settings."""
@@ -281,6 +292,12 @@ class QuestionSettings(OpeningSettings, ConversionSettings):
 
     train: Annotated[tuple[Source, ...], NotEmpty, OneOrMany]
     """The rows: one or several files, each a path or `{path, format, weight, rows}`."""
+
+    @model_validator(mode="after")
+    def _checks_thinking(self) -> QuestionSettings:
+        if any(source.columns is not None and source.columns.thinking is not None for source in self.train):
+            raise ValueError("`train.columns.thinking` would not be read, since reasoning is sampled: leave it out")
+        return self
 
 
 class ReadSettings(RenderSettings, ConversionSettings):

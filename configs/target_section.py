@@ -24,9 +24,6 @@ class BadTargetSettings(Settings):
     ending: BadTarget = "quarantine"
     """Messages that end in the wrong one of `<|end|>`, `<|call|>` and `<|return|>`."""
 
-    order: BadTarget = "quarantine"
-    """Analysis behind a final, or a second final."""
-
     policy: BadTarget = "keep"
     """Answers without analysis although the effort asks for it (see `missing_thinking`), and empty analysis."""
 

@@ -48,8 +48,8 @@ class Code(StrEnum):
     RETURN_WITHOUT_FINAL = "return_without_final", "ending", "a message that is no final ends in <|return|>"
     NO_FINAL_OR_CALL = "no_final_or_call", "ending", "the completion stops with neither a final nor a call"
 
-    ANALYSIS_AFTER_FINAL = "analysis_after_final", "order", "analysis after the final"
-    SECOND_FINAL = "second_final", "order", "a second final"
+    ANALYSIS_AFTER_FINAL = "analysis_after_final", "structure", "analysis after the final"
+    SECOND_FINAL = "second_final", "structure", "a second final"
 
     NO_ANALYSIS = "no_analysis", "policy", "policy: no analysis although the effort (medium, high) asks for it"
     EMPTY_ANALYSIS = "empty_analysis", "policy", "policy: an analysis without text"

@@ -162,3 +162,5 @@ def test_pairs_are_split_and_kept_apart_alike(tmp_path: Path) -> None:
     assert (len(apart.train.pairs), len(apart.held_out[""].pairs)) == (97, 4)
     assert apart.train.fingerprint != whole.train.fingerprint
     assert f"3 rows stand in data.train and in the held-out data alike ({train}:1 = {valid}:1" in apart.lines[0]
+    both = pairs(train=train, valid=valid, overlap="both")
+    assert (len(both.train.pairs), len(both.held_out[""].pairs)) == (100, 4)
