@@ -337,7 +337,7 @@ class ReadSettings(RenderSettings, ConversionSettings):
                 raise ValueError(
                     f"`valid: {source.path}` holds out what is not trained: write more than 0% and at most 50%"
                 )
-            if len(self.valid) > 1 or source.model_fields_set - {"path", "name"}:
+            if len(self.valid) > 1 or source != HeldOutSourceSettings(path=source.path, name=source.name):
                 raise ValueError(f"`valid: {source.path}` is a share of `train` and stands alone: leave the rest out")
         return self
 
