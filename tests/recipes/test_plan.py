@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, d
     return code, json.loads(capsys.readouterr().out)
 
 
+NAMED = re.compile(r"(one|eight) GPUs? of (\d+) GB")
+GPUS = {"one": 1, "eight": 8}
+
+
 @pytest.mark.parametrize("name", TRAINING)
 def test_every_shipped_run_file_is_planned(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    assert cli.main(["plan", name]) in (0, 1)
+    """One that names GPUs, for so many of that size; it fits."""
+    run, path = load_run(name), builtin.find(name)
+    assert path is not None
+    named = NAMED.search(builtin.description(path))
+    assert (named is None) == (run.model.name == "tiny")
+    on = [] if named is None else ["--device", "cuda", "--memory", named[2]]
+    assert cli.main(["plan", name, *on]) == 0
+    assert named is None or GPUS[named[1]] == run.launch.processes * run.launch.nodes  # type: ignore[union-attr]
     lines = capsys.readouterr().out.splitlines()
     titles = [line[:9].strip() for line in lines if line[:9].strip()]
-    full = not load_run(name).lora.enabled  # type: ignore[union-attr]
+    full = not run.lora.enabled  # type: ignore[union-attr]
     assert titles == ["model", "full" if full else "lora", "data", "memory", "fits", "disk", "time"]
 
 
