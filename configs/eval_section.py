@@ -21,6 +21,7 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.data_section import Format
+from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
 
 
 class SamplingSettings(Settings):
@@ -47,34 +48,6 @@ class SamplingSettings(Settings):
 
     base: bool = True
     """Measure the base model as well, with the adapter switched off, for comparison."""
-
-
-class EvalSettings(SamplingSettings):
-    """The hook that samples from the live model before, during and after training."""
-
-    every: Count | None = None
-    """Steps between evaluations; null for none in between."""
-
-    at_start: bool = True
-    """Evaluate before the first step."""
-
-    at_end: bool = True
-    """Evaluate after the last step."""
-
-    stop_below: Share | None = None
-    """A channel-correct rate below this stops the run (never at the start); null never stops it."""
-
-    warn_below: Share | None = None
-    """A channel-correct rate below this logs a warning; null never warns."""
-
-    @model_validator(mode="after")
-    def _checks(self) -> EvalSettings:
-        if self.stop_below is not None and self.warn_below is not None and self.warn_below < self.stop_below:
-            raise ValueError(
-                f"`warn_below` ({self.warn_below}) is under `stop_below` ({self.stop_below}), so it would never warn: "
-                "raise the first or lower the second"
-            )
-        return self
 
 
 class TaskSettings(Settings):
@@ -169,6 +142,59 @@ class ReasoningGymTask(GeneratedTask):
 
     generator: Text
     """The generator, as `chain_sum`."""
+
+
+class EnvironmentTask(TaskSettings, EnvironmentSettings):
+    """Rollouts in an environment of your own, rewarded by it, on rows of a file. `scorer` names the one of its rewards
+    that says what is right; null takes the weighted sum. `max_new_tokens` is of an action."""
+
+    type: Literal["environment"]
+
+    path: Text
+    """A data file whose rows are given to the environment, or `example:NAME`."""
+
+    format: Format = "auto"
+    """Format of the file's rows, where they hold a prompt, as of `data.train`."""
+
+    calls: CountOrZero = 8
+    """Maximum tool calls in one turn; one more ends the rollout."""
+
+    completion_tokens: Count = 4096
+    """Longest turn: all actions and tool results together."""
+
+    user: UserSettings | None = None
+    """The model that the environment's `ctx.ask` asks."""
+
+
+class EvalSettings(SamplingSettings):
+    """The hook that samples from the live model before, during and after training."""
+
+    every: Count | None = None
+    """Steps between evaluations; null for none in between."""
+
+    at_start: bool = True
+    """Evaluate before the first step."""
+
+    at_end: bool = True
+    """Evaluate after the last step."""
+
+    tasks: tuple[EnvironmentTask, ...] = ()
+    """Environments in which the model is sampled as well, each at its own or these efforts."""
+
+    stop_below: Share | None = None
+    """A channel-correct rate below this stops the run (never at the start); null never stops it."""
+
+    warn_below: Share | None = None
+    """A channel-correct rate below this logs a warning; null never warns."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> EvalSettings:
+        if self.stop_below is not None and self.warn_below is not None and self.warn_below < self.stop_below:
+            raise ValueError(
+                f"`warn_below` ({self.warn_below}) is under `stop_below` ({self.stop_below}), so it would never warn: "
+                "raise the first or lower the second"
+            )
+        return self
 
 
 class ServerSettings(Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from counterpoint.configs.base import (
     Count,
@@ -27,7 +27,7 @@ def _check_function(value: str) -> str:
 
 
 class RewardSettings(Settings):
-    """One reward, a number from 0 to 1 for each rollout, and its weight in the sum."""
+    """One reward, a number for each rollout, and its weight in the sum."""
 
     type: Any
     """What is rewarded."""
@@ -37,6 +37,10 @@ class RewardSettings(Settings):
 
     weight: float = 1.0
     """Weight in the sum. Weigh the answer above the format, else only the format is learned."""
+
+    gate: Text | None = None
+    """Name of another reward, or `environment/NAME` of the environment's, by whose value this one is multiplied; null
+    pays it by itself, to silence and junk as well where it judges the format alone."""
 
 
 class ChannelReward(RewardSettings):
@@ -124,5 +128,25 @@ class FunctionReward(RewardSettings):
     type: Literal["function"]
 
     function: Annotated[Text, AfterValidator(_check_function)]
-    """`module:function` or `file.py:function`, called with the typed completion and the row's reference in a process of
-    its own; it returns a number from 0 to 1. One that raises or hangs earns 0 and is counted."""
+    """`module:function` or `file.py:function`, called with the rollout (docs/environments.md), or, where it has two
+    parameters, with the typed completion and the row's reference. It returns any finite number, numbers by name, or
+    None where it does not apply, and may be `async`. A rollout for which it raises or hangs is invalid."""
+
+    per: Literal["rollout", "group", "step"] = "rollout"
+    """What it is called with: a rollout, or a list of a group's or of all of a step's rollouts, for which it returns a
+    list."""
+
+    range: tuple[float, float] | None = None
+    """Least and largest number that it may return; any other is a failure. null takes every number."""
+
+    seconds: Positive = 10.0
+    """Timeout of one call in seconds, loading the file left out."""
+
+    workers: Count = 16
+    """Maximum processes in which it is called at the same time."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> FunctionReward:
+        if self.range is not None and self.range[0] > self.range[1]:
+            raise ValueError("`range`: write the least number first")
+        return self

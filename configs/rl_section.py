@@ -20,7 +20,8 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.data_section import OpeningSettings
-from counterpoint.configs.eval_section import ServerSettings, TaskSettings, VllmSettings
+from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
+from counterpoint.configs.eval_section import EnvironmentTask, ServerSettings, TaskSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
 
 _SET_ELSEWHERE = {
@@ -54,6 +55,8 @@ class PromptSettings(OpeningSettings):
     @model_validator(mode="after")
     def _checks(self) -> PromptSettings:
         for task in (*self.train, *self.valid):
+            if isinstance(task, EnvironmentTask):
+                raise ValueError("a task of type `environment` is for evaluations: set `rollout.environment`")
             for name, owner in _SET_ELSEWHERE.items():
                 if getattr(task, name) is not None:
                     raise ValueError(f"`{name}` of a task is for evaluations: leave it out, and set `{owner}`")
@@ -77,6 +80,12 @@ class RolloutSettings(Settings):
 
     batch: Count = 64
     """Rollouts sampled at a time."""
+
+    environment: EnvironmentSettings | None = None
+    """A task of your own that answers the model and rewards it; null for prompts that stand alone."""
+
+    user: UserSettings | None = None
+    """The model that an environment's `ctx.ask` asks."""
 
     engine: Literal["transformers", "vllm", "server"] = "transformers"
     """`transformers` samples from the model that is trained; `vllm` loads it a second time in this process, `server`

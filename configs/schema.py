@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
-from counterpoint.configs.base import BY_TYPE, CountOrZero, Device, Effort, NotEmpty, Settings, Text
+from counterpoint.configs.base import BY_TYPE, CountOrZero, Device, Effort, Settings, Text
 from counterpoint.configs.data_section import (
     ConversionSettings,
     DataSettings,
@@ -32,7 +32,9 @@ from counterpoint.configs.data_section import (
     SourceSettings,
 )
 from counterpoint.configs.distill_section import DistillSettings
+from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
 from counterpoint.configs.eval_section import (
+    EnvironmentTask,
     EvalSettings,
     SamplingSettings,
     ServerSettings,
@@ -51,7 +53,12 @@ from counterpoint.configs.rl_section import (
     TeacherSettings,
     ToolSettings,
 )
-from counterpoint.configs.section_checks import check_no_dropout, check_quantized_rollouts, check_sections
+from counterpoint.configs.section_checks import (
+    check_eval_tasks,
+    check_no_dropout,
+    check_quantized_rollouts,
+    check_sections,
+)
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
 from counterpoint.configs.train_section import (
@@ -75,6 +82,8 @@ __all__ = [
     "DpoRun",
     "DpoSettings",
     "Effort",
+    "EnvironmentSettings",
+    "EnvironmentTask",
     "EvalSettings",
     "EvaluateRun",
     "GrpoRun",
@@ -111,6 +120,7 @@ __all__ = [
     "TrackingSettings",
     "TrainSettings",
     "TrainingRun",
+    "UserSettings",
     "VllmSettings",
     "json_schema",
 ]
@@ -168,6 +178,7 @@ class SftRun(RunSettings):
     @model_validator(mode="after")
     def _checks(self) -> SftRun:
         check_sections(self.model, self.lora, self.train, self.launch)
+        check_eval_tasks(self.eval.tasks, self.launch)
         check_figures(self.train, self.eval.every, held_out_figures(self.data.valid_sets, "loss"))
         return self
 
@@ -209,6 +220,7 @@ class DpoRun(RunSettings):
                 "compared whole: leave one of them out"
             )
         check_sections(self.model, self.lora, self.train, self.launch)
+        check_eval_tasks(self.eval.tasks, self.launch)
         check_no_dropout(self.lora, self.recipe)
         kinds = ("loss",) if self.dpo.rated else ("loss", "accuracy", "margin")
         check_figures(self.train, self.eval.every, held_out_figures(self.data.valid_sets, *kinds))
@@ -236,8 +248,8 @@ class GrpoRun(RunSettings):
     tools: ToolSettings = ToolSettings()
     """Tools that are run inside a rollout."""
 
-    rewards: Annotated[tuple[Annotated[RewardSettings, BY_TYPE], ...], NotEmpty]
-    """What a rollout earns: each with its weight."""
+    rewards: tuple[Annotated[RewardSettings, BY_TYPE], ...] = ()
+    """What a rollout earns: each with its weight. May be empty where `rollout.environment` gives rewards."""
 
     grpo: GrpoSettings = GrpoSettings()
     """Groups and the loss."""
@@ -266,7 +278,14 @@ class GrpoRun(RunSettings):
             )
         if self.grpo.beta and not self.lora.enabled:
             raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
-        if not any(reward.weight for reward in self.rewards) and self.grpo.teacher is None:
+        if not self.rewards and self.rollout.environment is None:
+            raise ValueError("`rewards` is empty: name what a rollout earns, or a `rollout.environment` that says so")
+        if self.rollout.user is not None and self.rollout.environment is None:
+            raise ValueError(
+                "`rollout.user` is asked by environments alone: set `rollout.environment`, or leave it out"
+            )
+        paid = self.rollout.environment is not None or any(reward.weight for reward in self.rewards)
+        if not paid and self.grpo.teacher is None:
             raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
         if self.rollout.engine != "transformers":
             self._check_engine()

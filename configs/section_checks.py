@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.train_section import LaunchSettings, TrainSettings
 
@@ -25,6 +27,11 @@ def check_sections(model: ModelSettings, lora: LoraSettings, train: TrainSetting
         )
     _check_rates(lora, train)
     _check_quantized(model, lora, train, launch)
+
+
+def check_eval_tasks(tasks: Sequence[object], launch: LaunchSettings) -> None:
+    if tasks and launch.strategy == "fsdp2":
+        raise ValueError("`eval.tasks` samples in each process, and with `fsdp2` none has the whole model: use `ddp`")
 
 
 def check_quantized_rollouts(train: TrainSettings, engine: str) -> None:

@@ -18,10 +18,14 @@ from counterpoint.configs.problems import dotted, place_of, shown
 from counterpoint.configs.schema import RunSettings
 from counterpoint.configs.yaml_file import COMMAND_LINE, Document, Key, read_text
 
-FUNCTIONS = ("format", "function", "functions", "scorer")
+FUNCTIONS = ("class", "format", "function", "functions", "scorer")
 """Settings whose value is a function where it holds a colon (`module:function`, `file.py:function`)."""
 COMMANDS = ("mcp",)
-SHIPPED = ("counterpoint.train.episodes.example_tools:", "counterpoint.train.evals.retention_probes:")
+SHIPPED = (
+    "counterpoint.train.episodes.example_environments:",
+    "counterpoint.train.episodes.example_tools:",
+    "counterpoint.train.evals.retention_probes:",
+)
 """The beginnings of functions that are part of the package and made to be named in rows and run files."""
 
 

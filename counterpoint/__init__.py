@@ -30,8 +30,13 @@ if TYPE_CHECKING:
     from counterpoint.train.adapters.attach import attach_lora as attach_lora
     from counterpoint.train.adapters.implementations import use_implementations as use_implementations
     from counterpoint.train.checkpoints.find import open_checkpoint as open_checkpoint
+    from counterpoint.train.episodes.environment import Context as Context
+    from counterpoint.train.episodes.environment import Done as Done
+    from counterpoint.train.episodes.environment import Environment as Environment
+    from counterpoint.train.episodes.environment import ToolError as ToolError
     from counterpoint.train.export.exporter import export as export
     from counterpoint.train.model.load import load_model as load_model
+    from counterpoint.train.sampling.rollout import Rollout as Rollout
     from counterpoint.train.sampling.sample import Sampler as Sampler
 
     __version__: str
@@ -51,8 +56,13 @@ _HOMES = {
     "attach_lora": "train.adapters.attach",
     "use_implementations": "train.adapters.implementations",
     "open_checkpoint": "train.checkpoints.find",
+    "Context": "train.episodes.environment",
+    "Done": "train.episodes.environment",
+    "Environment": "train.episodes.environment",
+    "ToolError": "train.episodes.environment",
     "export": "train.export.exporter",
     "load_model": "train.model.load",
+    "Rollout": "train.sampling.rollout",
     "Sampler": "train.sampling.sample",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]

@@ -5,13 +5,17 @@ Reads top to bottom: folder and lock, tools, rewards, prompts, model, trainer, t
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from accelerate.utils import gather_object
 
+from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.recipes.grpo_prompts import fingerprint, read_held_out, read_items
 from counterpoint.recipes.steps import Prepared, add_held_out, prepare, train_to_end
 from counterpoint.train.checkpoints.start import with_start
+from counterpoint.train.episodes.environments import Environments
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.callbacks import AttachmentProof
@@ -38,8 +42,10 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
     with (
         open_session(settings, resume, overwrite) as session,
         Toolkit(tools.functions, tools.mcp, tools.python, tools.seconds) as toolkit,
-        Rewards(settings.rewards) as rewards,
+        Rewards(settings.rewards, environment=settings.rollout.environment is not None) as rewards,
+        ExitStack() as stack,
     ):
+        environments = _environments(settings, stack, toolkit)
         for note in toolkit.notes:
             session.warn(note)
         renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
@@ -58,7 +64,12 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             renderer,
             engine,
             rewards,
-            EpisodeLimits(settings.rollout.action_tokens, settings.rollout.completion_tokens, settings.rollout.calls),
+            EpisodeLimits(
+                settings.rollout.action_tokens,
+                settings.rollout.completion_tokens,
+                settings.rollout.calls,
+                settings.data.max_tokens,
+            ),
             settings.rollout.temperature,
             settings.grpo.group,
             settings.seed,
@@ -67,11 +78,25 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             process_number(),
             gather=gather_object,  # of every process, once its part of a step's rollouts is sampled
             seen=FirstSight(session.warn),
+            environments=environments,
+            max_invalid=environments.settings.max_invalid if environments is not None else 1.0,
         )
         trainer = make_trainer(settings, session, prepared, rollouts)
         if held_out:
             add_held_out(settings, session, trainer, lambda: trainer.held_out(held_out))
         return train_to_end(settings, session, prepared, trainer)
+
+
+def _environments(settings: GrpoRun, stack: ExitStack, toolkit: Toolkit) -> Environments | None:
+    """The class of `rollout.environment`, loaded. ConfigError where it declares a tool of a name that is taken."""
+    chosen = settings.rollout.environment
+    if chosen is None:
+        return None
+    environments = stack.enter_context(Environments(chosen, settings.rollout.user))
+    taken = {tool.name for tool in toolkit.tools} & {tool.name for tool in environments.described.tools}
+    if taken:
+        raise ConfigError(f"tools: the environment has a tool `{min(taken)}`, too: rename one of them")
+    return environments
 
 
 def make_trainer(settings: GrpoRun, session: Session, prepared: Prepared, rollouts: Rollouts) -> RewardTrainer:

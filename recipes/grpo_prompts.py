@@ -24,7 +24,8 @@ def read_items(
     settings: GrpoRun, session: Session, renderer: Renderer, toolkit: Toolkit, rewards: Rewards, groups: int
 ) -> list[Item]:
     """Each turn of each prompt at its efforts. groups: sampled in one step; ConfigError for fewer items than that."""
-    prompts = read_prompts(settings.data.train, settings.data, renderer, toolkit)
+    environment = settings.rollout.environment is not None
+    prompts = read_prompts(settings.data.train, settings.data, renderer, toolkit, environment)
     items = items_of(prompts, renderer, settings.grpo.efforts)
     check_rewards(rewards, items, session)
     session.say(f"{len(prompts)} prompts, {groups} groups of {settings.grpo.group} a step")
@@ -42,7 +43,8 @@ def read_held_out(
     """The items of `data.valid`, by task."""
     if not settings.data.valid:
         return {}
-    prompts = read_prompts(settings.data.valid, settings.data, renderer, toolkit)
+    environment = settings.rollout.environment is not None
+    prompts = read_prompts(settings.data.valid, settings.data, renderer, toolkit, environment)
     check_rewards(rewards, items_of(prompts, renderer), session)
     session.say(f"held-out: {len(prompts)} prompts")
     by_task = {prompt.task: [other for other in prompts if other.task == prompt.task] for prompt in prompts}
@@ -50,14 +52,22 @@ def read_held_out(
 
 
 def read_prompts(
-    tasks: Sequence[TaskSettings], data: PromptSettings, renderer: Renderer, toolkit: Toolkit | None = None
+    tasks: Sequence[TaskSettings],
+    data: PromptSettings,
+    renderer: Renderer,
+    toolkit: Toolkit | None = None,
+    environment: bool = False,
 ) -> list[EvalPrompt]:
-    """The prompts of all tasks with their truth, the tools declared. DataError for one that is too long."""
+    """The prompts of all tasks with their truth, the tools declared. environment: one is given the rows, and may write
+    the prompts. DataError for one that is too long."""
     prompts: list[EvalPrompt] = []
-    for task in build_tasks(SuiteSettings(tasks=tuple(tasks))):
+    for task in build_tasks(SuiteSettings(tasks=tuple(tasks)), rows=environment):
         for prompt in task.prompts:
             if toolkit is not None and not toolkit.empty and prompt.conversation.opening_ids is None:
                 prompt = replace(prompt, conversation=toolkit.declared(prompt.conversation))
+            if environment and not prompt.conversation.messages:
+                prompts.append(prompt)
+                continue
             said_later = sum(len(renderer.vocabulary.encode(later.text)) for later in prompt.follow_ups)
             length = len(renderer.prompt(prompt.conversation)) + said_later
             if length > data.max_tokens:
@@ -95,7 +105,9 @@ def fingerprint(items: list[Item], renderer: Renderer) -> str:
     digest = hashlib.sha256()
     for item in items:
         truth = json.dumps(asdict(item.prompt.reference), sort_keys=True, default=str)
-        digest.update(repr((renderer.prompt(item.prompt.conversation, item.effort), truth)).encode())
+        asked = item.prompt.conversation
+        ids = renderer.prompt(asked, item.effort) if asked.messages else dict(asked.metadata)
+        digest.update(repr((ids, truth)).encode())
         if item.turn:
             digest.update(repr(item.prompt.follow_ups[item.turn - 1]).encode())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from counterpoint.configs.dump import plain
 from counterpoint.configs.errors import RunError
+from counterpoint.configs.eval_section import SamplingSettings, SuiteSettings
 from counterpoint.configs.schema import TrainingRun
 from counterpoint.configs.user_code import resume_command
 from counterpoint.data.dataset.row_keys import keys_of
@@ -25,6 +26,8 @@ from counterpoint.train.checkpoints.start import check_adapter_base, put_start
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
+from counterpoint.train.evals.rollouts import Arenas
+from counterpoint.train.evals.tasks import Task, build_tasks
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.best import KeepBest
 from counterpoint.train.loop.callbacks import RunLog
@@ -42,13 +45,14 @@ BAD_ROWS, BAD_HELD_OUT = "bad_rows.jsonl", "bad_held_out_rows.jsonl"
 class Prepared:
     """A run whose data is read and whose model is loaded.
 
-    steps: optimizer steps; prompts: those of the evaluation; identity: what its checkpoints share with it.
+    steps: optimizer steps; prompts, tasks: those of the evaluation; identity: what its checkpoints share with it.
     """
 
     loaded: LoadedModel
     identity: Identity
     steps: int
     prompts: Sequence[EvalPrompt]
+    tasks: Sequence[Task] = ()
 
 
 def prepare(
@@ -59,6 +63,7 @@ def prepare(
 
     fingerprint: of the training data. Tracking begins here.
     """
+    tasks = evaluation_tasks(settings)
     base = session.pinned(settings)
     check_adapter_base(settings.model, base)
     identity = Identity(plain(settings), fingerprint, rows_per_step(settings), base)
@@ -71,7 +76,20 @@ def prepare(
     session.say(f"model {loaded.source}{onward}, {forms}\n{table.text()}")
     session.begins_tracking(settings)
     session.tracker.scalars(0, table.as_dict())
-    return Prepared(loaded, identity, steps, prompts)
+    return Prepared(loaded, identity, steps, prompts, tasks)
+
+
+def evaluation_tasks(settings: TrainingRun) -> list[Task]:
+    """The environments of `eval.tasks`. ConfigError or DataError for one that cannot be used."""
+    chosen = settings.eval
+    if not chosen.tasks:
+        return []
+    shared = {name: getattr(chosen, name) for name in SamplingSettings.model_fields if name != "prompts"}
+    tasks = build_tasks(SuiteSettings(tasks=chosen.tasks, **shared))
+    with Arenas() as arenas:
+        for task in tasks:
+            arenas.of(task)
+    return tasks
 
 
 def load_trainable(settings: TrainingRun, revision: str | None = None) -> LoadedModel:
@@ -164,6 +182,7 @@ def add_measurements(settings: TrainingRun, session: Session, prepared: Prepared
         processes=world_size(),
         gather=gather_object,
         measured=trainer.measured.update,
+        tasks=prepared.tasks,
     )
     trainer.add_callback(hook)
     return hook

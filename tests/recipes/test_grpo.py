@@ -81,6 +81,8 @@ def test_the_same_seed_gives_the_same_run_and_a_resume_goes_on_alike() -> None:
     shutil.rmtree(first / "model")
     assert main(["train", str(first / "config.yaml"), "--resume", str(first)]) == 0
     assert curve(first) == curve(second)
+    again = [json.loads(line) for line in (first / "rollouts.jsonl").read_text().splitlines()]
+    assert again == rolled, "what was sampled again is there once"
     assert all(bool((end[name] == tensor).all()) for name, tensor in weights(first).items())
 
 
@@ -103,15 +105,48 @@ def test_a_step_without_a_lesson_does_not_stop_a_run_with_an_adapter() -> None:
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        ('return reference["no_such_key"]', "reward function failed and counts as 0: 8 of 8, the first: raised: "),
-        ('return float("nan")', "reward function failed and counts as 0: 8 of 8, the first: "),
-        ("return 1.0", None),
+        ('return reference["no_such_key"]', "raised"),
+        ('return float("nan")', "ValueError: a reward of nan: return a finite number"),
     ],
 )
-def test_rewards_that_teach_nothing_are_told_and_end_the_run(
-    code: str, told: str | None, capsys: pytest.CaptureFixture[str]
+def test_a_reward_that_fails_ends_the_run_in_its_first_step(
+    code: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bad.py").write_text(f"def reward(completion, reference):\n    {code}\n")
+    rewards = "rewards=[{type: function, function: 'bad.py:reward'}, {type: channel}]"
+    assert main(["train", "run.yaml", "train.steps=2", rewards]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("step 1: reward function failed in its first step (8 of 8 rollouts): ")
+    assert ("TypeError: 'Reference' object is not subscriptable" if told == "raised" else told) in err
+    assert err.count("\n") == 1
+    assert "step 1: reward function failed and makes its rollout invalid: 8 of 8, the first: " in out
+    assert "\nTraceback (most recent call last):\n" in out
+    assert told != "raised" or 'bad.py", line 2, in reward\n' in out
+
+
+def test_a_reward_that_fails_later_leaves_its_rollout_out(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.py").write_text(
+        "calls = 0\n\ndef reward(rollout):\n    global calls\n    calls += 1\n"
+        "    if calls == 10:\n        raise KeyError('once')\n    return 100 + len(rollout.row) + calls % 3\n"
+    )
+    rewards = "rewards=[{type: function, function: 'bad.py:reward', workers: 1}]"
+    run = train("train.steps=2", rewards)
+    out = capsys.readouterr().out
+    told = "warning: step 2: reward function failed and makes its rollout invalid: 1 of 8, the first: KeyError: 'once'"
+    assert told in out
+    rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert [row["invalid"].partition("\n")[0] for row in rows if "invalid" in row] == [
+        "reward function: KeyError: 'once'"
+    ]
+    (first, second) = curve(run, "reward", "invalid")
+    assert first[1] > 100, "not clamped"
+    paid = [row["rewards"]["function"] for row in rows if row["step"] == 1 and "invalid" not in row]
+    assert (len(paid), second[2]) == (7, 1 / 8)
+    assert second[1] == pytest.approx(sum(paid) / 7), "the mean of what is valid"
+
+
+def test_rewards_that_teach_nothing_are_told_and_end_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.py").write_text("def reward(completion, reference):\n    return 1.0\n")
     rewards = "rewards=[{type: function, function: 'bad.py:reward'}]"
     assert main(["train", "run.yaml", "train.steps=2", rewards]) == 1
     out, err = capsys.readouterr()
@@ -119,8 +154,6 @@ def test_rewards_that_teach_nothing_are_told_and_end_the_run(
         "the gradient was 0 in the last 2 steps at a rate above 0: nothing was learned; the rewards of no group" in err
     )
     assert "next  " not in out
-    assert out.count("reward function failed") == (1 if told else 0)
-    assert told is None or f"warning: step 1: {told}" in out
     assert main(["train", "run.yaml", "train.steps=9", "train.no_learning_steps=3", rewards, "name=b"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("step 3: the gradient was 0 in the last 3 steps at a rate above 0: nothing is learned; ")
@@ -131,7 +164,7 @@ def test_a_run_that_no_longer_learns_ends_with_what_it_learned(capsys: pytest.Ca
         "calls = 0\n\ndef reward(completion, reference):\n    global calls\n    calls += 1\n"
         "    return float(calls % 2) if calls <= 8 else 1.0\n"
     )
-    rewards = "rewards=[{type: function, function: 'solved.py:reward'}]"
+    rewards = "rewards=[{type: function, function: 'solved.py:reward', workers: 1}]"
     steps = ("train.steps=9", "train.no_learning_steps=3", "train.checkpoint_every=null")
     assert main(["train", "run.yaml", *steps, rewards]) == 1
     err = capsys.readouterr().err

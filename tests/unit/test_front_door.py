@@ -18,14 +18,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 
 SIGNATURES = {
+    "Context": "seed sample step effort training turn=0 _asks=None",
     "Conversation": "messages instructions=None tools=() builtin_tools=() response_formats=() effort=None date=None "
     "identity=None opening_ids=None weight=1.0 source='' metadata=<factory> notices=() format=''",
+    "Done": "text='' reward=None",
+    "Environment": "",
     "LoraSettings": "*enabled *rank *alpha *attention *experts *expert_rank *expert_alpha *router *layers *rslora *dropout *dora",
     "Message": "role content channel=None recipient=None name=None content_type=None weight=1.0 raw_ids=None",
     "ModelSettings": "*name *adapter *revision *init *dtype *base *attention *experts *norms *kernels",
     "Renderer": "vocabulary settings=None",
+    "Rollout": "row id effort prompt turns ended seed=0 messages=() env=None",
     "Sampler": "loaded batch_rows=32 batch_tokens=65536 stops=None",
     "Tool": "name description='' parameters=None",
+    "ToolError": "text",
     "attach_lora": "model lora=None",
     "check": "ids *tools *builtin_tools *effort *response_format *vocabulary *finish_reason *policy",
     "explain": "item renderer *effort *max_tokens *turns",

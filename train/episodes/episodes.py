@@ -2,34 +2,54 @@
 
 Token ids in, token ids out. What was sampled is kept id for id and never rendered again; only tool results are written
 by the renderer, and they are masked. Where the user says more after a final, a new prompt is rendered without the
-earlier analysis, and a new episode follows. Whatever a tool or a model does, an episode is returned.
+earlier analysis, and a new episode follows. Whatever a tool, an environment or a model does, an episode is returned.
+
+Each rollout has a thread of its own: tools, users and rewards run beside each other and beside the sampling, which is
+done in batches of what waits (sampling_desk.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Effort, Message
 from counterpoint.data.harmony.codes import Code
 from counterpoint.data.harmony.completion import Completion, ToolCall, parse_completion
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.episodes.tools import Toolbox
+from counterpoint.data.harmony.vocabulary import RETURN
+from counterpoint.train.episodes.environment_worker import Facts
+from counterpoint.train.episodes.environments import Environments, EnvironmentSession
+from counterpoint.train.episodes.sampling_desk import SamplingDesk
+from counterpoint.train.episodes.tools import BuiltinPython, Ended, EpisodeEnded, InvalidRolloutError, Toolbox
 from counterpoint.train.sampling.engines import Engine
-from counterpoint.train.sampling.rollout import Called, Episode, EpisodeStop
-from counterpoint.train.sampling.sample import Sampled, Sampler, SamplingStoppedError, sample_seed
+from counterpoint.train.sampling.rollout import Called, Episode, EpisodeStop, Rollout, Turn
+from counterpoint.train.sampling.sample import Sampled, sample_seed
 
 BUILTIN = ("python", "browser")
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeLimits:
-    """action_tokens: of one action. completion_tokens: of all actions and results together. calls: of an episode."""
+    """action_tokens: of one action. completion_tokens: of all actions and results together. calls: of a turn.
+    prompt_tokens: of a prompt that an environment writes; None sets no limit."""
 
     action_tokens: int = 512
     completion_tokens: int = 4096
     calls: int = 8
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a rollout's environment is given: the row with its id, and the facts of its context."""
+
+    row: Mapping[str, Any]
+    id: str = ""
+    facts: Facts = field(default_factory=Facts)
 
 
 def run_episodes(
@@ -43,52 +63,56 @@ def run_episodes(
     temperature: float = 1.0,
     seed: int | Sequence[int] = 0,
     follow_ups: Sequence[Sequence[str]] | None = None,
+    environments: Environments | None = None,
+    worlds: Sequence[World] | None = None,
+    after: Callable[[int, Episode], None] = lambda place, episode: None,
     stops: Callable[[], bool] | None = None,
 ) -> list[Episode]:
-    """One episode of each prompt, in order; all unfinished ones are sampled together.
+    """One episode of each prompt, in order; those that wait for a sample are sampled together.
 
     prompts: conversations that end where the model should answer, with the tools that are declared to it. toolbox:
     makes the tools that one rollout can call; None runs no call, and a call ends the episode. efforts: of each prompt,
     None takes the conversation's. seed: one for all, from which each derives its own by its index, or one a prompt.
     follow_ups: of each prompt, what the user says after each final; the episode is that of the last turn, or of the
-    first that ends without a final. stops: SamplingStoppedError once it is true, asked after every action and call (of
-    a `Sampler` also after every token).
+    first that ends without a final. environments, worlds: gives each rollout an instance of its own, which may write
+    the prompt, has tools, and says what follows a final. after: called for each episode once it has ended, in its
+    thread, with its number. stops: SamplingStoppedError once it is true, asked after every action and while nothing is
+    sampled (of a `Sampler` also after every token).
     """
     seeds = [sample_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
     wanted = list(efforts) if efforts is not None else [None] * len(prompts)
     more = list(follow_ups) if follow_ups is not None else [()] * len(prompts)
+    facts = list(worlds) if worlds is not None else [World(prompt.metadata) for prompt in prompts]
+    desk = SamplingDesk(engine, temperature, stops)
     running = [
-        _Running(prompt, renderer, limits or EpisodeLimits(), effort or renderer.effort_of(prompt), seed, tuple(texts))
-        for prompt, effort, seed, texts in zip(prompts, wanted, seeds, more, strict=True)
-    ]
-    with ExitStack() as stack:
-        if stops is not None and isinstance(engine, Sampler):
-            engine = replace(engine, stops=stops)
-        while active := [episode for episode in running if episode.stop is None]:
-            sampled = engine.sample(
-                [episode.ids for episode in active],
-                min(active[0].limits.action_tokens, max(episode.left for episode in active)),
-                temperature,
-                [sample_seed(episode.seed, episode.n_sampled) for episode in active],
-            )
-            for episode, found in zip(active, sampled, strict=True):
-                if stops is not None and stops():
-                    raise SamplingStoppedError
-                episode.take(found)
-                if episode.wants is not None and episode.toolbox is None and toolbox is not None:
-                    episode.toolbox = stack.enter_context(toolbox())
-                episode.answer()
-                episode.go_on()
-    return [episode.finished() for episode in running]
+        _Running(
+            prompt, renderer, limits or EpisodeLimits(), effort or renderer.effort_of(prompt), seed, tuple(texts),
+            environments=environments, world=world, make_toolbox=toolbox, place=place,
+        )
+        for place, (prompt, effort, seed, texts, world) in enumerate(
+            zip(prompts, wanted, seeds, more, facts, strict=True)
+        )
+    ]  # fmt: skip
+    episodes: list[Episode | None] = [None] * len(running)
+
+    def ended(place: int) -> None:
+        episodes[place] = episode = running[place].closed()
+        after(place, episode)
+
+    desk.run([lambda each=each: each.play(desk) for each in running], ended)
+    return [episode for episode in episodes if episode is not None]
 
 
 def continued(prompt: Conversation, episode: Episode, text: str) -> Conversation:
     """The conversation continued with the user's `text`; rendered, it drops earlier analysis as at inference."""
-    messages = list(prompt.messages)
-    called = list(episode.called)
-    for action in episode.actions:
-        messages += _messages(action, called)
-    return replace(prompt, messages=(*messages, Message("user", text)))
+    return replace(prompt, messages=(*_said(prompt, episode.actions, episode.called), Message("user", text)))
+
+
+def _said(prompt: Conversation, actions: Sequence[Completion], called: Sequence[Called]) -> list[Message]:
+    messages, left = list(prompt.messages), list(called)
+    for action in actions:
+        messages += _messages(action, left)
+    return messages
 
 
 @dataclass
@@ -101,11 +125,21 @@ class _Running:
     effort: Effort
     seed: int
     follow_ups: tuple[str, ...] = ()
+    environments: Environments | None = None
+    world: World = field(default_factory=lambda: World({}))
+    make_toolbox: Callable[[], Toolbox] | None = None
+    place: int = 0
     turn: int = 0
     n_sampled: int = 0
     toolbox: Toolbox | None = None
+    session: EnvironmentSession | None = None
     wants: ToolCall | None = None
     stop: EpisodeStop | None = None
+    invalid: str | None = None
+    earned: Mapping[str, float] | None = None
+    earlier: list[Turn] = field(default_factory=list)
+    asked: Conversation | None = None
+    prompt_ids: list[int] = field(default_factory=list)
     actions: list[Completion] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     called: list[Called] = field(default_factory=list)
@@ -113,9 +147,6 @@ class _Running:
     mask: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
     has_logprobs: bool = True
-
-    def __post_init__(self) -> None:
-        self.prompt_ids = self.renderer.prompt(self.prompt, self.effort)
 
     @property
     def ids(self) -> list[int]:
@@ -125,11 +156,47 @@ class _Running:
     def left(self) -> int:
         return self.limits.completion_tokens - len(self.completion)
 
+    def play(self, desk: SamplingDesk) -> None:
+        """From the prompt to the end. What the environment breaks makes the episode invalid."""
+        try:
+            self._begin()
+            while self.stop is None:
+                tokens = min(self.limits.action_tokens, self.left)
+                self.take(desk.sample(self.place, self.ids, tokens, sample_seed(self.seed, self.n_sampled)))
+                self.answer()
+                self.go_on()
+        except InvalidRolloutError as error:
+            self._is_invalid(error)
+        except BaseException:
+            self.release()
+            raise
+
+    def _begin(self) -> None:
+        if self.environments is not None:
+            self.session = self.environments.session()
+            self.session.sandbox = self._sandbox
+            self.prompt = self.session.reset(self.prompt, self.world.row, self.world.facts)
+        self.asked = self.prompt
+        self.prompt_ids = self._rendered()
+
+    def _rendered(self) -> list[int]:
+        try:
+            ids = self.renderer.prompt(self.prompt, self.effort)
+        except RowError as error:
+            if self.session is None:
+                raise
+            raise InvalidRolloutError(f"the prompt cannot be written: {error}") from None
+        most = self.limits.prompt_tokens
+        if self.session is not None and most is not None and len(ids) > most:
+            raise InvalidRolloutError(f"a prompt of {len(ids)} tokens, more than data.max_tokens ({most})")
+        return ids
+
     def take(self, sampled: Sampled) -> None:
         """An action as it was sampled, cut where this episode's tokens end."""
+        tokens = min(self.limits.action_tokens, self.left)
         ids, reason = sampled.ids, sampled.finish_reason
-        if len(ids) > self.left:
-            ids, reason = ids[: self.left], "length"
+        if len(ids) > tokens:
+            ids, reason = ids[:tokens], "length"
         action = parse_completion(
             ids,
             self.renderer.vocabulary,
@@ -159,12 +226,18 @@ class _Running:
         """Run the call that is wanted and write its result, unless the episode is at a limit."""
         if self.wants is None:
             return
-        if self.toolbox is None or len(self.called) >= self.limits.calls:
+        toolbox = self._tools()
+        if toolbox is None or len(self.called) >= self.limits.calls:
             self.stop = "calls"
             return
         call, self.wants = self.wants, None
-        result = self.toolbox.call(call)
-        self.called.append(Called(call, result))
+        began = time.monotonic()
+        try:
+            result = toolbox.call(call)
+        except EpisodeEnded as end:
+            self._ends(end.ended)
+            return
+        self.called.append(Called(call, result, time.monotonic() - began))
         ids = self.renderer.tool_result(call.recipient, _channel_of(call), result.content)
         if len(ids) >= self.left:
             self.stop = "length"
@@ -173,25 +246,103 @@ class _Running:
 
     def go_on(self) -> None:
         """The user's next message as a prompt of its own, where this turn has ended in a final."""
-        if self.turn == len(self.follow_ups) or self.stop != "return" or self.actions[-1].final is None:
+        if self.stop != "return" or self.actions[-1].final is None:
             return
-        self.prompt = continued(self.prompt, self.finished(), self.follow_ups[self.turn])
-        self.prompt_ids = self.renderer.prompt(self.prompt, self.effort)
+        said = self._said_next(self.actions[-1].final)
+        if said is None:
+            return
+        if self.environments is not None and self.turn + 1 >= self.environments.settings.turns:
+            self.stop = "turns"
+            return
+        episode = self._episode()
+        self.earlier += episode.turns
+        self.prompt = continued(self.prompt, episode, said)
         self.turn, self.stop, self.has_logprobs = self.turn + 1, None, True
         self.actions, self.starts, self.called = [], [], []
         self.completion, self.mask, self.logprobs = [], [], []
+        self.prompt_ids = self._rendered()
+
+    def _said_next(self, final: str) -> str | None:
+        if self.session is None:
+            return self.follow_ups[self.turn] if self.turn < len(self.follow_ups) else None
+        try:
+            return self.session.respond(final, self.turn + 1)
+        except EpisodeEnded as end:
+            self._ends(end.ended)
+            return None
+
+    def _ends(self, ended: Ended) -> None:
+        self.stop, self.earned = "environment", ended.earned
+
+    def _is_invalid(self, error: InvalidRolloutError) -> None:
+        self.stop, self.invalid = "invalid", "\n".join(filter(None, (str(error), error.trace.rstrip())))
+
+    def closed(self) -> Episode:
+        """The episode with what its environment gave; its tools and its instance end."""
+        try:
+            if self.session is not None and self.invalid is None and self.earned is None:
+                self.earned = self.session.reward(self._rollout())
+        except InvalidRolloutError as error:
+            self._is_invalid(error)
+        finally:
+            self.release()
+        return replace(
+            self._episode(),
+            earlier=tuple(self.earlier),
+            asked=self.asked,
+            messages=self._messages(),
+            earned=self.earned or {},
+            invalid=self.invalid,
+            seed=self.seed,
+        )
+
+    def release(self) -> None:
+        """End the tools and the instance."""
+        if self.toolbox is not None:
+            self.toolbox.close()
+        if self.session is not None:
+            self.session.close()
+
+    def _rollout(self) -> Rollout:
+        assert self.asked is not None
+        assert self.stop is not None
+        turns = (*self.earlier, *self._episode().turns)
+        world = self.world
+        return Rollout(world.row, world.id, self.effort, self.asked, turns, self.stop, self.seed, self._messages())
+
+    def _messages(self) -> tuple[Mapping[str, str], ...]:
+        """Everything from the prompt to the last message, thoughts of earlier turns among it."""
+        return tuple(_plain(message) for message in _said(self.prompt, self.actions, self.called))
+
+    def _tools(self) -> Toolbox | None:
+        """The tools of this rollout, made at its first call; None where it has none."""
+        if self.toolbox is None and (self.make_toolbox is not None or self.session is not None):
+            own = (self.session,) if self.session is not None else ()
+            self.toolbox = Toolbox((*own, *(self.make_toolbox().providers if self.make_toolbox is not None else ())))
+        return self.toolbox
+
+    def _sandbox(self) -> Any:
+        """The session of the model's `python` tool, for `ctx.python`."""
+        toolbox = self._tools()
+        found = [] if toolbox is None else [each for each in toolbox.providers if isinstance(each, BuiltinPython)]
+        return found[0].sandbox if found else None
 
     def _write(self, ids: Sequence[int], sampled: int, logprobs: Sequence[float | None] = ()) -> None:
         self.completion.extend(ids)
         self.mask.extend([sampled] * len(ids))
         self.logprobs.extend(logprobs[: len(ids)] or [0.0] * len(ids))
 
-    def finished(self) -> Episode:
+    def _episode(self) -> Episode:
+        """This turn. Of an invalid one nothing is learned, but there is something to compute on."""
         assert self.stop is not None
+        if self.stop == "invalid" and not self.completion:
+            self._write([RETURN], 0)
+        if not self.prompt_ids:
+            self.prompt_ids = self.renderer.prompt(Conversation((Message("user", ""),)), self.effort)
         return Episode(
             self.prompt_ids,
             self.completion,
-            self.mask,
+            [0] * len(self.mask) if self.stop == "invalid" else self.mask,
             tuple(self.actions),
             tuple(self.starts),
             tuple(self.called),
@@ -224,3 +375,8 @@ def _messages(action: Completion, called: list[Called]) -> list[Message]:
     if action.final is not None:
         out.append(Message("assistant", action.final, "final"))
     return out
+
+
+def _plain(message: Message) -> Mapping[str, str]:
+    fields = ("role", "channel", "recipient", "name", "content")
+    return {name: value for name in fields if (value := getattr(message, name)) is not None}

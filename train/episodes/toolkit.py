@@ -17,8 +17,8 @@ from counterpoint.train.sampling.rollout import ToolResult
 class Toolkit:
     """Makes the toolbox of each episode. Close it, or use it as a context manager.
 
-    Functions and MCP servers are started once; the built-in `python` has a session of its own in every episode, so that
-    no rollout sees the state of another.
+    Functions are loaded and MCP servers are started once. What functions keep and the session of the built-in `python`
+    are an episode's own: no rollout sees the state of another.
     notes: what a user should know of the tools on this machine. ConfigError for an unavailable tool (no such function,
     no server, no sandbox).
     """
@@ -28,9 +28,10 @@ class Toolkit:
     ) -> None:
         self._limits = SandboxLimits(seconds=seconds) if python else None
         self._shared: list[Provider] = []
+        self._functions: FunctionTools | None = None
         try:
             if functions:
-                self._shared.append(FunctionTools(functions, seconds))
+                self._functions = FunctionTools(functions, seconds)
             self._shared += [McpTools(command, seconds) for command in mcp]
             with self.toolbox() as one:
                 self.tools: tuple[Tool, ...] = one.tools
@@ -48,8 +49,9 @@ class Toolkit:
 
     def toolbox(self) -> Toolbox:
         """The tools of one episode; closing it ends what belongs to it alone."""
-        own: list[Provider] = [] if self._limits is None else [BuiltinPython(self._limits)]
-        return Toolbox([*map(_Shared, self._shared), *own])
+        functions = [] if self._functions is None else [self._functions.session()]
+        python = [] if self._limits is None else [BuiltinPython(self._limits)]
+        return Toolbox([*functions, *map(_Shared, self._shared), *python])
 
     def declared(self, conversation: Conversation) -> Conversation:
         """The conversation with these tools declared, where it declares none of the same name."""
@@ -59,6 +61,8 @@ class Toolkit:
         return replace(conversation, tools=tools, builtin_tools=builtin)
 
     def close(self) -> None:
+        if self._functions is not None:
+            self._functions.close()
         for provider in self._shared:
             provider.close()
 

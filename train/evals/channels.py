@@ -23,13 +23,15 @@ PROBE_FIELDS = ("skill", "pair", "attribute", "variant", "answers", "favourable"
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One sample of one prompt at one effort, with everything that is known about it."""
+    """One sample of one prompt at one effort, with everything that is known about it. more: of a rollout in an
+    environment, what its line says in addition."""
 
     prompt: EvalPrompt
     effort: Effort
     sample: int
     completion: Completion
     score: Score | None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def as_row(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """Plain types for a JSON line: ids, raw text, channels, violations, score."""
@@ -57,6 +59,7 @@ class Judged:
             "score": None if self.score is None else self.score.value,
             "outcome": None if self.score is None else self.score.outcome,
             "score_detail": None if self.score is None else self.score.detail,
+            **self.more,
         }
 
 

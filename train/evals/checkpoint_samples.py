@@ -33,6 +33,7 @@ class Planned:
     vocabulary: Vocabulary
     tasks: list[Task]
     draws: list[Draw]
+    renderer: Renderer
 
     @property
     def adapter(self) -> str | None:
@@ -55,7 +56,7 @@ class Planned:
         with Scorers(suite.scorer_seconds) as scorers:
             return run_plan(
                 self.draws, self._engine(), self.folder, self.vocabulary, scorers,
-                batch=suite.batch, identity=self.identity, shard=shard, progress=progress,
+                batch=suite.batch, identity=self.identity, shard=shard, progress=progress, renderer=self.renderer,
             )  # fmt: skip
 
     def _engine(self) -> Engine:
@@ -83,6 +84,5 @@ def planned(settings: EvaluateRun, found: Found, folder: Path) -> Planned:
     vocabulary = load_vocabulary_of(found.base)
     rendering = found.run.data if found.run is not None else None
     tasks = build_tasks(settings.eval)
-    return Planned(
-        settings, found, folder, vocabulary, tasks, plan(tasks, Renderer(vocabulary, rendering), settings.seed)
-    )
+    renderer = Renderer(vocabulary, rendering)
+    return Planned(settings, found, folder, vocabulary, tasks, plan(tasks, renderer, settings.seed), renderer)

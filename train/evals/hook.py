@@ -26,6 +26,9 @@ from counterpoint.train.adapters.attach import is_fresh
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
 from counterpoint.train.evals.effort_tokens import Lengths, growth, lengths, shift
 from counterpoint.train.evals.language_drift import drifts
+from counterpoint.train.evals.rollouts import Arenas, judged, measured, played
+from counterpoint.train.evals.sampling_plan import plan
+from counterpoint.train.evals.tasks import Task
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.run.folder import METRICS, json_lines
@@ -47,13 +50,15 @@ class Log(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EvalPoint:
-    """One evaluation. step 0 is before training; `base` is the model with its adapter off."""
+    """One evaluation. step 0 is before training; `base` is the model with its adapter off. tasks: of each environment
+    task, its means."""
 
     step: int
     who: Who
     seconds: float
     summary: Summary
     lengths: Lengths = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def line(self) -> str:
         """One line for a terminal."""
@@ -69,14 +74,26 @@ class EvalPoint:
         parts.append(f"thought tokens {lengths} ({'/'.join(s.analysis_tokens)})")
         worst = sorted(s.violations.items(), key=lambda item: -item[1].count)[:2]
         parts += [f"{code} {rate.share:.2f}" for code, rate in worst]
+        for name, means in self.tasks.items():
+            told = [f"{key.removeprefix('rewards/')} {mean:.2f}" for key, mean in means.items() if _worth(key, mean)]
+            parts.append(f"{name}: {' '.join(told)}")
         return ", ".join(parts) + f" ({self.seconds:.1f} s)"
+
+    def scalars(self) -> dict[str, float]:
+        of_tasks = {f"{task}/{name}": mean for task, means in self.tasks.items() for name, mean in means.items()}
+        return {**self.summary.scalars(), **of_tasks}
 
     def as_dict(self) -> dict[str, Any]:
         grown = growth(self.lengths)
         told = {} if grown is None else {"effort_growth": grown.value}
         correct = self.summary.correct.as_dict()
         told["channel_correct_low"], told["channel_correct_high"] = correct["low"], correct["high"]
-        return {"step": self.step, "who": self.who, "seconds": round(self.seconds, 3), **self.summary.scalars(), **told}
+        return {"step": self.step, "who": self.who, "seconds": round(self.seconds, 3), **self.scalars(), **told}
+
+
+def _worth(key: str, mean: float) -> bool:
+    """Whether a task's mean is told on the terminal: rewards always, faults where there are any."""
+    return key.startswith("rewards/") or (key in ("faults", "invalid") and mean > 0)
 
 
 Asked = tuple[EvalPrompt, Effort, int]
@@ -114,8 +131,8 @@ class ChannelEval(TrainerCallback):
     gets `step-000050-tuned.jsonl` with every sample and `metrics.jsonl`; None for all processes but the main one. log:
     scalars `eval/...` and a table of samples. say, warn: a line each. stops: whether a signal wants the run to end,
     asked all the time. process, processes: the number of this one, and how many there are; gather: collects from all
-    of them. measured: gets the numbers of each point. `points` holds what was measured, `stopped` the reason where
-    `stop_below` ended the run.
+    of them. measured: gets the numbers of each point. tasks: of environments, sampled as well. `points` holds what was
+    measured, `stopped` the reason where `stop_below` ended the run.
     """
 
     def __init__(
@@ -135,7 +152,9 @@ class ChannelEval(TrainerCallback):
         processes: int = 1,
         gather: Callable[[list[Any]], list[Any]] = list,
         measured: Callable[[dict[str, float]], None] = lambda _: None,
+        tasks: Sequence[Task] = (),
     ) -> None:
+        self.draws = plan(tasks, renderer, seed)
         self.stops, self.process, self.processes, self.gather = stops, process, processes, gather
         self.loaded, self.renderer, self.prompts, self.settings = loaded, renderer, clustered(prompts), settings
         self.folder, self.log, self.say, self.warn, self.seed = folder, log, say, warn, seed
@@ -168,7 +187,11 @@ class ChannelEval(TrainerCallback):
             samples = self._samples(step, who)
             if self.folder is None:
                 return None
-            point = EvalPoint(step, who, time.monotonic() - began, summarise(samples), _lengths(samples))
+            plain, by_task = [sample for sample in samples if not sample.more], {}
+            for task in dict.fromkeys(draw.task.name for draw in self.draws):
+                by_task[task] = measured([s for s in samples if s.more and s.prompt.task == task])
+            seconds = time.monotonic() - began
+            point = EvalPoint(step, who, seconds, summarise(plain), _lengths(samples), by_task)
             rows = self._write(self.folder, point, samples)
         except _OutOfStepError:
             raise
@@ -183,7 +206,7 @@ class ChannelEval(TrainerCallback):
         self.points.append(point)
         self._first = self._first or [{name: row[name] for name in _COMPARED} for row in rows]
         if who == "tuned":
-            self.measured(point.summary.scalars())
+            self.measured(point.scalars())
         self.say(point.line())
         if who == "tuned" and step > 0:
             self._compare(point, rows)
@@ -216,13 +239,13 @@ class ChannelEval(TrainerCallback):
     def _share(self, step: int, who: Who) -> list[tuple[int, Judged]]:
         """This process's samples with their place in the plan. A sharded model is sampled by all processes together,
         and then each judges its share."""
-        plan = planned(self.prompts, self.settings)
-        mine = range(self.process, len(plan), self.processes)
+        asked = planned(self.prompts, self.settings)
+        mine = range(self.process, len(asked), self.processes)
         if is_sharded(self.loaded.model):
-            sampled = self._sampled(step, who, plan)
+            sampled = self._sampled(step, who, asked)
             samples = [(place, *sampled[place]) for place in mine]
         else:
-            sampled = self._sampled(step, who, [plan[place] for place in mine])
+            sampled = self._sampled(step, who, [asked[place] for place in mine])
             samples = [(place, *each) for place, each in zip(mine, sampled, strict=True)]
         out: list[tuple[int, Judged]] = []
         with Scorers() as scorers:
@@ -231,6 +254,21 @@ class ChannelEval(TrainerCallback):
                     raise SamplingStoppedError
                 ids, reason, vocabulary = sample.ids, sample.finish_reason, self.loaded.vocabulary
                 out.append((place, judge(prompt, effort, k, ids, reason, vocabulary, scorers)))
+        return out + self._played(who, len(asked))
+
+    def _played(self, who: Who, first: int) -> list[tuple[int, Judged]]:
+        """This process's rollouts of environment tasks; their places follow those of the prompts."""
+        out: list[tuple[int, Judged]] = []
+        mine = list(enumerate(self.draws))[self.process :: self.processes]
+        sampler = Sampler(self.loaded, batch_rows=self.settings.batch, stops=self.stops)
+        with Arenas() as arenas, self._who(who):
+            for task in dict.fromkeys(draw.task.name for _, draw in mine):
+                own = [(first + place, draw) for place, draw in mine if draw.task.name == task]
+                episodes = played([draw for _, draw in own], sampler, self.renderer, arenas)
+                out += [
+                    (place, judged(draw, episode, arenas.of(draw.task)))
+                    for (place, draw), episode in zip(own, episodes, strict=True)
+                ]
         return out
 
     def _sampled(self, step: int, who: Who, plan: Sequence[Asked]) -> list[tuple[Asked, Sampled]]:
@@ -268,7 +306,7 @@ class ChannelEval(TrainerCallback):
         if self.log is None:
             return rows
         prefix = "eval" if point.who == "tuned" else "eval_base"
-        self.log.scalars(point.step, {f"{prefix}/{name}": value for name, value in point.summary.scalars().items()})
+        self.log.scalars(point.step, {f"{prefix}/{name}": value for name, value in point.scalars().items()})
         columns = ("id", "effort", "analysis", "calls", "final", "violations", "text")
         table = [
             (r["id"], r["effort"], r["analysis"], json.dumps(r["calls"]), r["final"], _codes(r), r["text"])

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import RunError
+from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.evals.channels import judge
 from counterpoint.train.evals.journal import Journal, Row, merge, require_idle, saved_rows
+from counterpoint.train.evals.rollouts import Arenas, judged, played
 from counterpoint.train.evals.sampling_plan import Draw, fingerprint, groups
 from counterpoint.train.run.folder import write_whole
 from counterpoint.train.sampling.engines import Engine
@@ -60,16 +62,18 @@ def run_plan(
     identity: Mapping[str, Any],
     shard: Shard | None = None,
     progress: Progress | None = None,
+    renderer: Renderer | None = None,
 ) -> list[Row] | None:
     """All rows in the plan's order; None where other processes have not finished.
 
+    renderer: for tasks of environments.
     identity: what the samples depend on besides the plan (model, engine). RunError where `folder` holds samples of
     another plan, or another process writes them.
     """
     shard = shard or Shard()
     _make(folder)
     keys = [draw.key for draw in draws]
-    with Journal(folder, shard.rank, shard.world) as journal:
+    with Journal(folder, shard.rank, shard.world) as journal, Arenas() as arenas:
         # Only now: until its samples are locked, an evaluation of something else may take over a folder without any.
         claim(folder, draws, {**identity, "batch": batch}, journal.path)
         saved = set(saved_rows(folder))
@@ -81,7 +85,10 @@ def run_plan(
             missing = [draw for draw in group if draw.key not in saved]
             if not missing:
                 continue
-            rows = _drawn(group, engine, vocabulary, scorers)
+            if group[0].task.environment is None:
+                rows = _drawn(group, engine, vocabulary, scorers)
+            else:
+                rows = _played(group, engine, renderer or Renderer(vocabulary), vocabulary, arenas)
             journal.append([row for draw, row in zip(group, rows, strict=True) if draw.key not in saved])
             pace.add(missing, rows)
             if progress is not None:
@@ -153,6 +160,20 @@ def _drawn(group: Sequence[Draw], engine: Engine, vocabulary: Vocabulary, scorer
         row_of(draw, sampled, vocabulary, scorers, seconds * len(sampled.ids) / tokens)
         for draw, sampled in zip(group, found, strict=True)
     ]
+
+
+def _played(
+    group: Sequence[Draw], engine: Engine, renderer: Renderer, vocabulary: Vocabulary, arenas: Arenas
+) -> list[Row]:
+    started = time.perf_counter()
+    episodes = played(group, engine, renderer, arenas)
+    seconds = (time.perf_counter() - started) / len(group)
+    rows = []
+    for draw, episode in zip(group, episodes, strict=True):
+        sample = judged(draw, episode, arenas.of(draw.task))
+        plain = {**sample.as_row(vocabulary), "finish_reason": episode.stop, "seed": draw.seed}
+        rows.append({**plain, "prompt_hash": draw.prompt_hash, "seconds": round(seconds, 4)})
+    return rows
 
 
 def row_of(draw: Draw, sampled: Sampled, vocabulary: Vocabulary, scorers: Scorers, seconds: float) -> Row:

@@ -16,6 +16,7 @@ from typing import Any
 from counterpoint.configs.errors import ConfigError, RowError
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.user_code.loader import file_of
 from counterpoint.train.evals.journal import Key
 from counterpoint.train.evals.tasks import Task
 from counterpoint.train.sampling.sample import sample_seed
@@ -24,7 +25,7 @@ from counterpoint.train.scoring.prompts import EvalPrompt
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One sample to draw."""
+    """One sample to draw. world: seed of what an environment makes up, the same for all samples of an item."""
 
     task: Task
     prompt: EvalPrompt
@@ -32,6 +33,7 @@ class Draw:
     sample: int
     seed: int
     prompt_ids: array[int]
+    world: int = 0
 
     @property
     def key(self) -> Key:
@@ -47,13 +49,15 @@ def plan(tasks: Sequence[Task], renderer: Renderer, seed: int) -> list[Draw]:
     draws: list[Draw] = []
     for task in tasks:
         for prompt in task.prompts:
+            world = sample_seed(seed, "world", prompt.id, 0)
             for effort in task.efforts:
+                written = prompt.conversation.messages or task.environment is None
                 try:
-                    ids = array("i", renderer.prompt(prompt.conversation, effort))
+                    ids = array("i", renderer.prompt(prompt.conversation, effort) if written else [])
                 except RowError as error:
                     raise ConfigError(f"task {task.name}: {prompt.id}: {error}") from None
                 draws += [
-                    Draw(task, prompt, effort, k, sample_seed(seed, prompt.id, effort, k), ids)
+                    Draw(task, prompt, effort, k, sample_seed(seed, prompt.id, effort, k), ids, world)
                     for k in range(task.samples)
                 ]
     return draws
@@ -76,10 +80,16 @@ def fingerprint(draws: Sequence[Draw], identity: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
     for draw in draws:
         prompt, truth = draw.prompt, draw.prompt.reference
-        digest.update(repr((draw.key, draw.seed, draw.prompt_hash, *_limits(draw))).encode())
+        digest.update(repr((draw.key, draw.seed, draw.prompt_hash, *_limits(draw)[:2])).encode())
         digest.update(repr((prompt.scorer, prompt.cluster, truth.answer, truth.calls, truth.schema)).encode())
+        if draw.task.environment is not None:
+            digest.update(repr((draw.world, dict(prompt.conversation.metadata))).encode())
+    for environment in {id(each): each for draw in draws if (each := draw.task.environment) is not None}.values():
+        code = file_of(environment.class_name).read_bytes()
+        digest.update(repr((environment.model_dump(mode="json"), hashlib.sha256(code).hexdigest())).encode())
     return digest.hexdigest()
 
 
-def _limits(draw: Draw) -> tuple[int, float]:
-    return draw.task.max_new_tokens, draw.task.temperature
+def _limits(draw: Draw) -> tuple[int, float, str]:
+    own = "" if draw.task.environment is None else draw.task.name
+    return draw.task.max_new_tokens, draw.task.temperature, own

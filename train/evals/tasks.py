@@ -14,6 +14,7 @@ from counterpoint.configs.data_section import SourceSettings
 from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.eval_section import (
     ArithmeticTask,
+    EnvironmentTask,
     FileTask,
     ProbesTask,
     ReasoningGymTask,
@@ -24,8 +25,10 @@ from counterpoint.data.conversation import Effort
 from counterpoint.data.formats.tool_files import read_tool_names
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
+from counterpoint.data.user_code.loader import file_of
 from counterpoint.data.user_code.worker import Guard
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
+from counterpoint.train.scoring.environment_rows import load_rows
 from counterpoint.train.scoring.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
 from counterpoint.train.scoring.scorers import UNKNOWN_INSTRUCTION, Scorers
 from counterpoint.train.scoring.truths import disagreements
@@ -36,7 +39,8 @@ _ANSWERED = "<|channel|>final<|message|>Yes.<|return|>"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Items and how they are sampled. notices: what a reader of the results should know."""
+    """Items and how they are sampled. notices: what a reader of the results should know. environment: in which they
+    are."""
 
     name: str
     prompts: tuple[EvalPrompt, ...]
@@ -45,6 +49,7 @@ class Task:
     max_new_tokens: int
     temperature: float
     notices: tuple[str, ...] = ()
+    environment: EnvironmentTask | None = None
 
     @property
     def size(self) -> int:
@@ -52,15 +57,16 @@ class Task:
         return len(self.prompts) * len(self.efforts) * self.samples
 
 
-def build_tasks(suite: SuiteSettings) -> list[Task]:
-    """The tasks of a suite in order; without any, its `prompts` as one task.
+def build_tasks(suite: SuiteSettings, rows: bool = False) -> list[Task]:
+    """The tasks of a suite in order; without any, its `prompts` as one task. rows: files hold rows of an environment,
+    which need no prompt.
 
     ConfigError and DataError for what is unusable: a scorer that does not fit the truth of a row, a duplicate id, ...
     """
     settings = suite.tasks or (_prompts_task(suite),)
     names = _names(settings)
     with Scorers(suite.scorer_seconds) as scorers, Guard(suite.scorer_seconds) as guard:
-        tasks = [_build(task, name, suite, guard) for task, name in zip(settings, names, strict=True)]
+        tasks = [_build(task, name, suite, guard, rows) for task, name in zip(settings, names, strict=True)]
         for task in tasks:
             _check_scorers(task, scorers)
     return tasks
@@ -81,34 +87,41 @@ def _names(settings: Sequence[TaskSettings]) -> list[str]:
 
 
 def _default_name(task: TaskSettings) -> str:
-    if isinstance(task, FileTask | ProbesTask) and task.path is not None:
+    if isinstance(task, FileTask | ProbesTask | EnvironmentTask) and task.path is not None:
         return PurePath(task.path.rpartition(":")[2]).stem or task.type
     return task.generator if isinstance(task, ReasoningGymTask) else task.type
 
 
-def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard) -> Task:
-    prompts, notices = _items(task, guard)
+def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard, rows: bool) -> Task:
+    own = task if isinstance(task, EnvironmentTask) else None
+    if own is not None and not file_of(own.class_name).is_file():
+        raise ConfigError(f"task {name}: class: {file_of(own.class_name)}: there is no such file")
+    prompts, notices = _items(task, guard, rows or own is not None)
     prompts = clustered([_offered(prompt, task) for prompt in prompts])
     repeated = [id for id, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
     if repeated:
         raise DataError(f"task {name}: {len(repeated)} ids appear more than once (`{repeated[0]}`): make them differ")
     return Task(
         name=name,
-        prompts=tuple(replace(p, task=name, scorer=task.scorer or p.scorer) for p in prompts),
+        prompts=tuple(replace(p, task=name, scorer=None if own else task.scorer or p.scorer) for p in prompts),
         efforts=task.efforts or suite.efforts,
         samples=task.samples or suite.samples,
         max_new_tokens=task.max_new_tokens or suite.max_new_tokens,
         temperature=suite.temperature if task.temperature is None else task.temperature,
         notices=tuple(notices),
+        environment=own,
     )
 
 
-def _items(task: TaskSettings, guard: Guard) -> tuple[list[EvalPrompt], list[str]]:
+def _items(task: TaskSettings, guard: Guard, rows: bool) -> tuple[list[EvalPrompt], list[str]]:
     size = task.size or DEFAULT_SIZE
     if isinstance(task, ArithmeticTask):
         return arithmetic_items(size, task.seed, task.options), []
     if isinstance(task, ReasoningGymTask):
         return gym_items(task.generator, size, task.seed, task.options, guard)
+    if isinstance(task, EnvironmentTask) or (rows and isinstance(task, FileTask)):
+        found = load_rows(SourceSettings(path=task.path, format=task.format, rows=task.size))
+        return [replace(prompt, id=_file_id(prompt)) for prompt in found], []
     assert isinstance(task, FileTask | ProbesTask)
     spec = SourceSettings(path=task.path or BUILT_IN, format=task.format, rows=task.size)
     prompts = [replace(prompt, id=_file_id(prompt)) for prompt in load_prompts(spec, truth=task.truth)]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.sampling.rollout import Called, Episode
+from counterpoint.train.sampling.rollout import Called, Episode, Rollout
 from counterpoint.train.scoring.prompts import EvalPrompt
 from counterpoint.train.scoring.rewards import Outcome
 
@@ -31,14 +31,19 @@ class Item:
 
     def outcome(self, episode: Episode) -> Outcome:
         """The episode with the truth of the turn in which it ended."""
-        return self._with_truth(episode.turn, episode.completion(), episode.called)
+        outcome = self._with_truth(episode.turn, episode.completion(), episode.called)
+        rollout = Rollout(
+            self.prompt.conversation.metadata, self.prompt.id, self.effort, episode.asked or self.prompt.conversation,
+            episode.turns, episode.stop, episode.seed, episode.messages,
+        )  # fmt: skip
+        return replace(outcome, rollout=rollout, earned=episode.earned)
 
     def unanswered(self) -> Outcome:
         """No episode, with the truth of this turn."""
         return self._with_truth(self.turn, parse_completion([]), ())
 
     def _with_truth(self, turn: int, completion: Completion, called: tuple[Called, ...]) -> Outcome:
-        asked = self.prompt.follow_ups[turn - 1] if turn else self.prompt
+        asked = self.prompt.follow_ups[turn - 1] if turn and self.prompt.follow_ups else self.prompt
         return Outcome(completion, called, asked.reference, self.effort, asked.scorer)
 
 

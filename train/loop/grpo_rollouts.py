@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from counterpoint.configs.errors import RunError
+from counterpoint.configs.reward_section import FunctionReward
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.episodes.episodes import EpisodeLimits, run_episodes
+from counterpoint.train.episodes.environment_worker import Facts
+from counterpoint.train.episodes.environments import Environments
+from counterpoint.train.episodes.episodes import EpisodeLimits, World, run_episodes
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.grpo_items import Item
 from counterpoint.train.run.first_sight import FirstSight
+from counterpoint.train.run.folder import json_lines, write_whole
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.rollout import Episode
 from counterpoint.train.sampling.sample import SamplingStoppedError, sample_seed
+from counterpoint.train.scoring.function_rewards import ENVIRONMENT, Found, Scored
 from counterpoint.train.scoring.rewards import Outcome, Rewards, zero_variance_share
 
 SCORES = "scores"
@@ -31,6 +38,7 @@ class Rollouts:
     keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
     process: the number of this one, of those that train together; gather: collects what each of them has measured.
     measured: what is logged of the last step in addition to TRL's own means. seen: tells each kind of failure once.
+    max_invalid: share of a step's rollouts that may be invalid. stepped: whether there was a step before.
     """
 
     items: Sequence[Item]
@@ -48,31 +56,52 @@ class Rollouts:
     measured: dict[str, float] = field(default_factory=dict)
     seen: FirstSight = field(default_factory=lambda: FirstSight(lambda _: None))
     failed_before: Counter[str] = field(default_factory=Counter)
+    environments: Environments | None = None
+    max_invalid: float = 1.0
+    stepped: bool = False
 
-    def __call__(self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any]) -> dict[str, list]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the rewards as TRL weighs them: those of the run file, and the environment's weighted sum."""
+        return (*self.rewards.names, *([ENVIRONMENT] if self.environments is not None else []))
+
+    def __call__(
+        self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any], epoch: int = 0
+    ) -> dict[str, list]:
         """TRL's dictionary for the items with these numbers, each sampled once for every time it is listed.
 
-        The seed of a rollout depends on the run's seed, the step, and its index over all processes.
+        The seed of a rollout depends on the run's seed, the step, and its index over all processes; that of its world
+        on the run's seed, the row and the epoch, so that a group meets the same one. RunError where a reward of the
+        user's fails in the first step, or too much of a step is invalid.
         """
         items = [self.items[int(number)] for number in numbers]
         first = self.process * len(items)
         seeds = [sample_seed(self.seed, step, first + place) for place in range(len(items))]
-        episodes, outcomes, scores = self._sampled(items, seeds)
-        found = zip(items, episodes, outcomes, scores, strict=True)
+        worlds = [self._world(item, first + place, step, epoch, True) for place, item in enumerate(items)]
+        episodes, outcomes, found = self._sampled(items, seeds, worlds, self.group)
         # Collective: TRL asks every process for as many rollouts of a step.
-        rows = self.gather([{"step": step, **self._row(*each)} for each in found])
+        rows = self.gather(
+            [{"step": step, **self._row(*each)} for each in zip(items, episodes, outcomes, found, strict=True)]
+        )
         failures = self.gather([{**self.rewards.failures}])
         self.measured = self._measures(rows, failures)
-        self._tell(rows, step, self.gather([{**self.rewards.causes}]))
         if self.keep is not None:
+            if not self.stepped and self.keep.is_file():  # a resumed run samples these steps again
+                kept = [row for row in json_lines(self.keep) if row["step"] < step]
+                write_whole(self.keep, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
             with self.keep.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._tell(rows, step, self.gather([{**self.rewards.causes}]))
+        self.stepped = True
         return {
             "prompt_ids": [model_rows(episode.prompt_ids).tolist() for episode in episodes],
             "completion_ids": [model_rows(episode.completion_ids).tolist() for episode in episodes],
-            "env_mask": [episode.env_mask for episode in episodes],
+            "env_mask": [
+                [0] * len(episode.env_mask) if each.invalid else episode.env_mask
+                for episode, each in zip(episodes, found, strict=True)
+            ],
             "logprobs": _logprobs(episodes),  # pyright: ignore[reportReturnType]
-            SCORES: scores,
+            SCORES: [self._scores(episode, each) for episode, each in zip(episodes, found, strict=True)],
         }
 
     def tried(self, items: Sequence[Item], stops: Callable[[], bool] | None = None) -> list[dict[str, Any]]:
@@ -84,10 +113,12 @@ class Rollouts:
         count = max(1, len(self.gather([self.process])))
         mine = list(range(self.process, len(items), count))
         seeds = [sample_seed(self.seed, "held-out", items[n].prompt.id, items[n].effort, items[n].turn) for n in mine]
+        worlds = [self._world(items[n], 0, 0, 0, False) for n in mine]
         rows, stopped = [], False
         try:
-            found = zip([items[n] for n in mine], *self._sampled([items[n] for n in mine], seeds, stops), strict=True)
-            rows = [{**self._row(*each), "reward": self.rewards.total(each[3])} for each in found]
+            episodes, outcomes, found = self._sampled([items[n] for n in mine], seeds, worlds, 1, stops)
+            each = zip([items[n] for n in mine], episodes, outcomes, found, strict=True)
+            rows = [{**self._row(*one), "reward": self._total(one[1], one[3])} for one in each]
         except SamplingStoppedError:
             stopped = True
         shares = self.gather([(rows, stopped)])
@@ -95,9 +126,38 @@ class Rollouts:
             raise SamplingStoppedError
         return [row for share, _ in shares for row in share]
 
+    def _world(self, item: Item, place: int, step: int, epoch: int, training: bool) -> World:
+        seed = sample_seed(self.seed, "world", item.prompt.id, epoch)
+        facts = Facts(seed, place % self.group if training else 0, step, item.effort, training)
+        return World(item.prompt.conversation.metadata, item.prompt.id, facts)
+
+    def _scores(self, episode: Episode, found: Scored) -> list[float]:
+        """What TRL is given of a rollout, in the order of `names`; NaN throughout leaves it out of its group."""
+        if found.invalid is not None:
+            return [math.nan] * len(self.names)
+        if self.environments is None:
+            return found.values
+        return [*found.values, self.environments.weigh(episode.earned) if episode.earned else math.nan]
+
+    def _total(self, episode: Episode, found: Scored) -> float:
+        own = 0.0 if self.environments is None else self.environments.weigh(episode.earned)
+        return self.rewards.total(found.values) + own
+
     def _sampled(
-        self, items: Sequence[Item], seeds: list[int], stops: Callable[[], bool] | None = None
-    ) -> tuple[list[Episode], list[Outcome], list[list[float]]]:
+        self,
+        items: Sequence[Item],
+        seeds: list[int],
+        worlds: list[World],
+        group: int,
+        stops: Callable[[], bool] | None = None,
+    ) -> tuple[list[Episode], list[Outcome], list[Scored]]:
+        begun: dict[int, tuple[Outcome, list[Found]]] = {}
+
+        def judged(place: int, episode: Episode) -> None:
+            outcome = items[place].outcome(episode)
+            unknown = [Found(None) for _ in self.rewards.names]
+            begun[place] = outcome, unknown if episode.invalid else self.rewards.begin(outcome)
+
         episodes = run_episodes(
             [item.prompt.conversation for item in items],
             self.renderer,
@@ -108,40 +168,73 @@ class Rollouts:
             temperature=self.temperature,
             seed=seeds,
             follow_ups=[item.follow_ups for item in items],
+            environments=self.environments,
+            worlds=worlds,
+            after=judged,
             stops=stops,
         )
-        outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
-        return episodes, outcomes, [self.rewards.score(outcome) for outcome in outcomes]
+        outcomes = [begun[place][0] for place in range(len(items))]
+        found = self.rewards.finish(outcomes, [begun[place][1] for place in range(len(items))], group)
+        return (
+            episodes,
+            outcomes,
+            [
+                each if episode.invalid is None else replace(each, invalid=episode.invalid)
+                for episode, each in zip(episodes, found, strict=True)
+            ],
+        )
 
-    def _row(self, item: Item, episode: Episode, outcome: Outcome, scores: list[float]) -> dict[str, Any]:
+    def _row(self, item: Item, episode: Episode, outcome: Outcome, found: Scored) -> dict[str, Any]:
         """A rollout as it is kept and counted."""
+        values = zip(self.rewards.names, found.values, strict=True)
+        rewards = {name: None if math.isnan(value) else value for name, value in values}
+        rewards |= found.parts
+        rewards |= {f"{ENVIRONMENT}/{name}" if name else ENVIRONMENT: value for name, value in episode.earned.items()}
+        traces = [called.result.trace for called in episode.called if called.result.trace]
         return {
             "id": item.prompt.id,
             "effort": item.effort,
-            **({"turn": episode.turn, "of_turn": item.turn} if item.prompt.follow_ups else {}),
+            **({"turn": episode.turn} if item.prompt.follow_ups or self.environments is not None else {}),
+            **({"of_turn": item.turn} if item.prompt.follow_ups else {}),
             "stop": episode.stop,
-            "rewards": dict(zip(self.rewards.names, scores, strict=True)),
+            "rewards": rewards,
+            **({"invalid": found.invalid} if found.invalid else {}),
             "channel_correct": outcome.completion.ok,
             "analysis_tokens": outcome.completion.n_tokens_by_channel["analysis"],
             "calls": len(episode.called),
             "fault": next((str(called.result.fault) for called in episode.called if called.result.fault), None),
             "faults": sum(called.result.fault is not None for called in episode.called),
-            "solved": self.rewards.solved(outcome, scores),
+            **({"traces": traces} if traces else {}),
+            "solved": self.rewards.solved(outcome, found.values),
             "text": self.renderer.vocabulary.decode(episode.completion_ids),
         }
 
     def _tell(self, rows: Sequence[dict[str, Any]], step: int, causes: Sequence[dict[str, str]]) -> None:
-        """Each kind of failure at its first sight."""
+        """Each kind of failure at its first sight. RunError for what ends the run."""
         where, n = f"step {step + 1}", len(rows)
         known = {name: cause for each in reversed(causes) for name, cause in each.items()}
-        for name in self.rewards.names:
+        for name, setting in zip(self.rewards.names, self.rewards.settings, strict=True):
             failed = int(self.measured.get(f"rewards/{name}/failures", 0)) - self.failed_before[name]
             self.failed_before[name] += failed
-            self.seen.tell(f"reward {name} failed and counts as 0", min(failed, n), n, where, known.get(name, ""))
+            own, cause = isinstance(setting, FunctionReward), known.get(name, "")
+            then = "makes its rollout invalid" if own else "counts as 0"
+            self.seen.tell(f"reward {name} failed and {then}", min(failed, n), n, where, cause)
+            if own and failed and (not self.stepped or failed >= n):
+                what = "in its first step" if not self.stepped else "for every rollout of a step"
+                told = cause.partition("\n")[0]
+                raise RunError(f"{where}: reward {name} failed {what} ({failed} of {n} rollouts): {told}")
+        invalid = [row for row in rows if "invalid" in row]
+        cause = f"{invalid[0]['invalid']} ({invalid[0]['id']})" if invalid else ""
+        self.seen.tell("invalid rollouts, left out of their groups", len(invalid), n, where, cause)
+        if len(invalid) > self.max_invalid * n:
+            raise RunError(
+                f"{where}: {len(invalid)} of {n} rollouts are invalid, more than rollout.environment.max_invalid "
+                f"({self.max_invalid:g}) allows; the first: {invalid[0]['invalid'].partition(chr(10))[0]}"
+            )
         faults = [row for row in rows if row["faults"]]
         cause = f"{faults[0]['fault']} ({faults[0]['id']})" if faults else ""
         self.seen.tell("rollouts with a call that failed", len(faults), n, where, cause)
-        no_tools = self.toolkit is None
+        no_tools = self.toolkit is None and self.environments is None
         for kind, found in (
             ("rollouts cut for their length", [row for row in rows if row["stop"] == "length"]),
             (
@@ -150,6 +243,7 @@ class Rollouts:
                 else "rollouts with too many calls",
                 [row for row in rows if row["stop"] == "calls"],
             ),
+            ("rollouts with too many turns", [row for row in rows if row["stop"] == "turns"]),
             ("rollouts that broke the format", [row for row in rows if row["stop"] == "malformed"]),
             (
                 "rollouts that ended before the turn they were for",
@@ -161,17 +255,26 @@ class Rollouts:
     def _measures(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, int]]) -> dict[str, float]:
         """Of one step's rollouts of all processes: groups of equal rewards, failures, calls, analysis tokens."""
         out = {
-            f"rewards/{name}/zero_variance": zero_variance_share([row["rewards"][name] for row in rows], self.group)
+            f"rewards/{name}/zero_variance": zero_variance_share(
+                [math.nan if row["rewards"].get(name) is None else row["rewards"][name] for row in rows], self.group
+            )
             for name in self.rewards.names
         }
         for name in {name for each in failures for name in each}:
             out[f"rewards/{name}/failures"] = float(sum(each.get(name, 0) for each in failures))
+        for name in dict.fromkeys(name for row in rows for name in row["rewards"] if name not in self.rewards.names):
+            values = [row["rewards"][name] for row in rows if name in row["rewards"] and "invalid" not in row]
+            if values and name != ENVIRONMENT:
+                out[f"rewards/{name}/mean"] = sum(values) / len(values)
         out["channel_correct"] = sum(row["channel_correct"] for row in rows) / len(rows)
-        if self.toolkit is not None:
+        out["invalid"] = sum("invalid" in row for row in rows) / len(rows)
+        if self.toolkit is not None or self.environments is not None:
             calls = sum(row["calls"] for row in rows)
             out["tools/calls"] = calls / len(rows)
             out["tools/faults"] = sum(row["faults"] for row in rows) / max(1, calls)
             out["tools/solved"] = sum(row["solved"] for row in rows) / len(rows)
+        if self.environments is not None:
+            out["turns"] = sum(row["turn"] + 1 for row in rows) / len(rows)
         for effort in EFFORTS:
             tokens = [row["analysis_tokens"] for row in rows if row["effort"] == effort]
             if tokens:

@@ -66,9 +66,9 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
         rows = loaded.vocabulary_map.rows
 
         def roll(numbers: list[str], trainer: Any) -> dict[str, Any]:
-            return rollouts(numbers, trainer.state.global_step, rows)
+            return rollouts(numbers, trainer.state.global_step, rows, int(trainer.state.epoch or 0))
 
-        reward_functions: list[Any] = [_reward(k, name, rollouts) for k, name in enumerate(rollouts.rewards.names)]
+        reward_functions: list[Any] = [_reward(k, name, rollouts) for k, name in enumerate(rollouts.names)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
             super().__init__(

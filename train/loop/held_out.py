@@ -176,8 +176,10 @@ def held_out_rewards(
     rows = {name: rollouts.tried(items, stops) for name, items in sets.items()}
     everything = [row for each in rows.values() for row in each]
     values = {"valid_reward": _mean([row["reward"] for row in everything])}
-    for name in rollouts.rewards.names:
-        values[f"valid_rewards/{name}"] = _mean([row["rewards"][name] for row in everything])
+    for name in dict.fromkeys(name for row in everything for name in row["rewards"]):
+        found = [row["rewards"][name] for row in everything if row["rewards"].get(name) is not None]
+        if found:
+            values[f"valid_rewards/{name}"] = _mean(found)
     values["valid_channel_correct"] = _mean([row["channel_correct"] for row in everything])
     return values | {f"valid_{name}_reward": _mean([row["reward"] for row in each]) for name, each in rows.items()}
 

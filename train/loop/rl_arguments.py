@@ -79,7 +79,8 @@ def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> GRPOConfi
         importance_sampling_level=grpo.ratio,
         num_iterations=grpo.iterations,
         mask_truncated_completions=grpo.mask_truncated,
-        reward_weights=[reward.weight for reward in settings.rewards],
+        # An environment's rewards are weighed by its own settings.
+        reward_weights=[reward.weight for reward in settings.rewards] + [1.0] * (rollout.environment is not None),
         shuffle_dataset=settings.data.shuffle,
         disable_dropout=True,  # an adapter that was trained with dropout
         # TRL starts no vLLM of its own: ours is behind `rollout_func`, and the trainer uses these arguments itself.

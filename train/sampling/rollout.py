@@ -5,32 +5,87 @@ Types alone, so that rewards read rollouts without what samples them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from counterpoint.data.conversation import Effort
+from counterpoint.data.conversation import Conversation, Effort
 from counterpoint.data.harmony.codes import Code, Violation
-from counterpoint.data.harmony.completion import Completion, ToolCall
+from counterpoint.data.harmony.completion import Completion, ToolCall, parse_completion
 
 Fault = Literal["unknown_tool", "bad_arguments", "raised", "hung", "died"]
-EpisodeStop = Literal["return", "length", "calls", "malformed"]
+EpisodeStop = Literal["return", "length", "calls", "malformed", "environment", "turns", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What the model reads. `fault` is None for a call that went well."""
+    """What the model reads. `fault` is None for a call that went well; trace: of a fault in Python, its traceback."""
 
     content: str
     fault: Fault | None = None
     cut: int = 0
+    trace: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """A call and what the model read as its result."""
+    """A call and what the model read as its result. seconds: how long it took."""
 
     call: ToolCall
     result: ToolResult
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def fault(self) -> Fault | None:
+        return self.result.fault
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The answer to one user message: the typed result of all its actions, and the calls that were run."""
+
+    completion: Completion
+    called: tuple[Called, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A rollout as a reward sees it.
+
+    row: its fields in the data file. id: of the row. prompt: what was asked first. turns: answers, one for each user
+    message. ended: as `Episode.stop`. seed: of its sampling. messages: everything that was said, thoughts among them,
+    each with role, channel, recipient or name, and content. env: for `Environment.reward` alone, the instance.
+    """
+
+    row: Mapping[str, Any]
+    id: str
+    effort: Effort
+    prompt: Conversation
+    turns: tuple[Turn, ...]
+    ended: EpisodeStop
+    seed: int = 0
+    messages: tuple[Mapping[str, str], ...] = ()
+    env: Any = None
+
+    @property
+    def completion(self) -> Completion:
+        """Of the last turn."""
+        return self.turns[-1].completion
+
+    @property
+    def final(self) -> str | None:
+        """The last turn's final; None where it has none."""
+        return self.turns[-1].completion.final if self.turns else None
+
+    @property
+    def finals(self) -> list[str]:
+        """Of all turns that have one."""
+        return [turn.completion.final for turn in self.turns if turn.completion.final is not None]
+
+    @property
+    def called(self) -> tuple[Called, ...]:
+        """All calls that were run."""
+        return tuple(called for turn in self.turns for called in turn.called)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +96,11 @@ class Episode:
     sampled, 0 for each that the environment wrote; logprobs: of each, 0 for what the environment wrote and None where
     the engine gave none, or None where it gives none at all. actions: what was sampled, by action, and starts: where
     each begins in completion_ids. called: the calls that were run. stop: `return` a final; `length` out of tokens;
-    `calls` one more call than allowed; `malformed` neither a final nor a call that names a tool. turn: of the user
-    messages that the rollout is given one after the other, the number of the one that this answers.
+    `calls` one more call than allowed; `malformed` neither a final nor a call that names a tool; `environment` it said
+    so; `turns` one more user message than allowed; `invalid` the environment failed, and `invalid` says how. turn: of
+    the user messages that the rollout is given one after the other, the number of the one that this answers. earlier:
+    the turns before it. asked: the first prompt. messages: what was said in all turns. earned: by name, what the
+    environment gave. seed: of its sampling.
     """
 
     prompt_ids: list[int]
@@ -55,11 +113,23 @@ class Episode:
     effort: Effort = "medium"
     logprobs: list[float | None] | None = None
     turn: int = 0
+    earlier: tuple[Turn, ...] = ()
+    asked: Conversation | None = None
+    messages: tuple[Mapping[str, str], ...] = ()
+    earned: Mapping[str, float] = field(default_factory=dict)
+    invalid: str | None = None
+    seed: int = 0
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        return (*self.earlier, Turn(self.completion(), self.called)) if self.actions else self.earlier
 
     def completion(self) -> Completion:
         """The whole episode as one typed result: all thoughts and calls, the last action's final and stop; positions of
         violations count from the episode's first token."""
         actions = self.actions
+        if not actions:
+            return parse_completion([])
         violations: list[Violation] = []
         for number, (action, offset) in enumerate(zip(actions, self.starts, strict=True)):
             violations += [replace(v, position=v.position + offset) for v in action.violations]

@@ -42,7 +42,7 @@ class ServerEngine:
 
     def __post_init__(self) -> None:
         # A proxy of the environment cannot reach a server on this machine.
-        handlers = [urllib.request.ProxyHandler({})] if _is_here(self.settings.url) else []
+        handlers = [urllib.request.ProxyHandler({})] if is_here(self.settings.url) else []
         self._opener = urllib.request.build_opener(*handlers)
 
     @classmethod
@@ -178,7 +178,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
         return str(error.reason)
 
 
-def _is_here(url: str) -> bool:
+def is_here(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""Rewards of a rollout: small functions on the typed result, each a number from 0 to 1, combined with weights.
+"""Rewards of a rollout: small functions on the typed result, combined with weights. Ours are numbers from 0 to 1.
 
 Only a finished, single final is an answer. A reward for format (length, language, JSON) is given to answers alone, and
 with an `answer` reward it is scaled by that one: an empty answer, junk, an echo of the prompt, or an answer left in the
@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 
 from counterpoint.configs import reward_section as kinds
@@ -21,7 +22,8 @@ from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion
-from counterpoint.train.sampling.rollout import Called
+from counterpoint.train.sampling.rollout import Called, Rollout
+from counterpoint.train.scoring.function_rewards import Found, RewardFunction, Scored, check_gates, scored
 from counterpoint.train.scoring.languages import LANGUAGES, PACKAGE, is_known, language_shares
 from counterpoint.train.scoring.prompts import default_scorer
 from counterpoint.train.scoring.scorers import MissingTruthError, Reference, Score, Scorers, answer_of
@@ -31,7 +33,8 @@ from counterpoint.train.scoring.scorers import MissingTruthError, Reference, Sco
 class Outcome:
     """What a reward sees of a rollout: the typed result of all its actions, the calls that were run, the row's truth.
 
-    scorer: the comparison that the row asks for; None takes what fits its truth.
+    scorer: the comparison that the row asks for; None takes what fits its truth. rollout: as a function of the user's
+    sees it. earned: what an environment gave, by name.
     """
 
     completion: Completion
@@ -39,22 +42,31 @@ class Outcome:
     reference: Reference
     effort: Effort = "medium"
     scorer: str | None = None
+    rollout: Rollout | None = None
+    earned: Mapping[str, float] = field(default_factory=dict)
 
 
 class Rewards:
     """The rewards of a run file. Close it, or use it as a context manager: user code runs in a child process.
 
-    failures: how often each reward's own code raised, hung or gave no number; such a rollout earns 0 from it.
-    causes: of each such reward, the first one in words.
+    failures: how often each reward's own code raised, hung or gave no number. causes: of each such reward, the first
+    one in words, with the traceback of a function of the user's. ConfigError for a gate that is no reward.
     """
 
-    def __init__(self, settings: Sequence[RewardSettings], seconds: float = 10.0) -> None:
+    def __init__(self, settings: Sequence[RewardSettings], seconds: float = 10.0, environment: bool = False) -> None:
         self.settings = tuple(settings)
         self.names = _names(self.settings)
         self.weights = tuple(setting.weight for setting in self.settings)
         self.failures: Counter[str] = Counter()
         self.causes: dict[str, str] = {}
+        self._lock = threading.Lock()
         self._scorers = Scorers(seconds)
+        self._functions = {
+            name: RewardFunction(setting, name)
+            for name, setting in zip(self.names, self.settings, strict=True)
+            if isinstance(setting, kinds.FunctionReward)
+        }
+        check_gates(self.names, self.settings, environment)
 
     def unjudged(self, outcomes: Sequence[Outcome]) -> dict[str, int]:
         """Of outcomes without a completion, one a turn: how many have no truth for each `answer` reward.
@@ -66,7 +78,9 @@ class Rewards:
         for name, setting in zip(self.names, self.settings, strict=True):
             if isinstance(setting, kinds.LanguageReward):
                 _check_language(name, setting)
-            if not isinstance(setting, kinds.AnswerReward | kinds.FunctionReward):
+            if isinstance(setting, kinds.FunctionReward):
+                self._functions[name].check()
+            if not isinstance(setting, kinds.AnswerReward):
                 continue
             asked = [_scorer(setting, outcome) for outcome in outcomes]
             for scorer in {scorer for scorer in asked if scorer is not None} - checked:
@@ -75,20 +89,32 @@ class Rewards:
                 except ConfigError as error:
                     raise ConfigError(f"reward {name}: {error}") from None
                 checked.add(scorer)
-            if isinstance(setting, kinds.AnswerReward):
-                missing[name] = sum(self._is_missing(s, o) for s, o in zip(asked, outcomes, strict=True))
+            missing[name] = sum(self._is_missing(s, o) for s, o in zip(asked, outcomes, strict=True))
         return missing
 
     def _is_missing(self, scorer: str | None, outcome: Outcome) -> bool:
         return scorer is None or (":" not in scorer and _score(scorer, outcome, self._scorers) is None)
 
     def score(self, outcome: Outcome) -> list[float]:
-        """One number a reward, in their order, before weights."""
-        values = [self._value(name, setting, outcome) for name, setting in zip(self.names, self.settings, strict=True)]
-        found = list(zip(values, self.settings, strict=True))
-        right = math.prod(v for v, s in found if isinstance(s, kinds.AnswerReward) and v is not None)
+        """One number a reward, in their order, before weights: NaN for one that does not apply, or that failed."""
+        return self.finish([outcome], [self.begin(outcome)], 1)[0].values
+
+    def begin(self, outcome: Outcome) -> list[Found]:
+        """What can be said of one rollout alone. Called in the rollout's own thread."""
+        each = zip(self.names, self.settings, strict=True)
+        return [self._found(name, setting, outcome) for name, setting in each]
+
+    def finish(self, outcomes: Sequence[Outcome], begun: Sequence[list[Found]], group: int) -> list[Scored]:
+        """The numbers of a step's rollouts, `group` neighbours of one prompt, with what is said of several together."""
+        for place, (name, setting) in enumerate(zip(self.names, self.settings, strict=True)):
+            if isinstance(setting, kinds.FunctionReward) and setting.per != "rollout":
+                size = group if setting.per == "group" else len(outcomes)
+                found = self._functions[name].together([outcome.rollout for outcome in outcomes], size)
+                for values, each in zip(begun, found, strict=True):
+                    values[place] = self._counted(name, each)
         return [
-            0.0 if v is None else v * right if isinstance(s, kinds.GatedReward) and s.gated else v for v, s in found
+            scored(self.names, self.settings, values, outcome.earned)
+            for outcome, values in zip(outcomes, begun, strict=True)
         ]
 
     def solved(self, outcome: Outcome, values: Sequence[float]) -> bool:
@@ -99,10 +125,14 @@ class Rewards:
         return ran and answer_of(outcome.completion) is not None and all(value == 1 for value in judged)
 
     def total(self, values: Sequence[float]) -> float:
-        return sum(value * weight for value, weight in zip(values, self.weights, strict=True))
+        """The weighted sum of what applies."""
+        weighed = zip(values, self.weights, strict=True)
+        return sum(value * weight for value, weight in weighed if not math.isnan(value))
 
     def close(self) -> None:
         self._scorers.close()
+        for function in self._functions.values():
+            function.close()
 
     def __enter__(self) -> Rewards:
         return self
@@ -110,15 +140,27 @@ class Rewards:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _value(self, name: str, setting: RewardSettings, outcome: Outcome) -> float | None:
-        found = judge(setting, outcome, self._scorers)
+    def _found(self, name: str, setting: RewardSettings, outcome: Outcome) -> Found:
+        if isinstance(setting, kinds.FunctionReward):
+            if setting.per != "rollout":
+                return Found(None)
+            completion, reference = outcome.completion, outcome.reference
+            return self._counted(name, self._functions[name].one(outcome.rollout, completion, reference))
+        with self._lock:  # one process for all scorers
+            found = judge(setting, outcome, self._scorers)
         if not isinstance(found, Score):
-            return found
-        if found.outcome == "failed":
-            self.failures[name] += 1
-            self.causes.setdefault(name, found.detail)
-            return 0.0
-        return found.value
+            return Found(0.0 if found is None else found, applies=found is not None)
+        if found.outcome == "failed":  # a final that our scorers cannot read is the model's fault
+            self._counted(name, Found(None, failed=found.detail))
+            return Found(0.0)
+        return Found(found.value)
+
+    def _counted(self, name: str, found: Found) -> Found:
+        if found.failed is not None:
+            with self._lock:
+                self.failures[name] += 1
+                self.causes.setdefault(name, found.failed)
+        return found
 
 
 @singledispatch
@@ -137,7 +179,7 @@ def _channel(setting: kinds.ChannelReward, outcome: Outcome, scorers: Scorers) -
 
 
 @judge.register
-def _compared(setting: kinds.AnswerReward | kinds.FunctionReward, outcome: Outcome, scorers: Scorers) -> Score | None:
+def _compared(setting: kinds.AnswerReward, outcome: Outcome, scorers: Scorers) -> Score | None:
     scorer = _scorer(setting, outcome)
     return None if scorer is None else _score(scorer, outcome, scorers)
 
@@ -207,10 +249,8 @@ def _check_language(name: str, setting: kinds.LanguageReward) -> None:
         raise ConfigError(f"reward {name} needs {PACKAGE}: pip install 'counterpoint[eval]'")
 
 
-def _scorer(setting: kinds.AnswerReward | kinds.FunctionReward, outcome: Outcome) -> str | None:
-    """The comparison of an `answer` or `function` reward; None where the row names none."""
-    if isinstance(setting, kinds.FunctionReward):
-        return setting.function
+def _scorer(setting: kinds.AnswerReward, outcome: Outcome) -> str | None:
+    """The comparison of an `answer` reward; None where the row names none."""
     return setting.scorer or outcome.scorer or default_scorer(outcome.reference)
 
 
@@ -227,8 +267,8 @@ def _score(scorer: str, outcome: Outcome, scorers: Scorers) -> Score | None:
 
 def zero_variance_share(values: Sequence[float], group: int) -> float:
     """Share of groups of `group` neighbours in which all values are equal: those give no gradient."""
-    groups = [values[i : i + group] for i in range(0, len(values), group)]
-    return sum(max(g) - min(g) < 1e-9 for g in groups) / len(groups) if groups else 0.0
+    groups = [[v for v in values[i : i + group] if not math.isnan(v)] for i in range(0, len(values), group)]
+    return sum(not g or max(g) - min(g) < 1e-9 for g in groups) / len(groups) if groups else 0.0
 
 
 def without_echo(completion: Completion, prompt: str) -> Completion:

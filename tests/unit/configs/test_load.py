@@ -214,14 +214,14 @@ WRONG_DATA = [
 
 KINDS = ", ".join(kind.model_fields["type"].annotation.__args__[0] for kind in kinds_of(RewardSettings))  # pyright: ignore
 WRONG_KINDS = [
-    ("{type: channel, share: 0.3}", "share` belongs to type `language`, not to `channel`, which takes name, weight"),
-    ("{type: answer, slope: 2}", "slope` belongs to type `length`, not to `answer`, which takes name, weight, scorer"),
+    ("{type: channel, share: 0.3}", "belongs to type `language`, not to `channel`, which takes name, weight, gate"),
+    ("{type: answer, slope: 2}", "belongs to type `length`, not to `answer`, which takes name, weight, gate, scorer"),
     (
         "{type: language, language: en, shrae: 1}",
-        "unknown key `rewards.0.shrae`: type `language` takes name, weight, gated, language, channel, share; "
+        "unknown key `rewards.0.shrae`: type `language` takes name, weight, gate, gated, language, channel, share; "
         "did you mean `rewards.0.share`?",
     ),
-    ("{type: json, zzz: 1}", "unknown key `rewards.0.zzz`: type `json` takes name, weight, gated"),
+    ("{type: json, zzz: 1}", "unknown key `rewards.0.zzz`: type `json` takes name, weight, gate, gated"),
     ("{type: lenght}", f"type` is `lenght`: it must be one of {KINDS}; did you mean `length`?"),
     ("{type: [a]}", f"type` is a list of 1: it must be one of {KINDS}"),
     ("{type: null}", f"type` is `null`: it must be one of {KINDS}"),

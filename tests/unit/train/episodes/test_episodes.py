@@ -28,7 +28,7 @@ VOCABULARY = load_vocabulary()
 SAMPLED = RenderSettings(serving="sampled")
 RENDERER = Renderer(VOCABULARY, SAMPLED)
 FUNCTIONS = '''
-import time
+import signal, time
 
 def multiply(a: int, b: int) -> int:
     """Multiplies."""
@@ -40,6 +40,7 @@ def raises() -> str:
 
 def hangs() -> str:
     """Hangs."""
+    signal.setitimer(signal.ITIMER_REAL, 0.2)  # its limit comes soon
     time.sleep(60)
 
 def floods() -> str:
@@ -229,7 +230,13 @@ def test_each_python_session_is_an_episodes_own(tmp_path: Path) -> None:
     second = "<|channel|>analysis to=python<|message|>print('x' in globals())<|call|>"
     with Toolkit(python=True, seconds=30) as toolkit:
         prompts = [question(toolkit, "a"), question(toolkit, "b")]
-        engine = ScriptedEngine(VOCABULARY, [first, second, second, ANSWER, ANSWER])
+        said = {"a": [first, second, ANSWER], "b": [second, ANSWER]}
+
+        def script(ids: list[int], seed: int) -> str:
+            text = VOCABULARY.decode(ids)
+            return said["a" if "<|message|>a<|end|>" in text else "b"][text.count("<|call|>")]
+
+        engine = ScriptedEngine(VOCABULARY, script)
         a, b = run_episodes(prompts, RENDERER, engine, toolbox=toolkit.toolbox)
     assert [called.result.content.strip() for called in a.called] == ["42", "True"]
     assert [called.result.content.strip() for called in b.called] == ["False"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from counterpoint.train.episodes.example_tools import calculator
-from counterpoint.train.episodes.tools import function_tool
+from counterpoint.train.episodes.tools import LoadedFunctions
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_calculator_refuses_everything_else(expression: str) -> None:
 
 
 def test_its_declaration_is_that_of_the_example_data() -> None:
-    tool = function_tool("counterpoint.train.episodes.example_tools:calculator")
+    (tool,) = LoadedFunctions(["counterpoint.train.episodes.example_tools:calculator"]).tools
     assert (tool.name, tool.description) == ("calculator", "Works out an expression.")
     assert tool.parameters is not None
     assert tool.parameters["properties"] == {"expression": {"type": "string"}}

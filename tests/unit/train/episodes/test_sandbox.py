@@ -63,7 +63,9 @@ def test_the_environment_is_empty_and_the_host_unseen(session: PythonSandbox, mo
 def test_hanging_ends_the_session_and_a_new_one_begins() -> None:
     with PythonSandbox(SandboxLimits(seconds=10)) as fresh:
         fresh.run("x = 1")
+        patient, fresh.limits = fresh.limits, SandboxLimits(seconds=1)
         assert fresh.run("while True: pass").failed == "hung"
+        fresh.limits = patient
         assert fresh.run("x").output.endswith("NameError: name 'x' is not defined\n")
 
 

@@ -15,10 +15,10 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import ToolCall, parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.episodes.mcp_tools import McpTools
-from counterpoint.train.episodes.tools import MAX_RESULT_CHARS, FunctionTools, Toolbox, function_tool
+from counterpoint.train.episodes.tools import MAX_RESULT_CHARS, FunctionTools, LoadedFunctions, Toolbox
 
 FUNCTIONS = '''
-import time
+import signal, time
 
 def add(a: float, b: float = 2) -> float:
     """Adds two numbers,
@@ -34,6 +34,7 @@ def raises(text: str) -> str:
 
 def hangs() -> str:
     """Hangs."""
+    signal.setitimer(signal.ITIMER_REAL, 0.2)  # its limit comes soon
     time.sleep(60)
 
 def floods() -> str:
@@ -65,12 +66,14 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def toolbox(functions: Path) -> Iterator[Toolbox]:
     names = ("add", "raises", "hangs", "floods", "table", "vague")
-    with Toolbox([FunctionTools([f"{functions}:{name}" for name in names], seconds=15)]) as made:
+    tools = FunctionTools([f"{functions}:{name}" for name in names], seconds=15)
+    with Toolbox([tools.session()]) as made:
         yield made
+    tools.close()
 
 
 def test_a_function_is_declared_by_its_signature(functions: Path) -> None:
-    tool = function_tool(f"{functions}:add")
+    (tool,) = LoadedFunctions([f"{functions}:add"]).tools
     assert (tool.name, tool.description) == ("add", "Adds two numbers, exactly.")
     assert tool.parameters == {
         "type": "object",
@@ -183,7 +186,9 @@ def test_a_file_of_tools_is_loaded_once(tmp_path: Path) -> None:
     path.write_text(
         f"with open({str(loads)!r}, 'a') as file:\n    file.write('x')\n\ndef one() -> int:\n    return 1\n"
     )
-    with Toolbox([FunctionTools([f"{path}:one"], seconds=60)]) as toolbox:
-        declared = len(loads.read_text())
-        assert [toolbox.call(call("functions.one", "{}")).content for _ in range(3)] == ["1", "1", "1"]
-    assert len(loads.read_text()) == declared + 1, "once in the process that runs it, not at every call"
+    tools = FunctionTools([f"{path}:one"], seconds=60)
+    for _ in range(2):
+        with Toolbox([tools.session()]) as toolbox:
+            assert [toolbox.call(call("functions.one", "{}")).content for _ in range(3)] == ["1", "1", "1"]
+    tools.close()
+    assert len(loads.read_text()) == 1, "once in the worker, not in a rollout or at a call"

@@ -34,7 +34,8 @@ def test_a_step_of_rollouts_as_trl_takes_it(tmp_path: Path, efforts: tuple) -> N
     (tmp_path / "tools.py").write_text("def multiply(a: int, b: int) -> int:\n    return a * b\n")
     loaded = random_tiny()
     renderer = Renderer(loaded.vocabulary, RenderSettings(serving="sampled"))
-    engine = ScriptedEngine(loaded.vocabulary, [CALL, CALL.replace("6", "5"), ANSWER, ANSWER])
+    stop = loaded.vocabulary.encode_with_specials("<|call|>")[0]
+    engine = ScriptedEngine(loaded.vocabulary, lambda prompt, seed: ANSWER if stop in prompt else CALL)
     settings = [AnswerReward(type="answer"), CallsReward(type="calls"), ChannelReward(type="channel")]
     with Toolkit([f"{tmp_path / 'tools.py'}:multiply"]) as toolkit, Rewards(settings) as rewards:
         prompt = toolkit.declared(Conversation((Message("user", "6 times 7?"),)))

@@ -41,3 +41,24 @@ def test_a_terminal_gets_one_line_and_a_file_one_each(monkeypatch: pytest.Monkey
         progress.show("step 3")
     assert terminal.getvalue() == "\rstep 1 and much mor\rstep 2             \nevaluated\n\rstep 3"
     assert file.getvalue() == "step 1 and much more than fits\nstep 2\nevaluated\nstep 3\n"
+
+
+def test_a_run_on_rewards_says_what_was_paid_for() -> None:
+    values = {
+        "loss": 0.06,
+        "reward": 1.234,
+        "rewards/answer/mean": 0.61,
+        "rewards/answer/std": 0.5,
+        "rewards/environment/solved/mean": -2.0,
+        "frac_reward_zero_std": 0.125,
+        "tools/calls": 1.0,
+        "tools/solved": 0.55,
+        "tools/faults": 0.02,
+        "invalid": 0.0,
+        "analysis_tokens/low": 12.4,
+        "analysis_tokens/high": 31.0,
+    }
+    assert progress_line(3, 60, values, 65) == (
+        "step 3/60  reward 1.23 (answer 0.61, environment/solved -2)  solved 0.55  dead groups 0.12  "
+        "thought 12/31 (low/high)  faults 0.02  loss 0.0600  1:05 left"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +20,10 @@ from counterpoint.configs.reward_section import (
     FunctionReward,
     RewardSettings,
 )
-from counterpoint.data.conversation import Effort, Tool
+from counterpoint.data.conversation import Conversation, Effort, Message, Tool
 from counterpoint.data.harmony.completion import parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
-from counterpoint.train.sampling.rollout import Called, ToolResult
+from counterpoint.train.sampling.rollout import Called, Rollout, ToolResult, Turn
 from counterpoint.train.scoring.rewards import Outcome, Rewards, judge, zero_variance_share
 from counterpoint.train.scoring.scorers import ExpectedCall, Reference
 
@@ -52,7 +54,7 @@ def paid(found: Outcome, **setting: object) -> float:
 
 def test_every_kind_has_its_function() -> None:
     nothing = judge.dispatch(RewardSettings)
-    assert all(judge.dispatch(kind) is not nothing for kind in kinds_of(RewardSettings))
+    assert [kind for kind in kinds_of(RewardSettings) if judge.dispatch(kind) is nothing] == [FunctionReward]
 
 
 PROBES = {
@@ -225,19 +227,134 @@ def test_json_finals(final: str, schema: dict | None, value: float) -> None:
 def test_a_user_s_function_gets_the_typed_result_and_may_fail(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
-        "import time\n"
+        "import signal, time\n"
         "def good(completion, reference): return 0.5 * (completion.final == reference.answer)\n"
         "def raises(completion, reference): return 1 / 0\n"
-        "def hangs(completion, reference): time.sleep(60)\n"
+        "def hangs(completion, reference):\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.2)  # its limit comes soon\n"
+        "    time.sleep(60)\n"
         "def nan(completion, reference): return float('nan')\n"
     )
     names = ("good", "raises", "nan", "hangs")
-    settings = [FunctionReward(type="function", name=name, function=f"{path}:{name}", weight=2.0) for name in names]
-    with Rewards(settings, seconds=15.0) as rewards:
-        values = rewards.score(outcome(RIGHT))
-        assert values == [0.5, 0.0, 0.0, 0.0]
-        assert rewards.total(values) == 1.0
+    settings = [
+        FunctionReward(type="function", name=name, function=f"{path}:{name}", weight=2.0, seconds=15.0)
+        for name in names
+    ]
+    with Rewards(settings) as rewards:
+        asked = outcome(RIGHT)
+        (found,) = rewards.finish([asked], [rewards.begin(asked)], 1)
+        assert [None if math.isnan(value) else value for value in found.values] == [0.5, None, None, None]
+        assert rewards.total(found.values) == 1.0
+        assert found.invalid is not None
+        assert found.invalid.startswith("reward raises: ZeroDivisionError: division by zero\nTraceback")
         assert rewards.failures == {"raises": 1, "nan": 1, "hangs": 1}
+        assert rewards.causes["hangs"].startswith("no answer within 15 s")
+
+
+ROLLOUT_REWARDS = """
+import asyncio, os, time
+import numpy
+
+class Torch:
+    def item(self): return -1.5
+
+def number(rollout): return {"plain": 5, "numpy": numpy.float32(2.5), "torch": Torch(), "bool": True}[rollout.row["kind"]]
+async def later(rollout):
+    await asyncio.sleep(0.01)
+    return -1
+def nothing(rollout): return None
+def parts(r): return {"a": 1, "b": -3.0, "c": None}
+def sees(r): return [r.id, r.effort, r.final, len(r.turns), len(r.called), r.completion.analysis] == [
+    "row", "medium", "42", 1, 0, "I add them up."]
+def place(rollouts): return [k for k, _ in enumerate(rollouts)]
+def few(rollouts): return [1]
+def process(rollout):
+    time.sleep(0.3)
+    return os.getpid()
+"""
+
+
+def rollouts(kind: str, count: int = 1) -> list[Outcome]:
+    asked = outcome(RIGHT)
+    prompt = Conversation((Message("user", PROMPT),))
+    seen = Rollout({"kind": kind}, "row", "medium", prompt, (Turn(asked.completion),), "return")
+    return [replace(asked, rollout=seen)] * count
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options", "value", "failure"),
+    [
+        ("number", "plain", {}, 5.0, None),
+        ("number", "numpy", {}, 2.5, None),
+        ("number", "torch", {}, -1.5, None),
+        ("number", "bool", {}, 1.0, None),
+        ("number", "plain", {"range": (0, 1)}, None, "a reward of 5, outside of `range` (0 to 1)"),
+        ("number", "unknown", {}, None, "KeyError: 'unknown'"),
+        ("later", "plain", {}, -1.0, None),
+        ("nothing", "plain", {}, None, None),
+        ("parts", "plain", {}, -2.0, None),
+        ("sees", "plain", {}, 1.0, None),
+    ],
+)
+def test_a_reward_of_a_rollout_is_any_finite_number(
+    rollout_rewards: Path, name: str, kind: str, options: dict, value: float | None, failure: str | None
+) -> None:
+    setting = FunctionReward(type="function", name="mine", function=f"{rollout_rewards}:{name}", **options)
+    with Rewards([setting]) as rewards:
+        (asked,) = rollouts(kind)
+        (found,) = rewards.finish([asked], [rewards.begin(asked)], 1)
+    assert [None if math.isnan(each) else each for each in found.values] == [value]
+    assert (found.invalid or "").startswith(f"reward mine: {failure}" if failure else "")
+    assert (found.invalid is None) == (failure is None)
+    assert found.parts == ({"mine/a": 1.0, "mine/b": -3.0} if name == "parts" else {})
+
+
+@pytest.fixture(scope="module")
+def rollout_rewards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rewards") / "mine.py"
+    path.write_text(ROLLOUT_REWARDS)
+    return path
+
+
+def test_rewards_of_a_group_and_of_a_step_are_called_once_for_it(rollout_rewards: Path) -> None:
+    settings = [
+        FunctionReward(type="function", name="group", function=f"{rollout_rewards}:place", per="group"),
+        FunctionReward(type="function", name="step", function=f"{rollout_rewards}:place", per="step"),
+        FunctionReward(type="function", name="few", function=f"{rollout_rewards}:few", per="group"),
+    ]
+    with Rewards(settings) as rewards:
+        asked = rollouts("plain", 4)
+        found = rewards.finish(asked, [rewards.begin(each) for each in asked], 2)
+    assert [each.values[:2] for each in found] == [[0, 0], [1, 1], [0, 2], [1, 3]]
+    assert (found[0].invalid or "").startswith("reward few: ValueError: 1 rewards for 2 rollouts")
+
+
+def test_rewards_run_beside_each_other(rollout_rewards: Path) -> None:
+    """In as many processes as there are workers, which are kept."""
+    for workers, distinct in ((16, 8), (1, 1)):
+        setting = FunctionReward(type="function", function=f"{rollout_rewards}:process", workers=workers)
+        with Rewards([setting]) as rewards, ThreadPoolExecutor(8) as pool:
+            values = [found[0].value for found in pool.map(rewards.begin, rollouts("plain", 8))]
+        assert len(set(values)) == distinct
+
+
+def test_a_gate_multiplies_any_reward() -> None:
+    """Silence and junk earn nothing for their channels; ungated, they do."""
+    gated = [AnswerReward(type="answer"), ChannelReward(type="channel", gate="answer")]
+    junk = outcome(RIGHT.replace("42", "."))
+    with Rewards(gated) as rewards:
+        assert rewards.score(outcome(RIGHT)) == [1.0, 1.0]
+        assert rewards.score(junk) == [0.0, 0.0]
+    with Rewards([ChannelReward(type="channel", gate="environment/solved")], environment=True) as rewards:
+        assert rewards.score(replace(outcome(RIGHT), earned={"solved": 0.5})) == [0.5]
+        assert rewards.score(outcome(RIGHT)) == [0.0]
+    with pytest.raises(ConfigError, match="gate: no other reward is named `solved`: take one of answer"):
+        Rewards([AnswerReward(type="answer"), ChannelReward(type="channel", gate="solved")])
+    with (
+        Rewards([FunctionReward(type="function", function="operator:setitem")]) as rewards,
+        pytest.raises(ConfigError, match="`operator:setitem`: 3 parameters: give it one, the rollout, or two"),
+    ):
+        rewards.unjudged([junk])
 
 
 def test_share_of_groups_without_variance() -> None:

@@ -1,0 +1,43 @@
+"""Rows of a task of one's own: each field is kept for the environment, and a prompt is read where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from counterpoint.configs.data_section import ConversionSettings, SourceSettings
+from counterpoint.configs.errors import DataError
+from counterpoint.data.conversation import Conversation, Message
+from counterpoint.data.formats.read import convert_row, source_rows
+from counterpoint.data.rows.row import BadRow, RawRow, read
+from counterpoint.train.scoring.prompts import EvalPrompt, prompt_of
+
+
+def load_rows(spec: SourceSettings) -> list[EvalPrompt]:
+    """The rows of a file, in its order, whose conversations have the row as `metadata`; no messages where the row holds
+    none that we can read. DataError for a row that is no JSON object, or none at all."""
+    prompts = []
+    for each in source_rows(spec):
+        row = read(each)
+        if isinstance(row, BadRow):
+            raise DataError(row.message)
+        if not isinstance(row.value, dict):
+            raise DataError(f"{row.source}: not an object: an environment is given a row's fields by name")
+        prompts.append(_prompt(row, spec.format))
+    if not prompts:
+        raise DataError(f"{spec.path}: no rows")
+    return prompts
+
+
+def _prompt(row: RawRow, format: str) -> EvalPrompt:
+    found = convert_row(row, format, ConversionSettings())
+    if isinstance(found, Conversation) and found.messages:
+        return _whole(prompt_of(found), row.value)
+    # Read as a question without a text, for its id, its truth and its cluster.
+    blank = prompt_of(Conversation((Message("user", ""),), metadata=row.value, source=row.source))
+    return _whole(replace(blank, conversation=replace(blank.conversation, messages=())), row.value)
+
+
+def _whole(prompt: EvalPrompt, row: Mapping[str, Any]) -> EvalPrompt:
+    return replace(prompt, conversation=replace(prompt.conversation, metadata=row), follow_ups=())
