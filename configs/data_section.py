@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import date as calendar_date
 from typing import Annotated, Any, Literal
 
@@ -19,6 +18,7 @@ from counterpoint.configs.base import (
     Text,
     Unique,
 )
+from counterpoint.configs.share import check_share, share_of
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
 
@@ -45,9 +45,6 @@ CONTINUED = ("sampled", "counterpoint_0_1")
 """Of these, the forms in which no server writes the history."""
 ToolSchemas = Literal["as_given", "cleaned"]
 NO_DATE = "none"
-
-
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
 def check_date(value: str) -> str:
@@ -127,8 +124,7 @@ class HeldOutSourceSettings(SourceSettings):
     @property
     def share(self) -> float | None:
         """The share of `data.train` that a path such as `2%` names."""
-        found = _PERCENT.fullmatch(self.path)
-        return float(found[1]) / 100 if found else None
+        return share_of(self.path)
 
 
 HeldOutSource = Annotated[
@@ -333,10 +329,7 @@ class ReadSettings(RenderSettings, ConversionSettings):
         for source in self.valid:
             if source.share is None:
                 continue
-            if not 0 < source.share <= 0.5:
-                raise ValueError(
-                    f"`valid: {source.path}` holds out what is not trained: write more than 0% and at most 50%"
-                )
+            check_share(source.path, source.share)
             if len(self.valid) > 1 or source != HeldOutSourceSettings(path=source.path, name=source.name):
                 raise ValueError(f"`valid: {source.path}` is a share of `train` and stands alone: leave the rest out")
         return self

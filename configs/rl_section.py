@@ -19,10 +19,11 @@ from counterpoint.configs.base import (
     Text,
     Unique,
 )
-from counterpoint.configs.data_section import OpeningSettings
+from counterpoint.configs.data_section import OpeningSettings, Overlap
 from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
 from counterpoint.configs.eval_section import EnvironmentTask, ServerSettings, TaskSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
+from counterpoint.configs.share import OrShare, check_share, share_of
 
 _SET_ELSEWHERE = {
     "samples": "grpo.group",
@@ -39,9 +40,13 @@ class PromptSettings(OpeningSettings):
     """Where prompts and their truth come from: files, reasoning-gym generators, arithmetic, as tasks of an evaluation.
     How often they are sampled and how is set by `grpo` and `rollout`."""
 
-    valid: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], OneOrMany] = ()
+    valid: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], OneOrMany, OrShare] = ()
     """Held-out prompts, of which only the rewards are measured, every `eval.every` steps and after the last; empty for
-    none."""
+    none. `2%` splits a share off `train`, by prompt and seed."""
+
+    overlap: Overlap = "held_out"
+    """Prompts that stand in `train` and in `valid` alike, or that the evaluation samples, are reported: left out of
+    training (`held_out`), left out of the held-out prompts (`train`), or kept on both sides (`both`)."""
 
     serving: Literal["sampled", "counterpoint_0_1"] = "sampled"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Rollouts continue the ids that were sampled, so `sampled` is the form of their prompts."""
@@ -54,13 +59,25 @@ class PromptSettings(OpeningSettings):
 
     @model_validator(mode="after")
     def _checks(self) -> PromptSettings:
-        for task in (*self.train, *self.valid):
+        if self.valid_share is not None:
+            check_share(str(self.valid), self.valid_share)
+        for task in (*self.train, *self.valid_tasks):
             if isinstance(task, EnvironmentTask):
                 raise ValueError("a task of type `environment` is for evaluations: set `rollout.environment`")
             for name, owner in _SET_ELSEWHERE.items():
                 if getattr(task, name) is not None:
                     raise ValueError(f"`{name}` of a task is for evaluations: leave it out, and set `{owner}`")
         return self
+
+    @property
+    def valid_share(self) -> float | None:
+        """The share of the prompts that is held out."""
+        return share_of(self.valid) if isinstance(self.valid, str) else None
+
+    @property
+    def valid_tasks(self) -> tuple[TaskSettings, ...]:
+        """The tasks of held-out prompts."""
+        return () if isinstance(self.valid, str) else self.valid
 
 
 class RolloutSettings(Settings):

@@ -294,7 +294,7 @@ class GrpoRun(RunSettings):
         check_no_dropout(self.lora, self.recipe)
         held_out = ["valid_reward", "valid_channel_correct"] if self.data.valid else []
         if held_out:
-            held_out += [f"valid_{task.name}_reward" for task in self.data.valid if task.name]
+            held_out += [f"valid_{task.name}_reward" for task in self.data.valid_tasks if task.name]
             held_out += [f"valid_rewards/{reward.name}" for reward in self.rewards if reward.name]
         check_figures(self.train, self.eval.every, held_out)
         return self

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.recipes.grpo_prompts import fingerprint, read_held_out, read_items
+from counterpoint.recipes.grpo_prompts import fingerprint, held_out_items, read_sets, training_items
 from counterpoint.recipes.steps import Prepared, add_held_out, prepare, train_to_end
 from counterpoint.train.checkpoints.start import with_start
 from counterpoint.train.episodes.environments import Environments
@@ -50,11 +50,12 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             session.warn(note)
         renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
         groups = rows_per_step(settings) // settings.grpo.group
-        items = read_items(settings, session, renderer, toolkit, rewards, groups)
-        held_out = read_held_out(settings, session, renderer, toolkit, rewards)
+        prompts = load_prompts(settings.eval.prompts)
+        sets = read_sets(settings, renderer, toolkit, prompts)
+        items = training_items(settings, sets, session, renderer, rewards, groups)
+        held_out = held_out_items(settings, sets, session, renderer, rewards)
         check_engine(settings)
         steps = steps_of(settings, len(items), groups)
-        prompts = load_prompts(settings.eval.prompts)
         prepared = prepare(settings, session, fingerprint(items, renderer), steps, prompts)
         engine: Engine = Sampler(prepared.loaded, batch_rows=settings.rollout.batch)
         if settings.rollout.engine != "transformers":

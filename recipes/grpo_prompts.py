@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
 
 from counterpoint.configs.errors import ConfigError, DataError
 from counterpoint.configs.eval_section import SuiteSettings, TaskSettings
 from counterpoint.configs.reward_section import LengthReward
 from counterpoint.configs.schema import GrpoRun, PromptSettings
+from counterpoint.data.dataset.row_keys import keys_of
+from counterpoint.data.dataset.split import PROMPT, Mask, Side, by_share, share_line, without_overlap
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.evals.tasks import build_tasks
@@ -20,15 +24,65 @@ from counterpoint.train.scoring.prompts import EvalPrompt
 from counterpoint.train.scoring.rewards import Rewards
 
 
-def read_items(
-    settings: GrpoRun, session: Session, renderer: Renderer, toolkit: Toolkit, rewards: Rewards, groups: int
+@dataclass(frozen=True, slots=True)
+class PromptSets:
+    """What is learned from and what is held out, kept apart as rows are (`data.split`). lines: how."""
+
+    train: list[EvalPrompt]
+    held_out: list[EvalPrompt]
+    lines: Sequence[str]
+
+
+def read_sets(
+    settings: GrpoRun, renderer: Renderer, toolkit: Toolkit | None = None, evaluation: Sequence[EvalPrompt] = ()
+) -> PromptSets:
+    """`data.train` and `data.valid`; evaluation: the prompts that the hook samples. DataError for a prompt that is too
+    long, or where a share leaves nothing."""
+    data, environment = settings.data, settings.rollout.environment is not None
+    train = read_prompts(data.train, data, renderer, toolkit, environment)
+    lines: list[str] = []
+    if data.valid_share is not None:
+        held = by_share(_side(train).keys[:, PROMPT], data.valid_share, settings.seed)
+        lines.append(share_line(int(held.sum()), len(held), str(data.valid), settings.seed, "prompts"))
+        train, held_out = _only(train, ~held), _only(train, held)
+    else:
+        held_out = read_prompts(data.valid_tasks, data, renderer, toolkit, environment)
+    asked = {_key(prompt): prompt.id for prompt in reversed(evaluation)}
+    if held_out or asked:
+        sides = {"": _side(held_out)} if held_out else {}
+        kept = without_overlap(_side(train), sides, asked, data.overlap)
+        train, held_out = _only(train, kept.train), _only(held_out, kept.held_out[""]) if held_out else []
+        lines += kept.lines
+    return PromptSets(train, held_out, lines)
+
+
+def _side(prompts: Sequence[EvalPrompt]) -> Side:
+    keys = np.array([[_key(prompt)] * 3 for prompt in prompts], dtype=np.uint64).reshape(-1, 3)
+    return Side(keys, lambda n: prompts[n].id)
+
+
+def _key(prompt: EvalPrompt) -> int:
+    """Of what is asked first; of the row, where an environment writes the prompt."""
+    asked = prompt.conversation
+    if asked.messages or asked.opening_ids is not None:
+        return keys_of(asked).asked
+    row = json.dumps(dict(asked.metadata), sort_keys=True, default=str)
+    return int.from_bytes(hashlib.blake2b(row.encode(), digest_size=8).digest(), "little")
+
+
+def _only(prompts: Sequence[EvalPrompt], kept: Mask) -> list[EvalPrompt]:
+    return [prompt for prompt, keep in zip(prompts, kept.tolist(), strict=True) if keep]
+
+
+def training_items(
+    settings: GrpoRun, sets: PromptSets, session: Session, renderer: Renderer, rewards: Rewards, groups: int
 ) -> list[Item]:
     """Each turn of each prompt at its efforts. groups: sampled in one step; ConfigError for fewer items than that."""
-    environment = settings.rollout.environment is not None
-    prompts = read_prompts(settings.data.train, settings.data, renderer, toolkit, environment)
-    items = items_of(prompts, renderer, settings.grpo.efforts)
+    items = items_of(sets.train, renderer, settings.grpo.efforts)
     check_rewards(rewards, items, session)
-    session.say(f"{len(prompts)} prompts, {groups} groups of {settings.grpo.group} a step")
+    for line in sets.lines:
+        session.say(line)
+    session.say(f"{len(sets.train)} prompts, {groups} groups of {settings.grpo.group} a step")
     if len(items) < groups:
         raise ConfigError(
             f"data.train: {len(items)} turns at their efforts are fewer than the {groups} groups of a step: lower "
@@ -37,14 +91,13 @@ def read_items(
     return items
 
 
-def read_held_out(
-    settings: GrpoRun, session: Session, renderer: Renderer, toolkit: Toolkit, rewards: Rewards
+def held_out_items(
+    settings: GrpoRun, sets: PromptSets, session: Session, renderer: Renderer, rewards: Rewards
 ) -> dict[str, list[Item]]:
-    """The items of `data.valid`, by task."""
-    if not settings.data.valid:
+    """The items that are held out, by task."""
+    prompts = sets.held_out
+    if not prompts:
         return {}
-    environment = settings.rollout.environment is not None
-    prompts = read_prompts(settings.data.valid, settings.data, renderer, toolkit, environment)
     check_rewards(rewards, items_of(prompts, renderer), session)
     session.say(f"held-out: {len(prompts)} prompts")
     by_task = {prompt.task: [other for other in prompts if other.task == prompt.task] for prompt in prompts}

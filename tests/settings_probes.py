@@ -184,7 +184,7 @@ def calls(run: Any) -> Any:
     name = run.recipe
     module: ModuleType = importlib.import_module(f"counterpoint.recipes.{name}")
     heavy = {
-        "grpo": "read_items read_held_out check_engine steps_of load_prompts prepare fingerprint Sampler following_engine "
+        "grpo": "read_sets training_items held_out_items check_engine steps_of load_prompts prepare fingerprint Sampler following_engine "
         "EpisodeLimits grpo_arguments loop_settings Toolkit Rewards Rollouts make_trainer train_to_end load_teacher RewardTrainer AttachmentProof",
         "distill": "RunFolder choose_run_folder finished fingerprint load_model put_start use_implementations Sampler "
         "Scorers distil row_of state_of what_to_resume write_result versions acceptance",
@@ -197,7 +197,7 @@ def calls(run: Any) -> Any:
     if name == "grpo":
         del replaced["make_trainer"]
         replaced["open_session"] = _Noted("open_session", noted)
-        replaced["read_held_out"] = lambda *a, **k: {}
+        replaced["held_out_items"] = lambda *a, **k: {}
     else:
         replaced["finished"] = lambda *a, **k: {}
         replaced["distil"] = lambda *a, **k: noted.append(("distil", plainly(a), plainly(k))) or iter([found])
@@ -257,7 +257,7 @@ def data(run: Any) -> Any:
 def held_out(run: Any) -> Any:
     """The same of every set of held-out data."""
     if isinstance(run, GrpoRun):
-        return _rows(run, run.data.valid)
+        return _rows(run, run.data.valid_tasks)
     return {name: _rows(run, sources) for name, sources in run.data.valid_sets.items()}
 
 

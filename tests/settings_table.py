@@ -222,6 +222,7 @@ def rows_of_data() -> list[Row]:
         *(Row(f"data.bad_targets.{group}", value, "what becomes of a broken target", "data", READING, {**MADE, "data.bad_rows_limit": 1.0}, lines=(row, {"messages": [USER, THINKS]})) for group, (value, row) in BAD_TARGETS.items()),
         Row("data.overlap", "both", "rows on both sides", seen_in="tests/unit/data/dataset/test_split.py::test_rows_on_both_sides_are_told_and_held_out", recipes=("sft",)),
         Row("data.overlap", "both", "pairs on both sides", seen_in="tests/unit/data/dataset/test_split.py::test_pairs_are_split_and_kept_apart_alike", recipes=("dpo",)),
+        Row("data.overlap", "both", "prompts on both sides", seen_in="tests/unit/recipes/test_grpo_prompts.py::test_prompts_on_both_sides_are_told_and_held_out", recipes=("grpo",)),
         Row("data.valid.path", "20%", "a share of the training rows is held out", seen_in="tests/unit/data/dataset/test_split.py::test_a_share_is_held_out_by_prompt_and_seed_whatever_the_order", recipes=("sft",)),
         Row("data.valid.path", "20%", "a share of the pairs is held out", seen_in="tests/unit/data/dataset/test_split.py::test_pairs_are_split_and_kept_apart_alike", recipes=("dpo",)),
         Row("data.shuffle", False, "order of the sampler", "arguments"),

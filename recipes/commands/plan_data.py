@@ -128,19 +128,20 @@ def _pairs(run: DpoRun) -> Work:
 
 def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.data.harmony.render import Renderer
-    from counterpoint.recipes.grpo_prompts import read_prompts
+    from counterpoint.recipes.grpo_prompts import read_sets
     from counterpoint.train.loop.grpo_items import items_of
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
     from counterpoint.train.plan.memory import Batch
     from counterpoint.train.run.world import rows_per_step
+    from counterpoint.train.scoring.prompts import load_prompts
 
     renderer = Renderer(load_vocabulary_of(run.model), run.data)
-    prompts = read_prompts(run.data.train, run.data, renderer)
-    items = items_of(prompts, renderer, run.grpo.efforts)
+    sets = read_sets(run, renderer, evaluation=load_prompts(run.eval.prompts))
+    prompts, items = sets.train, items_of(sets.train, renderer, run.grpo.efforts)
     rollouts = rows_per_step(cast(Any, run), _processes(run))
     steps = steps_of(run, len(items), rollouts // run.grpo.group)
-    held_out = items_of(read_prompts(run.data.valid, run.data, renderer), renderer, run.grpo.efforts)
+    held_out = items_of(sets.held_out, renderer, run.grpo.efforts)
     lengths = [len(renderer.prompt(item.prompt.conversation, item.effort)) for item in [*items, *held_out]]
     longest = max(lengths)
     width = longest + run.rollout.completion_tokens
@@ -148,7 +149,10 @@ def _rollouts(run: GrpoRun) -> Work:
         f"{len(prompts):,} prompts (the longest {longest:,} tokens), rollouts of up to "
         f"{run.rollout.completion_tokens:,} tokens, {rollouts} a step: {_counted(steps, 'step')}",
         "tokens and time count every rollout at its longest, and once more for its sampling",
+        *sets.lines,
     ]
+    if run.rollout.environment is not None:
+        lines.append("what the environment says is counted in rollout.completion_tokens alone")
     lines += _held_out(run, [n + run.rollout.completion_tokens for n in lengths[len(items) :]], "rollout", steps)
     if run.tools != type(run.tools)():
         lines.append("declarations of tools are not counted")
