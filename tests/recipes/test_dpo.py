@@ -103,7 +103,8 @@ def test_held_out_pairs_are_measured_and_do_not_change_the_run(tmp_path: Path, l
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     (tmp_path / "run.yaml").write_text(
         "extends: dpo/tiny_format\nrecipe: dpo\ndata: {train: pairs.jsonl, bad_rows_limit: 0.5}\n"
-        f"dpo: {{losses: {loss}, negatives: []}}\neval: {{every: 2}}\n"
+        f"dpo: {{losses: {loss}, negatives: []}}\n"
+        "eval: {every: 2, samples: 1, max_new_tokens: 2, efforts: low}\n"
     )
     plain = metrics(train("run.yaml", *SETTINGS, "train.steps=3"))
     run = train("run.yaml", *SETTINGS, "train.steps=3", "name=held", "data.valid=[a.jsonl, {path: b.jsonl, name: b}]")

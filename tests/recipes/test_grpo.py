@@ -36,7 +36,7 @@ rewards:
   - {type: channel, weight: 0.5}
 grpo: {group: 4}
 train: {steps: 3, batch_rows: 4, accumulation: 2, checkpoint_every: 1}
-eval: {at_start: false, at_end: false}
+eval: {at_start: false, at_end: false, samples: 1, max_new_tokens: 2, efforts: low}
 tracking: {wandb: "off"}
 """
 TIMELESS = ("loss", "grad_norm", "reward", "rewards/odd/mean", "rewards/odd/zero_variance", "channel_correct")
