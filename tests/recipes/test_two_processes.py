@@ -18,6 +18,8 @@ SETTINGS = (
 REWARD = "def odd(completion, reference):\n    return sum(i % 2 for i in completion.ids) / len(completion.ids)\n"
 REWARDS = '[{type: function, function: "reward.py:odd"}]'
 SHORT = ("rollout.completion_tokens=10", "rollout.action_tokens=10", f"rewards={REWARDS}")
+PROMPTS = "data.train={type: file, path: example:sums, size: 16}"
+ROWS = "data.train={path: example:quickstart, rows: 40}"
 
 
 def run(forks: Forks, config: str, folder: Path, rows: int, processes: int, *settings: str) -> Path:
@@ -37,10 +39,15 @@ def steps(run: Path) -> list[dict[str, Any]]:
     ("config", "rows", "settings", "keys"),
     [
         # The loss of pairs alone: TRL takes the mean of the `sft` part over each process's own tokens.
-        ("dpo/tiny_format", 8, ("dpo.losses=sigmoid", "dpo.loss_weights=null"), ("rewards/margins", "logps/chosen")),
+        (
+            "dpo/tiny_format",
+            8,
+            ("dpo.losses=sigmoid", "dpo.loss_weights=null", ROWS),
+            ("rewards/margins", "logps/chosen"),
+        ),
         # Without the estimate of how far the model moved, which pairs rows within a process.
-        ("dpo/tiny_rated", 8, ("dpo.losses=apo_zero_unpaired",), ("rewards/margins", "logps/chosen")),
-        ("grpo/tiny_sums", 32, SHORT, ("reward", "rewards/function/zero_variance", "channel_correct")),
+        ("dpo/tiny_rated", 8, ("dpo.losses=apo_zero_unpaired", ROWS), ("rewards/margins", "logps/chosen")),
+        ("grpo/tiny_sums", 32, (*SHORT, PROMPTS), ("reward", "rewards/function/zero_variance", "channel_correct")),
     ],
     ids=["dpo", "kto", "grpo"],
 )

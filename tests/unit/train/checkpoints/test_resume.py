@@ -88,12 +88,13 @@ def test_kill_in_a_step(jobs: Jobs, tmp_path: Path, step: int) -> None:
     assert jobs.assert_goes_on(tmp_path, **OPTIONS) == step // 3 * 3
 
 
-def test_kill_at_twenty_random_steps_of_one_run(jobs: Jobs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_random_steps_of_one_run(jobs: Jobs, tmp_path: Path, kills: int) -> None:
     draw = random.Random(0)
-    options = {**OPTIONS, "steps": 40, "every": 1, "keep": 2}
+    options = {**OPTIONS, "steps": 2 * kills, "every": 1, "keep": 2}
     step = 0
-    for _ in range(20):
-        step = draw.randint(step, min(step + 4, 38))
+    for _ in range(kills):
+        step = draw.randint(step, min(step + 4, 2 * kills - 2))
         assert jobs.run(tmp_path, resume=True, fault=("step", step, signal.SIGKILL), **options) == -9
     assert jobs.assert_goes_on(tmp_path, **options) == step
 
