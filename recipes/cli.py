@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from counterpoint.configs.errors import CounterpointError, RunError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("init", "look at a data file, and write a run file for it"),
     "train": ("train", "train a model as a run file says"),
     "plan": ("plan", "before training: what trains, tokens, steps, memory, disk and time, and what to change"),
     "evaluate": ("evaluate", "sample a checkpoint, check every channel, compare with its base"),

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from counterpoint.data.conversation import Conversation, Effort, Message
+from counterpoint.data.conversation import Conversation, Effort
+from counterpoint.data.formats.harmony_row import harmony_row
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.sampling.engines import Engine
@@ -114,36 +115,7 @@ def row_of(done: Distilled, keep_answer: bool = True) -> dict[str, Any]:
     assert completion.final is not None
     conversation = question.prompt.conversation
     final = question.answer if keep_answer and question.answer is not None else completion.final
-    messages: list[dict[str, Any]] = []
-    if conversation.instructions is not None:
-        messages.append({"role": "developer", "content": conversation.instructions})
-    messages += [_written(message) for message in conversation.messages]
-    messages.append({"role": "assistant", "channel": "analysis", "content": completion.analysis})
-    messages.append({"role": "assistant", "channel": "final", "content": final})
-    row: dict[str, Any] = {"messages": messages, "reasoning_effort": question.effort}
-    if conversation.tools:
-        row["tools"] = [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    **({} if tool.parameters is None else {"parameters": dict(tool.parameters)}),
-                },
-            }
-            for tool in conversation.tools
-        ]
-    if conversation.builtin_tools:
-        row["builtin_tools"] = list(conversation.builtin_tools)
+    row = harmony_row(replace(conversation, effort=question.effort))
+    row["messages"].append({"role": "assistant", "channel": "analysis", "content": completion.analysis})
+    row["messages"].append({"role": "assistant", "channel": "final", "content": final})
     return row
-
-
-def _written(message: Message) -> dict[str, Any]:
-    out: dict[str, Any] = {"role": message.role, "content": message.content}
-    for key in ("channel", "recipient", "name", "content_type"):
-        value = getattr(message, key)
-        if value is not None:
-            out[key] = value
-    if message.role == "assistant":
-        out["weight"] = 0
-    return out
