@@ -1,6 +1,6 @@
 """A GPU's first minutes: every CUDA path against float64 or float32, then step time and memory at gpt-oss-20b's shape.
 
-    python benchmarks/gpu.py                                   # on one GPU, about six minutes
+    python benchmarks/gpu.py                                   # on one GPU, under eight minutes
     python benchmarks/gpu.py --parts attention,experts,loss    # some of the parts
     python benchmarks/gpu.py --device cpu --tiny               # without one: the same parts on tiny shapes, CPU forms
     python benchmarks/gpu.py --device cpu --tiny --emulate     # CUDA forms, with stand-ins for kernels that CPUs lack
@@ -44,9 +44,14 @@ PARTS = {
     "experts": Part("gpu_operators", "experts", 120),
     "loss": Part("gpu_operators", "loss", 60),
     "model": Part("gpu_model", "parity", 120),
-    "layer": Part("gpu_times", "layer", 90),
+    "kernels": Part("gpu_kernels", "kernels", 120),
+    "step_kernels": Part("gpu_times", "kernel_steps", 150),
     "step_bf16": Part("gpu_times", "bf16_steps", 150),
     "step_mxfp4": Part("gpu_times", "mxfp4_steps", 150),
+    "layer": Part("gpu_times", "layer", 90),
+    "layer_kernels": Part("gpu_times", "layer_kernels", 90),
+    "long": Part("gpu_times", "long_steps", 120),
+    "sampling": Part("gpu_times", "sampling", 120),
     "peer": Part("gpu_times", "peer_steps", 120),
 }
 

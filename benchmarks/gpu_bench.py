@@ -31,12 +31,13 @@ _TINY = {
 @dataclass(frozen=True)
 class Bench:
     """One part's run. emulate: CUDA forms on the CPU. results: JSON lines, written as they come, so that a part which
-    is killed keeps what it found."""
+    is killed keeps what it found. mark: behind the names of measurements."""
 
     device: str
     tiny: bool
     emulate: bool
     results: Path
+    mark: str = ""
 
     @property
     def cuda(self) -> bool:
@@ -55,7 +56,7 @@ class Bench:
         return self.shape(num_hidden_layers=2, vocab_size=512 if self.tiny else 4096)
 
     def measured(self, name: str, **numbers: Any) -> None:
-        self._record({"name": name, "result": "measured", **numbers})
+        self._record({"name": name + self.mark, "result": "measured", **numbers})
 
     def check(self, name: str, errors: Mapping[str, float], limits: float | Mapping[str, float], **more: Any) -> None:
         """Passes where each error is below its limit (one for all, or by name); NaN fails."""

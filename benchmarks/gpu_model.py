@@ -25,7 +25,7 @@ BF = torch.bfloat16
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
 LORA = SimpleNamespace(
     rank=16, expert_rank=None, alpha=32.0, expert_alpha=None, rslora=False, attention=True, experts=True, router=False,
-    layers=None, enabled=True,
+    layers=None, enabled=True, dropout=0.0, dora=False,
 )  # fmt: skip
 """`LoraSettings` where there is no pydantic."""
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from gpu_bench import Bench, tree_row
+from gpu_kernels import own_kernels
 from gpu_model import BF, adapted, narrow_loss, random_base, random_rows, use_paths
 from torch.profiler import ProfilerActivity, profile
 from transformers import GptOssConfig
@@ -64,6 +66,12 @@ def layer(bench: Bench) -> None:
             _layer_case(bench, packed, 128 if bench.tiny else 8192)
 
 
+def layer_kernels(bench: Bench) -> None:
+    """The same with kernels of our own, those that are right on this device."""
+    if own_kernels(bench):
+        layer(replace(bench, mark=" own kernels"))
+
+
 def _layer_case(bench: Bench, packed: bool, tokens: int) -> None:
     """Where weights are packed the experts alone, computed again in the backward pass."""
     config = GptOssConfig(**bench.two_layers())
@@ -106,7 +114,23 @@ def mxfp4_steps(bench: Bench) -> None:
     _steps(bench, packed=True)
 
 
-def _steps(bench: Bench, packed: bool) -> None:
+def kernel_steps(bench: Bench) -> None:
+    """Steps with kernels of our own: what the goals of 4,096 and 8,192 tokens are held against."""
+    if own_kernels(bench):
+        marked = replace(bench, mark=" own kernels")
+        _steps(marked, packed=False, sizes=(4096, 8192), modes=("false",))
+        _steps(marked, packed=True, sizes=(4096, 8192), modes=("experts",))
+
+
+def long_steps(bench: Bench) -> None:
+    """Rows of 32,768 and 131,072 tokens on an MXFP4 base, whole layers again in the backward pass."""
+    own_kernels(bench)
+    _steps(bench, packed=True, sizes=(32768, 131072), modes=("true",))
+
+
+def _steps(
+    bench: Bench, packed: bool, sizes: Sequence[int] = (2048, 4096, 8192, 16384), modes: Sequence[str] = ()
+) -> None:
     """Forward, loss, backward, clipping and AdamW of the whole model, as the trainer does them."""
     base, config = "mxfp4" if packed else "bf16", GptOssConfig(**bench.shape())
     begin = time.perf_counter()
@@ -117,14 +141,69 @@ def _steps(bench: Bench, packed: bool) -> None:
     allocated = {"allocated_GiB": round(torch.cuda.memory_allocated() / GIB, 2)} if bench.cuda else {}
     bench.measured(f"build {base}", seconds=round(seconds, 1), trainable_M=round(trained / 1e6, 1), **allocated)
     step = _Step(bench, model)
-    modes = ("true", "experts") if packed else ("false", "experts", "true")
-    for tokens in (64, 128) if bench.tiny else (2048, 4096, 8192, 16384):
+    modes = modes or (("true", "experts") if packed else ("false", "experts", "true"))
+    for tokens in (64, 128) if bench.tiny else sizes:
         for mode in modes[:1] if tokens == 2048 else modes:
             name = f"step {base} checkpointing={mode} {tokens}"
             with bench.attempt(name):
                 use_paths(model, lean=True, recompute_experts=mode == "experts", checkpointing=mode == "true")
                 rows = random_rows(bench, config, tokens)
-                step.measure(name, tokens, partial(narrow_loss, bench, model, rows), profiled=tokens in (2048, 8192))
+                planned = planned_peak(packed, mode, tokens, len(rows.place)) if bench.cuda and not bench.tiny else {}
+                loss = partial(narrow_loss, bench, model, rows)
+                step.measure(name, tokens, loss, profiled=tokens in (2048, 8192), **planned)
+
+
+def planned_peak(packed: bool, mode: str, tokens: int, targets: int) -> dict[str, float]:
+    """What `counterpoint plan` counts for the step, where what it needs is installed."""
+    try:
+        from counterpoint.configs.schema import SftRun
+        from counterpoint.train.plan.estimate import Estimate
+        from counterpoint.train.plan.memory import Batch
+    except ImportError:
+        return {}
+    run = SftRun.model_validate(
+        {
+            "recipe": "sft",
+            "model": {"name": "openai/gpt-oss-20b", "base": "mxfp4" if packed else "bf16"},
+            "lora": {"rank": 16, "alpha": 32},
+            "data": {"train": "rows.jsonl", "max_tokens": tokens},
+            "train": {"activation_checkpointing": {"true": True, "false": False}.get(mode, mode), "accumulation": 1},
+        }
+    )
+    return {"plan_GiB": round(Estimate.of(run, Batch(1, tokens, targets), "cuda").memory.total / GIB, 1)}
+
+
+def sampling(bench: Bench) -> None:
+    """Tokens a second of the hook's own sampler, greedy, by samples at a time."""
+    try:
+        from counterpoint.data.harmony.vocabulary import load_vocabulary
+        from counterpoint.train.model.load import LoadedModel
+        from counterpoint.train.model.vocabulary_map import VocabularyMap
+        from counterpoint.train.sampling.sample import Sampler
+    except ImportError as error:
+        bench.measured("sampling", left_out=f"{error.name} is not installed")
+        return
+    own_kernels(bench)
+    prompt, new = (16, 4) if bench.tiny else (1024, 128)
+    for packed in (False, True):
+        config = GptOssConfig(**bench.shape())
+        ids = [*range(400), *range(199_998, 200_020)] if bench.tiny else range(config.vocab_size)
+        mapping = VocabularyMap.from_ids(ids)
+        config.vocab_size = mapping.n_rows
+        model = adapted(bench, config, packed)
+        use_paths(model, lean=True)
+        vocabulary = load_vocabulary()
+        loaded = LoadedModel(model.eval(), vocabulary, mapping, "random weights")
+        for rows in (1, 2) if bench.tiny else (1, 8, 32):
+            name = f"sampling {'mxfp4' if packed else 'bf16'}, {rows} at a time, {prompt} + {new} tokens"
+            with bench.attempt(name):
+                asked = torch.randint(2, 400, (rows, prompt)).tolist()
+                sampler = Sampler(loaded, batch_rows=rows)
+                seconds = bench.timed(partial(sampler.sample, asked, new, stop_ids=()), times=2, warm=1)
+                bench.measured(name, tok_s=round(rows * new / seconds), ms_a_token=round(1e3 * seconds / new, 2))
+        del model, loaded
+        if bench.cuda:
+            torch.cuda.empty_cache()
 
 
 class _Step:
@@ -141,7 +220,7 @@ class _Step:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def measure(self, name: str, tokens: int, loss: Callable[[], torch.Tensor], profiled: bool) -> None:
+    def measure(self, name: str, tokens: int, loss: Callable[[], torch.Tensor], profiled: bool, **numbers: Any) -> None:
         """The median of three steps after two others; memory is that of the steps after the first."""
         bench, step = self.bench, partial(self.run, loss)
         step()
@@ -149,7 +228,7 @@ class _Step:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         seconds = bench.timed(step, times=3, warm=1)
-        numbers: dict[str, Any] = {"ms": round(seconds * 1e3, 1), "tok_s": round(tokens / seconds)}
+        numbers = {"ms": round(seconds * 1e3, 1), "tok_s": round(tokens / seconds), **numbers}
         if bench.cuda:
             free, total = torch.cuda.mem_get_info()
             numbers["peak_GiB"] = round(torch.cuda.max_memory_allocated() / GIB, 1)

@@ -10,6 +10,8 @@ import pytest
 from benchmark_modules import benchmark_module
 from tree import ROOT
 
+from counterpoint.configs.model_section import LoraSettings
+
 ABSENT = ("pydantic", "trl", "datasets", "orjson", "openai_harmony", "rich", "wandb", "jsonschema")
 START = f"""
 import runpy, sys
@@ -32,6 +34,24 @@ def test_the_cuda_forms_pass(tmp_path: Path) -> None:
     passed = [record["name"] for record in results if record["result"] == "pass"]
     assert len(passed) == len(results) - 1 == 27
     assert run.stdout.splitlines()[-1].startswith("27 passed, 0 failed, 0 known failures, 1 measurements, ")
+
+
+@pytest.mark.slow
+def test_every_part_runs(tmp_path: Path) -> None:
+    """On a CPU, with all packages; those whose kernels need a GPU say so."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--tiny"]
+    run = subprocess.run(command, env={**os.environ, "OUT": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    results = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    measured = {record["name"].partition(",")[0] for record in results if record["result"] == "measured"}
+    assert {"env", "kernels", "sampling bf16", "sampling mxfp4", "step mxfp4 checkpointing=true 64"} <= measured
+
+
+def test_its_lora_is_what_the_settings_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pydantic is missing they cannot be asked; each setting that came later broke the parts with models."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    lora = vars(benchmark_module("gpu_model").LORA)
+    assert lora == LoraSettings(rank=16, alpha=32.0).model_dump()
 
 
 @pytest.mark.parametrize(
