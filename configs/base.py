@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic_core import core_schema
 
 Effort = Literal["low", "medium", "high"]
@@ -30,6 +38,19 @@ class Settings(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_sections(cls, given: Any) -> Any:
+        """A field's own defaults for a section hold where the section is given in part, too: pydantic takes those of
+        the section's class."""
+        if not isinstance(given, Mapping):
+            return given
+        filled: dict[str, Any] = {}
+        for name, info in cls.model_fields.items():
+            if isinstance(info.default, Settings) and isinstance(part := given.get(name), Mapping):
+                filled[name] = {key: getattr(info.default, key) for key in info.default.model_fields_set} | {**part}
+        return {**given, **filled} if filled else given
 
 
 class _OneOrMany:

@@ -173,11 +173,12 @@ class GrpoSettings(Settings):
     beta: NotNegative = 0.0
     """Weight of the KL divergence from the model before training; 0 needs no reference model."""
 
-    epsilon: Positive = 0.2
-    """Lower clip of the probability ratio."""
+    epsilon: Positive | None = None
+    """Lower clip of the probability ratio; null takes 0.2, or 3e-4 with `ratio: sequence`, whose ratios stay near 1."""
 
     epsilon_high: Positive | None = None
-    """Upper clip; null takes `epsilon`."""
+    """Upper clip; null takes `epsilon` where it is given, else 0.2, with `ratio: sequence` 4e-4. Of `loss: cispo` it is
+    the largest ratio itself, 5."""
 
     scale: Literal["group", "batch", "none"] = "group"
     """Advantages are divided by the deviation of the rewards in their group, in the batch, or not at all."""
@@ -197,6 +198,21 @@ class GrpoSettings(Settings):
 
     teacher: TeacherSettings | None = None
     """Learn each sampled token from a teacher as well; with all rewards of weight 0, from it alone."""
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """`epsilon` and `epsilon_high` as they act. 3e-4 and 4e-4 are GSPO's (arXiv:2507.18071), 5 is ScaleRL's of
+        cispo (arXiv:2510.13786)."""
+        low, high = (3e-4, 4e-4) if self.ratio == "sequence" else (0.2, 0.2)
+        high = 5.0 if self.loss == "cispo" else high if self.epsilon is None else self.epsilon
+        return self.epsilon or low, self.epsilon_high or high
+
+    @property
+    def idle_clip(self) -> str | None:
+        """What was set of the clip and can never act: rollouts that are learned from once have a ratio of 1."""
+        if self.iterations > 1:
+            return None
+        return next((name for name in ("epsilon", "epsilon_high") if name in self.model_fields_set), None)
 
     @model_validator(mode="after")
     def _checks(self) -> GrpoSettings:

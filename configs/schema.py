@@ -58,6 +58,7 @@ from counterpoint.configs.section_checks import (
     check_no_dropout,
     check_quantized_rollouts,
     check_sections,
+    with_rate_of_full,
 )
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
@@ -175,6 +176,11 @@ class SftRun(RunSettings):
     launch: LaunchSettings = LaunchSettings()
     """Processes and machines."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, run: Any) -> Any:
+        return with_rate_of_full(run, 1e-5)
+
     @model_validator(mode="after")
     def _checks(self) -> SftRun:
         check_sections(self.model, self.lora, self.train, self.launch)
@@ -209,6 +215,11 @@ class DpoRun(RunSettings):
 
     launch: LaunchSettings = LaunchSettings()
     """Processes and machines."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, run: Any) -> Any:
+        return with_rate_of_full(run, 1e-6)
 
     @model_validator(mode="after")
     def _checks(self) -> DpoRun:
@@ -262,6 +273,11 @@ class GrpoRun(RunSettings):
 
     launch: LaunchSettings = LaunchSettings()
     """Processes and machines."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, run: Any) -> Any:
+        return with_rate_of_full(run, 1e-6)
 
     @model_validator(mode="after")
     def _checks(self) -> GrpoRun:

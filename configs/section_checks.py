@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.train_section import LaunchSettings, TrainSettings
@@ -27,6 +28,18 @@ def check_sections(model: ModelSettings, lora: LoraSettings, train: TrainSetting
         )
     _check_rates(lora, train)
     _check_quantized(model, lora, train, launch)
+
+
+def with_rate_of_full(run: Any, rate: float) -> Any:
+    """A run file with the learning rate of full fine-tuning, where it trains all weights and names none: that of an
+    adapter is tens of times as high."""
+    if not isinstance(run, Mapping):
+        return run
+    lora, train = run.get("lora") or {}, run.get("train") or {}
+    enabled = lora.get("enabled", True) if isinstance(lora, Mapping) else getattr(lora, "enabled", True)
+    if enabled is not False or not isinstance(train, Mapping) or "learning_rate" in train:
+        return run
+    return {**run, "train": {**train, "learning_rate": rate}}
 
 
 def check_eval_tasks(tasks: Sequence[object], launch: LaunchSettings) -> None:

@@ -77,7 +77,8 @@ class TrainSettings(Settings):
     """Forward passes that make one optimizer step."""
 
     learning_rate: Positive = 2e-4
-    """Highest learning rate of the schedule."""
+    """Highest learning rate of the schedule. The default is one for adapters; with `lora.enabled: false` it is 1e-5 for
+    `sft` and 1e-6 for `dpo` and `grpo`."""
 
     rates: RateSettings = RateSettings()
     """Factors of the learning rate, by what trains."""

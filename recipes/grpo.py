@@ -48,6 +48,10 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         environments = _environments(settings, stack, toolkit)
         for note in toolkit.notes:
             session.warn(note)
+        if (idle := settings.grpo.idle_clip) is not None:
+            session.warn(
+                f"grpo.{idle} never clips: with grpo.iterations: 1 rollouts are learned from once, at a ratio of 1"
+            )
         renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
         groups = rows_per_step(settings) // settings.grpo.group
         prompts = load_prompts(settings.eval.prompts)

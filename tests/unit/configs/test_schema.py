@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from counterpoint.configs import builtin, schema
 from counterpoint.configs.base import kinds_of
 from counterpoint.configs.load import load_run
+from counterpoint.configs.rl_section import GrpoSettings, RolloutSettings
 from counterpoint.configs.schema import RECIPES, DataSettings, EvaluateRun, SftRun, json_schema
 from counterpoint.configs.yaml_file import read_file
 from counterpoint.recipes.commands.configs import schema_text
@@ -272,3 +273,52 @@ def test_the_module_offers_every_section() -> None:
     for recipe in RECIPES.values():
         for section in sections(recipe):
             assert section.__name__ in schema.__all__
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "rate"),
+    [
+        ("sft", {}, 2e-4), ("sft", {"lora": {"enabled": False}}, 1e-5), ("dpo", {"lora": {"enabled": False}}, 1e-6),
+        ("grpo", {"lora": {"enabled": False}}, 1e-6), ("grpo", {}, 1e-5),
+        ("sft", {"lora": {"enabled": False}, "train": {"learning_rate": 3e-4}}, 3e-4),
+        ("sft", {"lora": {"enabled": False}, "train": {"schedule": "constant"}}, 1e-5),
+    ],
+)  # fmt: skip
+def test_all_weights_have_a_learning_rate_of_their_own(recipe: str, given: dict[str, Any], rate: float) -> None:
+    needed = {
+        "sft": {"data": {"train": "a"}}, "dpo": {"data": {"train": "a"}},
+        "grpo": {
+            "data": {"train": {"type": "arithmetic"}}, "rewards": [{"type": "function", "function": "a:b"}], "grpo": {"group": 2},
+            "train": {"batch_rows": 2},
+        },
+    }[recipe]  # fmt: skip
+    train = {**needed.get("train", {}), **given.get("train", {})}
+    run: Any = RECIPES[recipe].model_validate({"recipe": recipe, **needed, **given, "train": train})
+    assert run.train.learning_rate == rate
+
+
+def test_a_section_that_is_given_in_part_keeps_the_defaults_of_its_recipe() -> None:
+    """Before: `train: {steps: 9}` of grpo took the learning rate of sft."""
+    for recipe in ("dpo", "grpo"):
+        default = RECIPES[recipe].model_fields["train"].default
+        data: Any = "a" if recipe == "dpo" else {"type": "arithmetic"}
+        given: dict[str, Any] = {"recipe": recipe, "data": {"train": data}, "train": {"steps": 9, "batch_rows": 8}}
+        run: Any = RECIPES[recipe].model_validate(
+            given | ({"rewards": [{"type": "function", "function": "a:b"}]} if recipe == "grpo" else {})
+        )
+        assert run.train == default.model_copy(update={"steps": 9, "batch_rows": 8})
+    assert RolloutSettings.model_validate({"vllm": {"tensor_parallel": 2}}).vllm.gpu_memory == 0.3
+
+
+@pytest.mark.parametrize(
+    ("given", "clip", "idle"),
+    [
+        ({}, (0.2, 0.2), None), ({"ratio": "sequence"}, (3e-4, 4e-4), None), ({"loss": "cispo"}, (0.2, 5.0), None),
+        ({"epsilon": 0.1}, (0.1, 0.1), "epsilon"), ({"epsilon": 0.1, "iterations": 2}, (0.1, 0.1), None),
+        ({"epsilon_high": 0.28}, (0.2, 0.28), "epsilon_high"), ({"ratio": "sequence", "epsilon": 1e-3}, (1e-3, 1e-3), "epsilon"),
+        ({"loss": "cispo", "epsilon_high": 3.0, "iterations": 2}, (0.2, 3.0), None),
+    ],
+)  # fmt: skip
+def test_the_clip_fits_what_is_clipped(given: dict[str, Any], clip: tuple[float, float], idle: str | None) -> None:
+    settings = GrpoSettings.model_validate(given)
+    assert (settings.clip, settings.idle_clip) == (clip, idle)
