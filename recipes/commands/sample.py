@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter that names none")
     parser.add_argument("--no-adapter", action="store_true", help="the model under the adapter")
     parser.add_argument("--max-new-tokens", type=count, default=1024, metavar="N", help="longest answer (1024)")
-    parser.add_argument("--temperature", type=_temperature, default=1.0, metavar="T", help="0 is greedy (1.0)")
+    parser.add_argument("--temperature", type=temperature, default=1.0, metavar="T", help="0 is greedy (1.0)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same answer (0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--raw", action="store_true", help="the tokens as they are, control tokens spelled out")
@@ -131,7 +131,8 @@ def _as_dict(completion: Completion, args: argparse.Namespace, seconds: float, t
     }
 
 
-def _temperature(text: str) -> float:
+def temperature(text: str) -> float:
+    """An argument: 0 or a positive number."""
     value = float(text)
     if not 0 <= value < 1000:
         raise argparse.ArgumentTypeError("write 0 or a positive number")

@@ -49,7 +49,7 @@ ARROWS = {
     "recipes": "intervals formats harmony layout dataset model adapters checkpoints run sampling episodes scoring serving "
     "evals loop",
     "recipes/commands": "intervals rows formats harmony layout pages counts prepared dataset prepare show "
-    "model checkpoints run sampling scoring serving evals export loop parity plan recipes",
+    "model checkpoints run sampling episodes scoring serving evals export loop parity plan recipes",
 }
 """Room: the rooms that it imports, without their layer and without those of EVERYWHERE; from the bottom to the top."""
 

@@ -105,7 +105,13 @@ def run_episodes(
 
 def continued(prompt: Conversation, episode: Episode, text: str) -> Conversation:
     """The conversation continued with the user's `text`; rendered, it drops earlier analysis as at inference."""
-    return replace(prompt, messages=(*_said(prompt, episode.actions, episode.called), Message("user", text)))
+    said = answered(prompt, episode)
+    return replace(said, messages=(*said.messages, Message("user", text)))
+
+
+def answered(prompt: Conversation, episode: Episode) -> Conversation:
+    """The conversation with what the model said, its calls and their results."""
+    return replace(prompt, messages=tuple(_said(prompt, episode.actions, episode.called)))
 
 
 def _said(prompt: Conversation, actions: Sequence[Completion], called: Sequence[Called]) -> list[Message]:
