@@ -4,6 +4,7 @@ Killed at any moment, the same command continues where it was: samples are kept 
 
 examples:
   counterpoint evaluate runs/quickstart-20260101-120000
+  counterpoint evaluate runs/quickstart-20260101-120000 --quick
   counterpoint evaluate adapter/ eval.prompts=my_prompts.jsonl eval.samples=4
   counterpoint evaluate runs/quickstart-20260101-120000 --config eval/guard
   counterpoint evaluate openai/gpt-oss-20b --config eval/reasoning --out evaluations/20b
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from counterpoint.train.evals.runner import Done
 
 DEFAULT = "eval/channels"
+QUICK = 16
+"""Items of each task of `--quick`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=DEFAULT, help="run file of recipe evaluate (default %(default)s)")
     parser.add_argument("--base", metavar="MODEL", help="compare with this model, not with the checkpoint's own base")
     parser.add_argument("--out", metavar="FOLDER", help="folder of the results (default: next to or in the checkpoint)")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"a first look: {QUICK} items of each task, once, at medium effort"
+    )
     parser.add_argument("--processes", type=count, metavar="N", help="processes that share the samples (one a GPU)")
     parser.add_argument("--shard", metavar="R/N", help="draw the R-th of N shares alone (0/4), without a report")
 
@@ -69,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     found = as_asked(find_checkpoint(named or model.name, own_base), model)
     settings = _prompts_of_the_run(settings, found)
     folder = Path(args.out) if args.out else _folder(found, settings, args.config)
+    if args.quick:
+        settings = _few(settings)
+        folder = folder if args.out else folder.with_name(f"{folder.name}-quick")
     plans = _plans(settings, found, args.base, folder)
     if args.shard is not None:
         return _share(plans, args.shard)
@@ -99,6 +108,17 @@ def _prompts_of_the_run(settings: EvaluateRun, found: Found) -> EvaluateRun:
     kept = {"prompts": hook.prompts, "max_new_tokens": hook.max_new_tokens, "temperature": hook.temperature}
     changed = {name: value for name, value in kept.items() if name not in chosen.model_fields_set or name == "prompts"}
     return settings.model_copy(update={"eval": chosen.model_copy(update=changed)})
+
+
+def _few(settings: EvaluateRun) -> EvaluateRun:
+    """The suite with the first items of each task, sampled once at medium effort."""
+    from counterpoint.train.evals.tasks import task_settings
+
+    few = {"samples": 1, "efforts": ("medium",)}
+    tasks = [
+        task.model_copy(update={**few, "size": min(task.size or QUICK, QUICK)}) for task in task_settings(settings.eval)
+    ]
+    return settings.model_copy(update={"eval": settings.eval.model_copy(update={"tasks": tuple(tasks)})})
 
 
 def _folder(found: Found, settings: EvaluateRun, config: str) -> Path:
@@ -170,6 +190,7 @@ def _spread(plans: dict[str, Planned], args: argparse.Namespace, folder: Path, c
     from counterpoint.train.run.progress import Progress
 
     given = ["--config", args.config, "--out", str(folder)] + (["--base", args.base] if args.base else [])
+    given += ["--quick"] if args.quick else []
     given += [text for text in (args.checkpoint, *args.settings) if text]
     total, progress, shown = sum(len(plan.draws) for plan in plans.values()), Progress(), -1
 

@@ -123,3 +123,16 @@ def test_mistakes_are_one_line(evaluate: Evaluate) -> None:
     recipe = evaluate("adapter", "--config", "quickstart")
     assert recipe.returncode == 2
     assert "`evaluate` takes one with `recipe: evaluate`" in recipe.stderr
+
+
+def test_a_quick_look_draws_sixteen_items_once(evaluate: Evaluate, folder: Path) -> None:
+    done = evaluate("adapter", "eval.prompts=many.jsonl", "eval.max_new_tokens=4", "eval.samples=3", "--quick")
+    assert done.returncode == 0, done.stderr
+    place = folder / "adapter" / "evaluation-quick"
+    for who in ("tuned", "base"):
+        rows = [json.loads(line) for line in samples_in_file(place / who)]
+        assert [(row["effort"], row["sample"]) for row in rows] == [("medium", 0)] * 16
+
+
+def samples_in_file(folder: Path) -> list[str]:
+    return [line for path in folder.glob("samples*.jsonl") for line in path.read_text().splitlines()]

@@ -63,7 +63,7 @@ def build_tasks(suite: SuiteSettings, rows: bool = False) -> list[Task]:
 
     ConfigError and DataError for what is unusable: a scorer that does not fit the truth of a row, a duplicate id, ...
     """
-    settings = suite.tasks or (_prompts_task(suite),)
+    settings = task_settings(suite)
     names = _names(settings)
     with Scorers(suite.scorer_seconds) as scorers, Guard(suite.scorer_seconds) as guard:
         tasks = [_build(task, name, suite, guard, rows) for task, name in zip(settings, names, strict=True)]
@@ -72,10 +72,11 @@ def build_tasks(suite: SuiteSettings, rows: bool = False) -> list[Task]:
     return tasks
 
 
-def _prompts_task(suite: SuiteSettings) -> TaskSettings:
-    if suite.prompts is None:
-        return ProbesTask(type="probes")
-    return FileTask(type="file", path=suite.prompts)
+def task_settings(suite: SuiteSettings) -> tuple[TaskSettings, ...]:
+    """The tasks of a suite, its prompts as one where it names none."""
+    if suite.tasks:
+        return suite.tasks
+    return (ProbesTask(type="probes") if suite.prompts is None else FileTask(type="file", path=suite.prompts),)
 
 
 def _names(settings: Sequence[TaskSettings]) -> list[str]:
