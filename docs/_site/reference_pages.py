@@ -76,6 +76,8 @@ def _leaves(path: str, each: Schema, schema: Schema, above: tuple[str, ...] = ()
         prefix = f"{path}[{kind}]" if kind is not None and len(refs) > 1 else path
         for name, inner in section.get("properties", {}).items():
             if "const" not in inner:
+                own = each.get("default")  # of the whole section, where this recipe has other ones than its class
+                inner = {**inner, "default": own[name]} if isinstance(own, dict) and name in own else inner
                 yield from _leaves(f"{prefix}.{name}", inner, schema, (*above, ref))
 
 

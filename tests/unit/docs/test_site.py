@@ -84,6 +84,12 @@ def is_section(each: dict[str, Any]) -> bool:
     return "$ref" in str(each)
 
 
+@pytest.mark.parametrize(("recipe", "rate"), [("sft", "0.0002"), ("dpo", "5e-05"), ("grpo", "1e-05")])
+def test_a_default_is_the_one_of_the_recipe(pages: dict[str, str], recipe: str, rate: str) -> None:
+    page = pages[f"reference/settings-{recipe}.md"]
+    assert f"| `train.learning_rate` | number > 0 | `{rate}` |" in page
+
+
 def test_the_commands_have_all_their_options(pages: dict[str, str]) -> None:
     page = pages["reference/commands.md"]
     assert re.findall(r"^## counterpoint (\w+)$", page, re.MULTILINE) == list(COMMANDS)
