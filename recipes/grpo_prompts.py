@@ -114,6 +114,8 @@ def read_prompts(
     """The prompts of all tasks with their truth, the tools declared. environment: one is given the rows, and may write
     the prompts. DataError for one that is too long."""
     prompts: list[EvalPrompt] = []
+    if not tasks:  # a suite without tasks would be the built-in probes
+        return prompts
     for task in build_tasks(SuiteSettings(tasks=tuple(tasks)), rows=environment):
         for prompt in task.prompts:
             if toolkit is not None and not toolkit.empty and prompt.conversation.opening_ids is None:

@@ -35,6 +35,11 @@ def asked(found: list[Any]) -> list[str]:
     return [prompt.conversation.messages[-1].content for prompt in found]
 
 
+def test_nothing_is_held_out_where_nothing_is_named() -> None:
+    found = sets()
+    assert (len(found.train), found.held_out, found.lines) == (60, [], [])
+
+
 def test_a_share_is_held_out_by_prompt_and_seed_whatever_the_order() -> None:
     found = sets(valid="20%")
     train, held_out = set(asked(found.train)), set(asked(found.held_out))
