@@ -389,7 +389,7 @@ def opened(run: Any) -> Any:
     noted: list[Any] = []
     found: Any = None
     with _instead(checkpoint_samples, open_checkpoint=_Noted("open", noted), make_engine=lambda *a, **k: None):
-        made = checkpoint_samples.Planned(run, SimpleNamespace(base=None, adapter=None), Path(), found, [], [])  # type: ignore[arg-type]
+        made = checkpoint_samples.Planned(run, SimpleNamespace(base=None, adapter=None), Path(), found, [], [], found)  # type: ignore[arg-type]
         made._engine()
     return noted
 

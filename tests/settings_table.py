@@ -484,14 +484,17 @@ def rows_of_pairs_and_rewards() -> list[Row]:
         "channel": {}, "answer": {"scorer": "exact"}, "calls": {"need": ["valid"]},
         "length": {"gated": False, "budgets": {"medium": [1, 2]}, "slope": 0.1}, "json": {"gated": False},
         "language": {"gated": True, "language": "ru", "channel": "analysis", "share": 0.1},
-        "function": {"function": "mine.py:nothing"},
+        "function": {"function": "mine.py:nothing", "range": [0.0, 0.1]},
     }  # fmt: skip
     least: dict[str, dict[str, Any]] = {
         "length": {"budgets": {"medium": [90, 99]}}, "language": {"language": "en", "gated": False}, "function": {"function": "mine.py:half"},
     }  # fmt: skip
     answered = {"rewards[answer].scorer": "number"}
     for kind, own in kinds.items():
-        path = f"rewards[{kind}]"
+        path, other = (
+            f"rewards[{kind}]",
+            {"channel": "calls", "answer": "calls", "calls": "channel", "json": "channel"}.get(kind, "json"),
+        )
         base = {f"{path}.{name}": value for name, value in least.get(kind, {}).items()}
         base |= answered if kind in ("json", "length", "language") else {}
         made += [
@@ -499,6 +502,13 @@ def rows_of_pairs_and_rewards() -> list[Row]:
             Row(f"{path}.name", "mine", "name of the reward", "rewards", base=base),
             Row(f"{path}.weight", 3.0, "weight in the sum", "rewards", base=base),
             *(Row(f"{path}.{name}", value, "what rollouts earn", "rewards", base=base) for name, value in own.items()),
+            Row(
+                f"{path}.gate",
+                "other",
+                "by what it is multiplied",
+                "rewards",
+                base={f"rewards[{other}].name": "other", **base},
+            ),
         ]
     made += [
         Row(f"distill.{name}", value, "how questions are sampled", "calls")

@@ -140,7 +140,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("formats.jsonl", {**sums[0], "response_format": A_FORMAT})
     write("other.jsonl", *chat({"role": "assistant", "content": "Another."}))
     (place / "tools.json").write_text(json.dumps([A_TOOL]))
-    (place / "mine.py").write_text("def nothing(*a):\n    return 0.0\n\n\ndef half(*a):\n    return 0.5\n")
+    (place / "mine.py").write_text(
+        "def nothing(completion, reference):\n    return 0.0\n\n\ndef half(completion, reference):\n    return 0.5\n"
+    )
     shutil.copytree(tiny_folder(), place / "other_model")
     model = attach_lora(load_model("tiny").model, LoraSettings(rank=3, experts=False))
     model.peft_config["default"].base_model_name_or_path = "tiny"
