@@ -53,8 +53,8 @@ else:  # `class` is a word of Python's, which no class body can annotate
     )
 
 
-class EnvironmentSettings(_ClassSettings):
-    """A task of your own with state: one instance of the class for each rollout (docs/environments.md)."""
+class InstanceSettings(_ClassSettings):
+    """The class and its instances, of training and of evaluations."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
     """What the class's `setup` is given."""
@@ -78,3 +78,7 @@ class EnvironmentSettings(_ClassSettings):
     @property
     def class_name(self) -> str:
         return getattr(self, "class")
+
+
+class EnvironmentSettings(InstanceSettings):
+    """A task of your own with state: one instance of the class for each rollout (docs/environments.md)."""

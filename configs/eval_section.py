@@ -21,7 +21,7 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.data_section import Format
-from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
+from counterpoint.configs.environment_section import InstanceSettings, UserSettings
 
 
 class SamplingSettings(Settings):
@@ -87,7 +87,11 @@ class TaskSettings(Settings):
     """Temperature of sampling; null takes `eval.temperature`."""
 
 
-class ProbesTask(TaskSettings):
+class PromptTask(TaskSettings):
+    """Items that have a prompt of their own."""
+
+
+class ProbesTask(PromptTask):
     """The conversations included in the package, or a file of probes."""
 
     type: Literal["probes"]
@@ -103,7 +107,7 @@ class ProbesTask(TaskSettings):
     `reward_model.ground_truth`, `solution`, ...)."""
 
 
-class FileTask(TaskSettings):
+class FileTask(PromptTask):
     """Rows of your own with `answer`, `calls`, `schema`, ..."""
 
     type: Literal["file"]
@@ -119,7 +123,7 @@ class FileTask(TaskSettings):
     `reward_model.ground_truth`, `solution`, ...)."""
 
 
-class GeneratedTask(TaskSettings):
+class GeneratedTask(PromptTask):
     """Items that are made from a seed."""
 
     options: dict[str, Any] = Field(default_factory=dict)
@@ -144,7 +148,7 @@ class ReasoningGymTask(GeneratedTask):
     """The generator, as `chain_sum`."""
 
 
-class EnvironmentTask(TaskSettings, EnvironmentSettings):
+class EnvironmentTask(TaskSettings, InstanceSettings):
     """Rollouts in an environment of your own, rewarded by it, on rows of a file. `scorer` names the one of its rewards
     that says what is right; null takes the weighted sum. `max_new_tokens` is of an action."""
 
@@ -178,7 +182,7 @@ class EvalSettings(SamplingSettings):
     at_end: bool = True
     """Evaluate after the last step."""
 
-    tasks: tuple[EnvironmentTask, ...] = ()
+    tasks: Annotated[tuple[EnvironmentTask, ...], OneOrMany] = ()
     """Environments in which the model is sampled as well, each at its own or these efforts."""
 
     stop_below: Share | None = None

@@ -21,7 +21,7 @@ from counterpoint.configs.base import (
 )
 from counterpoint.configs.data_section import OpeningSettings, Overlap
 from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
-from counterpoint.configs.eval_section import EnvironmentTask, ServerSettings, TaskSettings, VllmSettings
+from counterpoint.configs.eval_section import PromptTask, ServerSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.share import OrShare, check_share, share_of
 
@@ -36,11 +36,11 @@ _SET_ELSEWHERE = {
 class PromptSettings(OpeningSettings):
     """The prompts that are sampled, and how they are rendered."""
 
-    train: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], NotEmpty, OneOrMany]
+    train: Annotated[tuple[Annotated[PromptTask, BY_TYPE], ...], NotEmpty, OneOrMany]
     """Where prompts and their truth come from: files, reasoning-gym generators, arithmetic, as tasks of an evaluation.
     How often they are sampled and how is set by `grpo` and `rollout`."""
 
-    valid: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], OneOrMany, OrShare] = ()
+    valid: Annotated[tuple[Annotated[PromptTask, BY_TYPE], ...], OneOrMany, OrShare] = ()
     """Held-out prompts, of which only the rewards are measured, every `eval.every` steps and after the last; empty for
     none. `2%` splits a share off `train`, by prompt and seed."""
 
@@ -62,8 +62,6 @@ class PromptSettings(OpeningSettings):
         if self.valid_share is not None:
             check_share(str(self.valid), self.valid_share)
         for task in (*self.train, *self.valid_tasks):
-            if isinstance(task, EnvironmentTask):
-                raise ValueError("a task of type `environment` is for evaluations: set `rollout.environment`")
             for name, owner in _SET_ELSEWHERE.items():
                 if getattr(task, name) is not None:
                     raise ValueError(f"`{name}` of a task is for evaluations: leave it out, and set `{owner}`")
@@ -75,7 +73,7 @@ class PromptSettings(OpeningSettings):
         return share_of(self.valid) if isinstance(self.valid, str) else None
 
     @property
-    def valid_tasks(self) -> tuple[TaskSettings, ...]:
+    def valid_tasks(self) -> tuple[PromptTask, ...]:
         """The tasks of held-out prompts."""
         return () if isinstance(self.valid, str) else self.valid
 

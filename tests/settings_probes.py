@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
+from counterpoint.configs.data_section import RenderSettings
 from counterpoint.configs.errors import CounterpointError
 from counterpoint.configs.schema import DpoRun, EvaluateRun, GrpoRun, RunSettings, SftRun
 from counterpoint.data.conversation import Tool
@@ -29,15 +31,22 @@ from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.user_code.loader import resolve
 from counterpoint.data.user_code.worker import Answer, Worker
 from counterpoint.train.evals import checkpoint_samples, hook
+from counterpoint.train.evals.rollouts import Arenas, judged, played
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.loop import rl_arguments, training_arguments
 from counterpoint.train.loop.quantized import Quantized
 from counterpoint.train.run import tracking, world
+from counterpoint.train.sampling.scripted import ScriptedEngine
 from counterpoint.train.scoring.rewards import Outcome, Rewards
 from counterpoint.train.scoring.scorers import Reference
 
 Probe = Callable[[Any], Any]
 N_ROWS = 40
+WORLD_CALL = (
+    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.add "
+    "<|constrain|>json<|message|>{}<|call|>"
+)
+FINAL = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>42<|return|>"
 
 
 def told(probe: Probe, run: Any) -> Any:
@@ -185,7 +194,7 @@ def calls(run: Any) -> Any:
     module: ModuleType = importlib.import_module(f"counterpoint.recipes.{name}")
     heavy = {
         "grpo": "read_sets training_items held_out_items check_engine steps_of load_prompts prepare fingerprint Sampler following_engine "
-        "EpisodeLimits grpo_arguments loop_settings Toolkit Rewards Rollouts make_trainer train_to_end load_teacher RewardTrainer AttachmentProof",
+        "EpisodeLimits Environments grpo_arguments loop_settings Toolkit Rewards Rollouts make_trainer train_to_end load_teacher RewardTrainer AttachmentProof",
         "distill": "RunFolder choose_run_folder finished fingerprint load_model put_start use_implementations Sampler "
         "Scorers distil row_of state_of what_to_resume write_result versions acceptance",
     }[name].split()
@@ -342,6 +351,32 @@ def plan(run: Any) -> Any:
     ]  # fmt: skip
 
 
+def worlds(run: Any) -> Any:
+    """Fixed rollouts in the environments of an evaluation: what is asked, said, earned, and in which processes."""
+    vocabulary = load_vocabulary()
+    renderer = Renderer(vocabulary, RenderSettings(serving="sampled"))
+    (call,) = vocabulary.encode_with_specials("<|call|>")
+    engine = ScriptedEngine(vocabulary, lambda prompt, _: WORLD_CALL if prompt.count(call) < 2 else FINAL)
+    draws = checkpoint_samples.plan(build_tasks(run.eval), renderer, run.seed)
+    with Arenas() as arenas:
+        episodes = played(draws, engine, renderer, arenas)
+        seen = [judged(draw, each, arenas.of(draw.task)) for draw, each in zip(draws, episodes, strict=True)]
+    processes = [{sample.more["rewards"].pop(name, None) for sample in seen} for name in ("process", "parent")]
+    return [
+        [(s.prompt.task, s.prompt.id, s.effort, s.sample, s.score, s.more) for s in seen],
+        [draw.task.temperature for draw in draws],
+        [each.asked and renderer.prompt(each.asked) for each in episodes],
+        [len(found) for found in processes],
+    ]
+
+
+def tasks(run: Any) -> Any:
+    """What the hook of a recipe plays; what comes of it is seen for `evaluate` (`worlds`)."""
+    from counterpoint.recipes.steps import evaluation_tasks
+
+    return [dataclasses.astuple(task) for task in evaluation_tasks(run)]
+
+
 def sides(run: Any) -> Any:
     """Whose samples `evaluate` draws, of an adapter."""
     from counterpoint.recipes.commands.evaluate import _plans
@@ -432,15 +467,19 @@ def rewards(run: Any) -> Any:
     vocabulary = load_vocabulary()
     with Rewards(run.rewards) as made:
         found = {
-            name: made.score(
+            name: _comparable(made.score(
                 Outcome(
                     parse_completion(vocabulary.encode_with_specials(text), vocabulary, tools=(Tool("f"),)),
                     (), Reference(answer="42", prompt="What is 40 + 2?", schema={"type": "object"}),
                 )
-            )
+            ))
             for name, text in TEXTS.items()
         }  # fmt: skip
         return made.names, made.weights, found
+
+
+def _comparable(values: list[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]
 
 
 def trackers(run: Any) -> Any:

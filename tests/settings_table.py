@@ -316,6 +316,94 @@ def rows_of_tasks() -> list[Row]:
     return made
 
 
+ENVIRONMENT_SEEN = "tests/unit/train/episodes/test_environments.py::test_a_user_model_"
+USER_SEEN = [
+    ("url", "http://127.0.0.1:8001/v1", "asked_once_for_the_same_request"), ("model", "m", "asked_once_for_the_same_request"),
+    ("cache", "user.sqlite", "asked_once_for_the_same_request"), ("retries", 0, "that_does_not_answer_is_told"),
+    ("timeout", 1.0, "that_does_not_answer_is_told"),
+]  # fmt: skip
+
+
+def rows_of_environments() -> list[Row]:
+    """Environments: of `grpo`, of the hook's tasks, and of the tasks of `evaluate`."""
+    made = []
+    for path, recipes, own_probe in (
+        ("rollout.environment", ("grpo",), "calls"),
+        ("eval.tasks", TRAINING, "tasks"),
+        ("eval.tasks[environment]", ("evaluate",), "worlds"),
+    ):
+        plain = {"process": 0.0, "parent": 0.0}
+        base: dict[str, Any] = {f"{path}.class": "world.py:World", f"{path}.weights": plain}
+        if path != "rollout.environment":
+            base |= {f"{path}.type": "environment", f"{path}.path": "prompts.jsonl", f"{path}.efforts": ["low"]}
+            base = {f"{path}.type": "environment", **base}
+
+        def row(
+            name: str,
+            value: Any,
+            effect: str,
+            given: dict[str, Any] = base,
+            path: str = path,
+            recipes: tuple[str, ...] = recipes,
+            own_probe: str = own_probe,
+            **more: Any,
+        ) -> None:
+            probe = "" if "refused" in more or "seen_in" in more else more.pop("probe", own_probe)
+            made.append(Row(f"{path}.{name}", value, effect, probe, recipes, {**given, **more.pop("base", {})}, **more))
+
+        row("class", "world.py:Other", "another environment")
+        row("settings", {"more": "!"}, "what setup is given")
+        row("isolation", "shared", "rollouts are threads of one process")
+        row("workers", 3, "more workers")
+        row("turns", 1, "fewer user messages")
+        row("weights", {**plain, "a": 0.5}, "weights of its rewards")
+        broken = {f"{path}.settings": {"broken": True}}
+        if path == "rollout.environment":
+            row("max_invalid", 0.5, "more of a step may be invalid")
+            for name, value, seen in USER_SEEN:
+                made.append(
+                    Row(
+                        f"rollout.user.{name}",
+                        value,
+                        "the model that is asked",
+                        recipes=recipes,
+                        seen_in=ENVIRONMENT_SEEN + "is_" * (seen[0] == "a") + seen,
+                    )
+                )
+            continue
+        drawn = "tasks" if path == "eval.tasks" else "plan"
+        stops = "rollouts are invalid" if own_probe == "worlds" else ""
+        row("max_invalid", 0.5, "more of a task may be invalid", base=broken, stops=stops)
+        if path == "eval.tasks":
+            row("type", "file", "is refused", refused="`eval.tasks.0.class` is missing")
+        else:
+            row("type", "arithmetic", "items of another source", probe="plan")
+        row("path", "other_prompts.jsonl", "other rows", probe=drawn)
+        row("format", "nothing", "is refused", refused="nothing")
+        row("name", "mine", "name of the task", probe=drawn)
+        row("size", 2, "number of rows", probe=drawn)
+        row("scorer", "b", "the reward that counts")
+        row("instructions", "Be brief.", "developer message", probe=drawn)
+        row("tools", ["python"], "declared tools", probe=drawn)
+        row("efforts", ["high"], "what is drawn", probe=drawn)
+        row("samples", 2, "what is drawn", probe=drawn)
+        row("temperature", 0.5, "how it is drawn", probe=drawn)
+        row("max_new_tokens", 3, "an action is cut", probe=drawn)
+        row("completion_tokens", 40, "a turn is cut")
+        row("calls", 1, "fewer calls")
+        for name, value, seen in USER_SEEN:
+            made.append(
+                Row(
+                    f"{path}.user.{name}",
+                    value,
+                    "the model that is asked",
+                    recipes=recipes,
+                    seen_in=ENVIRONMENT_SEEN + "is_" * (seen[0] == "a") + seen,
+                )
+            )
+    return made
+
+
 VLLM = {"rollout.engine": "vllm", "model.name": "openai/gpt-oss-20b", "rollout.weights": "adapter"}
 
 
@@ -501,6 +589,13 @@ def rows_of_pairs_and_rewards() -> list[Row]:
             Row(f"{path}.type", "calls" if kind != "calls" else "channel", "another reward", "rewards", base=base),
             Row(f"{path}.name", "mine", "name of the reward", "rewards", base=base),
             Row(f"{path}.weight", 3.0, "weight in the sum", "rewards", base=base),
+            Row(
+                f"{path}.gate",
+                "answer" if kind == "calls" else "calls",
+                "is multiplied by another",
+                "rewards",
+                base={**base, "rewards[answer].scorer": "number", "rewards[calls].need": ["valid"]},
+            ),
             *(Row(f"{path}.{name}", value, "what rollouts earn", "rewards", base=base) for name, value in own.items()),
             Row(
                 f"{path}.gate",
@@ -510,6 +605,37 @@ def rows_of_pairs_and_rewards() -> list[Row]:
                 base={f"rewards[{other}].name": "other", **base},
             ),
         ]
+    function, tests = "rewards[function]", "tests/unit/train/scoring/test_rewards.py::"
+    made += [
+        Row(
+            f"{function}.range",
+            [0.0, 0.1],
+            "what is a failure",
+            "rewards",
+            base={f"{function}.function": "mine.py:half"},
+        ),
+        Row(
+            f"{function}.per",
+            "group",
+            "a list is handed over",
+            "rewards",
+            base={f"{function}.function": "mine.py:several"},
+        ),
+        Row(
+            f"{function}.seconds",
+            2.0,
+            "limit of a call",
+            recipes=("grpo",),
+            seen_in=f"{tests}test_a_user_s_function_gets_the_typed_result_and_may_fail",
+        ),
+        Row(
+            f"{function}.workers",
+            1,
+            "calls beside each other",
+            recipes=("grpo",),
+            seen_in=f"{tests}test_rewards_run_beside_each_other",
+        ),
+    ]
     made += [
         Row(f"distill.{name}", value, "how questions are sampled", "calls")
         for name, value in {
@@ -531,7 +657,7 @@ def rows_of_all() -> list[Row]:
         Row("name", "mine", "name of the results", "results", ("evaluate",)),
         Row("device", "cuda", "where it runs", "calls", ("distill",)),
         Row("device", "cuda", "where it runs", "opened", ("evaluate",), stops="cuda was asked for"),
-        *rows_of_models(), *rows_of_data(), *rows_of_tasks(), *rows_of_training(), *rows_of_evaluation(),
+        *rows_of_models(), *rows_of_data(), *rows_of_tasks(), *rows_of_environments(), *rows_of_training(), *rows_of_evaluation(),
         *rows_of_pairs_and_rewards(),
     ]  # fmt: skip
 

@@ -141,8 +141,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("other.jsonl", *chat({"role": "assistant", "content": "Another."}))
     (place / "tools.json").write_text(json.dumps([A_TOOL]))
     (place / "mine.py").write_text(
-        "def nothing(completion, reference):\n    return 0.0\n\n\ndef half(completion, reference):\n    return 0.5\n"
+        "def nothing(*a):\n    return 0.0\n\n\ndef half(*a):\n    return 0.5\n\n\n"
+        "def several(given):\n    return [7.0] * len(given) if isinstance(given, list) else 1.0\n"
     )
+    (place / "world.py").write_text(WORLD)
     shutil.copytree(tiny_folder(), place / "other_model")
     model = attach_lora(load_model("tiny").model, LoraSettings(rank=3, experts=False))
     model.peft_config["default"].base_model_name_or_path = "tiny"
@@ -154,6 +156,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SEEN: dict[Any, Any] = {}
+WORLD = """
+import os
+from counterpoint import Environment
+
+class World(Environment):
+    seconds = 60.0
+
+    def setup(self, settings):
+        self.given = settings
+
+    def reset(self, row, ctx):
+        assert not (self.given.get("broken") and row["id"] == "0")
+        return row["prompt"] + self.given.get("more", "")
+
+    def add(self) -> str:
+        return "added"
+
+    def respond(self, final, ctx):
+        return "Go on." if ctx.turn < 2 else None
+
+    def reward(self, rollout, ctx):
+        return {"a": 0.5, "b": 0.25, "process": os.getpid(), "parent": os.getppid()}
+
+class Other(World):
+    def add(self) -> str:
+        return "other"
+"""
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
+from counterpoint.configs.environment_section import InstanceSettings, UserSettings
 from counterpoint.configs.errors import RowError, RunError
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.formats.convert import convert
@@ -26,7 +26,7 @@ class Environments:
     """The class of a run file, loaded in its workers. ConfigError where it cannot be. Close it, or use it as a context
     manager."""
 
-    def __init__(self, settings: EnvironmentSettings, user: UserSettings | None = None) -> None:
+    def __init__(self, settings: InstanceSettings, user: UserSettings | None = None) -> None:
         self.settings = settings
         self.user = None if user is None else UserModel(user)
         self._workers = [

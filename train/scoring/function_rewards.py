@@ -145,18 +145,16 @@ class LoadedReward:
 
     def __init__(self, where: str, several: bool) -> None:
         self.function = resolve(where)
-        needed = [
-            parameter
-            for parameter in inspect.signature(self.function).parameters.values()
-            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-            and parameter.default is parameter.empty
-        ]
-        if len(needed) != 1 and (several or len(needed) != 2):
+        parameters = inspect.signature(self.function).parameters.values()
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        needed = [each for each in parameters if each.kind in by_place and each.default is each.empty]
+        takes_more = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+        self.pairs = not several and (len(needed) == 2 or (takes_more and len(needed) < 2))
+        if len(needed) != 1 and not self.pairs and not (several and takes_more and not needed):
             two = "" if several else " the rollout, or two: completion and reference"
             raise ConfigError(
                 f"function `{where}`: {len(needed)} parameters: give it one,{two or ' a list of rollouts'}"
             )
-        self.pairs = len(needed) == 2
 
     def described(self) -> bool:
         """Whether it takes a completion and a reference."""

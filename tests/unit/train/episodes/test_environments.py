@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -15,13 +16,14 @@ import pytest
 
 from counterpoint.configs.data_section import RenderSettings
 from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
-from counterpoint.configs.errors import ConfigError
+from counterpoint.configs.errors import ConfigError, RunError
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.episodes.environment_worker import Facts
 from counterpoint.train.episodes.environments import Environments
 from counterpoint.train.episodes.episodes import EpisodeLimits, World, run_episodes
+from counterpoint.train.episodes.user_model import UserModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.rollout import Episode
 from counterpoint.train.sampling.sample import Sampler
@@ -455,6 +457,15 @@ def test_a_user_model_is_asked_once_for_the_same_request(folder: Path) -> None:
     assert _Chat.asked[0] == {
         "model": "someone", "messages": [{"role": "user", "content": "Hi."}], "seed": 0, "max_tokens": 256,
     }  # fmt: skip
+
+
+def test_a_user_model_that_does_not_answer_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        user = UserModel(UserSettings(url=url, model="someone", timeout=0.2, retries=1), pause=0.01)
+        with pytest.raises(RunError, match=f"{url}/chat/completions: TimeoutError"):
+            user.ask([], None, 0, 8)
+    assert user.requests == 2
 
 
 def test_the_context_runs_code_in_the_rollouts_sandbox(folder: Path) -> None:
