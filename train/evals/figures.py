@@ -60,6 +60,8 @@ def lines(series: Sequence[Series], x_name: str, y_name: str, y_range: Point | N
     ys = [y for _, s in shown for _, y in s.points]
     low, high = y_range or (0.0, _round_top(max([*ys, 1e-9])))
     first, last = min(xs), max(xs)
+    # Fonts differ: bold letters of DejaVu, the widest in use, take 8.2 units each on the average.
+    width = max(_WIDTH, _WIDTH - _RIGHT + 12 + 8.2 * max(len(s.name) for _, s in shown))
 
     def at(x: float, y: float) -> Point:
         across = (x - first) / (last - first) if last > first else 0.5
@@ -79,7 +81,7 @@ def lines(series: Sequence[Series], x_name: str, y_name: str, y_range: Point | N
     marks += [Text(kind, x + 8, y + 4, name) for x, y, name, kind in _spread(ends, _HEIGHT - _BOTTOM)]
     marks.append(Text("axis", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 2, x_name, "middle"))
     words = "; ".join(f"{s.name} from {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for _, s in shown)
-    return Drawing(_WIDTH, _HEIGHT, f"{y_name} by {x_name}: {words}", marks)
+    return Drawing(width, _HEIGHT, f"{y_name} by {x_name}: {words}", marks)
 
 
 def dumbbells(pairs: Sequence[Pair]) -> Drawing:

@@ -112,3 +112,12 @@ def test_a_series_has_the_colour_of_its_place_whatever_the_others_hold() -> None
     drawing = lines([Series("analysis", []), Series("commentary", []), Series("final", [(0, 1.0)])], "step", "loss")
     named = next(mark for mark in drawing.marks if isinstance(mark, Text) and mark.text == "final")
     assert STYLES[named.kind].fill == "final"
+
+
+@pytest.mark.parametrize("name", ["x", "channel-correct", "a rather long name of a line"])
+def test_the_name_of_a_line_is_within_the_drawing(name: str) -> None:
+    """At the widths of DejaVu Sans Bold, which Linux browsers take for system-ui."""
+    drawing = lines([Series(name, [(0, 0.5), (4, 1.0)])], "step", "rate", (0.0, 1.0))
+    (label,) = (mark for mark in drawing.marks if isinstance(mark, Text) and mark.text == name)
+    assert label.x + 8.2 * len(name) <= drawing.width
+    assert drawing.width == (470 if len(name) < 10 else pytest.approx(378 + 8.2 * len(name)))
