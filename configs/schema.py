@@ -36,6 +36,7 @@ from counterpoint.configs.environment_section import EnvironmentSettings, UserSe
 from counterpoint.configs.eval_section import (
     EnvironmentTask,
     EvalSettings,
+    PromptTask,
     SamplingSettings,
     ServerSettings,
     SuiteSettings,
@@ -96,6 +97,7 @@ __all__ = [
     "OpeningSettings",
     "PairSettings",
     "PromptSettings",
+    "PromptTask",
     "QuestionSettings",
     "RateSettings",
     "ReadSettings",

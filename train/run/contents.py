@@ -18,6 +18,7 @@ FILES: Mapping[str, str] = {
     "bad_rows.jsonl": "rows that could not be trained, with the reason and their bytes",
     "bad_held_out_rows.jsonl": "the same of held-out data",
     "rollouts.jsonl": "`grpo`: every rollout with its rewards, calls and text",
+    "engine": "`grpo` with `rollout.engine: vllm` or `server`: what they were given of the weights",
     "adapter.jsonl": "by step: experts that had gradient, the load of each expert, the router's change",
     "checkpoints/step-<step>": "a complete checkpoint, from which `--resume` goes on",
     "eval/metrics.jsonl": "one object an evaluation; the numbers below",
