@@ -57,6 +57,7 @@ from counterpoint.configs.rl_section import (
 from counterpoint.configs.section_checks import (
     check_eval_tasks,
     check_no_dropout,
+    check_paid,
     check_quantized_rollouts,
     check_sections,
     with_rate_of_full,
@@ -296,15 +297,7 @@ class GrpoRun(RunSettings):
             )
         if self.grpo.beta and not self.lora.enabled:
             raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
-        if not self.rewards and self.rollout.environment is None:
-            raise ValueError("`rewards` is empty: name what a rollout earns, or a `rollout.environment` that says so")
-        if self.rollout.user is not None and self.rollout.environment is None:
-            raise ValueError(
-                "`rollout.user` is asked by environments alone: set `rollout.environment`, or leave it out"
-            )
-        paid = self.rollout.environment is not None or any(reward.weight for reward in self.rewards)
-        if not paid and self.grpo.teacher is None:
-            raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
+        check_paid(self.rewards, self.rollout, taught=self.grpo.teacher is not None)
         if self.rollout.engine != "transformers":
             self._check_engine()
         check_sections(self.model, self.lora, self.train, self.launch)

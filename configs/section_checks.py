@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.reward_section import RewardSettings
+from counterpoint.configs.rl_section import RolloutSettings
 from counterpoint.configs.train_section import LaunchSettings, TrainSettings
 
 _ONLY_IN_FULL = ("embeddings", "head", "norms")
@@ -45,6 +47,17 @@ def with_rate_of_full(run: Any, rate: float) -> Any:
 def check_eval_tasks(tasks: Sequence[object], launch: LaunchSettings) -> None:
     if tasks and launch.strategy == "fsdp2":
         raise ValueError("`eval.tasks` samples in each process, and with `fsdp2` none has the whole model: use `ddp`")
+
+
+def check_paid(rewards: Sequence[RewardSettings], rollout: RolloutSettings, taught: bool) -> None:
+    """taught: by a teacher, which needs no reward of a weight."""
+    if not rewards and rollout.environment is None:
+        raise ValueError("`rewards` is empty: name what a rollout earns, or a `rollout.environment` that says so")
+    if rollout.user is not None and rollout.environment is None:
+        raise ValueError("`rollout.user` is asked by environments alone: set `rollout.environment`, or leave it out")
+    paid = rollout.environment is not None or any(reward.weight for reward in rewards)
+    if not paid and not taught:
+        raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
 
 
 def check_quantized_rollouts(train: TrainSettings, engine: str) -> None:
