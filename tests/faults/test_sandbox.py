@@ -81,15 +81,15 @@ def test_threads_and_files_are_counted() -> None:
     with PythonSandbox(LIMITS) as session:
         many = "import threading, time\nthreading.stack_size(65536)\nwhile True:\n"
         ran = session.run(many + "    threading.Thread(target=time.sleep, args=(99,), daemon=True).start()")
-        assert ran.failed in ("hung", "raised"), ran
+        assert ran.failed in ("hung", "raised", "died"), ran  # whichever bound comes first
         ran = session.run("n = 0\nwhile True:\n    open(f'/tmp/{n}', 'w').close()\n    n += 1")
         assert (ran.failed, "4096 files" in ran.output) == ("hung", True), ran
         assert session.run("1 + 1").output == "2\n"
 
 
 def test_cpu_time_is_one_bound_for_all_calls() -> None:
-    burn = "import time\nend = time.process_time() + 0.8\nwhile time.process_time() < end: pass"
-    with PythonSandbox(SandboxLimits(seconds=30, cpu_seconds=2)) as session:
+    burn = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+    with PythonSandbox(SandboxLimits(seconds=30, cpu_seconds=1)) as session:
         assert [session.run(burn).failed for _ in range(4)].count("died") == 1
 
 

@@ -82,6 +82,7 @@ def test_a_lost_terminal_does_not_end_a_run(place: Place, whole: Place, processe
         assert weights(place.run) == weights(whole.run)
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_a_run(place: Place, whole: Place) -> None:
     run = subprocess.Popen(
         [*COUNTERPOINT, "train", "my.yaml"], cwd=place.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -45,7 +45,7 @@ def test_wrong_settings_exit_with_2_on_one_line(tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (["trian", "x"], "counterpoint: no command `trian`; did you mean `train`?"),
-        (["zzzz"], "counterpoint: no command `zzzz`; known are train, "),
+        (["zzzz"], "counterpoint: no command `zzzz`; known are init, train, "),
         (["train"], "counterpoint train: the following arguments are required: CONFIG"),
         (["train", "quickstart", "--fsat"], "counterpoint train: unrecognized arguments: --fsat"),
         (["train", "quickstrat"], "quickstrat: no such run file; did you mean the built-in `quickstart`?"),

@@ -29,6 +29,7 @@ def with_environment(folder: Path, peer: str) -> None:
     python.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_a_case_is_shown_with_what_differs(tmp_path: Path) -> None:
     done = command(tmp_path, "--reference", "vllm", "openai_harmony", "--case", *SAMPLE)
     assert (done.returncode, done.stderr) == (0, "")

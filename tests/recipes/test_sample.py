@@ -108,7 +108,7 @@ def test_tools_instructions_and_stdin(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["nowhere/at-all/here", "hi"], 1, "no folder"),
+        (["nowhere/at-all/here", "hi"], 1, "no such folder"),
         (["tiny", ""], 2, "no prompt"),
         (["tiny", "hi", "--tool", "none.json"], 2, "none.json"),
     ],

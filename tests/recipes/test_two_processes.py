@@ -46,7 +46,13 @@ def steps(run: Path) -> list[dict[str, Any]]:
             ("rewards/margins", "logps/chosen"),
         ),
         # Without the estimate of how far the model moved, which pairs rows within a process.
-        ("dpo/tiny_rated", 8, ("dpo.losses=apo_zero_unpaired", ROWS), ("rewards/margins", "logps/chosen")),
+        pytest.param(
+            "dpo/tiny_rated",
+            8,
+            ("dpo.losses=apo_zero_unpaired", ROWS),
+            ("rewards/margins", "logps/chosen"),
+            marks=pytest.mark.slow,
+        ),
         ("grpo/tiny_sums", 32, (*SHORT, PROMPTS), ("reward", "rewards/function/zero_variance", "channel_correct")),
     ],
     ids=["dpo", "kto", "grpo"],

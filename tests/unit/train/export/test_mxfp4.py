@@ -143,6 +143,7 @@ def test_dithering_depends_on_the_seed_alone(light: Found, tmp_path: Path) -> No
     assert not torch.equal(wholes[0], wholes[2])
 
 
+@pytest.mark.slow
 def test_a_killed_export_goes_on_behind_the_layers_that_are_there(
     light: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def run_file(folder: Path, base: Path, recipe: dict[str, Any]) -> Path:
     return folder / "qat.yaml"
 
 
+@pytest.mark.slow
 def test_an_export_repeats_the_samples_of_the_last_step_token_for_token(base: Path, tmp_path: Path) -> None:
     prompts = {
         "efforts": ["medium"],

@@ -165,6 +165,7 @@ def test_a_checkpoint_of_a_model_trained_in_full_and_in_parts_is_read_whole(fork
         open_checkpoint(found)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_is_evaluated_by_all_processes_as_a_whole_one(forks: Forks, tmp_path: Path) -> None:
     settings = (
         "train.steps=2", "train.batch_rows=4", "train.accumulation=1", "eval.every=1", "eval.samples=1",
