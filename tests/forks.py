@@ -140,7 +140,7 @@ class Fork:
         """Wait until `text` is in its output."""
         while text not in self.out.read_text():
             assert self.poll() is None, self.told()
-            time.sleep(0.05)
+            time.sleep(0.01)
 
     def told(self) -> str:
         return self.out.read_text() + self.err.read_text()

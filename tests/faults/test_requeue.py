@@ -23,7 +23,7 @@ LONG = ("train.steps=100000", "train.checkpoint_every=1000", "eval.at_end=false"
 
 def test_a_lost_machine_is_taken_over_and_the_run_goes_on_bit_for_bit(place: Place, whole: Place) -> None:
     first = place.forks.start(ON_HOST, "pod-a", ["train", "my.yaml"], folder=place.folder)
-    first.until("\nstep 5/")
+    first.until("\nstep 3/")
     first.send(signal.SIGKILL)
     first.wait()
     assert json.loads((place.run / LOCK_FILE).read_text())["host"] == "pod-a"
@@ -32,13 +32,13 @@ def test_a_lost_machine_is_taken_over_and_the_run_goes_on_bit_for_bit(place: Pla
     again = place.forks.start(ON_HOST, "pod-b", ["train", "my.yaml", "--resume"], folder=place.folder)
     assert again.wait() == 0, again.told()
     assert f"warning: took over the folder from pid {first.pid} on pod-a, which gives no sign of life" in again.told()
-    assert "going on from step 4" in again.told()
+    assert re.search(r"going on from step [24]\b", again.told()), again.told()
     assert (losses(place.run), weights(place.run)) == (losses(whole.run), weights(whole.run))
 
 
 def test_requeued_at_once_it_waits_for_a_sign_of_life(place: Place, whole: Place) -> None:
     first = place.forks.start(ON_HOST, "pod-a", ["train", "my.yaml"], True, 4.0, folder=place.folder)
-    first.until("\nstep 5/")
+    first.until("\nstep 3/")
     first.send(signal.SIGKILL)
     first.wait()
     again = place.forks.start(
@@ -52,7 +52,7 @@ def test_requeued_at_once_it_waits_for_a_sign_of_life(place: Place, whole: Place
 @pytest.mark.slow
 def test_requeued_at_once_with_the_real_minute(place: Place, whole: Place) -> None:
     first = place.forks.start(ON_HOST, "pod-a", ["train", "my.yaml"], folder=place.folder)
-    first.until("\nstep 5/")
+    first.until("\nstep 3/")
     first.send(signal.SIGKILL)
     first.wait()
     began = time.monotonic()
