@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for each in (named, args.base):
         if each is not None:
             check_checkpoint(each)
-    check_places(settings, data=False)
+    check_places(settings, trains=False)
 
     from counterpoint.train.checkpoints.find import find_checkpoint
 

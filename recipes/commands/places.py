@@ -12,21 +12,22 @@ from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
 
 
-def check_places(settings: Any, *, data: bool = True) -> None:
+def check_places(settings: Any, *, trains: bool = True) -> None:
     """NoDataError, ModelError, ConfigError or RunError for the first place that is not there; nothing is downloaded.
 
-    data: whether training data must be there.
+    trains: whether there must be data to train on, and a folder for the run.
     """
     from counterpoint.data.rows.containers import find, is_file_source
 
-    for path in (*(_data_paths(settings.data) if data else ()), *_prompt_paths(getattr(settings, "eval", None))):
+    for path in (*(_data_paths(settings.data) if trains else ()), *_prompt_paths(getattr(settings, "eval", None))):
         if is_file_source(path):
             find(path)
     _check_model(settings.model, "model")
     teacher = getattr(getattr(settings, "grpo", None), "teacher", None)
     if teacher is not None:
         _check_model(teacher.model, "grpo.teacher.model")
-    _check_output(Path(settings.output))
+    if trains:
+        _check_output(Path(settings.output))
 
 
 def check_checkpoint(name: str) -> None:

@@ -47,12 +47,10 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.configs.load import load_run
     from counterpoint.configs.schema import TrainingRun
     from counterpoint.data.formats.registry import check_name
-    from counterpoint.recipes.commands.places import check_places
 
     settings: Any = load_run(args.config, args.settings, check_format=check_name)
     if not isinstance(settings, TrainingRun):
         raise ConfigError(f"{args.config}: `recipe: {settings.recipe}` trains nothing, so there is nothing to plan")
-    check_places(settings, data=False)
 
     from counterpoint.recipes.commands.plan_data import work_of
     from counterpoint.train.checkpoints.start import with_start

@@ -137,7 +137,11 @@ def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.train.scoring.prompts import load_prompts
 
     renderer = Renderer(load_vocabulary_of(run.model), run.data)
-    sets = read_sets(run, renderer, evaluation=load_prompts(run.eval.prompts))
+    try:
+        asked = load_prompts(run.eval.prompts)
+    except NoDataError:  # they may be on the machine that trains
+        asked = []
+    sets = read_sets(run, renderer, evaluation=asked)
     prompts, items = sets.train, items_of(sets.train, renderer, run.grpo.efforts)
     rollouts = rows_per_step(cast(Any, run), _processes(run))
     steps = steps_of(run, len(items), rollouts // run.grpo.group)

@@ -59,19 +59,25 @@ def test_each_file_of_a_run_is_looked_for(
     assert told(capsys, "train", "my.yaml") == "no.jsonl: no such file or folder: check the path"
 
 
-def test_the_prompts_of_tasks_and_of_a_planned_run_are_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_prompts_of_tasks_are_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
     Path("my.yaml").write_text("recipe: evaluate\neval: {tasks: [{type: file, path: no.jsonl}]}\n")
     missing = "no.jsonl: no such file or folder: check the path"
     assert told(capsys, "evaluate", "tiny", "--config", "my.yaml") == missing
-    Path("my.yaml").write_text(RUN.format(train="elsewhere.jsonl", more="", prompts="no.jsonl"))
-    assert told(capsys, "plan", "my.yaml") == missing
+
+
+def test_a_plan_needs_neither_prompts_nor_a_folder_for_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """It may be made on another machine than the one that trains."""
+    Path("my.yaml").write_text(RUN.format(train="example:quickstart", more="", prompts="example:probes"))
+    Path("file").write_text("")
+    assert told(capsys, "train", "my.yaml", "output=file/runs").startswith("output: ")
+    assert main(["plan", "my.yaml", "output=file/runs", "eval.prompts=elsewhere.jsonl"]) == 0
 
 
 def test_nothing_slow_is_imported_before() -> None:
     Path("my.yaml").write_text(RUN.format(train="example:quickstart", more="", prompts="no.jsonl"))
     lines = [
         "import sys; from counterpoint.recipes.cli import main",
-        "codes = [main(['train', 'my.yaml']), main(['plan', 'my.yaml']), main(['export', 'runs/x', '--to', 'bf16', '--out', 'y'])]",
+        "codes = [main(['train', 'my.yaml']), main(['evaluate', 'runs/x']), main(['export', 'runs/x', '--to', 'bf16', '--out', 'y'])]",
         "print(codes, sorted({'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)))",
     ]
     done = subprocess.run([sys.executable, "-P", "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
