@@ -26,7 +26,7 @@ from counterpoint.train.checkpoints.start import check_adapter_base, put_start
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
-from counterpoint.train.evals.rollouts import Arenas
+from counterpoint.train.evals.rollouts import EnvironmentPool
 from counterpoint.train.evals.tasks import Task, build_tasks
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.best import KeepBest
@@ -86,9 +86,9 @@ def evaluation_tasks(settings: TrainingRun) -> list[Task]:
         return []
     shared = {name: getattr(chosen, name) for name in SamplingSettings.model_fields if name != "prompts"}
     tasks = build_tasks(SuiteSettings(tasks=chosen.tasks, **shared))
-    with Arenas() as arenas:
+    with EnvironmentPool() as pool:
         for task in tasks:
-            arenas.of(task)
+            pool.of(task)
     return tasks
 
 

@@ -31,7 +31,7 @@ from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.user_code.loader import resolve
 from counterpoint.data.user_code.worker import Answer, Worker
 from counterpoint.train.evals import checkpoint_samples, hook
-from counterpoint.train.evals.rollouts import Arenas, judged, played
+from counterpoint.train.evals.rollouts import EnvironmentPool, judged, played
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.loop import rl_arguments, training_arguments
 from counterpoint.train.loop.quantized import Quantized
@@ -358,9 +358,9 @@ def worlds(run: Any) -> Any:
     (call,) = vocabulary.encode_with_specials("<|call|>")
     engine = ScriptedEngine(vocabulary, lambda prompt, _: WORLD_CALL if prompt.count(call) < 2 else FINAL)
     draws = checkpoint_samples.plan(build_tasks(run.eval), renderer, run.seed)
-    with Arenas() as arenas:
-        episodes = played(draws, engine, renderer, arenas)
-        seen = [judged(draw, each, arenas.of(draw.task)) for draw, each in zip(draws, episodes, strict=True)]
+    with EnvironmentPool() as pool:
+        episodes = played(draws, engine, renderer, pool)
+        seen = [judged(draw, each, pool.of(draw.task)) for draw, each in zip(draws, episodes, strict=True)]
     processes = [{sample.more["rewards"].pop(name, None) for sample in seen} for name in ("process", "parent")]
     return [
         [(s.prompt.task, s.prompt.id, s.effort, s.sample, s.score, s.more) for s in seen],

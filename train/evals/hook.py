@@ -26,7 +26,7 @@ from counterpoint.train.adapters.attach import is_fresh
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
 from counterpoint.train.evals.effort_tokens import Lengths, growth, lengths, shift
 from counterpoint.train.evals.language_drift import drifts
-from counterpoint.train.evals.rollouts import Arenas, judged, measured, played
+from counterpoint.train.evals.rollouts import EnvironmentPool, judged, measured, played
 from counterpoint.train.evals.sampling_plan import plan
 from counterpoint.train.evals.tasks import Task
 from counterpoint.train.model.load import LoadedModel
@@ -261,12 +261,12 @@ class ChannelEval(TrainerCallback):
         out: list[tuple[int, Judged]] = []
         mine = list(enumerate(self.draws))[self.process :: self.processes]
         sampler = Sampler(self.loaded, batch_rows=self.settings.batch, stops=self.stops)
-        with Arenas() as arenas, self._who(who):
+        with EnvironmentPool() as pool, self._who(who):
             for task in dict.fromkeys(draw.task.name for _, draw in mine):
                 own = [(first + place, draw) for place, draw in mine if draw.task.name == task]
-                episodes = played([draw for _, draw in own], sampler, self.renderer, arenas)
+                episodes = played([draw for _, draw in own], sampler, self.renderer, pool)
                 out += [
-                    (place, judged(draw, episode, arenas.of(draw.task)))
+                    (place, judged(draw, episode, pool.of(draw.task)))
                     for (place, draw), episode in zip(own, episodes, strict=True)
                 ]
         return out

@@ -20,7 +20,7 @@ from counterpoint.train.sampling.rollout import Episode
 from counterpoint.train.scoring.scorers import Score
 
 
-class Arenas:
+class EnvironmentPool:
     """The environments of tasks, each loaded when it is first needed. Use it as a context manager."""
 
     def __init__(self) -> None:
@@ -41,10 +41,10 @@ class Arenas:
             environments.close()
 
 
-def played(draws: Sequence[Draw], engine: Engine, renderer: Renderer, arenas: Arenas) -> list[Episode]:
+def played(draws: Sequence[Draw], engine: Engine, renderer: Renderer, pool: EnvironmentPool) -> list[Episode]:
     """The rollouts of draws of one environment task, in order. RunError where too many are invalid."""
     task = draws[0].task
-    environments, own = arenas.of(task), task.environment
+    environments, own = pool.of(task), task.environment
     assert own is not None
     episodes = run_episodes(
         [draw.prompt.conversation for draw in draws],

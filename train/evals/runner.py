@@ -19,7 +19,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.evals.channels import judge
 from counterpoint.train.evals.journal import Journal, Row, merge, require_idle, saved_rows
-from counterpoint.train.evals.rollouts import Arenas, judged, played
+from counterpoint.train.evals.rollouts import EnvironmentPool, judged, played
 from counterpoint.train.evals.sampling_plan import Draw, fingerprint, groups
 from counterpoint.train.run.folder import write_whole
 from counterpoint.train.sampling.engines import Engine
@@ -73,7 +73,7 @@ def run_plan(
     shard = shard or Shard()
     _make(folder)
     keys = [draw.key for draw in draws]
-    with Journal(folder, shard.rank, shard.world) as journal, Arenas() as arenas:
+    with Journal(folder, shard.rank, shard.world) as journal, EnvironmentPool() as pool:
         # Only now: until its samples are locked, an evaluation of something else may take over a folder without any.
         claim(folder, draws, {**identity, "batch": batch}, journal.path)
         saved = set(saved_rows(folder))
@@ -88,7 +88,7 @@ def run_plan(
             if group[0].task.environment is None:
                 rows = _drawn(group, engine, vocabulary, scorers)
             else:
-                rows = _played(group, engine, renderer or Renderer(vocabulary), vocabulary, arenas)
+                rows = _played(group, engine, renderer or Renderer(vocabulary), vocabulary, pool)
             journal.append([row for draw, row in zip(group, rows, strict=True) if draw.key not in saved])
             pace.add(missing, rows)
             if progress is not None:
@@ -163,14 +163,14 @@ def _drawn(group: Sequence[Draw], engine: Engine, vocabulary: Vocabulary, scorer
 
 
 def _played(
-    group: Sequence[Draw], engine: Engine, renderer: Renderer, vocabulary: Vocabulary, arenas: Arenas
+    group: Sequence[Draw], engine: Engine, renderer: Renderer, vocabulary: Vocabulary, pool: EnvironmentPool
 ) -> list[Row]:
     started = time.perf_counter()
-    episodes = played(group, engine, renderer, arenas)
+    episodes = played(group, engine, renderer, pool)
     seconds = (time.perf_counter() - started) / len(group)
     rows = []
     for draw, episode in zip(group, episodes, strict=True):
-        sample = judged(draw, episode, arenas.of(draw.task))
+        sample = judged(draw, episode, pool.of(draw.task))
         plain = {**sample.as_row(vocabulary), "finish_reason": episode.stop, "seed": draw.seed}
         rows.append({**plain, "prompt_hash": draw.prompt_hash, "seconds": round(seconds, 4)})
     return rows
