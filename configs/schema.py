@@ -52,7 +52,6 @@ from counterpoint.configs.rl_section import (
     PromptSettings,
     RolloutSettings,
     TeacherSettings,
-    ToolSettings,
 )
 from counterpoint.configs.section_checks import (
     check_eval_tasks,
@@ -64,6 +63,7 @@ from counterpoint.configs.section_checks import (
 )
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
+from counterpoint.configs.tool_section import ToolSettings
 from counterpoint.configs.train_section import (
     LaunchSettings,
     RateSettings,

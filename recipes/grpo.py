@@ -38,10 +38,9 @@ from counterpoint.train.scoring.rewards import Rewards
 def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Train as `settings` say; arguments and exit codes as of `recipes.sft.run`."""
     settings = with_start(settings)
-    tools = settings.tools
     with (
         open_session(settings, resume, overwrite) as session,
-        Toolkit(tools.functions, tools.mcp, tools.python, tools.seconds) as toolkit,
+        Toolkit.of(settings.tools) as toolkit,
         Rewards(settings.rewards, environment=settings.rollout.environment is not None) as rewards,
         ExitStack() as stack,
     ):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
 from counterpoint.configs.errors import ConfigError
+from counterpoint.configs.tool_section import ToolSettings
 from counterpoint.data.conversation import Conversation, Tool
 from counterpoint.data.harmony.completion import ToolCall
 from counterpoint.train.episodes.mcp_tools import McpTools
@@ -42,6 +44,11 @@ class Toolkit:
             raise
         told = "tools.python: on this machine the sandbox does not refuse {}: its bounds hold for one process alone"
         self.notes: tuple[str, ...] = (told.format(", ".join(missing)),) if missing else ()
+
+    @classmethod
+    def of(cls, settings: ToolSettings) -> Self:
+        """The tools of a run file."""
+        return cls(settings.functions, settings.mcp, settings.python, settings.seconds)
 
     @property
     def empty(self) -> bool:
