@@ -63,7 +63,7 @@ from counterpoint.configs.section_checks import (
 )
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
-from counterpoint.configs.tool_section import ToolSettings
+from counterpoint.configs.tool_section import BrowserSettings, ToolSettings
 from counterpoint.configs.train_section import (
     LaunchSettings,
     RateSettings,
@@ -76,6 +76,7 @@ from counterpoint.configs.train_section import (
 __all__ = [
     "RECIPES",
     "BadTargetSettings",
+    "BrowserSettings",
     "ChannelWeights",
     "ColumnSettings",
     "ConversionSettings",

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from counterpoint.configs.base import OneOrMany, Positive, Settings, Text, Unique
+from counterpoint.configs.base import Count, OneOrMany, Positive, Settings, Text, Unique
+
+
+class BrowserSettings(Settings):
+    """The built-in `browser` tool: search, open and find over a corpus, without a network."""
+
+    corpus: Text
+    """A data file whose rows are pages (`url`, `text`, and a `title`), or a folder of text files (.md, .txt, .rst)."""
+
+    view_tokens: Count = 1024
+    """Tokens of one display; it ends with the line that they reach."""
 
 
 class ToolSettings(Settings):
@@ -21,6 +31,9 @@ class ToolSettings(Settings):
     python: bool = False
     """The built-in `python` tool of gpt-oss, in a sandbox (bubblewrap); refused where there is none. A session is one
     process, with one bound each for memory, CPU time, threads and files over all its calls."""
+
+    browser: BrowserSettings | None = None
+    """The built-in `browser` tool of gpt-oss over pages of yours; null offers none."""
 
     seconds: Positive = 10.0
     """Timeout of one call in seconds; a call that takes longer returns an error to the model."""

@@ -566,6 +566,8 @@ def rows_of_pairs_and_rewards() -> list[Row]:
         Row("tools.functions", ["tools.py:f"], "tools that run", "calls"),
         Row("tools.mcp", ["server"], "tools that run", "calls"),
         Row("tools.python", True, "tools that run", "calls"),
+        Row("tools.browser.corpus", "pages.jsonl", "the browser's pages", "calls", base={"tools.browser.corpus": "other.jsonl"}),
+        Row("tools.browser.view_tokens", 9, "tokens of a display", "calls", base={"tools.browser.corpus": "pages.jsonl"}),
         Row("tools.seconds", 1.0, "timeout of a tool", "calls"),
     ]  # fmt: skip
     kinds: dict[str, dict[str, Any]] = {

@@ -7,8 +7,8 @@ examples:
   printf 'What is 40 + 52?\\nAnd 3 more?\\n' | counterpoint chat tiny
 
 A line is a message. /effort low, /new (a new conversation) and /quit are commands; the end of the input ends it too.
-Of the run's tools, the built-in python and functions of this package are run; your own code only where --function names
-it. The result of a call to a tool that is only declared (--tool) is asked for.
+Of the run's tools, the built-in python and browser and functions of this package are run; your own code only where
+--function names it. The result of a call to a tool that is only declared (--tool) is asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from counterpoint.recipes.commands.argument_types import count
 from counterpoint.recipes.commands.sample import temperature
 
 if TYPE_CHECKING:
+    from counterpoint.configs.tool_section import ToolSettings
     from counterpoint.data.conversation import Conversation
     from counterpoint.train.checkpoints.find import Found
 
@@ -68,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
     found = find_checkpoint(args.checkpoint, ModelSettings(name=args.base) if args.base else None)
     if args.no_adapter:
         found = replace(found, adapter=None)
-    functions, mcp, python, seconds = _tools(args, found)
-    with Toolkit(functions, mcp, python, seconds) as toolkit:
+    with Toolkit.of(_tools(args, found)) as toolkit:
         loaded = open_checkpoint(found, device_of(args.device))
         renderer = Renderer(loaded.vocabulary, found.run.data if found.run is not None else None)
         empty = toolkit.declared(Conversation((), instructions=args.system, tools=declared, builtin_tools=builtin))
@@ -81,22 +81,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tools(args: argparse.Namespace, found: Found) -> tuple[list[str], list[str], bool, float]:
-    """Functions, MCP servers, whether python, and seconds of a call: of the run what is no foreign code, and what the
-    command line names."""
+def _tools(args: argparse.Namespace, found: Found) -> ToolSettings:
+    """Of the run what is no foreign code, and what the command line names."""
+    from counterpoint.configs.tool_section import ToolSettings
     from counterpoint.configs.user_code import is_foreign
 
-    functions, python, seconds = list(args.function), bool(args.python), 10.0
+    named = tuple(args.function)
     tools: Any = None if args.no_tools else getattr(found.run, "tools", None)
     if tools is None:
-        return functions, [], python, seconds
-    left_out = [name for name in tools.functions if is_foreign(name) and name not in functions]
-    functions += [name for name in tools.functions if not is_foreign(name) and name not in functions]
-    for name in left_out:
+        return ToolSettings(functions=named, python=bool(args.python))
+    of_run = [name for name in tools.functions if name not in named]
+    for name in filter(is_foreign, of_run):
         print(f"not run: {name} of the run is code of your own: --function {name} runs it", file=sys.stderr)
     if tools.mcp:
         print(f"not run: MCP servers of the run ({', '.join(tools.mcp)})", file=sys.stderr)
-    return functions, [], python or tools.python, tools.seconds
+    known = tuple(name for name in of_run if not is_foreign(name))
+    return tools.model_copy(
+        update={"functions": (*named, *known), "mcp": (), "python": bool(args.python) or tools.python}
+    )
 
 
 def _talk(turns: Any, empty: Conversation, args: argparse.Namespace) -> None:

@@ -104,9 +104,9 @@ def test_code_of_a_run_is_not_run_unasked(
     found: Any = Namespace(run=load_run("grpo/tiny_calculator", settings))
     asked = Namespace(function=[], python=False, no_tools=False)
     own = "counterpoint.train.episodes.example_tools:calculator"
-    assert _tools(asked, found)[0] == [own]
+    assert _tools(asked, found).functions == (own,)
     assert "not run: tools.py:double" in capsys.readouterr().err
     asked.function = ["tools.py:double"]
-    assert _tools(asked, found)[0] == ["tools.py:double", own]
+    assert _tools(asked, found).functions == ("tools.py:double", own)
     asked.no_tools = True
-    assert _tools(asked, found)[0] == ["tools.py:double"]
+    assert _tools(asked, found).functions == ("tools.py:double",)

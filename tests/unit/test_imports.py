@@ -38,7 +38,7 @@ ARROWS = {
     "train/checkpoints": "model adapters",
     "train/run": "prepared model checkpoints",
     "train/sampling": "harmony model checkpoints",
-    "train/episodes": "user_code formats harmony sampling",
+    "train/episodes": "user_code rows formats harmony sampling",
     "train/scoring": "user_code rows formats harmony sampling",
     "train/serving": "formats harmony sampling",
     "train/evals": "intervals user_code formats harmony pages model adapters checkpoints run sampling episodes scoring",

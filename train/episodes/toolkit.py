@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 from counterpoint.configs.errors import ConfigError
-from counterpoint.configs.tool_section import ToolSettings
+from counterpoint.configs.tool_section import BrowserSettings, ToolSettings
 from counterpoint.data.conversation import Conversation, Tool
 from counterpoint.data.harmony.completion import ToolCall
+from counterpoint.train.episodes.browser import Browser
+from counterpoint.train.episodes.corpus import Corpus
 from counterpoint.train.episodes.mcp_tools import McpTools
 from counterpoint.train.episodes.sandbox import SandboxLimits, unbounded
 from counterpoint.train.episodes.tools import BuiltinPython, FunctionTools, Provider, Toolbox
@@ -19,19 +22,30 @@ from counterpoint.train.sampling.rollout import ToolResult
 class Toolkit:
     """Makes the toolbox of each episode. Close it, or use it as a context manager.
 
-    Functions are loaded and MCP servers are started once. What functions keep and the session of the built-in `python`
-    are an episode's own: no rollout sees the state of another.
+    Functions are loaded, MCP servers started and the browser's pages indexed once. What functions keep, the session of
+    the built-in `python` and the pages seen are an episode's own: no rollout sees the state of another.
     notes: what a user should know of the tools on this machine. ConfigError for an unavailable tool (no such function,
     no server, no sandbox).
     """
 
     def __init__(
-        self, functions: Sequence[str] = (), mcp: Sequence[str] = (), python: bool = False, seconds: float = 10.0
+        self,
+        functions: Sequence[str] = (),
+        mcp: Sequence[str] = (),
+        python: bool = False,
+        seconds: float = 10.0,
+        browser: BrowserSettings | None = None,
     ) -> None:
         self._limits = SandboxLimits(seconds=seconds) if python else None
         self._shared: list[Provider] = []
         self._functions: FunctionTools | None = None
+        self._browser: Callable[[], Browser] | None = None
+        notes: list[str] = []
         try:
+            if browser is not None:
+                corpus = Corpus(browser.corpus)
+                self._browser = partial(Browser, corpus, browser.view_tokens)
+                notes += corpus.notes
             if functions:
                 self._functions = FunctionTools(functions, seconds)
             self._shared += [McpTools(command, seconds) for command in mcp]
@@ -43,12 +57,12 @@ class Toolkit:
             self.close()
             raise
         told = "tools.python: on this machine the sandbox does not refuse {}: its bounds hold for one process alone"
-        self.notes: tuple[str, ...] = (told.format(", ".join(missing)),) if missing else ()
+        self.notes: tuple[str, ...] = (*([told.format(", ".join(missing))] if missing else []), *notes)
 
     @classmethod
     def of(cls, settings: ToolSettings) -> Self:
         """The tools of a run file."""
-        return cls(settings.functions, settings.mcp, settings.python, settings.seconds)
+        return cls(settings.functions, settings.mcp, settings.python, settings.seconds, settings.browser)
 
     @property
     def empty(self) -> bool:
@@ -58,7 +72,8 @@ class Toolkit:
         """The tools of one episode; closing it ends what belongs to it alone."""
         functions = [] if self._functions is None else [self._functions.session()]
         python = [] if self._limits is None else [BuiltinPython(self._limits)]
-        return Toolbox([*functions, *map(_Shared, self._shared), *python])
+        browser = [] if self._browser is None else [self._browser()]
+        return Toolbox([*functions, *map(_Shared, self._shared), *python, *browser])
 
     def declared(self, conversation: Conversation) -> Conversation:
         """The conversation with these tools declared, where it declares none of the same name."""

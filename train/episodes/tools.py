@@ -21,8 +21,6 @@ from counterpoint.train.episodes.function_schema import described, text_of, vali
 from counterpoint.train.episodes.sandbox import PythonSandbox, SandboxLimits
 from counterpoint.train.sampling.rollout import Fault, ToolResult
 
-MAX_RESULT_CHARS = 8_000
-
 
 class Provider(Protocol):
     """Something that declares tools and runs calls to them, once for each episode or for all."""
@@ -231,10 +229,10 @@ def _code_of(call: ToolCall) -> str:
 
 
 def capped(content: str, of: ToolResult | None = None) -> ToolResult:
-    """At most `MAX_RESULT_CHARS` characters, and how many were cut."""
+    """At most `of.most` characters, and how many were cut."""
     of = of or ToolResult("")
-    cut = len(content) - MAX_RESULT_CHARS
+    cut = len(content) - of.most
     if cut <= 0 or of.cut:
         return replace(of, content=content)
-    shown = f"{content[:MAX_RESULT_CHARS]}\n[{cut} more characters cut]"
+    shown = f"{content[: of.most]}\n[{cut} more characters cut]"
     return replace(of, content=shown, cut=cut)

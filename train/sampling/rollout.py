@@ -5,6 +5,7 @@ Types alone, so that rewards read rollouts without what samples them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,17 +15,23 @@ from counterpoint.data.harmony.codes import Code, Violation
 from counterpoint.data.harmony.completion import Completion, ToolCall, parse_completion
 
 Fault = Literal["unknown_tool", "bad_arguments", "raised", "hung", "died"]
+MAX_RESULT_CHARS = 8_000
+_CITED = re.compile(r"【([0-9]{1,9})†L([0-9]{1,9})(?:-L?([0-9]{1,9}))?】")
+_DISPLAY = re.compile(r"\[([0-9]+)\] .*?(?: \((\S+)\))?\n\*\*viewing lines [^\n]*\*\*\n\n", re.DOTALL)
+_SHOWN_LINE = re.compile(r"^L([0-9]+): (.*)$", re.MULTILINE)
 EpisodeStop = Literal["return", "length", "calls", "malformed", "environment", "turns", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What the model reads. `fault` is None for a call that went well; trace: of a fault in Python, its traceback."""
+    """What the model reads. `fault` is None for a call that went well; cut: characters that were left out, of those
+    above `most`; trace: of a fault in Python, its traceback."""
 
     content: str
     fault: Fault | None = None
     cut: int = 0
     trace: str = field(default="", compare=False)
+    most: int = field(default=MAX_RESULT_CHARS, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,18 @@ class Called:
     @property
     def fault(self) -> Fault | None:
         return self.result.fault
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """`【cursor†Lfirst-Llast】` in a final. url: of the page that the `browser` tool showed under this cursor, empty
+    where it has none. text: the cited lines, None where the tool never showed all of them."""
+
+    cursor: int
+    first: int
+    last: int
+    url: str = ""
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +100,23 @@ class Rollout:
     def finals(self) -> list[str]:
         """Of all turns that have one."""
         return [turn.completion.final for turn in self.turns if turn.completion.final is not None]
+
+    @property
+    def citations(self) -> list[Citation]:
+        """Of all finals, with what the `browser` tool had shown there."""
+        shown: dict[int, tuple[str, dict[int, str]]] = {}
+        for called in self.called:
+            if called.call.namespace == "browser" and (head := _DISPLAY.match(called.result.content)):
+                lines = {int(line[1]): line[2] for line in _SHOWN_LINE.finditer(called.result.content, head.end())}
+                shown[int(head[1])] = head[2] or "", lines
+        found = []
+        for cited in (cited for final in self.finals for cited in _CITED.finditer(final)):
+            cursor, first, last = int(cited[1]), int(cited[2]), int(cited[3] or cited[2])
+            url, lines = shown.get(cursor, ("", {}))
+            whole = first <= last < first + len(lines) and all(n in lines for n in range(first, last + 1))
+            text = "\n".join(lines[n] for n in range(first, last + 1)) if whole else None
+            found.append(Citation(cursor, first, last, url, text))
+        return found
 
     @property
     def called(self) -> tuple[Called, ...]:

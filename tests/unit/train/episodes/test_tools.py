@@ -15,7 +15,8 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.data.harmony.completion import ToolCall, parse_completion
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.episodes.mcp_tools import McpTools
-from counterpoint.train.episodes.tools import MAX_RESULT_CHARS, FunctionTools, LoadedFunctions, Toolbox
+from counterpoint.train.episodes.tools import FunctionTools, LoadedFunctions, Toolbox
+from counterpoint.train.sampling.rollout import MAX_RESULT_CHARS
 
 FUNCTIONS = '''
 import signal, time
