@@ -122,7 +122,11 @@ class JsonReward(GatedReward):
     type: Literal["json"]
 
 
-class FunctionReward(RewardSettings):
+class OutsideReward(RewardSettings):
+    """A reward that other code or another model gives: where it fails, nothing is learned from the rollout."""
+
+
+class FunctionReward(OutsideReward):
     """Your own function."""
 
     type: Literal["function"]
@@ -149,4 +153,116 @@ class FunctionReward(RewardSettings):
     def _checks(self) -> FunctionReward:
         if self.range is not None and self.range[0] > self.range[1]:
             raise ValueError("`range`: write the least number first")
+        return self
+
+
+class CodeReward(OutsideReward):
+    """The program in the final passes the tests of its row, each in a fresh sandbox (bubblewrap)."""
+
+    type: Literal["code"]
+
+    score: Literal["all", "share"] = "all"
+    """`all` earns 1 where every test passes, and nothing else; `share` earns the share that passes."""
+
+    seconds: Positive = 10.0
+    """Timeout of one test in seconds, starting its sandbox left out."""
+
+    memory_mb: Annotated[int, Field(ge=64)] = 1024
+    """Memory of a program in MiB."""
+
+    parallel: Count = 8
+    """Maximum tests that run at the same time."""
+
+
+class AskingReward(OutsideReward):
+    """A reward that asks a model. A key is read from COUNTERPOINT_JUDGE_KEY, never from a run file."""
+
+    model: Text | None = None
+    """Name of the model; null takes the grader's, else the first one that the server lists."""
+
+    cache: Text | None = None
+    """SQLite file in which answers are kept by their request, so that the same request is asked once; null keeps
+    none."""
+
+    timeout: Positive = 60.0
+    """Timeout of one request in seconds."""
+
+    retries: CountOrZero = 3
+    """Retries of a request that failed in transit, for the server's load, or with an answer that is no score."""
+
+    parallel: Count = 16
+    """Maximum requests at the same time."""
+
+    max_tokens: Count | None = 1024
+    """Longest answer in tokens; null sends no limit, for servers that refuse `max_tokens`."""
+
+    max_tokens_total: Count | None = None
+    """Maximum tokens of all requests and answers of this process; once they are spent, the run stops. null for no
+    limit."""
+
+    request: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of a request, as `{temperature: 0}`."""
+
+
+class CriterionSettings(Settings):
+    """One criterion of a rubric."""
+
+    criterion: Text
+    """What the answer does or holds; where it should not, `points` are negative."""
+
+    points: float = 1.0
+    """Points where the criterion is met."""
+
+
+class JudgeReward(AskingReward):
+    """A model reads the answer and gives a score, or says of each criterion of a rubric whether it is met."""
+
+    type: Literal["judge"]
+
+    url: Text
+    """Address of an OpenAI-compatible server, up to `/v1`. It must support `response_format` with a JSON schema."""
+
+    template: Text | None = None
+    """What the model is asked, with `{{prompt}}`, `{{final}}`, `{{transcript}}` (everything said but thoughts),
+    `{{analysis}}`, `{{row.NAME}}` and, with a rubric, `{{criterion}}`; null takes a plain text."""
+
+    range: tuple[float, float] = (0.0, 1.0)
+    """Least and largest score, which is the reward as it is."""
+
+    rubric: Annotated[tuple[CriterionSettings, ...], NotEmpty] | Text | None = None
+    """Criteria, or the field of a row that holds them as `{criterion, points}`, as HealthBench does. Each is asked in a
+    request of its own; the reward is the sum of the points that are met, divided by that of the positive ones."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> JudgeReward:
+        if self.range[0] >= self.range[1]:
+            raise ValueError("`range`: write the least score first")
+        if not isinstance(self.rubric, str | None) and not any(each.points > 0 for each in self.rubric):
+            raise ValueError("`rubric`: no criterion has positive points, so that no answer could be good")
+        if self.rubric is not None and "range" in self.model_fields_set:
+            raise ValueError("`range` is of a score, and a `rubric` is scored by its points: leave one of them out")
+        return self
+
+
+class GraderReward(AskingReward):
+    """A grader of OpenAI's API: `string_check`, `text_similarity`, `python`, `score_model`, `label_model`, `multi`."""
+
+    type: Literal["grader"]
+
+    path: Text | None = None
+    """JSON file with the grader."""
+
+    grader: dict[str, Any] | None = None
+    """The grader itself, in place of `path`."""
+
+    url: Text | None = None
+    """Address of an OpenAI-compatible server, up to `/v1`, which `score_model` and `label_model` ask."""
+
+    seconds: Positive = 10.0
+    """Timeout of one call of a `python` grader in seconds."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> GraderReward:
+        if (self.path is None) == (self.grader is None):
+            raise ValueError("write `path`, or the grader itself as `grader`")
         return self

@@ -145,6 +145,8 @@ def check_rewards(rewards: Rewards, items: list[Item], session: Session) -> None
                 f"reward {name}: {missing} of {len(turns)} turns have no truth for it and earn nothing there, the "
                 f"first: {first[0]}"
             )
+    for note in rewards.notes:
+        session.warn(note)
     for name, setting in zip(rewards.names, rewards.settings, strict=True):
         if isinstance(setting, LengthReward):
             without = [item for item in items if item.effort not in setting.budgets]

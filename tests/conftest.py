@@ -26,6 +26,8 @@ settings.load_profile("counterpoint")
 NEEDS = {
     "tests/browser/": (("chromium", "chromium-browser", "google-chrome"), "chromium"),
     "test_sandbox.py": (("bwrap",), "bubblewrap"),
+    "test_code_reward.py": (("bwrap",), "bubblewrap"),
+    "test_graders.py": (("bwrap",), "bubblewrap"),
 }
 """Part of a test's path -> the programs of which it needs one, and the Debian package that brings it."""
 
@@ -36,6 +38,7 @@ PACKAGES = {
     "test_real_vllm": "vllm",
     "test_tensorboard": "tensorboard",
     "test_mlflow": "mlflow",
+    "test_similarity.py": "rapidfuzz",
 }
 """Part of a test's id -> the package that it needs; extras that are not among those of `dev`, since transformers loads
 them wherever they are, or that are heavy."""
@@ -96,7 +99,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for part, package in missing_programs().items():
         terminalreporter.write_line(f"NOT RUN: {part} needs {package} (apt-get install {package})", yellow=True)
     for package in missing_packages().values():
-        terminalreporter.write_line(f"NOT RUN: tests of {package} need it (pip install '.[{package}]')", yellow=True)
+        extra = "graders" if package == "rapidfuzz" else package
+        terminalreporter.write_line(f"NOT RUN: tests of {package} need it (pip install '.[{extra}]')", yellow=True)
 
 
 def missing_packages() -> dict[str, str]:

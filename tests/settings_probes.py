@@ -37,6 +37,7 @@ from counterpoint.train.loop import rl_arguments, training_arguments
 from counterpoint.train.loop.quantized import Quantized
 from counterpoint.train.run import tracking, world
 from counterpoint.train.sampling.scripted import ScriptedEngine
+from counterpoint.train.scoring.code_truths import CodeTests, ProgramCase
 from counterpoint.train.scoring.rewards import Outcome, Rewards
 from counterpoint.train.scoring.scorers import Reference
 
@@ -461,6 +462,9 @@ TEXTS = {
     "call": '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"n": 1}<|call|>',
 }
 
+TEXTS["code"] = "<|channel|>final<|message|>```python\nprint(3)\n```<|return|>"
+PROGRAMS = CodeTests((ProgramCase("", "3"), ProgramCase("", "4")))
+
 
 def rewards(run: Any) -> Any:
     """What fixed rollouts earn, by name, and the weights."""
@@ -470,7 +474,7 @@ def rewards(run: Any) -> Any:
             name: _comparable(made.score(
                 Outcome(
                     parse_completion(vocabulary.encode_with_specials(text), vocabulary, tools=(Tool("f"),)),
-                    (), Reference(answer="42", prompt="What is 40 + 2?", schema={"type": "object"}),
+                    (), Reference(answer="42", prompt="What is 40 + 2?", schema={"type": "object"}, tests=PROGRAMS),
                 )
             ))
             for name, text in TEXTS.items()

@@ -607,6 +607,7 @@ def rows_of_pairs_and_rewards() -> list[Row]:
                 base={f"rewards[{other}].name": "other", **base},
             ),
         ]
+    made += rows_of_judges()
     function, tests = "rewards[function]", "tests/unit/train/scoring/test_rewards.py::"
     made += [
         Row(
@@ -645,6 +646,76 @@ def rows_of_pairs_and_rewards() -> list[Row]:
         }.items()
     ]  # fmt: skip
     return [*made, Row("distill.keep_answer", False, "whose final is kept", "calls")]
+
+
+def rows_of_judges() -> list[Row]:
+    """Rewards that other code or another model gives; what needs a server is seen in their own tests."""
+    gone, tests = "http://127.0.0.1:9/v1", "tests/unit/train/scoring/test_"
+    graded = {
+        "type": "string_check",
+        "name": "c",
+        "input": "{{sample.output_text}}",
+        "reference": "42",
+        "operation": "ne",
+    }
+    least: dict[str, dict[str, Any]] = {
+        "code": {"score": "share"},
+        "judge": {"url": gone, "model": "m", "retries": 0},
+        "grader": {"grader": graded},
+    }
+    first = "test_a_score_by_schema_is_the_reward_and_a_second_run_asks_nothing"
+    asking = {
+        "model": ("n", "graders.py::test_models_are_asked_as_the_grader_says"),
+        "cache": ("answers.sqlite", f"judge.py::{first}"),
+        "timeout": (1.0, "judge.py::test_a_server_that_is_slow_is_gone"),
+        "retries": (1, "judge.py::test_an_answer_that_is_no_score_is_asked_for_again_and_then_invalid"),
+        "parallel": (1, "judge.py::test_requests_run_beside_each_other_up_to_the_setting"),
+        "max_tokens": (64, f"judge.py::{first}"),
+        "max_tokens_total": (99, "judge.py::test_a_spent_budget_stops_with_one_line"),
+        "request": ({"temperature": 0}, f"judge.py::{first}"),
+    }
+    own: dict[str, dict[str, tuple[Any, str]]] = {
+        "code": {
+            "seconds": (1.0, "code_reward.py::test_a_program_that_floods_hangs_or_fails_earns_nothing"),
+            "memory_mb": (99, "code_reward.py::test_memory_and_tests_beside_each_other_are_bounded"),
+            "parallel": (1, "code_reward.py::test_memory_and_tests_beside_each_other_are_bounded"),
+        },
+        "judge": {
+            **asking,
+            "url": ("http://127.0.0.1:8/v1", "judge.py::test_a_key_of_the_environment_is_sent"),
+            "template": ("{{final}}", "judge.py::test_a_template_has_the_row_and_what_was_said_but_no_thoughts"),
+            "range": ([0.0, 2.0], f"judge.py::{first}"),
+            "rubric.criterion": ("x", "judge.py::test_a_rubric_in_the_form_of_healthbench_is_judged_by_criterion"),
+            "rubric.points": (2.0, "judge.py::test_a_rubric_in_the_form_of_healthbench_is_judged_by_criterion"),
+            "gate": ("answer", "judge.py::test_a_judge_is_multiplied_by_its_gate"),
+        },
+        "grader": {
+            **{name: (value, test) for name, (value, test) in asking.items()},
+            "url": (gone, "graders.py::test_models_are_asked_as_the_grader_says"),
+            "path": ("grader.json", "graders.py::test_a_formula_combines_graders"),
+            "seconds": (1.0, "graders.py::test_python_grades_in_the_sandbox"),
+        },
+    }
+    made = []
+    for kind, settings in least.items():
+        path = f"rewards[{kind}]"
+        base = {f"{path}.{name}": value for name, value in settings.items()}
+        answered = {**base, "rewards[answer].scorer": "number"}
+        made += [
+            Row(f"{path}.type", "channel", "another reward", "rewards", base=base),
+            Row(f"{path}.name", "mine", "name of the reward", "rewards", base=base),
+            Row(f"{path}.weight", 3.0, "weight in the sum", "rewards", base=base),
+            *([Row(f"{path}.gate", "answer", "is multiplied", "rewards", base=answered)] if kind != "judge" else []),
+        ]
+        made += [
+            Row(f"{path}.{name}", value, "how it is judged", recipes=("grpo",), seen_in=f"{tests}{test}")
+            for name, (value, test) in own[kind].items()
+        ]
+    changed = {**graded, "operation": "ilike"}
+    made.append(
+        Row("rewards[grader].grader", changed, "what is graded", "rewards", base={"rewards[grader].grader": graded})
+    )
+    return [*made, Row("rewards[code].score", "share", "share or all", "rewards")]
 
 
 def rows_of_all() -> list[Row]:

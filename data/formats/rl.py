@@ -1,7 +1,8 @@
 """Prompts for reinforcement learning: a question, and in the metadata what a verifier needs.
 
 TRL and verl (`prompt` with `answer`, `ground_truth`, `reward_model`), reasoning-gym (`question`, `answer`, `metadata`),
-OpenAI evals (`input`, `ideal`), and question-answer files such as GSM8K's.
+OpenAI evals (`input`, `ideal`), question-answer files such as GSM8K's, and programming tasks with their tests (APPS,
+TACO, MBPP, HumanEval, LiveCodeBench, CodeContests).
 """
 
 from __future__ import annotations
@@ -37,12 +38,24 @@ REFERENCE_KEYS = (
     "test_cases",
     "tests",
     "reference_code",
+    "input_output",
+    "test_list",
+    "test",
+    "public_tests",
+    "public_test_cases",
+    "rubric",
+    "rubrics",
 )
+_BESIDE = {"test_list": "text", "public_test_cases": "question_content", "public_tests": "description"}
+"""What MBPP, LiveCodeBench and CodeContests call the prompt, by the field of their tests."""
 
 
 def prompt_key(row: Mapping[str, Any]) -> str | None:
     """The field that holds the prompt; None where there is none."""
-    return next((key for key in PROMPT_KEYS if isinstance(row.get(key), (str, list))), None)
+    found = next((key for key in PROMPT_KEYS if isinstance(row.get(key), (str, list))), None)
+    if found is not None:
+        return found
+    return next((key for tests, key in _BESIDE.items() if tests in row and isinstance(row.get(key), str)), None)
 
 
 def looks_like(row: Mapping[str, Any]) -> bool:

@@ -39,7 +39,7 @@ ARROWS = {
     "train/run": "prepared model checkpoints",
     "train/sampling": "harmony model checkpoints",
     "train/episodes": "user_code rows formats harmony sampling",
-    "train/scoring": "user_code rows formats harmony sampling",
+    "train/scoring": "user_code rows formats harmony sampling episodes",
     "train/serving": "formats harmony sampling",
     "train/evals": "intervals user_code formats harmony pages model adapters checkpoints run sampling episodes scoring",
     "train/export": "formats harmony dataset model adapters checkpoints sampling scoring serving evals",

@@ -44,7 +44,8 @@ class Item:
 
     def _with_truth(self, turn: int, completion: Completion, called: tuple[Called, ...]) -> Outcome:
         asked = self.prompt.follow_ups[turn - 1] if turn and self.prompt.follow_ups else self.prompt
-        return Outcome(completion, called, asked.reference, self.effort, asked.scorer)
+        row, said = self.prompt.conversation.metadata, self.prompt.conversation
+        return Outcome(completion, called, asked.reference, self.effort, asked.scorer, row=row, asked=said)
 
 
 def items_of(prompts: Sequence[EvalPrompt], renderer: Renderer, efforts: Sequence[Effort] = ()) -> list[Item]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import RunError
-from counterpoint.configs.reward_section import FunctionReward
+from counterpoint.configs.reward_section import FunctionReward, OutsideReward
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.environment_worker import Facts
@@ -85,12 +85,17 @@ class Rollouts:
         )
         failures = self.gather([{**self.rewards.failures}])
         self.measured = self._measures(rows, failures)
+        for spent in self.gather([self.rewards.spent]):
+            for name, tokens in spent.items():
+                key = f"rewards/{name}/tokens"
+                self.measured[key] = self.measured.get(key, 0.0) + tokens
         if self.keep is not None:
             if not self.stepped and self.keep.is_file():  # a resumed run samples these steps again
                 kept = [row for row in json_lines(self.keep) if row["step"] < step]
                 write_whole(self.keep, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
             with self.keep.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._stop_where_spent(step)
         self._tell(rows, step, self.gather([{**self.rewards.causes}]))
         self.stepped = True
         return {
@@ -216,11 +221,12 @@ class Rollouts:
         for name, setting in zip(self.rewards.names, self.rewards.settings, strict=True):
             failed = int(self.measured.get(f"rewards/{name}/failures", 0)) - self.failed_before[name]
             self.failed_before[name] += failed
-            own, cause = isinstance(setting, FunctionReward), known.get(name, "")
-            then = "makes its rollout invalid" if own else "counts as 0"
+            outside, cause = isinstance(setting, OutsideReward), known.get(name, "")
+            then = "makes its rollout invalid" if outside else "counts as 0"
             self.seen.tell(f"reward {name} failed and {then}", min(failed, n), n, where, cause)
-            if own and failed and (not self.stepped or failed >= n):
-                what = "in its first step" if not self.stepped else "for every rollout of a step"
+            first = isinstance(setting, FunctionReward) and not self.stepped
+            if outside and failed and (first or failed >= n):
+                what = "in its first step" if first else "for every rollout of a step"
                 told = cause.partition("\n")[0]
                 raise RunError(f"{where}: reward {name} failed {what} ({failed} of {n} rollouts): {told}")
         invalid = [row for row in rows if "invalid" in row]
@@ -251,6 +257,12 @@ class Rollouts:
             ),
         ):
             self.seen.tell(kind, len(found), n, where, found[0]["id"] if found else "")
+
+    def _stop_where_spent(self, step: int) -> None:
+        """RunError in all processes where a judge of one has taken all the tokens that it may."""
+        for stopped in self.gather([self.rewards.stopped]):
+            if stopped is not None:
+                raise RunError(f"step {step + 1}: {stopped}")
 
     def _measures(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, int]]) -> dict[str, float]:
         """Of one step's rollouts of all processes: groups of equal rewards, failures, calls, analysis tokens."""

@@ -15,6 +15,7 @@ from counterpoint.data.conversation import Conversation
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.window import split_turns
 from counterpoint.data.rows.row import BadRow
+from counterpoint.train.scoring.code_truths import code_tests, holds_tests
 from counterpoint.train.scoring.scorers import ExpectedCall, Reference
 from counterpoint.train.scoring.truths import fitting, options_of, truth_of
 
@@ -57,9 +58,9 @@ def load_prompts(
     A row that ends in an assistant turn is cut before that turn. Truth, where the row has it: an answer under a name of
     `truths.NAMES`, or where `truth` says (`a.b.c`); `call` or `calls` (`{name, arguments}`, or BFCL's `{name:
     {argument: [accepted, ...]}}`, as `ground_truth` too); `schema`; `instruction_id_list` with `kwargs`; a reasoning-
-    gym entry; `choices` or `options` with the answer's letter, index or text; and `scorer` to name the comparison.
-    `follow_ups` lists what the user says after each final: texts, or objects of `content` and a truth. DataError for an
-    unusable row, or none at all.
+    gym entry; `choices` or `options` with the answer's letter, index or text; tests of a program (`code_truths.py`);
+    and `scorer` to name the comparison. `follow_ups` lists what the user says after each final: texts, or objects of
+    `content` and a truth. DataError for an unusable row, or none at all.
     """
     spec = path if isinstance(path, SourceSettings) else SourceSettings(path=path or BUILT_IN)
     if path is None:
@@ -142,7 +143,8 @@ def _truth(
         schema=truth.get("schema"),
         instructions=_instructions(truth),
         prompt=asked,
-        entry=truth if "source_dataset" in (truth.get("metadata") or {}) else {},
+        entry=truth if "source_dataset" in _object(truth.get("metadata")) else {},
+        tests=code_tests(truth, asked),
     )
     return reference, named or default_scorer(reference), answer.notice
 
@@ -168,7 +170,9 @@ def default_scorer(reference: Reference) -> str | None:
         return "schema"
     if reference.instructions is not None:
         return "instructions"
-    return None if reference.answer is None else fitting(reference.answer, reference.options)
+    if reference.answer is not None:
+        return fitting(reference.answer, reference.options)
+    return None if reference.tests is None else "code"
 
 
 def expected_calls(truth: Mapping[str, Any]) -> tuple[ExpectedCall, ...] | None:
@@ -176,7 +180,8 @@ def expected_calls(truth: Mapping[str, Any]) -> tuple[ExpectedCall, ...] | None:
     given = truth.get("calls", truth.get("call"))
     if given is None and isinstance(truth.get("ground_truth"), list):
         listed = truth["ground_truth"]
-        given = listed if listed and all(isinstance(call, dict) for call in listed) else None
+        named = bool(listed) and all(isinstance(call, dict) for call in listed) and not holds_tests(listed)
+        given = listed if named else None
     if given is None:
         return None
     if isinstance(given, str):
@@ -193,6 +198,10 @@ def expected_calls(truth: Mapping[str, Any]) -> tuple[ExpectedCall, ...] | None:
         else:
             out += [ExpectedCall(_function(name), accepted, any_of=True) for name, accepted in call.items()]
     return tuple(out)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _function(name: str) -> str:

@@ -12,45 +12,29 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import singledispatch
 
 from counterpoint.configs import reward_section as kinds
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.reward_section import RewardSettings
-from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.codes import TOOL_CODES
 from counterpoint.data.harmony.completion import Completion
-from counterpoint.train.sampling.rollout import Called, Rollout
 from counterpoint.train.scoring.function_rewards import Found, RewardFunction, Scored, check_gates, scored
+from counterpoint.train.scoring.judges import judge_of
 from counterpoint.train.scoring.languages import LANGUAGES, PACKAGE, is_known, language_shares
+from counterpoint.train.scoring.outcome import Outcome
 from counterpoint.train.scoring.prompts import default_scorer
-from counterpoint.train.scoring.scorers import MissingTruthError, Reference, Score, Scorers, answer_of
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a reward sees of a rollout: the typed result of all its actions, the calls that were run, the row's truth.
-
-    scorer: the comparison that the row asks for; None takes what fits its truth. rollout: as a function of the user's
-    sees it. earned: what an environment gave, by name.
-    """
-
-    completion: Completion
-    called: tuple[Called, ...]
-    reference: Reference
-    effort: Effort = "medium"
-    scorer: str | None = None
-    rollout: Rollout | None = None
-    earned: Mapping[str, float] = field(default_factory=dict)
+from counterpoint.train.scoring.scorers import MissingTruthError, Score, Scorers, answer_of
 
 
 class Rewards:
     """The rewards of a run file. Close it, or use it as a context manager: user code runs in a child process.
 
     failures: how often each reward's own code raised, hung or gave no number. causes: of each such reward, the first
-    one in words, with the traceback of a function of the user's. ConfigError for a gate that is no reward.
+    one in words, with the traceback of a function of the user's. ConfigError for a gate that is no reward, and for a
+    judge or a grader that cannot be used.
     """
 
     def __init__(self, settings: Sequence[RewardSettings], seconds: float = 10.0, environment: bool = False) -> None:
@@ -61,17 +45,15 @@ class Rewards:
         self.causes: dict[str, str] = {}
         self._lock = threading.Lock()
         self._scorers = Scorers(seconds)
-        self._functions = {
-            name: RewardFunction(setting, name)
-            for name, setting in zip(self.names, self.settings, strict=True)
-            if isinstance(setting, kinds.FunctionReward)
-        }
         check_gates(self.names, self.settings, environment)
+        each = list(zip(self.names, self.settings, strict=True))
+        self._functions = {n: RewardFunction(s, n) for n, s in each if isinstance(s, kinds.FunctionReward)}
+        self._judges = {name: made for name, setting in each if (made := judge_of(setting, name)) is not None}
 
     def unjudged(self, outcomes: Sequence[Outcome]) -> dict[str, int]:
-        """Of outcomes without a completion, one a turn: how many have no truth for each `answer` reward.
+        """Of outcomes without a completion, one a turn: how many have no truth for each reward that needs one.
 
-        ConfigError for an unknown comparison, a missing package, or a missing function.
+        ConfigError for an unknown comparison, a missing package, a missing function, or what no row has.
         """
         missing: dict[str, int] = {}
         checked: set[str] = set()
@@ -80,6 +62,11 @@ class Rewards:
                 _check_language(name, setting)
             if isinstance(setting, kinds.FunctionReward):
                 self._functions[name].check()
+            if name in self._judges:
+                lacks = [self._judges[name].missing(outcome) for outcome in outcomes]
+                if lacks and None not in lacks:
+                    raise ConfigError(f"reward {name}: no row has {lacks[0]}")
+                missing[name] = sum(each is not None for each in lacks)
             if not isinstance(setting, kinds.AnswerReward):
                 continue
             asked = [_scorer(setting, outcome) for outcome in outcomes]
@@ -124,6 +111,22 @@ class Rewards:
         ran = bool(outcome.called) and not any(called.result.fault for called in outcome.called)
         return ran and answer_of(outcome.completion) is not None and all(value == 1 for value in judged)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before rollouts are paid."""
+        return [note for each in self._judges.values() for note in each.notes]
+
+    @property
+    def spent(self) -> dict[str, int]:
+        """Tokens that models were asked with, by reward."""
+        return {name: each.asking.spent for name, each in self._judges.items() if each.asking is not None}
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the run should end: a judge has taken all tokens that it may."""
+        asked = [each.asking for each in self._judges.values() if each.asking is not None]
+        return next((each.stopped for each in asked if each.stopped is not None), None)
+
     def total(self, values: Sequence[float]) -> float:
         """The weighted sum of what applies."""
         weighed = zip(values, self.weights, strict=True)
@@ -131,8 +134,8 @@ class Rewards:
 
     def close(self) -> None:
         self._scorers.close()
-        for function in self._functions.values():
-            function.close()
+        for each in (*self._functions.values(), *self._judges.values()):
+            each.close()
 
     def __enter__(self) -> Rewards:
         return self
@@ -146,6 +149,8 @@ class Rewards:
                 return Found(None)
             completion, reference = outcome.completion, outcome.reference
             return self._counted(name, self._functions[name].one(outcome.rollout, completion, reference))
+        if name in self._judges:
+            return self._counted(name, self._judges[name].one(outcome))
         with self._lock:  # one process for all scorers
             found = judge(setting, outcome, self._scorers)
         if not isinstance(found, Score):

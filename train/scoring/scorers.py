@@ -10,6 +10,7 @@ truncated chain of thought, an answer in the analysis alone, or two finals score
     schema                          the final is JSON and valid for a schema
     instructions                    IFEval and IFBench checks (package if-verifiable)
     reasoning_gym                   the scorer of the generator that made the item
+    code                            the program in the final passes every test of the row (`code_runner.py`)
     module:function, file.py:f      the user's own, run in a guarded process
 """
 
@@ -30,6 +31,8 @@ from counterpoint.data.user_code.loader import exists
 from counterpoint.data.user_code.worker import Guard, Guarded
 from counterpoint.train.scoring import math_answers
 from counterpoint.train.scoring.answers import letters_in, read_choice, same_number, same_text, true_choice
+from counterpoint.train.scoring.code_runner import CodeRunner, program_in
+from counterpoint.train.scoring.code_truths import CodeTests
 from counterpoint.train.scoring.confined_eval import confine
 from counterpoint.train.scoring.lm_eval_rules import RULES
 
@@ -62,6 +65,7 @@ class Reference:
     """What a row holds about its right result; a field that is None is not scored.
 
     accepted: further answers, each as right as `answer`. options: of a multiple choice, from each letter its text.
+    tests: of a program.
     """
 
     answer: str | None = None
@@ -72,6 +76,7 @@ class Reference:
     instructions: tuple[tuple[str, Mapping[str, Any]], ...] | None = None
     prompt: str = ""
     entry: Mapping[str, Any] = field(default_factory=dict)
+    tests: CodeTests | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +224,8 @@ class Scorers:
 
     def __init__(self, seconds: float = 10.0) -> None:
         self._guard = Guard(seconds)
+        self._seconds = seconds
+        self._runner: CodeRunner | None = None
         self._plain: dict[str, Scorer] = {
             "exact": partial(_compared, same_text),
             "number": partial(_compared, same_number),
@@ -226,6 +233,7 @@ class Scorers:
             "calls": calls,
             "schema": schema,
             **{name: partial(_compared, rule) for name, rule in RULES.items()},
+            "code": self._code,
         }
 
     def check(self, name: str) -> None:
@@ -241,6 +249,8 @@ class Scorers:
                 raise ConfigError(f"scorer `{name}` needs {package}: pip install 'counterpoint[eval]'")
         elif name not in self._plain:
             raise _unknown(name, self._plain)
+        elif name == "code":
+            self._runner = self._runner or CodeRunner(self._seconds)
 
     def score(self, name: str, completion: Completion, reference: Reference) -> Score:
         """ConfigError for a name that is no scorer, MissingTruthError for a row that has nothing to compare with."""
@@ -259,6 +269,23 @@ class Scorers:
         if ":" in name:
             return _from_guard(self._guard(name, completion, reference))
         raise _unknown(name, self._plain)
+
+    def _code(self, completion: Completion, reference: Reference) -> Score:
+        """Every test is passed."""
+        if reference.tests is None:
+            raise MissingTruthError("the row has no tests that can be read: give it `test_cases`, or another scorer")
+        final = answer_of(completion)
+        if final is None:
+            return Score(0.0, "missing", "no final")
+        program = program_in(final)
+        if program is None:
+            return Score(0.0, "missing", "no fenced block of Python")
+        self._runner = self._runner or CodeRunner(self._seconds)
+        tested = self._runner.run(program, reference.tests, until_failed=True)
+        if tested.broken is not None:
+            return Score(0.0, "failed", tested.broken)
+        right = tested.passed == tested.n
+        return Score(float(right), "right" if right else "wrong", tested.detail)
 
     def close(self) -> None:
         self._guard.close()

@@ -10,6 +10,7 @@ from typing import Any
 from counterpoint.configs.errors import DataError
 from counterpoint.configs.problems import shown
 from counterpoint.train.scoring.answers import LETTERS, true_choice
+from counterpoint.train.scoring.code_truths import holds_tests
 from counterpoint.train.scoring.reading import boxes
 
 NAMES = (
@@ -74,6 +75,8 @@ def truth_of(row: Mapping[str, Any], options: Mapping[str, str], source: str, pa
 
 def _named(row: Mapping[str, Any], name: str, options: Mapping[str, str]) -> tuple[str, ...]:
     value = _at(row, name)
+    if name.endswith("ground_truth") and holds_tests(value):
+        return ()
     if name == "solution" and isinstance(value, str):
         boxed = boxes(value)
         return (boxed[-1],) if boxed else ()

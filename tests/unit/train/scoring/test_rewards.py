@@ -18,6 +18,7 @@ from counterpoint.configs.reward_section import (
     AnswerReward,
     ChannelReward,
     FunctionReward,
+    OutsideReward,
     RewardSettings,
 )
 from counterpoint.data.conversation import Conversation, Effort, Message, Tool
@@ -54,7 +55,9 @@ def paid(found: Outcome, **setting: object) -> float:
 
 def test_every_kind_has_its_function() -> None:
     nothing = judge.dispatch(RewardSettings)
-    assert [kind for kind in kinds_of(RewardSettings) if judge.dispatch(kind) is nothing] == [FunctionReward]
+    assert [kind for kind in kinds_of(RewardSettings) if judge.dispatch(kind) is nothing] == list(
+        kinds_of(OutsideReward)
+    )
 
 
 PROBES = {
