@@ -137,7 +137,7 @@ GrpoLoss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", 
 
 
 class GrpoSettings(Settings):
-    """Groups of completions and the loss on their rewards (TRL's GRPOTrainer)."""
+    """Groups of completions and the loss on their rewards."""
 
     group: Annotated[int, Field(ge=2)] = 8
     """Completions of a prompt that are compared with each other."""
@@ -167,9 +167,10 @@ class GrpoSettings(Settings):
     iterations: Count = 1
     """Passes over the same rollouts."""
 
-    share_prompts: Literal["auto", "always", "never"] = "auto"
-    """Compute the prompt of a group once for all its completions; `auto` does so where that saves a fifth of the
-    tokens. The numbers are the same."""
+    row_tokens: Count | None = None
+    """Most tokens of a forward pass. The rollouts of a step are packed into rows of at most this many, in which what
+    they share is computed once; a longer rollout is a row of its own. null takes the longest rollout that can be:
+    `data.max_tokens` and `rollout.completion_tokens`."""
 
     mask_truncated: bool = False
     """Leave rollouts out of the loss that ran out of tokens."""

@@ -21,7 +21,7 @@ from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.loop.grpo_trainer import RewardTrainer
-from counterpoint.train.loop.rl_arguments import grpo_arguments, steps_of
+from counterpoint.train.loop.rl_arguments import grpo_arguments, policy_settings, steps_of
 from counterpoint.train.loop.teacher import load_teacher
 from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import device_of, load_vocabulary_of
@@ -109,12 +109,12 @@ def make_trainer(settings: GrpoRun, session: Session, prepared: Prepared, rollou
         prepared.loaded,
         grpo_arguments(settings, session.path, prepared.steps),
         rollouts,
+        policy_settings(settings, len(rollouts.items)),
         loop_settings(settings, session.path),
         prepared.identity,
         extras=prepared.loaded.vocabulary_map.save,
         stop=session.stop,
-        shared=settings.grpo.share_prompts,
-        teacher=teacher and load_teacher(teacher, settings.rollout.temperature, device_of(settings.train.device)),
+        teacher=teacher and load_teacher(teacher, device_of(settings.train.device)),
     )
     trainer.add_callback(AttachmentProof(lambda: trainer.taught))
     return trainer

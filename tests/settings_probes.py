@@ -105,6 +105,7 @@ def arguments(run: Any) -> Any:
     else:
         steps = rl_arguments.steps_of(run, N_ROWS, world.rows_per_step(run) // run.grpo.group)
         made = rl_arguments.grpo_arguments(run, folder, steps)
+        loop = loop, rl_arguments.policy_settings(run, N_ROWS)
     return made.to_dict(), plainly(loop), world.rows_per_step(run)
 
 
@@ -169,7 +170,7 @@ def loads(run: Any) -> Any:
 
         assert run.grpo.teacher is not None
         with _instead(teacher, load_model=load), contextlib.suppress(_ReachedError):
-            teacher.load_teacher(run.grpo.teacher, run.rollout.temperature, torch.device("cpu"))
+            teacher.load_teacher(run.grpo.teacher, torch.device("cpu"))
     return calls
 
 
@@ -195,7 +196,7 @@ def calls(run: Any) -> Any:
     module: ModuleType = importlib.import_module(f"counterpoint.recipes.{name}")
     heavy = {
         "grpo": "read_sets training_items held_out_items check_engine steps_of load_prompts prepare fingerprint Sampler following_engine "
-        "EpisodeLimits Environments grpo_arguments loop_settings Toolkit Rewards Rollouts make_trainer train_to_end load_teacher RewardTrainer AttachmentProof",
+        "EpisodeLimits Environments grpo_arguments policy_settings loop_settings Toolkit Rewards Rollouts make_trainer train_to_end load_teacher RewardTrainer AttachmentProof",
         "distill": "RunFolder choose_run_folder finished fingerprint load_model put_start use_implementations Sampler "
         "Scorers distil row_of state_of what_to_resume write_result versions acceptance",
     }[name].split()

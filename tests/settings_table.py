@@ -551,7 +551,7 @@ def rows_of_pairs_and_rewards() -> list[Row]:
     made += [Row(f"grpo.{name}", value, "arguments of the trainer", "arguments") for name, value in trainer.items()]
     made += [
         Row("grpo.efforts", ["low", "high"], "items at each effort", "data"),
-        Row("grpo.share_prompts", "always", "how prompts are computed", "calls"),
+        Row("grpo.row_tokens", 512, "arguments of the trainer", "arguments"),
         Row("rollout.temperature", 0.5, "how rollouts are sampled", "calls"),
         Row("rollout.action_tokens", 9, "limits of a rollout", "calls"),
         Row("rollout.completion_tokens", 9, "limits of a rollout", "calls"),

@@ -33,7 +33,7 @@ rollout: {engine: vllm, temperature: 1.5, action_tokens: 24, completion_tokens: 
 rewards:
   - {type: function, function: "reward.py:odd", name: odd}
 grpo: {group: 4}
-train: {steps: 3, batch_rows: 4, accumulation: 2, learning_rate: 0.01}
+train: {steps: 3, batch_rows: 4, accumulation: 2, learning_rate: 0.004}
 eval: {at_start: false, at_end: false}
 """
 
@@ -96,9 +96,7 @@ def _vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(vllm_engine, "check_vocabulary", lambda model: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN)
-    (tmp_path / "reward.py").write_text(
-        "def odd(completion, reference):\n    return sum(i % 2 for i in completion.ids) / max(1, len(completion.ids))\n"
-    )
+    (tmp_path / "reward.py").write_text("def odd(completion, reference):\n    return sum(completion.ids) % 97 / 97\n")
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,34 @@ def keep_reference(model: Any, needed: bool) -> None:
     if not needed:
         model.delete_adapter(REFERENCE)
         return
+    _freeze_reference(model)
+
+
+def add_reference(model: PeftModel) -> None:
+    """A frozen copy of the adapter as it is now, "ref"."""
+    model.add_adapter(REFERENCE, model.peft_config["default"])
+    for name, parameter in list(model.named_parameters()):
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", f".{REFERENCE}.")).data.copy_(parameter.data)
+    _freeze_reference(model)
+
+
+@contextmanager
+def as_reference(model: PeftModel) -> Iterator[None]:
+    """The model as it was before training: with the adapter "ref", or without any where there is none."""
+    if REFERENCE not in model.peft_config:
+        with model.disable_adapter():
+            yield
+        return
+    model.set_adapter(REFERENCE)
+    try:
+        yield
+    finally:
+        model.set_adapter("default")
+        _freeze_reference(model)
+
+
+def _freeze_reference(model: PeftModel) -> None:
     for name, parameter in model.named_parameters():
         if f".{REFERENCE}." in name:
             parameter.requires_grad_(False)

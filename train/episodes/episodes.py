@@ -26,7 +26,7 @@ from counterpoint.train.episodes.environments import Environments, EnvironmentSe
 from counterpoint.train.episodes.sampling_desk import SamplingDesk
 from counterpoint.train.episodes.tools import BuiltinPython, Ended, EpisodeEnded, InvalidRolloutError, Toolbox
 from counterpoint.train.sampling.engines import Engine
-from counterpoint.train.sampling.rollout import Called, Episode, EpisodeStop, Rollout, Turn
+from counterpoint.train.sampling.rollout import Called, Episode, EpisodeStop, Rollout, SampledRow, Turn
 from counterpoint.train.sampling.sample import Sampled, sample_seed
 
 BUILTIN = ("python", "browser")
@@ -144,6 +144,7 @@ class _Running:
     invalid: str | None = None
     earned: Mapping[str, float] | None = None
     earlier: list[Turn] = field(default_factory=list)
+    earlier_rows: list[SampledRow] = field(default_factory=list)
     asked: Conversation | None = None
     prompt_ids: list[int] = field(default_factory=list)
     actions: list[Completion] = field(default_factory=list)
@@ -262,6 +263,7 @@ class _Running:
             return
         episode = self._episode()
         self.earlier += episode.turns
+        self.earlier_rows.append(episode.row)
         self.prompt = continued(self.prompt, episode, said)
         self.turn, self.stop, self.has_logprobs = self.turn + 1, None, True
         self.actions, self.starts, self.called = [], [], []
@@ -295,6 +297,7 @@ class _Running:
         return replace(
             self._episode(),
             earlier=tuple(self.earlier),
+            earlier_rows=tuple(self.earlier_rows),
             asked=self.asked,
             messages=self._messages(),
             earned=self.earned or {},

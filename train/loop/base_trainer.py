@@ -261,12 +261,12 @@ class BaseTrainer(_Base):
             return
         details = {**self.identity.as_details(), "step": step}
         target = self.loop.checkpoints / save.checkpoint_name(step)
-        write_together(self.accelerator, target, self._fill_checkpoint, details, state_bytes(self.base))
+        write_together(self.accelerator, target, self.fill_checkpoint, details, state_bytes(self.base))
         self.saved_step = step
         if self.args.should_save:
             save.rotate(self.loop.checkpoints, self.loop.keep, self.kept_step)
 
-    def _fill_checkpoint(self, folder: Path) -> None:
+    def fill_checkpoint(self, folder: Path) -> None:
         """Everything a run needs to resume bit for bit. Run by every process.
 
         The three `_save_...` write the files that transformers reads when it resumes; under FSDP2 they are collective.

@@ -22,22 +22,37 @@ from counterpoint.train.loop.grpo_items import Item
 from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.run.folder import json_lines, write_whole
 from counterpoint.train.sampling.engines import Engine
-from counterpoint.train.sampling.rollout import Episode
+from counterpoint.train.sampling.rollout import Episode, SampledRow
 from counterpoint.train.sampling.sample import SamplingStoppedError, sample_seed
 from counterpoint.train.scoring.function_rewards import ENVIRONMENT, Found, Scored
 from counterpoint.train.scoring.rewards import Outcome, Rewards, zero_variance_share
 
-SCORES = "scores"
-"""Column of TRL's batch in which the numbers of all rewards travel from the rollout to the reward functions."""
+
+@dataclass(frozen=True)
+class StepRollouts:
+    """This process's rollouts of a step.
+
+    rows: of each rollout those that are learned from, none of an invalid one. truncated: whether each ran out of
+    tokens. scores: of the rollouts of all processes, in the order of `Rollouts.names`, NaN where a reward does not
+    apply; `first` is the number of this process's first one. lengths: of all processes, (prompt, completion, whether it
+    ended by itself) of each. any_ids: the first prompt.
+    """
+
+    rows: list[tuple[SampledRow, ...]]
+    truncated: list[bool]
+    scores: list[list[float]]
+    first: int
+    lengths: list[tuple[int, int, bool]]
+    any_ids: list[int]
 
 
 @dataclass
 class Rollouts:
-    """Samples episodes of items and scores them; what `rollout_func` calls.
+    """Samples episodes of items and scores them.
 
     keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
     process: the number of this one, of those that train together; gather: collects what each of them has measured.
-    measured: what is logged of the last step in addition to TRL's own means. seen: tells each kind of failure once.
+    measured: what is logged of the last step's rollouts. seen: tells each kind of failure once.
     max_invalid: share of a step's rollouts that may be invalid. stepped: whether there was a step before.
     """
 
@@ -62,24 +77,27 @@ class Rollouts:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the rewards as TRL weighs them: those of the run file, and the environment's weighted sum."""
+        """Of the rewards: those of the run file, and the environment's weighted sum."""
         return (*self.rewards.names, *([ENVIRONMENT] if self.environments is not None else []))
 
-    def __call__(
-        self, numbers: Sequence[str], step: int, model_rows: Callable[[list[int]], Any], epoch: int = 0
-    ) -> dict[str, list]:
-        """TRL's dictionary for the items with these numbers, each sampled once for every time it is listed.
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of each in the sum."""
+        return (*self.rewards.weights, *([1.0] if self.environments is not None else []))
+
+    def __call__(self, numbers: Sequence[int], step: int, epoch: int = 0) -> StepRollouts:
+        """The items with these numbers, each sampled once for every time it is listed.
 
         The seed of a rollout depends on the run's seed, the step, and its index over all processes; that of its world
         on the run's seed, the row and the epoch, so that a group meets the same one. RunError where a reward of the
         user's fails in the first step, or too much of a step is invalid.
         """
-        items = [self.items[int(number)] for number in numbers]
+        items = [self.items[number] for number in numbers]
         first = self.process * len(items)
         seeds = [sample_seed(self.seed, step, first + place) for place in range(len(items))]
         worlds = [self._world(item, first + place, step, epoch, True) for place, item in enumerate(items)]
         episodes, outcomes, found = self._sampled(items, seeds, worlds, self.group)
-        # Collective: TRL asks every process for as many rollouts of a step.
+        # Collective: every process samples as many rollouts of a step.
         rows = self.gather(
             [{"step": step, **self._row(*each)} for each in zip(items, episodes, outcomes, found, strict=True)]
         )
@@ -98,16 +116,24 @@ class Rollouts:
         self._stop_where_spent(step)
         self._tell(rows, step, self.gather([{**self.rewards.causes}]))
         self.stepped = True
-        return {
-            "prompt_ids": [model_rows(episode.prompt_ids).tolist() for episode in episodes],
-            "completion_ids": [model_rows(episode.completion_ids).tolist() for episode in episodes],
-            "env_mask": [
-                [0] * len(episode.env_mask) if each.invalid else episode.env_mask
-                for episode, each in zip(episodes, found, strict=True)
-            ],
-            "logprobs": _logprobs(episodes),  # pyright: ignore[reportReturnType]
-            SCORES: [self._scores(episode, each) for episode, each in zip(episodes, found, strict=True)],
-        }
+        invalid = [each.invalid is not None for each in found]
+        lengths = [
+            (len(learned[0].prompt_ids), sum(len(row.completion_ids) for row in learned), each.stop != "length")
+            for each in episodes
+            for learned in [self._rows(each)]
+        ]
+        return StepRollouts(
+            [() if out else self._rows(each) for each, out in zip(episodes, invalid, strict=True)],
+            [each.stop == "length" for each in episodes],
+            self.gather([self._scores(*one) for one in zip(episodes, found, strict=True)]),
+            first,
+            self.gather(lengths),
+            episodes[0].prompt_ids,
+        )
+
+    def _rows(self, episode: Episode) -> tuple[SampledRow, ...]:
+        """An environment's reward is that of all turns; a follow-up has a truth of its own."""
+        return (*(episode.earlier_rows if self.environments is not None else ()), episode.row)
 
     def tried(self, items: Sequence[Item], stops: Callable[[], bool] | None = None) -> list[dict[str, Any]]:
         """One rollout of each item as it is kept, with `reward`, the weighted sum. Every process samples a part,
@@ -137,7 +163,7 @@ class Rollouts:
         return World(item.prompt.conversation.metadata, item.prompt.id, facts)
 
     def _scores(self, episode: Episode, found: Scored) -> list[float]:
-        """What TRL is given of a rollout, in the order of `names`; NaN throughout leaves it out of its group."""
+        """In the order of `names`; NaN throughout leaves a rollout out of its group."""
         if found.invalid is not None:
             return [math.nan] * len(self.names)
         if self.environments is None:
@@ -292,8 +318,3 @@ class Rollouts:
             if tokens:
                 out[f"analysis_tokens/{effort}"] = sum(tokens) / len(tokens)
         return out
-
-
-def _logprobs(episodes: Sequence[Episode]) -> list[list[float | None]] | None:
-    found = [episode.logprobs for episode in episodes if episode.logprobs is not None]
-    return found if len(found) == len(episodes) else None

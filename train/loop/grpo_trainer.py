@@ -1,47 +1,68 @@
-"""TRL's GRPOTrainer on our rollouts: sampled ids verbatim, tool results masked, rewards on the typed result.
+"""Learning from rewards on transformers' Trainer: rollouts, their advantages, tree rows, and the loss of each.
 
-The seam is `rollout_func`: TRL hands over the `prompt` column, which here holds the number of a prompt and its effort,
-and takes back ids (as the model's rows) and the masks. Rewards are computed in the rollout and read from there.
+One item of the data set is a step. Its rollouts are sampled when it comes, packed into micro-batches of tree rows, and
+kept for as many steps as `iterations` says. A batch that is learned from once needs no pass of its own for the
+log-probabilities that it begins with, since those are the ones of the pass that trains.
+
+Legend: N rollouts of this process, T targets.
 """
 
 from __future__ import annotations
 
-import warnings
+import contextlib
+import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback
-from trl.trainer.grpo_config import GRPOConfig
-from trl.trainer.grpo_trainer import GRPOTrainer
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from counterpoint.train.adapters.attach import is_fresh, keep_reference
+from counterpoint.data.layout.collate import Collator
+from counterpoint.train.adapters.attach import add_reference, as_reference, is_fresh
 from counterpoint.train.checkpoints.resume import Identity
+from counterpoint.train.loop.advantages import Advantages, advantages_of
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.grpo_items import Item
-from counterpoint.train.loop.grpo_rollouts import SCORES, Rollouts
+from counterpoint.train.loop.grpo_rollouts import Rollouts, StepRollouts
+from counterpoint.train.loop.head import target_hidden
 from counterpoint.train.loop.held_out import held_out_rewards
-from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
-from counterpoint.train.loop.shared_prompts import share_prompts
+from counterpoint.train.loop.log_probs import target_log_probs
+from counterpoint.train.loop.policy_loss import PolicyLoss, policy_loss
+from counterpoint.train.loop.policy_metrics import StepMetrics
+from counterpoint.train.loop.policy_rows import MicroBatch, PolicyRow, filling, micro_batches, targets_of
+from counterpoint.train.loop.router_loss import RouterLoss
+from counterpoint.train.loop.step_order import StepOrder
 from counterpoint.train.loop.teacher import Teacher
 from counterpoint.train.loop.training_arguments import LoopSettings
-from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.sampling.weight_sync import FollowingEngine
 
-SharePrompts = Literal["auto", "always", "never"]
-WORTH_SHARING = 0.8
-"""With `auto`, prompts are shared where tree rows hold at most this share of the plain layout's tokens."""
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """order: which items a step takes. row_tokens: largest tree row. scale: what advantages are divided by.
+    iterations: steps on the same rollouts."""
+
+    loss: PolicyLoss
+    order: StepOrder
+    temperature: float
+    row_tokens: int
+    scale: Any = "group"
+    iterations: int = 1
+    mask_truncated: bool = False
 
 
-class RewardTrainer(BaseTrainer, GRPOTrainer):
+class RewardTrainer(BaseTrainer, Trainer):
     """Trains `loaded.model` on the rewards of its own rollouts.
 
-    shared: whether the prompt of a group is computed once for all its completions (loop/shared_prompts.py). teacher:
-    rates each sampled token in addition to the rewards. taught: whether any token of the last rollouts has an
+    teacher: rates each sampled token in addition to the rewards. taught: whether any token of the last step had an
     advantage.
     """
 
@@ -50,168 +71,234 @@ class RewardTrainer(BaseTrainer, GRPOTrainer):
     def __init__(
         self,
         loaded: LoadedModel,
-        args: GRPOConfig,
+        args: TrainingArguments,
         rollouts: Rollouts,
+        policy: PolicySettings,
         loop: LoopSettings,
         identity: Identity,
         *,
         callbacks: list[TrainerCallback] | None = None,
         extras: Callable[[Path], None] | None = None,
         stop: StopSignal | None = None,
-        shared: SharePrompts = "auto",
         teacher: Teacher | None = None,
     ) -> None:
-        fresh = is_fresh(loaded.model)
-        self.shared, self.teacher, self.loaded, self.rollouts = shared, teacher, loaded, rollouts
-        rows = loaded.vocabulary_map.rows
-
-        def roll(numbers: list[str], trainer: Any) -> dict[str, Any]:
-            return rollouts(numbers, trainer.state.global_step, rows, int(trainer.state.epoch or 0))
-
-        reward_functions: list[Any] = [_reward(k, name, rollouts) for k, name in enumerate(rollouts.names)]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-            super().__init__(
-                model=loaded.model,
-                reward_funcs=reward_functions,
-                args=args,
-                train_dataset=Dataset.from_dict({"prompt": [str(n) for n in range(len(rollouts.items))]}),
-                processing_class=RowTokenizer(loaded),
-                callbacks=callbacks,
-                rollout_func=roll,
-            )
-        if hasattr(loaded.model, "peft_config"):
-            keep_reference(loaded.model, needed=bool(args.beta) and not fresh)
-        self.taught = True
-        restore_stops(loaded)
+        self.teacher, self.loaded, self.rollouts, self.policy = teacher, loaded, rollouts, policy
+        for module in loaded.model.modules():  # an adapter that was trained with dropout
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        if policy.loss.beta and hasattr(loaded.model, "peft_config") and not is_fresh(loaded.model):
+            add_reference(loaded.model)
+        steps = list(range(args.max_steps * args.world_size))  # each process is given every step
+        super().__init__(
+            model=loaded.model,
+            args=args,
+            data_collator=lambda numbers: {},
+            train_dataset=steps,  # pyright: ignore[reportArgumentType]
+            callbacks=callbacks,
+        )
         self.set_up_loop(loop, identity, extras, stop)
-        if isinstance(rollouts.engine, FollowingEngine):
-            # From here on TRL calls `sync_weights` before each step's rollouts, and corrects by their logprobs.
-            self.use_vllm, self.vllm_generation, self._last_loaded_step = True, _Sync(self, rollouts.engine), -1
+        self.taught = True
+        self.collate = Collator(loaded.vocabulary_map.rows)
+        self.router_loss = RouterLoss(self.base) if loop.router_aux_loss_coef else None
+        self.autocast = any(p.dtype == torch.bfloat16 for p in self.base.parameters())
+        self._batches: list[MicroBatch] = []
+        self._metrics: defaultdict[str, list[float]] = defaultdict(list)
 
     def held_out(self, sets: Mapping[str, Sequence[Item]]) -> dict[str, float]:
         """The rewards of held-out items under the weights as they are now."""
-        if self.use_vllm:
-            self.vllm_generation.sync_weights()
+        self._follow()
         return held_out_rewards(self.rollouts, sets, lambda: self.stop.received is not None)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch, with the teacher's part of the advantages. Where another engine sampled, the share of ratios
-        above the cap is logged."""
-        batch = super()._generate_and_score_completions(inputs)
-        if self.use_vllm and self.vllm_importance_sampling_correction:
-            self._metrics["train"]["sampling/capped"].append(self._share_capped(batch))
+    # ---- a step
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """bfloat16 autocast over a bfloat16 base: adapters stay float32 and multiply in bfloat16."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast))
+        return stack
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The forward and backward passes of a step; its loss, times the processes to undo DDP's mean."""
+        began, step = time.perf_counter(), self.state.global_step
+        if step % self.policy.iterations == 0 or not self._batches:
+            self._batches = self._rolled_out(step)
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        measured = StepMetrics()
+        for number, batch in enumerate(self._batches):
+            last = number + 1 == len(self._batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss, measures = self._loss(model, batch)
+                self.accelerator.backward(loss)
+            measured.add(measures)
+            total += loss.detach()
+        acting = self._log_step(measured.of_all(gather_object), time.perf_counter() - began)
+        self.taught = acting > 0
+        return total
+
+    def _loss(self, model: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
+        """Of a micro-batch, times the processes; keeps in it what later steps on the same rollouts need."""
+        if self.policy.loss.beta and "reference" not in batch:
+            with torch.no_grad(), as_reference(self.base):
+                batch["reference"] = self._log_probs(model, self.base, batch)[0]
+        with self.router_loss.recording() if self.router_loss else contextlib.nullcontext():
+            log_prob_T, entropy_T = self._log_probs(model, self.base, batch)
+        if self.policy.iterations > 1 and "old" not in batch:
+            batch["old"] = log_prob_T.detach()
+        targets = targets_of(batch, log_prob_T.detach())
+        gap_T = None
         if self.teacher is not None:
-            batch["advantages"] = self._rated(self.teacher, batch)
-        advantages = batch["advantages"]
-        counted = (advantages if advantages.dim() == 2 else advantages[:, None]) * batch["completion_mask"]
-        counted = counted * batch.get("importance_sampling_ratio", 1)  # 0 where the engines differ too much
-        # Collective, as are those of `_rated` and `_share_capped`: TRL has every process score a step's rollouts.
-        self.taught = bool(self.accelerator.reduce(counted.any().float(), "sum"))
-        return batch
+            if "teacher" not in batch:
+                batch["teacher"] = self._rated(self.teacher, batch)
+            gap_T = (batch["teacher"] - targets.old) * (targets.weight != 0)
+            targets = replace(targets, advantage=targets.advantage + self.teacher.weight * gap_T)
+        loss, measures = policy_loss(self.policy.loss, log_prob_T, entropy_T, targets)
+        if gap_T is not None:
+            real = (targets.weight != 0).sum()
+            measures.means["teacher/reverse_kl"] = torch.stack([-gap_T.sum(), real.to(gap_T)])
+        if self.router_loss is not None:
+            balance = self.router_loss.read()
+            measures.means["aux_loss"] = torch.stack([balance.detach(), torch.ones_like(balance)])
+            share = self.loop.router_aux_loss_coef / len(self._batches) / self.accelerator.num_processes
+            loss = loss + share * balance
+        return loss * self.accelerator.num_processes, measures
+
+    def _log_probs(self, model: nn.Module, base: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probability, entropy) (T,) at the temperature of sampling."""
+        hidden_TH, weight_VH = target_hidden(model, base, dict(batch))
+        return target_log_probs(hidden_TH, weight_VH, batch["target_ids"], self.policy.temperature)
 
     @torch.no_grad()
-    def _rated(self, teacher: Teacher, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Advantages (B, C): those of the group, and for each sampled token the teacher's rating."""
-        ids_BS = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-        attended_BS = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-        mask_BC = batch["completion_mask"] * batch.get("tool_mask", 1)
-        own_BC = batch.get("old_per_token_logps")
-        if own_BC is None:
-            own_BC = self._logps(self.model, ids_BS, attended_BS, mask_BC.shape[1])
-        its_BC = self._logps(teacher.model, teacher.rows(ids_BS, self.loaded), attended_BS, mask_BC.shape[1])
-        gap_BC = (its_BC - own_BC) * mask_BC
-        sums = torch.stack([gap_BC.sum(), mask_BC.sum().to(gap_BC)])
-        gap, count = self.accelerator.reduce(sums, "sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
-        self._metrics["train"]["teacher/reverse_kl"].append(-gap / max(1, count))
-        return batch["advantages"][:, None] + teacher.weight * gap_BC
+    def _rated(self, teacher: Teacher, batch: MicroBatch) -> torch.Tensor:
+        """The teacher's log-probability (T,) of each target."""
+        its = {name: teacher.rows(batch[name], self.loaded) for name in ("input_ids", "target_ids")}
+        return self._log_probs(teacher.model, teacher.model, {**batch, **its})[0]
 
-    def _logps(self, model: Any, ids_BS: torch.Tensor, attended_BS: torch.Tensor, width: int) -> torch.Tensor:
-        """Log-probabilities (B, C) of the last `width` tokens, as many rows at a time as training takes."""
-        size = self.args.per_device_train_batch_size
-        parts = zip(ids_BS.split(size), attended_BS.split(size), strict=True)
-        return torch.cat([self._get_per_token_logps_and_entropies(model, *part, width)[0] for part in parts])
+    # ---- rollouts and what they are worth
 
-    def _share_capped(self, batch: dict[str, torch.Tensor]) -> float:
-        """Of tokens or of sequences, as the correction is set."""
-        mask_BC = batch["completion_mask"] * batch.get("tool_mask", 1)
-        diff_BC = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]) * mask_BC
-        diff_BC = torch.nan_to_num(diff_BC, nan=0.0)
-        by_token = self.vllm_importance_sampling_mode.startswith("token")
-        diff = diff_BC[mask_BC.bool()] if by_token else diff_BC.sum(1)
-        assert self.vllm_importance_sampling_clip_max is not None
-        above = int((diff.exp() > self.vllm_importance_sampling_clip_max).sum())
-        counts = torch.tensor([above, diff.numel()], device=self.args.device)
-        capped, all_of_them = self.accelerator.reduce(counts, "sum").tolist()  # pyright: ignore
-        return capped / max(1, all_of_them)
+    def _rolled_out(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of a step, equally many in all processes."""
+        self._follow()
+        policy, group = self.policy, self.rollouts.group
+        numbers, epoch = policy.order.of(step // policy.iterations)
+        share = len(numbers) * group // self.accelerator.num_processes
+        mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+        rolled = self.rollouts([number for number in numbers for _ in range(group)][mine], step, epoch)
+        worth = advantages_of(rolled.scores, self.rollouts.weights, group, policy.scale)
+        self._log_rollouts(rolled, worth)
+        advantage_N = worth.advantage_N[rolled.first : rolled.first + share].tolist()
+        rows = self._rows(rolled, advantage_N)
+        n_sampled = [0] * share
+        for each in rows:
+            n_sampled[each.rollout] += each.n_sampled
+        counts = torch.tensor([sum(n_sampled)], device=self.args.device)
+        n_tokens = int(self.accelerator.reduce(counts, "sum"))  # pyright: ignore[reportArgumentType]
+        n_valid = int((~worth.reward_N.isnan()).sum())
+        weight_N = policy.loss.weights(torch.tensor(n_sampled, dtype=torch.float64), n_valid, n_tokens).tolist()
+        needed = rows if self._computes_all else [each for each in rows if advantage_N[each.rollout]]
+        batches = micro_batches(needed, advantage_N, weight_N, group, policy.row_tokens, self.collate)
+        most = max(gather_object([len(batches)]))
+        idle = filling(self.collate, rolled.any_ids)
+        batches += [dict(idle) for _ in range(max(1, most) - len(batches))]
+        return [{name: tensor.to(self.args.device) for name, tensor in batch.items()} for batch in batches]
 
-    def _set_signature_columns_if_needed(self) -> None:
-        """transformers keeps these columns of a data set: the numbers that `rollout_func` is given."""
-        self._signature_columns = ["prompt"]
+    def _rows(self, rolled: StepRollouts, advantage_N: Sequence[float]) -> list[PolicyRow]:
+        out = []
+        for number, (rows, truncated) in enumerate(zip(rolled.rows, rolled.truncated, strict=True)):
+            if not (truncated and self.policy.mask_truncated):
+                out += [PolicyRow(number, row) for row in rows]
+        return out
 
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: torch.nn.Module,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **rest: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's numbers (B, C); completions that share their prompt go through the model as one tree row."""
-        plain = super()._get_per_token_logps_and_entropies
-        size = batch_size or len(input_ids)
-        if self.shared == "never" or compute_aux_loss or size < len(input_ids):
-            return plain(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, **rest
+    @property
+    def _computes_all(self) -> bool:
+        """Whether rollouts without an advantage have a part in the loss as well."""
+        return bool(self.policy.loss.beta) or self.teacher is not None or self.router_loss is not None
+
+    def _follow(self) -> None:
+        """Give another engine the weights of now."""
+        if isinstance(self.rollouts.engine, FollowingEngine):
+            self.rollouts.engine.follow(
+                self.base,
+                lambda folder: self.save_model(str(folder), _internal_call=True),
+                self.state.global_step,
+                lead=self.args.should_save,
+                wait=self.accelerator.wait_for_everyone,
             )
-        tree = share_prompts(input_ids, attention_mask, logits_to_keep)
-        if self.shared == "auto" and tree.tokens > WORTH_SHARING * tree.n_plain:
-            return plain(model, input_ids, attention_mask, logits_to_keep, compute_entropy=compute_entropy, **rest)
-        base: Any = model if self.teacher is not None and model is self.teacher.model else self.base
-        with self.accelerator.autocast():
-            outputs = model(
-                input_ids=tree.input_ids,
-                position_ids=tree.position_ids,
-                **attention_inputs(base, tree.position_ids, tree.subtree_end),
-                shift_labels=tree.labels,
-                fused_lm_head=True,
-            )
-        logps, entropy = (
-            None if values_RS is None else values_RS.flatten()[tree.index]
-            for values_RS in (outputs.log_probs, outputs.entropy if compute_entropy else None)
-        )
-        assert logps is not None
-        return logps, entropy, None
+
+    # ---- what is logged
+
+    def _log_rollouts(self, rolled: StepRollouts, worth: Advantages) -> None:
+        prompts, completions, ended = (list(column) for column in zip(*rolled.lengths, strict=True))
+        self.state.num_input_tokens_seen += sum(prompts) + sum(completions)
+        whole = [n for n, by_itself in zip(completions, ended, strict=True) if by_itself] or [0]
+        lengths = {"": completions, "terminated_": whole}
+        score_NK = torch.tensor(rolled.scores, dtype=torch.float64)
+        values = {
+            "num_tokens": self.state.num_input_tokens_seen,
+            **{f"completions/mean_{name}length": sum(each) / len(each) for name, each in lengths.items()},
+            **{f"completions/min_{name}length": min(each) for name, each in lengths.items()},
+            **{f"completions/max_{name}length": max(each) for name, each in lengths.items()},
+            "completions/clipped_ratio": 1 - sum(ended) / len(ended),
+            "reward": float(worth.reward_N.nanmean()),
+            "reward_std": _deviation(worth.reward_N),
+            "frac_reward_zero_std": worth.dead,
+            **self.rollouts.measured,
+        }
+        for name, score_N in zip(self.rollouts.names, score_NK.T, strict=True):
+            values[f"rewards/{name}/mean"] = float(score_N.nanmean())
+            values[f"rewards/{name}/std"] = _deviation(score_N)
+        self._keep(values)
+
+    def _log_step(self, found: StepMetrics, seconds: float) -> float:
+        self._keep({**found.values(), "step_time": seconds})
+        return found.acting
+
+    def _keep(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if value == value:
+                self._metrics[name].append(float(value))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """transformers' numbers with the means, since the last such line, of what the steps have measured."""
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._metrics.items()}
+            self._metrics.clear()
+        super().log(logs, start_time)
+
+    # ---- checkpoints
+
+    def loop_state(self) -> dict[str, Any]:
+        return {**super().loop_state(), "metrics": dict(self._metrics)}
+
+    def restore_loop(self, state: dict[str, Any]) -> None:
+        super().restore_loop(state)
+        self._metrics.update(state.get("metrics", {}))
+
+    def fill_checkpoint(self, folder: Path) -> None:
+        super().fill_checkpoint(folder)
+        if self.state.global_step % self.policy.iterations:  # the next step is one more on these rollouts
+            kept = {f"{n}/{name}": value for n, batch in enumerate(self._batches) for name, value in batch.items()}
+            save_file(kept, self._rollouts_file(folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = self._rollouts_file(Path(resume_from_checkpoint))
+        if not path.is_file():
+            return
+        found = load_file(path, device=str(self.args.device))
+        batches: dict[int, MicroBatch] = defaultdict(dict)
+        for key, tensor in found.items():
+            number, _, name = key.partition("/")
+            batches[int(number)][name] = tensor
+        self._batches = [batches[number] for number in sorted(batches)]
+
+    def _rollouts_file(self, folder: Path) -> Path:
+        return folder / f"rollouts_{self.accelerator.process_index}.safetensors"
 
 
-class _Sync:
-    """Called by TRL where vLLM is used."""
-
-    def __init__(self, trainer: RewardTrainer, engine: FollowingEngine) -> None:
-        self.trainer, self.engine = trainer, engine
-
-    def sync_weights(self) -> None:
-        trainer = self.trainer
-        self.engine.follow(
-            trainer.base,
-            lambda folder: trainer.save_model(str(folder), _internal_call=True),
-            trainer.state.global_step,
-            lead=trainer.args.should_save,
-            wait=trainer.accelerator.wait_for_everyone,
-        )
-
-
-def _reward(number: int, name: str, rollouts: Rollouts) -> Callable[..., list[float]]:
-    """A reward as TRL calls it: the numbers were computed in the rollout, from the typed result."""
-
-    def reward(**columns: Any) -> list[float]:
-        if number == 0:
-            for key, value in rollouts.measured.items():
-                columns["log_metric"](key, value)
-        return [values[number] for values in columns[SCORES]]
-
-    reward.__name__ = name
-    return reward
+def _deviation(values: torch.Tensor) -> float:
+    known = values[~values.isnan()]
+    return float(known.std()) if len(known) > 1 else float("nan")

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from transformers import TrainingArguments
 from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.kto_config import KTOConfig
 
 from counterpoint.configs.schema import DpoRun, GrpoRun
+from counterpoint.train.loop.grpo_trainer import PolicySettings
+from counterpoint.train.loop.policy_loss import PolicyLoss
+from counterpoint.train.loop.step_order import StepOrder
 from counterpoint.train.loop.training_arguments import common_arguments, steps_of_epochs, without_data_parallel
-from counterpoint.train.run.world import world_size
+from counterpoint.train.run.world import rows_per_step
 
 
 def steps_of(settings: DpoRun | GrpoRun, n_items: int, per_step: int) -> int:
     """Optimizer steps over `n_items` pairs, rated completions or groups, `per_step` of them in one.
 
-    TRL leaves out groups that do not fill a step, and takes `grpo.iterations` steps on each that it samples.
+    Groups that do not fill a step are left out, and `grpo.iterations` steps are taken on what each samples.
     """
     train = settings.train
     if train.steps is not None:
@@ -60,33 +63,32 @@ def kto_arguments(settings: DpoRun, run_folder: Path, steps: int) -> KTOConfig:
     return without_data_parallel(args)
 
 
-def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> GRPOConfig:
-    """TRL's arguments for a run over groups of rollouts. The rollouts of a step are `batch_rows` x `accumulation`."""
-    grpo, rollout, train = settings.grpo, settings.rollout, settings.train
-    rollouts = train.batch_rows * train.accumulation * world_size()
-    args = GRPOConfig(
-        **common_arguments(settings, run_folder, steps),
-        router_aux_loss_coef=settings.train.router_aux_loss_coef,
-        num_generations=grpo.group,
-        generation_batch_size=rollouts,
-        max_completion_length=rollout.completion_tokens,
-        temperature=rollout.temperature,
-        beta=grpo.beta,
-        epsilon=grpo.clip[0],
-        epsilon_high=grpo.clip[1],
-        loss_type=grpo.loss,
-        scale_rewards=grpo.scale,
-        importance_sampling_level=grpo.ratio,
-        num_iterations=grpo.iterations,
-        mask_truncated_completions=grpo.mask_truncated,
-        # An environment's rewards are weighed by its own settings.
-        reward_weights=[reward.weight for reward in settings.rewards] + [1.0] * (rollout.environment is not None),
-        shuffle_dataset=settings.data.shuffle,
-        disable_dropout=True,  # an adapter that was trained with dropout
-        # TRL starts no vLLM of its own: ours is behind `rollout_func`, and the trainer uses these arguments itself.
-        use_vllm=False,
-        vllm_importance_sampling_correction=rollout.correction != "off",
-        vllm_importance_sampling_mode="sequence_mask" if rollout.correction == "off" else rollout.correction,
-        vllm_importance_sampling_clip_max=rollout.correction_cap,
+def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> TrainingArguments:
+    """transformers' arguments: an item of the data set is a step, whose micro-batches the trainer makes itself."""
+    common = common_arguments(settings, run_folder, steps)
+    common |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    return without_data_parallel(TrainingArguments(**common, train_sampling_strategy="sequential"))
+
+
+def policy_settings(settings: GrpoRun, n_items: int) -> PolicySettings:
+    """n_items: prompts at their efforts, of which `batch_rows` x `accumulation` / `group` are sampled in a step."""
+    grpo, rollout = settings.grpo, settings.rollout
+    loss = PolicyLoss(
+        grpo.loss,
+        grpo.clip,
+        grpo.ratio,
+        grpo.beta,
+        rollout.correction,
+        rollout.correction_cap,
+        rollout.completion_tokens,
     )
-    return without_data_parallel(args)
+    order = StepOrder(n_items, rows_per_step(settings) // grpo.group, settings.seed, settings.data.shuffle)
+    return PolicySettings(
+        loss,
+        order,
+        rollout.temperature,
+        grpo.row_tokens or settings.data.max_tokens + rollout.completion_tokens,
+        grpo.scale,
+        grpo.iterations,
+        grpo.mask_truncated,
+    )

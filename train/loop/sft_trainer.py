@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -19,9 +19,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from counterpoint.configs.errors import RunError
 from counterpoint.data.layout.tree import TreeRow
-from counterpoint.train.adapters.routing import inner_model
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.base_trainer import BaseTrainer
+from counterpoint.train.loop.head import target_hidden
 from counterpoint.train.loop.loss import weighted_nll
 from counterpoint.train.loop.loss_guard import MicroBatch, SpikeWatch, named, not_finite_error
 from counterpoint.train.loop.meter import Meter, StepClock
@@ -29,7 +29,6 @@ from counterpoint.train.loop.router_loss import RouterLoss
 from counterpoint.train.loop.row_dataset import RowCollator, row_numbers
 from counterpoint.train.loop.tokenizer_stub import TokenizerStub
 from counterpoint.train.loop.training_arguments import LoopSettings
-from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.run.signals import StopSignal
 
 
@@ -112,26 +111,7 @@ class CounterpointTrainer(BaseTrainer, SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], normaliser: torch.Tensor | float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted loss / normaliser, detached nll (T,)) of a collated batch; no logits of context are made."""
-        found: list[torch.Tensor] = []
-        # The input of the head is the only one of all hidden states that is looked at, so the others are not kept.
-        norm = cast(nn.Module, inner_model(self.base).norm)
-        hook = norm.register_forward_hook(lambda module, args, output: found.append(cast(torch.Tensor, output)))
-        try:
-            model(
-                input_ids=inputs["input_ids"],
-                position_ids=inputs["position_ids"],
-                **attention_inputs(self.base, inputs["position_ids"], inputs["subtree_end"]),
-                # No logits at all: on a CPU even those of one position would copy a bfloat16 head.
-                logits_to_keep=inputs["input_ids"].new_empty(0),
-                use_cache=False,
-            )
-        finally:
-            hook.remove()
-        (hidden_BSH,) = found
-        hidden_TH = hidden_BSH.flatten(0, 1).index_select(0, inputs["target_index"])
-        # Collective under FSDP2, as the forward pass itself: all processes run equally many batches.
-        weight_VH = self.base.get_output_embeddings().weight
-        weight_VH = weight_VH.full_tensor() if hasattr(weight_VH, "full_tensor") else weight_VH
+        hidden_TH, weight_VH = target_hidden(model, self.base, inputs)
         return weighted_nll(
             hidden_TH, weight_VH, inputs["target_ids"], inputs["target_weights"], normaliser, self.loop.lean_loss
         )

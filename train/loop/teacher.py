@@ -3,7 +3,7 @@
 The expectation of log p_model - log p_teacher over the model's own samples is the reverse divergence from the teacher;
 its gradient, token by token, is that of a policy with the advantage log p_teacher - log p_model.
 
-Legend: B rollouts, S tokens of prompt and completion.
+Legend: B rows, S tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from trl.trainer.utils import add_fused_lm_head
 
 from counterpoint.configs.rl_section import TeacherSettings
 from counterpoint.train.adapters.implementations import use_implementations
@@ -36,13 +35,12 @@ class Teacher:
         return self.loaded.vocabulary_map.rows(student.vocabulary_map.ids(rows_BS))
 
 
-def load_teacher(settings: TeacherSettings, temperature: float, device: torch.device) -> Teacher:
-    """The teacher, frozen, with log-probabilities at the temperature of sampling."""
+def load_teacher(settings: TeacherSettings, device: torch.device) -> Teacher:
+    """The teacher, frozen."""
     model = start_of(settings.model)
     loaded = put_start(load_model(model, device), model)
     if model.adapter is not None:
         loaded = loaded.with_model(loaded.model.get_base_model())  # its modules hold the adapter
     use_implementations(loaded.model, model)
     loaded.model.requires_grad_(False).eval()
-    add_fused_lm_head(loaded.model, temperature=temperature)
     return Teacher(loaded, settings.weight)

@@ -6,7 +6,7 @@ Types alone, so that rewards read rollouts without what samples them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -125,18 +125,31 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Episode:
-    """One rollout.
+class SampledRow:
+    """A prompt and what followed it, token by token.
 
     completion_ids: from the token after the prompt to the end, results among them; env_mask: 1 for each that was
     sampled, 0 for each that the environment wrote; logprobs: of each, 0 for what the environment wrote and None where
-    the engine gave none, or None where it gives none at all. actions: what was sampled, by action, and starts: where
-    each begins in completion_ids. called: the calls that were run. stop: `return` a final; `length` out of tokens;
-    `calls` one more call than allowed; `malformed` neither a final nor a call that names a tool; `environment` it said
-    so; `turns` one more user message than allowed; `invalid` the environment failed, and `invalid` says how. turn: of
-    the user messages that the rollout is given one after the other, the number of the one that this answers. earlier:
-    the turns before it. asked: the first prompt. messages: what was said in all turns. earned: by name, what the
-    environment gave. seed: of its sampling.
+    the engine gave none, or None where it gives none at all.
+    """
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    env_mask: Sequence[int]
+    logprobs: Sequence[float | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One rollout.
+
+    prompt_ids to logprobs: of its last row, as of `SampledRow`; earlier_rows: those of the turns before. actions:
+    what was sampled, by action, and starts: where each begins in completion_ids. called: the calls that were run.
+    stop: `return` a final; `length` out of tokens; `calls` one more call than allowed; `malformed` neither a final
+    nor a call that names a tool; `environment` it said so; `turns` one more user message than allowed; `invalid`
+    the environment failed, and `invalid` says how. turn: of the user messages that the rollout is given one after
+    the other, the number of the one that this answers. earlier: the turns before it. asked: the first prompt.
+    messages: what was said in all turns. earned: by name, what the environment gave. seed: of its sampling.
     """
 
     prompt_ids: list[int]
@@ -150,11 +163,17 @@ class Episode:
     logprobs: list[float | None] | None = None
     turn: int = 0
     earlier: tuple[Turn, ...] = ()
+    earlier_rows: tuple[SampledRow, ...] = ()
     asked: Conversation | None = None
     messages: tuple[Mapping[str, str], ...] = ()
     earned: Mapping[str, float] = field(default_factory=dict)
     invalid: str | None = None
     seed: int = 0
+
+    @property
+    def row(self) -> SampledRow:
+        """The last one."""
+        return SampledRow(self.prompt_ids, self.completion_ids, self.env_mask, self.logprobs)
 
     @property
     def turns(self) -> tuple[Turn, ...]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from counterpoint.configs.data_section import RenderSettings
-from counterpoint.configs.reward_section import ChannelReward
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
@@ -19,13 +19,15 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.episodes.episodes import EpisodeLimits
+from counterpoint.train.loop.advantages import advantages_of
 from counterpoint.train.loop.grpo_items import items_of
 from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.loop.grpo_trainer import RewardTrainer
-from counterpoint.train.loop.rl_arguments import grpo_arguments
+from counterpoint.train.loop.rl_arguments import grpo_arguments, policy_settings
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
+from counterpoint.train.sampling.rollout import SampledRow
 from counterpoint.train.sampling.sample import Sampled, Sampler, inference
 from counterpoint.train.sampling.weight_sync import FollowingEngine
 from counterpoint.train.scoring.prompts import EvalPrompt
@@ -68,7 +70,7 @@ class StandIn:
         return [replace(s, logprobs=logps(self.loaded, prompt, s.ids, hot).tolist()) for prompt, s in pairs]
 
 
-def trainer_of(tmp_path: Path, factor: float, **rollout: Any) -> tuple[RewardTrainer, Rollouts, StandIn]:
+def trainer_of(tmp_path: Path, factor: float, **rollout: Any) -> tuple[RewardTrainer, StandIn]:
     torch.manual_seed(0)
     settings = GrpoRun.model_validate(
         {
@@ -76,89 +78,82 @@ def trainer_of(tmp_path: Path, factor: float, **rollout: Any) -> tuple[RewardTra
             "data": {"train": {"type": "arithmetic"}},
             "lora": {"rank": 4},
             "rollout": {"temperature": TEMPERATURE, "action_tokens": 8, "completion_tokens": 8, **rollout},
-            "rewards": [{"type": "channel"}],
+            "rewards": [{"type": "function", "function": f"{tmp_path / 'reward.py'}:odd"}],
             "grpo": {"group": GROUP},
             "train": {"steps": 2, "batch_rows": GROUP, "device": "cpu"},
         }
     )
+    (tmp_path / "reward.py").write_text("def odd(r):\n    return sum(i % 2 for i in r.completion.ids) / 8\n")
     loaded = random_tiny()
     loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
     renderer, stand_in = Renderer(loaded.vocabulary, RenderSettings(serving="sampled")), StandIn(loaded, factor)
     prompt = EvalPrompt("one", Conversation((Message("user", "6 times 7?"),)), Reference(answer="42"), "number")
-    rewards = Rewards([ChannelReward(type="channel")])
     rollouts = Rollouts(
-        items_of([prompt], renderer), renderer, FollowingEngine(tmp_path / "engine", stand_in), rewards,
-        EpisodeLimits(8, 8), TEMPERATURE, GROUP, 0,
+        items_of([prompt], renderer), renderer, FollowingEngine(tmp_path / "engine", stand_in),
+        Rewards(settings.rewards), EpisodeLimits(8, 8), TEMPERATURE, GROUP, 0,
     )  # fmt: skip
     identity, loop = Identity({}, "data", GROUP), LoopSettings(tmp_path / "checkpoints")
-    return RewardTrainer(loaded, grpo_arguments(settings, tmp_path, 2), rollouts, loop, identity), rollouts, stand_in
+    policy, args = policy_settings(settings, 1), grpo_arguments(settings, tmp_path, 2)
+    return RewardTrainer(loaded, args, rollouts, policy, loop, identity), stand_in
 
 
-def scored(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.base.train()
-    return trainer._generate_and_score_completions([{"prompt": "0"} for _ in range(GROUP)])
+def step(trainer: RewardTrainer) -> tuple[float, list[SampledRow]]:
+    """The loss of a step, and what it was of."""
+    seen: list[SampledRow] = []
+    real = trainer.rollouts.__class__.__call__
+
+    def watched(*args: Any) -> Any:
+        found = real(*args)
+        seen.extend(row for rows in found.rows for row in rows)
+        return found
+
+    with patch.object(trainer.rollouts.__class__, "__call__", watched):
+        loss = float(trainer.training_step(trainer.model, {}))  # pyright: ignore[reportArgumentType]
+    return loss, seen
 
 
 def metric(trainer: RewardTrainer, name: str) -> float:
-    return trainer._metrics["train"][f"sampling/{name}"][-1]
+    return trainer._metrics[f"sampling/{name}"][-1]
 
 
 def test_engines_that_agree_need_no_correction(tmp_path: Path) -> None:
-    trainer, _, stand_in = trainer_of(tmp_path, 1.0, correction="token_truncate")
-    batch = scored(trainer)
-    assert batch["importance_sampling_ratio"] == pytest.approx(1.0, abs=1e-4)
-    assert metric(trainer, "importance_sampling_ratio/mean") == pytest.approx(1, abs=1e-4)
+    trainer, stand_in = trainer_of(tmp_path, 1.0, correction="token_truncate")
+    step(trainer)
+    for extreme in ("min", "mean", "max"):
+        assert metric(trainer, f"importance_sampling_ratio/{extreme}") == pytest.approx(1, abs=1e-4)
     assert metric(trainer, "sampling_logp_difference/max") == pytest.approx(0, abs=1e-4)
     assert metric(trainer, "capped") == 0
+    assert trainer.taught
     files = ["adapter_config.json", "adapter_model.safetensors"]
     assert stand_in.adapters == [("adapter-0", files)]
-    scored(trainer)
-    assert len(stand_in.adapters) == 1, "the same weights are handed over once"
     trainer.state.global_step = 1
-    scored(trainer)
+    step(trainer)
     assert stand_in.adapters == [("adapter-0", files), ("adapter-1", files)]
     assert [path.name for path in (tmp_path / "engine").iterdir()] == ["adapter-1"]
 
 
-@pytest.mark.parametrize("correction", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+@pytest.mark.parametrize("correction", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "off"])
 def test_engines_that_differ_are_corrected_by_the_ratio(tmp_path: Path, correction: str) -> None:
     cap = 0.3 if correction.startswith("sequence") else 1.05
-    trainer, _, stand_in = trainer_of(tmp_path, 1.5, correction=correction, correction_cap=cap)
-    batch = scored(trainer)
-    loaded, ids = stand_in.loaded, stand_in.loaded.vocabulary_map.ids
-    sequence, capped, differences = correction.startswith("sequence"), [], []
-    for b in range(GROUP):
-        prompt = ids(batch["prompt_ids"][b][batch["prompt_mask"][b].bool()].numpy()).tolist()
-        n = int(batch["completion_mask"][b].sum())
-        sampled = ids(batch["completion_ids"][b][:n].numpy()).tolist()
-        diff = logps(loaded, prompt, sampled, TEMPERATURE) - logps(loaded, prompt, sampled, 1.5 * TEMPERATURE)
+    trainer, stand_in = trainer_of(tmp_path, 1.5, correction=correction, correction_cap=cap)
+    loss, rows = step(trainer)
+    assert len(rows) == GROUP
+    scores = [[sum(i % 2 for i in row.completion_ids) / 8] for row in rows]
+    advantages = advantages_of(scores, [1.0], GROUP, "group").advantage_N.tolist()
+    sequence, capped, differences, total = correction.startswith("sequence"), [], [], 0.0
+    for row, advantage in zip(rows, advantages, strict=True):
+        own = logps(stand_in.loaded, row.prompt_ids, row.completion_ids, TEMPERATURE)
+        diff = own - logps(stand_in.loaded, row.prompt_ids, row.completion_ids, 1.5 * TEMPERATURE)
         differences += diff.abs().tolist()
         ratio = (diff.sum() if sequence else diff).exp().reshape(-1)
         capped += (ratio > cap).tolist()
-        wanted = ratio.clamp(max=cap) if "truncate" in correction else ratio.where(ratio <= cap, 0.0)
-        found = batch["importance_sampling_ratio"][b]
-        assert found[: len(wanted)].tolist() == pytest.approx(wanted.tolist(), abs=1e-4)
-    assert 0 < sum(capped) < len(capped)
-    assert metric(trainer, "capped") == pytest.approx(sum(capped) / len(capped))
+        cut = ratio.clamp(max=cap) if "truncate" in correction else ratio.where(ratio <= cap, 0.0)
+        weights = torch.ones_like(own) if correction == "off" else cut.expand(len(own)) if sequence else cut
+        total -= advantage * float(weights.sum())
+    assert loss == pytest.approx(total / sum(len(row.completion_ids) for row in rows), abs=1e-4)
     assert metric(trainer, "sampling_logp_difference/mean") == pytest.approx(
         sum(differences) / len(differences), abs=1e-4
     )
-
-
-def test_the_correction_weighs_the_loss_and_can_be_off(tmp_path: Path) -> None:
-    losses = {}
-    for correction in ("off", "token_truncate"):
-        trainer, _, _ = trainer_of(tmp_path, 1.5, correction=correction)
-        batch = scored(trainer)
-        batch["advantages"] = torch.tensor([1.0, -1.0, 2.0, 0.5])
-        losses[correction] = trainer._compute_loss(trainer.model, batch).item()
-        if correction == "off":
-            assert "importance_sampling_ratio" not in batch
-            weights = torch.ones(())
-        else:
-            weights = batch["importance_sampling_ratio"]
-        mask = batch["completion_mask"].float()
-        plain = -(batch["advantages"][:, None] * weights * mask).sum() / mask.sum()
-        assert losses[correction] == pytest.approx(plain.item(), abs=1e-5)
-    assert losses["off"] != pytest.approx(losses["token_truncate"], abs=1e-3)
+    if correction != "off":
+        assert 0 < sum(capped) < len(capped)
+        assert metric(trainer, "capped") == pytest.approx(sum(capped) / len(capped))

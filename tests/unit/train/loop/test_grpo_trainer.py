@@ -1,4 +1,4 @@
-"""What TRL is given: ids as sampled, in the model's rows; results masked; the loss on sampled tokens alone."""
+"""What is learned from: ids as sampled; results masked; the loss on sampled tokens alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ANSWER = "<|channel|>final<|message|>42<|return|>"
 
 
 @pytest.mark.parametrize("efforts", [(), ("low", "high")])
-def test_a_step_of_rollouts_as_trl_takes_it(tmp_path: Path, efforts: tuple) -> None:
+def test_a_step_of_rollouts(tmp_path: Path, efforts: tuple) -> None:
     (tmp_path / "tools.py").write_text("def multiply(a: int, b: int) -> int:\n    return a * b\n")
     loaded = random_tiny()
     renderer = Renderer(loaded.vocabulary, RenderSettings(serving="sampled"))
@@ -45,13 +45,14 @@ def test_a_step_of_rollouts_as_trl_takes_it(tmp_path: Path, efforts: tuple) -> N
         rollouts = Rollouts(
             items, renderer, engine, rewards, EpisodeLimits(), 1.0, 2, 0, toolkit, tmp_path / "rollouts.jsonl"
         )
-        out = rollouts(["0", "0"], 7, loaded.vocabulary_map.rows)
+        out = rollouts([0, 0], 7)
         measured = rollouts.measured
-    ids = loaded.vocabulary_map.ids
-    assert ids(out["prompt_ids"][0]).tolist() == renderer.prompt(prompt, items[0].effort)
-    sampled = [i for i, m in zip(ids(out["completion_ids"][0]).tolist(), out["env_mask"][0], strict=True) if m]
+    ((row,), _) = out.rows
+    assert row.prompt_ids == renderer.prompt(prompt, items[0].effort)
+    sampled = [i for i, m in zip(row.completion_ids, row.env_mask, strict=True) if m]
     assert sampled == loaded.vocabulary.encode_with_specials(CALL + ANSWER)
-    assert out["scores"] == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    assert out.scores == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    assert out.lengths == [(len(row.prompt_ids), len(row.completion_ids), True)] * 2
     assert measured["rewards/answer/zero_variance"] == 1.0
     assert measured["channel_correct"] == 1.0
     assert (measured["tools/calls"], measured["tools/faults"], measured["tools/solved"]) == (1.0, 0.0, 1.0)
@@ -73,10 +74,10 @@ def test_each_turn_is_learned_from_and_judged_by_its_own_truth(tmp_path: Path) -
     with Rewards([AnswerReward(type="answer")]) as rewards:
         keep = tmp_path / "rollouts.jsonl"
         rollouts = Rollouts(items, renderer, engine, rewards, EpisodeLimits(), 1.0, 2, 0, None, keep)
-        assert rollouts(["2"], 0, loaded.vocabulary_map.rows)["scores"] == [[1.0]]
-        assert rollouts(["2"], 1, loaded.vocabulary_map.rows)["scores"] == [[1.0]]
+        assert rollouts([2], 0).scores == [[1.0]]
+        assert rollouts([2], 1).scores == [[1.0]]
         engine.script = lambda prompt, seed: ANSWER
-        assert rollouts(["2", "1", "0"], 2, loaded.vocabulary_map.rows)["scores"] == [[0.0], [0.0], [1.0]]
+        assert rollouts([2, 1, 0], 2).scores == [[0.0], [0.0], [1.0]]
     asked = loaded.vocabulary.decode(engine.asked[2][0])
     assert asked.count("<|start|>user<|message|>") == 3
     assert [json.loads(line)["turn"] for line in keep.read_text().splitlines()] == [2, 2, 2, 1, 0]

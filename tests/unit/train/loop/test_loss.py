@@ -8,7 +8,7 @@ import pytest
 import torch
 from benchmark_modules import benchmark_module
 
-from counterpoint.train.loop import loss as module
+from counterpoint.train.loop import head as module
 from counterpoint.train.loop.loss import weighted_nll
 
 KERNELS = benchmark_module("gpu_emulation")

@@ -19,7 +19,7 @@ from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.loop.grpo_items import items_of
 from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.loop.grpo_trainer import RewardTrainer
-from counterpoint.train.loop.rl_arguments import grpo_arguments
+from counterpoint.train.loop.rl_arguments import grpo_arguments, policy_settings
 from counterpoint.train.loop.teacher import Teacher, load_teacher
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel
@@ -59,71 +59,58 @@ def trainer_of(tmp_path: Path, teacher: Teacher, **grpo: Any) -> tuple[RewardTra
         Rewards([ChannelReward(type="channel", weight=0)]), EpisodeLimits(16, 16), TEMPERATURE, GROUP, 0,
     )  # fmt: skip
     identity, loop = Identity({}, "data", GROUP), LoopSettings(tmp_path / "checkpoints")
-    arguments = grpo_arguments(settings, tmp_path, 2)
-    share = settings.grpo.share_prompts
-    trainer = RewardTrainer(loaded, arguments, rollouts, loop, identity, teacher=teacher, shared=share)
-    trainer.current_gradient_accumulation_steps = 1
+    arguments, policy = grpo_arguments(settings, tmp_path, 2), policy_settings(settings, 1)
+    trainer = RewardTrainer(loaded, arguments, rollouts, policy, loop, identity, teacher=teacher)
     trainer.base.train()
     return trainer, loaded
 
 
-def batch_of(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
-    return trainer._generate_and_score_completions([{"prompt": "0"} for _ in range(GROUP)])
+def completions_of(loaded: LoadedModel) -> list[tuple[list[int], int]]:
+    """(prompt and completion, tokens of the completion) of each rollout."""
+    asked = Conversation((Message("user", "6 times 7?"),))
+    prompt = Renderer(loaded.vocabulary).prompt(asked)
+    said = [loaded.vocabulary.encode_with_specials(text) for text in SAID]
+    return [([*prompt, *each], len(each)) for each in said]
 
 
-@pytest.mark.parametrize("share", ["always", "never"])
-def test_each_token_s_advantage_is_what_the_teacher_thinks_of_it(tmp_path: Path, share: str) -> None:
-    teacher = load_teacher(TeacherSettings(model=ModelSettings(), weight=WEIGHT), TEMPERATURE, torch.device("cpu"))
-    trainer, loaded = trainer_of(tmp_path, teacher, share_prompts=share)
-    batch = batch_of(trainer)
-    every = []
-    with torch.no_grad():
-        for b in range(GROUP):
-            n = int(batch["completion_mask"][b].sum())
-            rows = [*batch["prompt_ids"][b][batch["prompt_mask"][b].bool()], *batch["completion_ids"][b][:n]]
-            ids = loaded.vocabulary_map.ids([int(row) for row in rows]).tolist()
-            gap = logps(teacher.loaded, ids, n) - logps(loaded, ids, n)
-            assert batch["advantages"][b, :n].tolist() == pytest.approx((WEIGHT * gap).tolist(), abs=1e-4)
-            assert not batch["advantages"][b, n:].any()
-            every += gap.tolist()
-    assert trainer._metrics["train"]["teacher/reverse_kl"][-1] == pytest.approx(-sum(every) / len(every), abs=1e-4)
-    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+def step(trainer: RewardTrainer, loaded: LoadedModel) -> None:
+    loaded.model.zero_grad()
+    trainer.training_step(trainer.model, {})  # pyright: ignore[reportArgumentType]
 
 
 def test_its_gradient_is_that_of_the_sampled_reverse_divergence(tmp_path: Path) -> None:
-    teacher = load_teacher(TeacherSettings(model=ModelSettings(), weight=WEIGHT), TEMPERATURE, torch.device("cpu"))
+    teacher = load_teacher(TeacherSettings(model=ModelSettings(), weight=WEIGHT), torch.device("cpu"))
     trainer, loaded = trainer_of(tmp_path, teacher)
-    batch = batch_of(trainer)
+    step(trainer, loaded)
+    found = {name: p.grad.clone() for name, p in loaded.model.named_parameters() if p.grad is not None}
     loaded.model.zero_grad()
-    trainer._compute_loss(trainer.model, batch).backward()
-    name, found = next((n, p.grad.clone()) for n, p in loaded.model.named_parameters() if p.grad is not None)
-    loaded.model.zero_grad()
-    total, count = torch.zeros(()), 0
-    for b in range(GROUP):
-        n = int(batch["completion_mask"][b].sum())
-        rows = [*batch["prompt_ids"][b][batch["prompt_mask"][b].bool()], *batch["completion_ids"][b][:n]]
-        ids = loaded.vocabulary_map.ids([int(row) for row in rows]).tolist()
+    total, count, gaps = torch.zeros(()), 0, 0.0
+    for ids, n in completions_of(loaded):
         with torch.no_grad():
             its = logps(teacher.loaded, ids, n)
         own = logps(loaded, ids, n)
         # The score-function estimate of the divergence's gradient: (log p_model - log p_teacher) times grad log p_model.
         total = total + ((own.detach() - its) * own).sum()
+        gaps += float((own.detach() - its).sum())
         count += n
     (WEIGHT * total / count).backward()
-    wanted = dict(loaded.model.named_parameters())[name].grad
-    assert wanted is not None
-    assert found.abs().max() > 1e-6
-    assert torch.allclose(found, wanted, atol=1e-5)
+    assert trainer._metrics["teacher/reverse_kl"][-1] == pytest.approx(gaps / count, abs=1e-4)
+    wanted = {name: p.grad for name, p in loaded.model.named_parameters() if p.grad is not None}
+    assert set(found) == set(wanted)
+    for name, gradient in wanted.items():
+        assert float((found[name] - gradient).norm()) <= 1e-4 * float(gradient.norm()) + 1e-6, name
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
 def test_a_teacher_that_is_the_model_teaches_nothing(tmp_path: Path) -> None:
     torch.manual_seed(0)
     twin = random_tiny()
-    teacher = load_teacher(TeacherSettings(model=ModelSettings(), weight=1.0), TEMPERATURE, torch.device("cpu"))
+    teacher = load_teacher(TeacherSettings(model=ModelSettings(), weight=1.0), torch.device("cpu"))
     teacher.model.load_state_dict(twin.model.state_dict())
     trainer, loaded = trainer_of(tmp_path, teacher)
     loaded.model.load_state_dict(twin.model.state_dict())
-    assert batch_of(trainer)["advantages"].abs().max() < 1e-4
+    step(trainer, loaded)
+    assert all(float(p.grad.norm()) < 1e-4 for p in loaded.model.parameters() if p.grad is not None)
 
 
 def test_the_teacher_s_rows_are_found_by_real_ids() -> None:

@@ -38,21 +38,6 @@ SEAMS: dict[str, str] = {
     "trl.trainer.dpo_trainer:DPOTrainer._save_checkpoint": "(self, model, trial)",
     "trl.trainer.dpo_trainer:DPOTrainer._set_signature_columns_if_needed": "(self)",
     "trl.trainer.dpo_trainer:DPOTrainer._signature_columns": VALUE,
-    "trl.trainer.grpo_trainer:GRPOTrainer._generate_and_score_completions": (
-        "(self, inputs: list[dict[str, torch.Tensor | typing.Any]]) -> dict[str, torch.Tensor | typing.Any]"
-    ),
-    "trl.trainer.grpo_trainer:GRPOTrainer._get_per_token_logps_and_entropies": (
-        "(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, "
-        "compute_aux_loss=False, pixel_values=None, image_grid_thw=None, num_images=None, "
-        "pixel_attention_mask=None, spatial_shapes=None, num_tiles=None, image_sizes=None, token_type_ids=None, "
-        "mm_token_type_ids=None, image_position_ids=None) -> tuple[torch.Tensor, torch.Tensor | None, "
-        "torch.Tensor | None]"
-    ),
-    "trl.trainer.grpo_trainer:GRPOTrainer._last_loaded_step": VALUE,
-    "trl.trainer.grpo_trainer:GRPOTrainer._metrics": VALUE,
-    "trl.trainer.grpo_trainer:GRPOTrainer._save_checkpoint": "(self, model, trial)",
-    "trl.trainer.grpo_trainer:GRPOTrainer._set_signature_columns_if_needed": "(self)",
-    "trl.trainer.grpo_trainer:GRPOTrainer._signature_columns": VALUE,
     "trl.trainer.kto_trainer:KTOTrainer._prepare_dataset": (
         "(self, dataset: datasets.arrow_dataset.Dataset | datasets.iterable_dataset.IterableDataset, "
         "processing_class: transformers.tokenization_utils_base.PreTrainedTokenizerBase | "
@@ -77,6 +62,9 @@ SEAMS: dict[str, str] = {
         "(self, resume_from_checkpoint: str, model: torch.nn.modules.module.Module | None = None) -> None"
     ),
     "transformers.trainer:Trainer._load_optimizer_and_scheduler": "(self, checkpoint: str | None) -> None",
+    "transformers.trainer:Trainer._save_checkpoint": (
+        "(self, model: torch.nn.modules.module.Module, trial: 'optuna.Trial | dict[str, Any] | None') -> None"
+    ),
     "transformers.trainer:Trainer._maybe_log_save_evaluate": (
         "(self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, model: "
         "torch.nn.modules.module.Module, trial: 'optuna.Trial | dict[str, Any] | None', epoch: float, "
@@ -142,7 +130,6 @@ SEAMS: dict[str, str] = {
     ),
     "torch._functorch:config": VALUE,
     "torch.optim.lr_scheduler:LRScheduler._last_lr": VALUE,
-    "trl.trainer.grpo_trainer:GRPOTrainer._load_optimizer_and_scheduler": "(self, checkpoint)",
     "torch._ops:OpOverload._schema": VALUE,
     "torch.nn.parallel:DistributedDataParallel._set_params_and_buffers_to_ignore_for_model": (
         "(module, params_and_buffers_to_ignore)"

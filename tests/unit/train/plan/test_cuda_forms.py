@@ -20,18 +20,24 @@ from torch.utils._pytree import tree_leaves
 from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
-from counterpoint.configs.schema import SftRun
+from counterpoint.configs.schema import GrpoRun, SftRun
+from counterpoint.data.layout.collate import Collator
 from counterpoint.train.adapters import activation, expert_math
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.adapters.linear import AutocastLinear
-from counterpoint.train.loop import loss as loss_module
+from counterpoint.train.loop import head
+from counterpoint.train.loop.log_probs import target_log_probs
+from counterpoint.train.loop.loss import weighted_nll
+from counterpoint.train.loop.policy_loss import PolicyLoss, Targets, policy_loss
+from counterpoint.train.loop.policy_rows import PolicyRow, micro_batches
 from counterpoint.train.model import attention, norm
 from counterpoint.train.model.attention_inputs import attention_inputs
-from counterpoint.train.model.attention_plan import AttentionPlan
+from counterpoint.train.model.attention_plan import AttentionPlan, flash_sequences
 from counterpoint.train.model.mxfp4 import frozen_mxfp4
 from counterpoint.train.plan.estimate import Estimate
-from counterpoint.train.plan.memory import Batch
+from counterpoint.train.plan.memory import Batch, moments
+from counterpoint.train.sampling.rollout import SampledRow
 
 LAYERS, TOKENS = 6, 8192
 META = torch.device("meta")
@@ -43,11 +49,11 @@ WIDE = {
 
 
 class Live(TorchDispatchMode):
-    """Bytes of all tensors that were made inside it and still live, now and at most."""
+    """Bytes of all tensors that were made inside it and still live, now and at most, and of the largest."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.largest = 0
         parts = [getattr(p.data, part, p.data) for p in model.parameters() for part in ("blocks", "scales")]
         self.known = {part.untyped_storage()._cdata for part in (*parts, *model.buffers())}
 
@@ -59,6 +65,7 @@ class Live(TorchDispatchMode):
                 if storage._cdata not in self.known:
                     self.known.add(storage._cdata)
                     self.now += storage.nbytes()
+                    self.largest = max(self.largest, storage.nbytes())
                     weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
         self.peak = max(self.peak, self.now)
         return out
@@ -70,7 +77,7 @@ class Live(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def meta_is_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (activation, attention, expert_math, loss_module, norm):
+    for module in (activation, attention, expert_math, head, norm):
         monkeypatch.setattr(module, "on_cuda", lambda tensor: tensor.is_meta)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *args: (9, 0))
     # Autocast knows no such device. Attention's adapters are in bfloat16 here, as it would have cast them.
@@ -118,7 +125,7 @@ def step(model: Any, tokens: int, **inputs: Any) -> None:
     ids = torch.zeros(1, tokens, dtype=torch.long, device=META)
     hidden_TH = base.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state[0]
     target, weight = torch.zeros(tokens, dtype=torch.long, device=META), torch.ones(tokens, device=META)
-    loss, _ = loss_module.weighted_nll(hidden_TH, base.lm_head.weight, target, weight, torch.ones((), device=META))
+    loss, _ = weighted_nll(hidden_TH, base.lm_head.weight, target, weight, torch.ones((), device=META))
     loss.backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)
 
@@ -163,3 +170,44 @@ def test_tree_rows_fit_the_declared_operators(branches: int) -> None:
         place = torch.empty(1, tokens, dtype=torch.long, device=META)
         inputs = attention_inputs(model, place, torch.empty_like(place))
         step(model, tokens, position_ids=place, **inputs)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_group_of_long_rollouts_holds_neither_scores_nor_logits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpointing: bool
+) -> None:
+    """Two rollouts of 32k tokens and what they share, at gpt-oss-20b's width: no S x S, no T x V, and what `plan` says."""
+    prompt, completion = 2048, 32768
+    config = GptOssConfig(**{**WIDE, "num_hidden_layers": 2})
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(expert_math, "_ends", lambda weights, routing: None)
+    model = adapted(config)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    rows = [SampledRow(range(prompt), range(n, n + completion), [1] * completion) for n in (5_000, 100_000)]
+    both = [PolicyRow(n, each) for n, each in enumerate(rows)]
+    (batch,) = micro_batches(both, [1.0, -1.0], [1.0, 1.0], 2, 100_000, Collator())
+    tokens, targets = batch["input_ids"].numel(), len(batch["target_ids"])
+    assert (tokens, targets) == (prompt + 2 * completion, 2 * completion)
+    on_meta = {name: tensor.to(META) for name, tensor in batch.items()}
+    arrays = batch["position_ids"].numpy(), batch["subtree_end"].numpy()
+    with rows_of(*arrays), Live(model) as live:
+        hidden_TH, weight_VH = head.target_hidden(model, model.get_base_model(), on_meta)
+        log_prob_T, entropy_T = target_log_probs(hidden_TH, weight_VH, on_meta["target_ids"])
+        known = Targets(on_meta["advantage"], on_meta["weight"], on_meta["row"], 2, log_prob_T.detach())
+        loss, _ = policy_loss(PolicyLoss(), log_prob_T, entropy_T, known)
+        loss.backward()
+    assert live.largest < 2 * tokens**2 / 2
+    assert live.largest < 2 * targets * WIDE["vocab_size"] / 8
+    run = GrpoRun.model_validate(
+        {
+            "recipe": "grpo", "model": {"name": str(tmp_path), "dtype": "bfloat16"}, "rewards": [{"type": "channel"}],
+            "data": {"train": {"type": "arithmetic"}}, "train": {"activation_checkpointing": checkpointing, "batch_rows": 8},
+        }
+    )  # fmt: skip
+    sequences, keys = flash_sequences(arrays[0][0], arrays[1][0])
+    planned = Batch(1, tokens, targets, sequences, keys)
+    plan = Estimate.of(run, planned, "cuda")
+    found = [m for m in moments(plan.shape, planned, plan._plan()) if m.moment != "the sampling of rollouts"]
+    expected = max(m.gradients + m.activations + m.loss for m in found)
+    assert expected == pytest.approx(live.peak, rel=0.1)

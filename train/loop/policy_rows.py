@@ -1,0 +1,131 @@
+"""The rollouts of a step as micro-batches: tree rows in which what rollouts share is computed once.
+
+Legend: N rollouts of this process, T targets of a micro-batch, S tokens of a tree row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from counterpoint.data.harmony.example_tree import ExampleTree
+from counterpoint.data.harmony.spans import FINAL, Example
+from counterpoint.data.layout.pack import pack
+from counterpoint.data.layout.tree import TreeRow, forest_of, row_of, size_of
+from counterpoint.train.loop.policy_loss import Targets
+from counterpoint.train.sampling.rollout import SampledRow
+
+MicroBatch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """A row of a rollout whose sampled tokens are learned. rollout: its number; neighbours are of one group."""
+
+    rollout: int
+    row: SampledRow
+
+    @property
+    def n_sampled(self) -> int:
+        return sum(self.row.env_mask)
+
+
+def micro_batches(
+    rows: Sequence[PolicyRow],
+    advantage_N: Sequence[float],
+    weight_N: Sequence[float],
+    group: int,
+    budget: int,
+    collate: Callable[[list[TreeRow]], dict[str, Any]],
+) -> list[MicroBatch]:
+    """Tree rows of at most `budget` tokens, one a micro-batch; a row of rollouts that is longer is one of its own.
+
+    advantage_N, weight_N: of each rollout. group: rollouts that are neighbours and share their prompt. What has no
+    sampled token is left out. Beside what `collate` gives, a micro-batch has `advantage`, `weight`, `row` and, where
+    the engine gave them, `sampled`, each (T,).
+    """
+    with_targets = [row for row in rows if row.n_sampled]
+    parts: list[TreeRow] = []
+    members: list[list[PolicyRow]] = []
+    for _, found in groupby(with_targets, key=lambda row: row.rollout // group):
+        of_group = list(found)
+        tree = ExampleTree.of([_example(each.row) for each in of_group])
+        for first, last in _fitting(tree, budget):
+            parts.append(row_of(tree, _range(first, last)))
+            members.append(of_group[first:last])
+    batches = []
+    for packed in pack([len(part) for part in parts], budget):
+        batch = collate([forest_of([parts[number] for number in packed])])
+        inside = [row for number in packed for row in members[number]]
+        batches.append({**_tensors(batch), **_facts(inside, advantage_N, weight_N)})
+    return batches
+
+
+def filling(collate: Callable[[list[TreeRow]], dict[str, Any]], prompt_ids: Sequence[int]) -> MicroBatch:
+    """A micro-batch of weight 0, for a process that has fewer than another: a sharded model waits for all of them."""
+    row = PolicyRow(0, SampledRow([], [*prompt_ids[:1], *prompt_ids[:1]], [0, 1]))
+    return micro_batches([row], [0.0], [0.0], 1, 2, collate)[0]
+
+
+def targets_of(batch: MicroBatch, old_T: torch.Tensor) -> Targets:
+    return Targets(
+        batch["advantage"],
+        batch["weight"],
+        batch["row"],
+        int(batch["row"].max()) + 1,
+        batch.get("old", old_T),
+        batch.get("sampled"),
+        batch.get("reference"),
+    )
+
+
+def _fitting(tree: ExampleTree, budget: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of neighbours that make a row of at most `budget` tokens, as many as fit in each."""
+    first = 0
+    for last in range(2, len(tree) + 1):
+        if size_of(tree, _range(first, last)) > budget:
+            yield first, last - 1
+            first = last - 1
+    yield first, len(tree)
+
+
+def _range(first: int, last: int) -> npt.NDArray[np.int32]:
+    return np.arange(first, last, dtype=np.int32)
+
+
+def _example(row: SampledRow) -> Example:
+    weights = np.array([*[0] * len(row.prompt_ids), *row.env_mask], dtype=np.float32)
+    ids = np.array([*row.prompt_ids, *row.completion_ids], dtype=np.int32)
+    return Example("", 0, ids, weights, (weights * FINAL).astype(np.uint8))
+
+
+def _facts(rows: Sequence[PolicyRow], advantage_N: Sequence[float], weight_N: Sequence[float]) -> MicroBatch:
+    """In the order of the targets: row after row, and by place within each."""
+    counts = torch.tensor([row.n_sampled for row in rows])
+    of_rollout = [row.rollout for row in rows]
+    facts = {
+        "advantage": torch.tensor([advantage_N[n] for n in of_rollout], dtype=torch.float32).repeat_interleave(counts),
+        "weight": torch.tensor([weight_N[n] for n in of_rollout], dtype=torch.float32).repeat_interleave(counts),
+        "row": torch.arange(len(rows)).repeat_interleave(counts),
+    }
+    if all(each.row.logprobs is not None for each in rows):
+        told = [
+            math.nan if value is None else value
+            for each in rows
+            for value, sampled in zip(each.row.logprobs or (), each.row.env_mask, strict=True)
+            if sampled
+        ]
+        facts["sampled"] = torch.tensor(told, dtype=torch.float32)
+    return facts
+
+
+def _tensors(batch: dict[str, Any]) -> MicroBatch:
+    names = ("input_ids", "position_ids", "subtree_end", "target_index", "target_ids")
+    return {name: batch[name] for name in names}
