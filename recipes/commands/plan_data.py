@@ -132,7 +132,6 @@ def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.train.loop.grpo_items import items_of
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
-    from counterpoint.train.plan.memory import Batch
     from counterpoint.train.run.world import rows_per_step
     from counterpoint.train.scoring.prompts import load_prompts
 
@@ -160,12 +159,30 @@ def _rollouts(run: GrpoRun) -> Work:
     lines += _held_out(run, [n + run.rollout.completion_tokens for n in lengths[len(items) :]], "rollout", steps)
     if run.tools != type(run.tools)():
         lines.append("declarations of tools are not counted")
-    if run.grpo.teacher is not None:
-        lines.append(f"the memory of the teacher ({run.grpo.teacher.model.name}) is not counted")
     if run.rollout.engine == "vllm":
-        lines.append("the memory that vLLM takes (rollout.vllm.gpu_memory) is not counted")
-    batch = Batch(run.train.batch_rows, width, run.train.batch_rows * run.rollout.completion_tokens)
+        lines.append(f"vLLM takes {run.rollout.vllm.gpu_memory:.0%} of each GPU, which is left out of what is free")
+    # An environment writes prompts of its own, up to the longest.
+    batch = _rollout_batch(run, longest if run.rollout.environment is None else run.data.max_tokens)
     return Work(batch, steps, 2 * steps * rollouts * width, tuple(lines))
+
+
+def _rollout_batch(run: GrpoRun, prompt: int) -> Batch:
+    """The largest tree row: of one process's rollouts, each as long as it may be, as many as fit.
+
+    prompt: tokens of the longest, which a group shares.
+    """
+    from counterpoint.train.plan.memory import Batch
+
+    each, group = run.rollout.completion_tokens, run.grpo.group
+    budget = max(prompt + each, run.grpo.row_tokens or run.data.max_tokens + each)
+    rollouts, branches, tokens = run.train.batch_rows * run.train.accumulation, 0, 0
+    while branches < rollouts:
+        more = each + (prompt if branches % group == 0 else 0)
+        if tokens + more > budget:
+            break
+        branches, tokens = branches + 1, tokens + more
+    trunks = -(-branches // group)
+    return Batch(1, tokens, branches * each, branches + trunks, tokens + branches * prompt, longest=prompt + each)
 
 
 def _held_out(run: TrainingRun, widths: Sequence[int], noun: str, steps: int) -> list[str]:
@@ -199,9 +216,11 @@ def _longest(run: TrainingRun, why: str) -> Work:
     width = run.data.max_tokens
     if isinstance(run, SftRun):
         width = run.data.pack_tokens or width
-    elif isinstance(run, GrpoRun):
+    batch = Batch(rows, width, rows * width)
+    if isinstance(run, GrpoRun):
         width += run.rollout.completion_tokens
+        batch = _rollout_batch(run, run.data.max_tokens)
     lines = (f"not read ({why})", f"planned for full rows of {width:,} tokens")
     per_step = run.train.batch_rows * run.train.accumulation * _processes(run) * width
     steps = run.train.steps
-    return Work(Batch(rows, width, rows * width), steps, steps * per_step if steps else None, lines)
+    return Work(batch, steps, steps * per_step if steps else None, lines)

@@ -82,9 +82,10 @@ def test_held_out_rows_are_counted(capsys: pytest.CaptureFixture[str], tmp_path:
     assert told in capsys.readouterr().out
 
 
-def test_what_a_plan_of_rollouts_leaves_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["plan", "grpo/tiny_teacher"])
-    assert "the memory of the teacher (tiny) is not counted" in capsys.readouterr().out
+def test_a_plan_of_rollouts_counts_the_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", "grpo/tiny_teacher", "--json"])
+    with_teacher = json.loads(capsys.readouterr().out)["memory"]["other"]
+    assert with_teacher == 4 * 305_744  # the tiny model, in float32
 
 
 def test_a_stated_rate_gives_the_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from counterpoint.configs.model_section import LoraSettings
 from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun, TrainingRun
 from counterpoint.train.model.load import dtype_of
 from counterpoint.train.model.precision import compute_dtype
@@ -23,7 +24,8 @@ SHORTEST_ROW, LONGEST_ROW = 256, 131_072
 EIGHT_BIT = 2.03
 """Bytes of AdamW's two moments for a number in 8 bits: one each, and a scale for each 256."""
 WHOLE_LOGITS = 9
-"""Tensors of the size of all logits that TRL's preference and reward losses hold, as measured on the tiny model."""
+"""Tensors of the size of all logits that TRL's preference losses hold, as measured on the tiny model."""
+NO_LORA = LoraSettings(enabled=False)
 Change = tuple[str, Any]
 
 
@@ -85,8 +87,11 @@ class Estimate:
         )
 
     def fits(self, budget: float) -> bool:
-        """Whether a process fits into `budget` bytes of device memory."""
-        return self.memory.total <= USABLE * budget
+        """Whether a process fits into `budget` bytes of device memory, of which vLLM in this process has its share."""
+        run = self.run
+        rollout = run.rollout if isinstance(run, GrpoRun) else None
+        taken = rollout.vllm.gpu_memory if rollout is not None and rollout.engine == "vllm" else 0
+        return self.memory.total <= (USABLE - taken) * budget
 
     def longest_row(self, budget: float) -> int:
         """Tokens of the longest row that fits into `budget` with these settings, in steps of 256; 0 for none."""
@@ -107,18 +112,19 @@ class Estimate:
     def _plan(self) -> Plan:
         model, train = self.run.model, self.run.train
         number = {2: torch.bfloat16, 4: torch.float32}[self.itemsize]
-        rewarded = not isinstance(self.run, SftRun)
+        paired, rewarded = isinstance(self.run, DpoRun), isinstance(self.run, GrpoRun)
         # TRL pads these rows on the left or right, and the lean attention leaves padded rows to the eager one.
-        padded = rewarded and self.batch.rows > 1
+        padded = paired and self.batch.rows > 1
+        weights = weight_bytes(self.shape, model, self.itemsize)
         return Plan(
             self.device,
             self.itemsize,
             compute_dtype(torch.empty(0, dtype=number)).itemsize if self.device == "cpu" else self.itemsize,
-            weight_bytes(self.shape, model, self.itemsize) + self._rounded_bytes,
+            weights + self._rounded_bytes,
             self.moment_bytes,
             train.activation_checkpointing is True,
             train.activation_checkpointing == "experts",
-            train.accumulation > 1,
+            train.accumulation > 1 or rewarded,
             self.processes,
             self.run.launch.strategy == "fsdp2" and self.processes > 1,
             model.attention == "lean" and not padded,
@@ -126,9 +132,28 @@ class Estimate:
             model.norms == "lean",
             getattr(model, "loss", "lean") == "lean",
             model.base == "mxfp4",
-            WHOLE_LOGITS if rewarded else 0,
-            isinstance(self.run, DpoRun) and self.shape.full,
+            WHOLE_LOGITS if paired else 0,
+            rewarded,
+            self._beside(weights),
+            *self._sampled(),
         )
+
+    def _beside(self, weights: int) -> int:
+        """Bytes of the reference of a whole model that trains on pairs, and of the teacher of rollouts."""
+        if isinstance(self.run, DpoRun) and self.shape.full:
+            return weights
+        teacher = self.run.grpo.teacher if isinstance(self.run, GrpoRun) else None
+        if teacher is None:
+            return 0
+        return weight_bytes(shape_of(teacher.model, NO_LORA), teacher.model, self.itemsize)
+
+    def _sampled(self) -> tuple[int, int]:
+        """Rollouts that the trainer samples at a time, and the tokens of the longest."""
+        run = self.run
+        if not isinstance(run, GrpoRun) or run.rollout.engine != "transformers":
+            return 0, 0
+        rows = min(run.rollout.batch, run.train.batch_rows * run.train.accumulation)
+        return rows, self.batch.longest or self.batch.width
 
     def changed(self, changes: list[Change]) -> Estimate:
         """The same run with other settings (`train.batch_rows`, 1)."""
@@ -137,9 +162,9 @@ class Estimate:
             section, name = key.split(".")
             before = getattr(run, section)
             run = run.model_copy(update={section: before.model_copy(update={name: value})})
-            if key == "train.batch_rows":
+            if key == "train.batch_rows" and not isinstance(run, GrpoRun):
                 batch = _scaled(batch, value / batch.rows, rows=value)
-            elif key in ("data.max_tokens", "data.pack_tokens") and value < batch.width:
+            elif key in ("data.max_tokens", "data.pack_tokens", "grpo.row_tokens") and value < batch.width:
                 batch = _scaled(batch, value / batch.width, width=value)
         return Estimate.of(run, batch, self.device)
 
@@ -212,6 +237,16 @@ def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
     if run.lora.enabled and run.lora.experts:
         rank = run.lora.expert_rank or run.lora.rank
         yield from ([("lora.expert_rank", smaller)] for smaller in (8, 4) if smaller < rank)
+    if isinstance(run, GrpoRun):
+        tokens = estimate.batch.width
+        while tokens > max(2048, estimate.batch.longest):
+            tokens = max(tokens // 2, estimate.batch.longest)
+            yield [("grpo.row_tokens", tokens)]
+        if run.rollout.engine == "transformers":
+            rows = run.rollout.batch
+            while rows > 1:
+                rows //= 2
+                yield [("rollout.batch", rows)]
     if isinstance(run, SftRun):
         pack, tokens = run.data.pack_tokens, min(run.data.max_tokens, estimate.batch.width)
         while tokens >= 2048:

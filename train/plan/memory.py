@@ -3,10 +3,10 @@
 Legend: N tokens of a forward pass (rows x longest row), T trained positions, H hidden, Q query width, G key width,
 K experts a token, R = N K routed rows, I intermediate, V vocabulary, r rank. All figures are bytes.
 
-Each term below is a tensor in `train/model/attention.py`, `train/model/norm.py`, `train/adapters/expert_math.py` or
-`train/loop/loss.py`.
-Live bytes follow the passes, so the largest sum is at one of four moments: the loss, the backward pass of the last
-layer or of the first, or the optimizer's step.
+Each term below is a tensor in `train/model/attention.py`, `train/model/norm.py`, `train/adapters/expert_math.py`,
+`train/loop/loss.py`, `train/loop/log_probs.py` or `train/sampling/kv_cache.py`.
+Live bytes follow the passes, so the largest sum is at one of these moments: the loss, the backward pass of the last
+layer or of the first, the optimizer's step, or, where the trainer samples, the longest of the rollouts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ WIDENED_ROWS = 8192
 class Batch:
     """One forward pass of one process: rows, tokens of the longest, and positions with a target over all rows.
 
-    sequences, keys: of all rows, as a flash kernel is given them (`flash_sequences`); 0 for plain rows.
+    sequences, keys: of all rows, as a flash kernel is given them (`flash_sequences`); 0 for plain rows. longest: of
+    rollouts, tokens of one of them with its prompt; such rows are packed to `width`.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class Batch:
     targets: int
     sequences: int = 0
     keys: int = 0
+    longest: int = 0
 
     @property
     def tokens(self) -> int:
@@ -51,8 +53,10 @@ class Plan:
     itemsize: bytes of a weight that is not packed. wide: bytes in which products run (4 on a CPU without AMX).
     processes: of the whole run; sharded: FSDP2. accumulates: gradients stay in memory during the next forward pass.
     recompute_experts: the experts' first projection is not kept. lean_*: the paths of section `model`.
-    whole_logits: forward passes whose logits are all held at once (preference and reward training), 0 where the loss
-    runs in chunks.
+    whole_logits: forward passes whose logits are all held at once (preference training), 0 where the loss runs in
+    chunks. log_probs: the loss is one of log-probabilities and entropies (learning from rewards). beside: bytes of
+    other models in memory, a reference or a teacher. sampled_rows, sampled_width: rollouts that the trainer samples at
+    a time, and tokens of the longest.
     """
 
     device: str
@@ -71,7 +75,10 @@ class Plan:
     lean_loss: bool = True
     packed: bool = False
     whole_logits: int = 0
-    reference_copy: bool = False
+    log_probs: bool = False
+    beside: int = 0
+    sampled_rows: int = 0
+    sampled_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,7 @@ def moments(shape: Shape, batch: Batch, plan: Plan) -> list[Memory]:
             moment="the backward pass of the first layer",
         ),
         replace(base, gradients=gradients, activations=_step(shape, plan), moment="the optimizer's step"),
+        replace(base, activations=_sampling(shape, plan), moment="the sampling of rollouts"),
     ]  # fmt: skip
     if plan.device == "cuda":
         found = [replace(m, other=m.other + int(FRAGMENTATION * (m.activations + m.loss))) for m in found]
@@ -234,7 +242,9 @@ def _loss(shape: Shape, batch: Batch, plan: Plan) -> int:
         # A CPU widens the head even where it multiplies bfloat16.
         products += 2 * min(rows, WIDENED_ROWS) * hidden * 4 if plan.device == "cpu" else chunk * rows * a
     trained_head = rows * hidden * 4 if shape.head_trains else 0
-    return 2 * targets + chunk * rows * 4 + products + trained_head
+    backward = 2 * targets + chunk * rows * 4 + products + trained_head
+    # Entropies take the probabilities beside their logarithms; the backward pass makes the logits again.
+    return max(backward, targets + 2 * chunk * rows * 4) if plan.log_probs else backward
 
 
 def _gradients(shape: Shape, plan: Plan) -> int:
@@ -262,5 +272,12 @@ def _gathered(shape: Shape, plan: Plan) -> int:
 
 
 def _other(shape: Shape, plan: Plan) -> int:
-    copy = plan.weights if plan.reference_copy else 0
-    return copy + (CUDA_CONTEXT if plan.device == "cuda" else 0)
+    return plan.beside + (CUDA_CONTEXT if plan.device == "cuda" else 0)
+
+
+def _sampling(shape: Shape, plan: Plan) -> int:
+    """Keys and values of all rollouts that are sampled at a time, and the logits of one token of each. The cache grows
+    by half at a time; every second layer keeps a window."""
+    full = shape.layers // 2
+    columns = full * 3 * plan.sampled_width // 2 + (shape.layers - full) * min(shape.window, plan.sampled_width)
+    return plan.sampled_rows * (2 * columns * shape.key_width * plan.itemsize + shape.vocabulary * 8)

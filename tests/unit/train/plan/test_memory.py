@@ -237,3 +237,58 @@ def test_the_scratch_memory_of_a_flash_kernel_is_counted() -> None:
     there = Estimate.of(here.run, Batch(1, 8192, 64, 401, 400 * 8192), "cuda")
     added = flash_scratch(shape, there.batch, 2)
     assert there.memory.total - here.memory.total > 0.9 * added > 40 * 2**30
+
+
+def policy_step(folder: Path, shape: dict[str, int], group: int, width: int, **train: Any) -> None:
+    """Learning from rewards: the passes of a tree row of a group, against what `plan` counts of them."""
+    from counterpoint.configs.schema import GrpoRun
+    from counterpoint.data.layout.collate import Collator
+    from counterpoint.train.loop.head import target_hidden
+    from counterpoint.train.loop.log_probs import target_log_probs
+    from counterpoint.train.loop.policy_loss import PolicyLoss, policy_loss
+    from counterpoint.train.loop.policy_rows import PolicyRow, micro_batches, targets_of
+    from counterpoint.train.plan.memory import moments
+    from counterpoint.train.sampling.rollout import SampledRow
+
+    config = GptOssConfig(**shape, router_aux_loss_coef=0.0)
+    config.save_pretrained(folder)
+    run = GrpoRun.model_validate(
+        {
+            "recipe": "grpo", "model": {"name": str(folder), "dtype": "float32"}, "rewards": [{"type": "channel"}],
+            "data": {"train": {"type": "arithmetic"}}, "grpo": {"group": group},
+            "train": {"batch_rows": group, **train},
+        }
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = attach_lora(GptOssForCausalLM(config), run.lora)
+    use_implementations(model, run.model, run.train.activation_checkpointing == "experts")
+    if run.train.activation_checkpointing is True:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    draw = np.random.default_rng(0)
+    prompt, *said = (draw.integers(2, shape["vocab_size"], width).tolist() for _ in range(group + 1))
+    rows = [PolicyRow(n, SampledRow(prompt, ids, [1] * width)) for n, ids in enumerate(said)]
+    (batch,) = micro_batches(rows, [1.0] * group, [1.0] * group, group, 10**6, Collator())
+
+    def step() -> None:
+        hidden_TH, weight_VH = target_hidden(model, model.get_base_model(), dict(batch))
+        log_prob_T, entropy_T = target_log_probs(hidden_TH, weight_VH, batch["target_ids"])
+        policy_loss(PolicyLoss(), log_prob_T, entropy_T, targets_of(batch, log_prob_T.detach()))[0].backward()
+
+    step()
+    model.zero_grad()
+    above = allocated_peak(step, torch.device("cpu"))
+    planned = Batch(1, batch["input_ids"].numel(), len(batch["target_ids"]), longest=2 * width)
+    plan = Estimate.of(run, planned, "cpu")
+    found = [m for m in moments(plan.shape, planned, plan._plan()) if m.moment != "the sampling of rollouts"]
+    assert max(m.gradients + m.activations + m.loss for m in found) == pytest.approx(above, rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True, "experts"])
+def test_rollouts_on_the_tiny_model(tmp_path: Path, checkpointing: bool | str) -> None:
+    policy_step(tmp_path, TINY, 8, 448, activation_checkpointing=checkpointing)
+
+
+@pytest.mark.slow
+def test_rollouts_on_the_model_of_middle_size(tmp_path: Path) -> None:
+    policy_step(tmp_path, MIDDLE, 4, 400)
