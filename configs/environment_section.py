@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, create_model
 
 from counterpoint.configs.base import Count, CountOrZero, Positive, Settings, Share, Text
+from counterpoint.configs.foreign_section import ForeignSettings
 
 
 def _check_named(value: str) -> str:
@@ -34,6 +36,17 @@ class UserSettings(Settings):
 
     retries: CountOrZero = 3
     """Retries of a request that failed in transit or for the server's load."""
+
+
+def check_asked_by_package(user: UserSettings | None) -> None:
+    """ValueError for what acts only where this program asks."""
+    if user is None:
+        return
+    for name in ("cache", "timeout", "retries"):
+        if name in user.model_fields_set and getattr(user, name) != UserSettings.model_fields[name].default:
+            raise ValueError(f"`user.{name}` has no effect: the package asks by itself, as its own settings say")
+    if user.model is None:
+        raise ValueError("`user.model` is missing: the package asks for it by name")
 
 
 if TYPE_CHECKING:
@@ -82,3 +95,16 @@ class InstanceSettings(_ClassSettings):
 
 class EnvironmentSettings(InstanceSettings):
     """A task of your own with state: one instance of the class for each rollout (docs/environments.md)."""
+
+    type: Literal["class"] = "class"
+    """A class of your own; the other types are packages (docs/foreign-environments.md)."""
+
+
+def _class_by_default(value: Any) -> Any:
+    return {"type": "class", **value} if isinstance(value, Mapping) else value
+
+
+AnyEnvironment = Annotated[
+    EnvironmentSettings | ForeignSettings, Field(discriminator="type"), BeforeValidator(_class_by_default)
+]
+"""A class of the user's, or a package that `type` names."""

@@ -21,7 +21,8 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.data_section import Format
-from counterpoint.configs.environment_section import InstanceSettings, UserSettings
+from counterpoint.configs.environment_section import InstanceSettings, UserSettings, check_asked_by_package
+from counterpoint.configs.foreign_section import ForeignType, PackageSettings
 
 
 class SamplingSettings(Settings):
@@ -170,6 +171,37 @@ class EnvironmentTask(TaskSettings, InstanceSettings):
     """The model that the environment's `ctx.ask` asks."""
 
 
+class ForeignTask(TaskSettings, PackageSettings):
+    """Rollouts that another project's package drives, as of `rollout.environment`. `scorer` names the reward or metric
+    that says what is right; null takes the weighted sum. `max_new_tokens` is of an action."""
+
+    type: ForeignType
+    """The package, or `script` for a bridge of your own."""
+
+    path: Text | None = None
+    """A data file whose rows are given to the package, each with a field `task`; null takes the package's own tasks."""
+
+    format: Format = "auto"
+    """Format of the file's rows, where they hold a prompt, as of `data.train`."""
+
+    calls: CountOrZero = 8
+    """Maximum tool calls of the model that are told in a row; one more is told as an answer that was cut."""
+
+    completion_tokens: Count = 4096
+    """Longest row of sampled ids with the tool results between them."""
+
+    user: UserSettings | None = None
+    """The model that plays the package's user; null lets the model itself play it, and learn nothing from that."""
+
+    @model_validator(mode="after")
+    def _asked_by_the_package(self) -> ForeignTask:
+        for name in ("instructions", "tools"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` would not be shown: the package writes what the model is asked")
+        check_asked_by_package(self.user)
+        return self
+
+
 class EvalSettings(SamplingSettings):
     """The hook that samples from the live model before, during and after training."""
 
@@ -182,7 +214,7 @@ class EvalSettings(SamplingSettings):
     at_end: bool = True
     """Evaluate after the last step."""
 
-    tasks: Annotated[tuple[EnvironmentTask, ...], OneOrMany] = ()
+    tasks: Annotated[tuple[Annotated[EnvironmentTask | ForeignTask, Field(discriminator="type")], ...], OneOrMany] = ()
     """Environments in which the model is sampled as well, each at its own or these efforts."""
 
     stop_below: Share | None = None

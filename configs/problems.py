@@ -198,7 +198,7 @@ def _options(node: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any
 def _kinds(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The sections that a node offers by `type`; none where it offers no such choice."""
     kinds = [_resolved(kind, schema) for option in _options(node, schema) for kind in option.get("oneOf", ())]
-    return {kind["properties"]["type"]["const"]: kind for kind in kinds}
+    return {word: kind for kind in kinds for word in _words(kind["properties"]["type"])}
 
 
 def _words(node: dict[str, Any]) -> list[Any]:

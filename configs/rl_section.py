@@ -19,7 +19,7 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.data_section import OpeningSettings, Overlap
-from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
+from counterpoint.configs.environment_section import AnyEnvironment, UserSettings
 from counterpoint.configs.eval_section import PromptTask, ServerSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.share import OrShare, check_share, share_of
@@ -95,11 +95,12 @@ class RolloutSettings(Settings):
     batch: Count = 64
     """Rollouts sampled at a time."""
 
-    environment: EnvironmentSettings | None = None
-    """A task of your own that answers the model and rewards it; null for prompts that stand alone."""
+    environment: AnyEnvironment | None = None
+    """A task of your own that answers the model and rewards it, or another project's package (`type`); null for prompts
+    that stand alone."""
 
     user: UserSettings | None = None
-    """The model that an environment's `ctx.ask` asks."""
+    """The model that an environment's `ctx.ask` asks, and that plays a package's user."""
 
     engine: Literal["transformers", "vllm", "server"] = "transformers"
     """`transformers` samples from the model that is trained; `vllm` loads it a second time in this process, `server`

@@ -36,6 +36,7 @@ from counterpoint.configs.environment_section import EnvironmentSettings, UserSe
 from counterpoint.configs.eval_section import (
     EnvironmentTask,
     EvalSettings,
+    ForeignTask,
     PromptTask,
     SamplingSettings,
     ServerSettings,
@@ -44,6 +45,7 @@ from counterpoint.configs.eval_section import (
     VllmSettings,
 )
 from counterpoint.configs.figures import check_figures, held_out_figures
+from counterpoint.configs.foreign_section import ForeignSettings
 from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings, SupervisedModelSettings
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.reward_section import RewardSettings
@@ -54,6 +56,7 @@ from counterpoint.configs.rl_section import (
     TeacherSettings,
 )
 from counterpoint.configs.section_checks import (
+    check_driven,
     check_eval_tasks,
     check_no_dropout,
     check_paid,
@@ -90,6 +93,8 @@ __all__ = [
     "EnvironmentTask",
     "EvalSettings",
     "EvaluateRun",
+    "ForeignSettings",
+    "ForeignTask",
     "GrpoRun",
     "GrpoSettings",
     "HeldOutSourceSettings",
@@ -299,6 +304,7 @@ class GrpoRun(RunSettings):
         if self.grpo.beta and not self.lora.enabled:
             raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
         check_paid(self.rewards, self.rollout, taught=self.grpo.teacher is not None)
+        check_driven(self.rollout, self.tools)
         if self.rollout.engine != "transformers":
             self._check_engine()
         check_sections(self.model, self.lora, self.train, self.launch)

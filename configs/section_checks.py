@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from counterpoint.configs.environment_section import check_asked_by_package
+from counterpoint.configs.foreign_section import ForeignSettings
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.configs.rl_section import RolloutSettings
+from counterpoint.configs.tool_section import ToolSettings
 from counterpoint.configs.train_section import LaunchSettings, TrainSettings
 
 _ONLY_IN_FULL = ("embeddings", "head", "norms")
@@ -58,6 +61,16 @@ def check_paid(rewards: Sequence[RewardSettings], rollout: RolloutSettings, taug
     paid = rollout.environment is not None or any(reward.weight for reward in rewards)
     if not paid and not taught:
         raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
+
+
+def check_driven(rollout: RolloutSettings, tools: ToolSettings) -> None:
+    """What acts nowhere where a package drives the rollouts."""
+    if not isinstance(rollout.environment, ForeignSettings):
+        return
+    if tools != ToolSettings():
+        kind = rollout.environment.type
+        raise ValueError(f"`tools` are not run where `rollout.environment` is of type {kind}, which has its own")
+    check_asked_by_package(rollout.user)
 
 
 def check_quantized_rollouts(train: TrainSettings, engine: str) -> None:

@@ -18,6 +18,7 @@ from counterpoint.train.checkpoints.start import with_start
 from counterpoint.train.episodes.environments import Environments
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.toolkit import Toolkit
+from counterpoint.train.foreign.choose import Chosen, open_environments
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.loop.grpo_trainer import RewardTrainer
@@ -91,12 +92,14 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         return train_to_end(settings, session, prepared, trainer)
 
 
-def _environments(settings: GrpoRun, stack: ExitStack, toolkit: Toolkit) -> Environments | None:
-    """The class of `rollout.environment`, loaded. ConfigError where it declares a tool of a name that is taken."""
+def _environments(settings: GrpoRun, stack: ExitStack, toolkit: Toolkit) -> Chosen | None:
+    """`rollout.environment`, loaded. ConfigError where it declares a tool of a name that is taken."""
     chosen = settings.rollout.environment
     if chosen is None:
         return None
-    environments = stack.enter_context(Environments(chosen, settings.rollout.user))
+    environments = stack.enter_context(open_environments(chosen, settings.rollout.user))
+    if not isinstance(environments, Environments):
+        return environments
     taken = {tool.name for tool in toolkit.tools} & {tool.name for tool in environments.described.tools}
     if taken:
         raise ConfigError(f"tools: the environment has a tool `{min(taken)}`, too: rename one of them")

@@ -324,6 +324,67 @@ USER_SEEN = [
 ]  # fmt: skip
 
 
+FOREIGN_SEEN = "tests/unit/train/foreign/test_environments.py::test_"
+FOREIGN: dict[str, tuple[Any, str, str]] = {
+    "id": ("other.py", "another bridge", "its_tasks_are_an_evaluation"),
+    "python": ("venv/bin/python", "another Python", "paths_that_are_not_there_are_reported"),
+    "seconds": (1.0, "a package that hangs is left sooner", "a_package_that_hangs_is_left_and_replaced"),
+    "requests": (8, "fewer requests", "faults_make_their_own_rollout_invalid"),
+}
+OF_PACKAGES = {
+    "settings": {"plus": 2}, "workers": 2, "weights": {"asked": 1.0}, "max_invalid": 0.5, "scorer": "asked", "calls": 1,
+    "completion_tokens": 20,
+}  # fmt: skip
+
+
+def rows_of_packages() -> list[Row]:
+    """Environments of other projects' packages: of `grpo`, of the hook's tasks, and of the tasks of `evaluate`."""
+    made = [
+        Row(
+            "rollout.environment.type",
+            "script",
+            "a package",
+            seen_in=f"{FOREIGN_SEEN}a_package_trains",
+            recipes=("grpo",),
+        )
+    ]
+    for path, recipes in (
+        ("rollout.environment", ("grpo",)),
+        ("eval.tasks", TRAINING),
+        ("eval.tasks[verifiers]", ("evaluate",)),
+    ):
+        for name, (value, effect, test) in FOREIGN.items():
+            made.append(Row(f"{path}.{name}", value, effect, recipes=recipes, seen_in=FOREIGN_SEEN + test))
+    path, only = "eval.tasks[verifiers]", ("evaluate",)
+    for name, value in OF_PACKAGES.items():
+        made.append(
+            Row(f"{path}.{name}", value, "as of a class", recipes=only, seen_in=f"{FOREIGN_SEEN}settings_of_a_task_act")
+        )
+    base: dict[str, Any] = {
+        f"{path}.type": "verifiers", f"{path}.id": "sums", f"{path}.python": "bin/python", f"{path}.path": "prompts.jsonl",
+        f"{path}.efforts": ["low"],
+    }  # fmt: skip
+    for name, value, effect in (
+        ("type", "arithmetic", "items of another source"), ("path", "other_prompts.jsonl", "other rows"),
+        ("name", "mine", "name of the task"), ("size", 2, "number of rows"), ("efforts", ["high"], "what is drawn"),
+        ("samples", 2, "what is drawn"), ("temperature", 0.5, "how it is drawn"), ("max_new_tokens", 3, "an action is cut"),
+    ):  # fmt: skip
+        made.append(Row(f"{path}.{name}", value, effect, "plan", only, base))
+    for name, value, _ in USER_SEEN:
+        if name in ("url", "model"):
+            seen = f"{FOREIGN_SEEN}a_user_is_asked_where_the_settings_say"
+            made.append(Row(f"{path}.user.{name}", value, "who plays the user", recipes=only, seen_in=seen))
+            continue
+        given = {**base, f"{path}.user.url": "http://127.0.0.1:8001/v1", f"{path}.user.model": "m"}
+        refused = f"`user.{name}` has no effect: the package asks by itself"
+        made.append(Row(f"{path}.user.{name}", value, "is refused", recipes=only, base=given, refused=refused))
+    for name, value, refused in (
+        ("format", "nothing", "nothing"), ("instructions", "Be brief.", "would not be shown"), ("tools", ["python"], "would not be shown"),
+    ):  # fmt: skip
+        made.append(Row(f"{path}.{name}", value, "is refused", recipes=only, base=base, refused=refused))
+    return made
+
+
 def rows_of_environments() -> list[Row]:
     """Environments: of `grpo`, of the hook's tasks, and of the tasks of `evaluate`."""
     made = []
@@ -375,7 +436,7 @@ def rows_of_environments() -> list[Row]:
         stops = "rollouts are invalid" if own_probe == "worlds" else ""
         row("max_invalid", 0.5, "more of a task may be invalid", base=broken, stops=stops)
         if path == "eval.tasks":
-            row("type", "file", "is refused", refused="`eval.tasks.0.class` is missing")
+            row("type", "file", "is refused", refused="`eval.tasks.0.type` is `file`")
         else:
             row("type", "arithmetic", "items of another source", probe="plan")
         row("path", "other_prompts.jsonl", "other rows", probe=drawn)
@@ -730,7 +791,7 @@ def rows_of_all() -> list[Row]:
         Row("name", "mine", "name of the results", "results", ("evaluate",)),
         Row("device", "cuda", "where it runs", "calls", ("distill",)),
         Row("device", "cuda", "where it runs", "opened", ("evaluate",), stops="cuda was asked for"),
-        *rows_of_models(), *rows_of_data(), *rows_of_tasks(), *rows_of_environments(), *rows_of_training(), *rows_of_evaluation(),
+        *rows_of_models(), *rows_of_data(), *rows_of_tasks(), *rows_of_environments(), *rows_of_packages(), *rows_of_training(), *rows_of_evaluation(),
         *rows_of_pairs_and_rewards(),
     ]  # fmt: skip
 

@@ -14,7 +14,8 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.data.pages.visible import visible, visible_line
 from counterpoint.recipes.commands.sample_view import ChannelPrinter
-from counterpoint.train.episodes.episodes import EpisodeLimits, answered, run_episodes
+from counterpoint.train.episodes.episodes import EpisodeLimits, run_episodes
+from counterpoint.train.episodes.said import answered
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.episodes.tools import Provider, Toolbox
 from counterpoint.train.model.load import LoadedModel

@@ -40,14 +40,18 @@ ARROWS = {
     "train/sampling": "harmony model checkpoints",
     "train/episodes": "user_code rows formats harmony sampling",
     "train/scoring": "user_code rows formats harmony sampling episodes",
+    "train/endpoint": "formats harmony sampling episodes scoring",
+    "train/bridges": "",
+    "train/foreign": "harmony sampling episodes endpoint",
     "train/serving": "formats harmony sampling",
-    "train/evals": "intervals user_code formats harmony pages model adapters checkpoints run sampling episodes scoring",
+    "train/evals": "intervals user_code formats harmony pages model adapters checkpoints run sampling episodes scoring "
+    "foreign",
     "train/export": "formats harmony dataset model adapters checkpoints sampling scoring serving evals",
-    "train/loop": "harmony layout dataset model adapters checkpoints run sampling episodes scoring",
+    "train/loop": "harmony layout dataset model adapters checkpoints run sampling episodes scoring endpoint foreign",
     "train/parity": "model adapters loop",
     "train/plan": "model adapters loop",
-    "recipes": "intervals formats harmony layout dataset model adapters checkpoints run sampling episodes scoring serving "
-    "evals loop",
+    "recipes": "intervals formats harmony layout dataset model adapters checkpoints run sampling episodes scoring "
+    "foreign serving evals loop",
     "recipes/commands": "intervals rows formats harmony layout pages counts prepared dataset prepare show "
     "model checkpoints run sampling episodes scoring serving evals export loop parity plan recipes",
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from counterpoint.configs.errors import RowError
 from counterpoint.data.conversation import Conversation, Effort, Message
@@ -23,13 +23,12 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import RETURN
 from counterpoint.train.episodes.environment_worker import Facts
 from counterpoint.train.episodes.environments import Environments, EnvironmentSession
+from counterpoint.train.episodes.said import channel_of, continued, plain, said
 from counterpoint.train.episodes.sampling_desk import SamplingDesk
 from counterpoint.train.episodes.tools import BuiltinPython, Ended, EpisodeEnded, InvalidRolloutError, Toolbox
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.rollout import Called, Episode, EpisodeStop, Rollout, SampledRow, Turn
 from counterpoint.train.sampling.sample import Sampled, sample_seed
-
-BUILTIN = ("python", "browser")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,22 @@ class World:
     facts: Facts = field(default_factory=Facts)
 
 
+class Player(Protocol):
+    """A rollout while it is played. release: ends what it holds; `closed` does so, too."""
+
+    def play(self, desk: SamplingDesk) -> None: ...
+    def closed(self) -> Episode: ...
+    def release(self) -> None: ...
+
+
+class Driver(Protocol):
+    """Environments whose rollouts are driven by a program of their own, which asks for every sample."""
+
+    def player(
+        self, renderer: Renderer, limits: EpisodeLimits, effort: Effort, seed: int, world: World, place: int
+    ) -> Player: ...
+
+
 def run_episodes(
     prompts: Sequence[Conversation],
     renderer: Renderer,
@@ -63,7 +78,7 @@ def run_episodes(
     temperature: float = 1.0,
     seed: int | Sequence[int] = 0,
     follow_ups: Sequence[Sequence[str]] | None = None,
-    environments: Environments | None = None,
+    environments: Environments | Driver | None = None,
     worlds: Sequence[World] | None = None,
     after: Callable[[int, Episode], None] = lambda place, episode: None,
     stops: Callable[[], bool] | None = None,
@@ -84,15 +99,19 @@ def run_episodes(
     more = list(follow_ups) if follow_ups is not None else [()] * len(prompts)
     facts = list(worlds) if worlds is not None else [World(prompt.metadata) for prompt in prompts]
     desk = SamplingDesk(engine, temperature, stops)
-    running = [
-        _Running(
-            prompt, renderer, limits or EpisodeLimits(), effort or renderer.effort_of(prompt), seed, tuple(texts),
-            environments=environments, world=world, make_toolbox=toolbox, place=place,
-        )
-        for place, (prompt, effort, seed, texts, world) in enumerate(
-            zip(prompts, wanted, seeds, more, facts, strict=True)
-        )
-    ]  # fmt: skip
+    most = limits or EpisodeLimits()
+    running: list[Player] = []
+    for place, (prompt, effort, seed, texts, world) in enumerate(zip(prompts, wanted, seeds, more, facts, strict=True)):
+        level = effort or renderer.effort_of(prompt)
+        if environments is not None and not isinstance(environments, Environments):
+            running.append(environments.player(renderer, most, level, seed, world, place))
+            continue
+        running.append(
+            _Running(
+                prompt, renderer, most, level, seed, tuple(texts),
+                environments=environments, world=world, make_toolbox=toolbox, place=place,
+            )
+        )  # fmt: skip
     episodes: list[Episode | None] = [None] * len(running)
 
     def ended(place: int) -> None:
@@ -101,24 +120,6 @@ def run_episodes(
 
     desk.run([lambda each=each: each.play(desk) for each in running], ended)
     return [episode for episode in episodes if episode is not None]
-
-
-def continued(prompt: Conversation, episode: Episode, text: str) -> Conversation:
-    """The conversation continued with the user's `text`; rendered, it drops earlier analysis as at inference."""
-    said = answered(prompt, episode)
-    return replace(said, messages=(*said.messages, Message("user", text)))
-
-
-def answered(prompt: Conversation, episode: Episode) -> Conversation:
-    """The conversation with what the model said, its calls and their results."""
-    return replace(prompt, messages=tuple(_said(prompt, episode.actions, episode.called)))
-
-
-def _said(prompt: Conversation, actions: Sequence[Completion], called: Sequence[Called]) -> list[Message]:
-    messages, left = list(prompt.messages), list(called)
-    for action in actions:
-        messages += _messages(action, left)
-    return messages
 
 
 @dataclass
@@ -245,7 +246,7 @@ class _Running:
             self._ends(end.ended)
             return
         self.called.append(Called(call, result, time.monotonic() - began))
-        ids = self.renderer.tool_result(call.recipient, _channel_of(call), result.content)
+        ids = self.renderer.tool_result(call.recipient, channel_of(call), result.content)
         if len(ids) >= self.left:
             self.stop = "length"
             return
@@ -321,7 +322,7 @@ class _Running:
 
     def _messages(self) -> tuple[Mapping[str, str], ...]:
         """Everything from the prompt to the last message, thoughts of earlier turns among it."""
-        return tuple(_plain(message) for message in _said(self.prompt, self.actions, self.called))
+        return tuple(map(plain, said(self.prompt, self.actions, self.called)))
 
     def _tools(self) -> Toolbox | None:
         """The tools of this rollout, made at its first call; None where it has none."""
@@ -360,32 +361,3 @@ class _Running:
             self.logprobs if self.has_logprobs else None,
             self.turn,
         )
-
-
-def _channel_of(call: ToolCall) -> str:
-    """A result carries the channel of its call; of a call without one, the channel that its tool belongs to."""
-    if call.channel in ("analysis", "commentary"):
-        return call.channel
-    return "analysis" if call.recipient.partition(".")[0] in BUILTIN else "commentary"
-
-
-def _messages(action: Completion, called: list[Called]) -> list[Message]:
-    """An action's messages, and the result of the call that was run; takes that one off `called`."""
-    out: list[Message] = []
-    if action.analysis:
-        out.append(Message("assistant", action.analysis, "analysis"))
-    out += [Message("assistant", text, "commentary") for text in action.preambles]
-    if action.stop == "call" and called:
-        call, result = called[0].call, called.pop(0).result
-        channel = "analysis" if _channel_of(call) == "analysis" else "commentary"
-        kind = "<|constrain|>json" if call.arguments is not None else None
-        out.append(Message("assistant", call.arguments_text, channel, call.recipient, content_type=kind))
-        out.append(Message("tool", result.content, channel, name=call.recipient))
-    if action.final is not None:
-        out.append(Message("assistant", action.final, "final"))
-    return out
-
-
-def _plain(message: Message) -> Mapping[str, str]:
-    fields = ("role", "channel", "recipient", "name", "content")
-    return {name: value for name in fields if (value := getattr(message, name)) is not None}

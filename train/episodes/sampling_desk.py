@@ -90,6 +90,11 @@ class SamplingDesk:
         return asked.answer.result()
 
     @property
+    def ended(self) -> bool:
+        """Whether no sample will come any more."""
+        return self._ended
+
+    @property
     def _pause(self) -> float | None:
         return None if self._stops is None else STOP_SECONDS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from counterpoint.configs.environment_section import UserSettings
@@ -37,3 +38,8 @@ class UserModel:
 
     def close(self) -> None:
         self._server.close()
+
+
+def user_key() -> str:
+    """What the server is shown, or nothing."""
+    return os.environ.get(KEY_VARIABLE, "")

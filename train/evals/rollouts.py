@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -10,11 +11,12 @@ from typing import Any, Self
 from counterpoint.configs.errors import RunError
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.episodes.environment_worker import Facts
-from counterpoint.train.episodes.environments import Environments
 from counterpoint.train.episodes.episodes import EpisodeLimits, World, run_episodes
 from counterpoint.train.evals.channels import Judged
 from counterpoint.train.evals.sampling_plan import Draw
 from counterpoint.train.evals.tasks import Task
+from counterpoint.train.foreign.choose import Chosen, open_environments
+from counterpoint.train.foreign.environments import ForeignEnvironments
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.rollout import Episode
 from counterpoint.train.scoring.scorers import Score
@@ -24,13 +26,13 @@ class EnvironmentPool:
     """The environments of tasks, each loaded when it is first needed. Use it as a context manager."""
 
     def __init__(self) -> None:
-        self._loaded: dict[str, Environments] = {}
+        self._loaded: dict[str, Chosen] = {}
 
-    def of(self, task: Task) -> Environments:
+    def of(self, task: Task) -> Chosen:
         """ConfigError for a class that cannot be loaded, or a `scorer` without one."""
         assert task.environment is not None
         if task.name not in self._loaded:
-            self._loaded[task.name] = Environments(task.environment, task.environment.user)
+            self._loaded[task.name] = open_environments(task.environment, task.environment.user)
         return self._loaded[task.name]
 
     def __enter__(self) -> Self:
@@ -39,6 +41,8 @@ class EnvironmentPool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for environments in self._loaded.values():
             environments.close()
+            for line in environments.told() if isinstance(environments, ForeignEnvironments) else ():
+                print(line, file=sys.stderr)
 
 
 def played(draws: Sequence[Draw], engine: Engine, renderer: Renderer, pool: EnvironmentPool) -> list[Episode]:
@@ -69,7 +73,7 @@ def played(draws: Sequence[Draw], engine: Engine, renderer: Renderer, pool: Envi
     return episodes
 
 
-def judged(draw: Draw, episode: Episode, environments: Environments) -> Judged:
+def judged(draw: Draw, episode: Episode, environments: Chosen) -> Judged:
     """A rollout as a sample: its last turn, with the violations of all turns. An invalid one has no score."""
     turns = episode.turns
     completion = replace(
@@ -86,6 +90,7 @@ def judged(draw: Draw, episode: Episode, environments: Environments) -> Judged:
         "invalid": episode.invalid,
         "called": [{"name": c.call.recipient, "result": c.result.content, "fault": c.fault} for c in calls],
         "messages": list(episode.messages),
+        **({"requests": dict(episode.requests)} if episode.requests else {}),
     }
     return Judged(prompt, draw.effort, draw.sample, completion, _score(draw, episode, environments), more)
 
@@ -94,11 +99,13 @@ def named(earned: Mapping[str, float]) -> Mapping[str, float]:
     return {name or "environment": value for name, value in earned.items()}
 
 
-def _score(draw: Draw, episode: Episode, environments: Environments) -> Score | None:
+def _score(draw: Draw, episode: Episode, environments: Chosen) -> Score | None:
     own = draw.task.environment
     assert own is not None
     if episode.invalid is not None or not episode.earned:
         return None
+    if episode.requests.get("broken"):
+        return Score(0.0, "wrong", "the package failed on what the model said")
     if own.scorer is not None and own.scorer not in episode.earned:
         raise RunError(
             f"task {draw.task.name}: scorer: the environment gives no reward named `{own.scorer}` ({draw.prompt.id}): "

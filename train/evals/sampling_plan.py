@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.configs.errors import ConfigError, RowError
+from counterpoint.configs.eval_section import EnvironmentTask
 from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.user_code.loader import file_of
 from counterpoint.train.evals.journal import Key
 from counterpoint.train.evals.tasks import Task
+from counterpoint.train.foreign.bridge import code_of, installed
 from counterpoint.train.sampling.sample import sample_seed
 from counterpoint.train.scoring.prompts import EvalPrompt
 
@@ -85,7 +87,10 @@ def fingerprint(draws: Sequence[Draw], identity: Mapping[str, Any]) -> str:
         if draw.task.environment is not None:
             digest.update(repr((draw.world, dict(prompt.conversation.metadata))).encode())
     for environment in {id(each): each for draw in draws if (each := draw.task.environment) is not None}.values():
-        code = file_of(environment.class_name).read_bytes()
+        if isinstance(environment, EnvironmentTask):
+            code = file_of(environment.class_name).read_bytes()
+        else:
+            code = (code_of(environment.type, environment) + installed(environment.python)).encode()
         digest.update(repr((environment.model_dump(mode="json"), hashlib.sha256(code).hexdigest())).encode())
     return digest.hexdigest()
 

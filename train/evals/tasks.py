@@ -16,6 +16,7 @@ from counterpoint.configs.eval_section import (
     ArithmeticTask,
     EnvironmentTask,
     FileTask,
+    ForeignTask,
     ProbesTask,
     ReasoningGymTask,
     SuiteSettings,
@@ -28,7 +29,8 @@ from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.user_code.loader import file_of
 from counterpoint.data.user_code.worker import Guard
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
-from counterpoint.train.scoring.environment_rows import load_rows
+from counterpoint.train.foreign.bridge import listed_tasks
+from counterpoint.train.scoring.environment_rows import load_rows, row_prompt
 from counterpoint.train.scoring.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
 from counterpoint.train.scoring.scorers import UNKNOWN_INSTRUCTION, Scorers
 from counterpoint.train.scoring.truths import disagreements
@@ -49,7 +51,7 @@ class Task:
     max_new_tokens: int
     temperature: float
     notices: tuple[str, ...] = ()
-    environment: EnvironmentTask | None = None
+    environment: EnvironmentTask | ForeignTask | None = None
 
     @property
     def size(self) -> int:
@@ -88,14 +90,16 @@ def _names(settings: Sequence[TaskSettings]) -> list[str]:
 
 
 def _default_name(task: TaskSettings) -> str:
-    if isinstance(task, FileTask | ProbesTask | EnvironmentTask) and task.path is not None:
+    if isinstance(task, FileTask | ProbesTask | EnvironmentTask | ForeignTask) and task.path is not None:
         return PurePath(task.path.rpartition(":")[2]).stem or task.type
+    if isinstance(task, ForeignTask):
+        return task.id.rpartition("@")[2].rpartition("/")[2].removesuffix(".py") or task.type
     return task.generator if isinstance(task, ReasoningGymTask) else task.type
 
 
 def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard, rows: bool) -> Task:
-    own = task if isinstance(task, EnvironmentTask) else None
-    if own is not None and not file_of(own.class_name).is_file():
+    own = task if isinstance(task, EnvironmentTask | ForeignTask) else None
+    if isinstance(own, EnvironmentTask) and not file_of(own.class_name).is_file():
         raise ConfigError(f"task {name}: class: {file_of(own.class_name)}: there is no such file")
     prompts, notices = _items(task, guard, rows or own is not None)
     prompts = clustered([_offered(prompt, task) for prompt in prompts])
@@ -120,7 +124,11 @@ def _items(task: TaskSettings, guard: Guard, rows: bool) -> tuple[list[EvalPromp
         return arithmetic_items(size, task.seed, task.options), []
     if isinstance(task, ReasoningGymTask):
         return gym_items(task.generator, size, task.seed, task.options, guard)
-    if isinstance(task, EnvironmentTask) or (rows and isinstance(task, FileTask)):
+    if isinstance(task, ForeignTask) and task.path is None:
+        listed = listed_tasks(task.type, task, size)
+        return [row_prompt(row, f"{task.id}:{n + 1}") for n, row in enumerate(listed)], []
+    if isinstance(task, EnvironmentTask | ForeignTask) or (rows and isinstance(task, FileTask)):
+        assert task.path is not None
         found = load_rows(SourceSettings(path=task.path, format=task.format, rows=task.size))
         return [replace(prompt, id=_file_id(prompt)) for prompt in found], []
     assert isinstance(task, FileTask | ProbesTask)

@@ -14,10 +14,11 @@ from counterpoint.configs.errors import RunError
 from counterpoint.configs.reward_section import FunctionReward, OutsideReward
 from counterpoint.data.conversation import EFFORTS
 from counterpoint.data.harmony.render import Renderer
+from counterpoint.train.endpoint.ledger import notice_of
 from counterpoint.train.episodes.environment_worker import Facts
-from counterpoint.train.episodes.environments import Environments
 from counterpoint.train.episodes.episodes import EpisodeLimits, World, run_episodes
 from counterpoint.train.episodes.toolkit import Toolkit
+from counterpoint.train.foreign.choose import Chosen
 from counterpoint.train.loop.grpo_items import Item
 from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.run.folder import json_lines, write_whole
@@ -71,7 +72,7 @@ class Rollouts:
     measured: dict[str, float] = field(default_factory=dict)
     seen: FirstSight = field(default_factory=lambda: FirstSight(lambda _: None))
     failed_before: Counter[str] = field(default_factory=Counter)
-    environments: Environments | None = None
+    environments: Chosen | None = None
     max_invalid: float = 1.0
     stepped: bool = False
 
@@ -236,6 +237,7 @@ class Rollouts:
             "fault": next((str(called.result.fault) for called in episode.called if called.result.fault), None),
             "faults": sum(called.result.fault is not None for called in episode.called),
             **({"traces": traces} if traces else {}),
+            **({"requests": dict(episode.requests)} if episode.requests else {}),
             "solved": self.rewards.solved(outcome, found.values),
             "text": self.renderer.vocabulary.decode(episode.completion_ids),
         }
@@ -283,6 +285,10 @@ class Rollouts:
             ),
         ):
             self.seen.tell(kind, len(found), n, where, found[0]["id"] if found else "")
+        for name in sorted({name for row in rows for name in row.get("requests", ())}):
+            if (notice := notice_of(name)) is not None:
+                asking = sum(bool(row.get("requests", {}).get(name)) for row in rows)
+                self.seen.tell(f"rollouts in which {notice}", asking, n, where)
 
     def _stop_where_spent(self, step: int) -> None:
         """RunError in all processes where a judge of one has taken all the tokens that it may."""

@@ -150,6 +150,7 @@ class Episode:
     the environment failed, and `invalid` says how. turn: of the user messages that the rollout is given one after
     the other, the number of the one that this answers. earlier: the turns before it. asked: the first prompt.
     messages: what was said in all turns. earned: by name, what the environment gave. seed: of its sampling.
+    requests: of a package that asked an endpoint, what was counted there.
     """
 
     prompt_ids: list[int]
@@ -169,6 +170,7 @@ class Episode:
     earned: Mapping[str, float] = field(default_factory=dict)
     invalid: str | None = None
     seed: int = 0
+    requests: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def row(self) -> SampledRow:

@@ -34,9 +34,13 @@ def _prompt(row: RawRow, format: str) -> EvalPrompt:
     found = convert_row(row, format, ConversionSettings())
     if isinstance(found, Conversation) and found.messages:
         return _whole(prompt_of(found), row.value)
-    # Read as a question without a text, for its id, its truth and its cluster.
-    blank = prompt_of(Conversation((Message("user", ""),), metadata=row.value, source=row.source))
-    return _whole(replace(blank, conversation=replace(blank.conversation, messages=())), row.value)
+    return row_prompt(row.value, row.source)
+
+
+def row_prompt(row: Mapping[str, Any], source: str) -> EvalPrompt:
+    """A row without a prompt: read as a question without a text, for its id, its truth and its cluster."""
+    blank = prompt_of(Conversation((Message("user", ""),), metadata=row, source=source))
+    return _whole(replace(blank, conversation=replace(blank.conversation, messages=())), row)
 
 
 def _whole(prompt: EvalPrompt, row: Mapping[str, Any]) -> EvalPrompt:

@@ -17,7 +17,8 @@ from counterpoint.configs.data_section import RenderSettings
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import STOP_IDS, load_vocabulary
-from counterpoint.train.episodes.episodes import EpisodeLimits, continued, run_episodes
+from counterpoint.train.episodes.episodes import EpisodeLimits, run_episodes
+from counterpoint.train.episodes.said import continued
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.rollout import Episode
