@@ -49,12 +49,7 @@ from counterpoint.configs.foreign_section import ForeignSettings
 from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings, SupervisedModelSettings
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.reward_section import RewardSettings
-from counterpoint.configs.rl_section import (
-    GrpoSettings,
-    PromptSettings,
-    RolloutSettings,
-    TeacherSettings,
-)
+from counterpoint.configs.rl_section import GrpoSettings, PromptSettings, RolloutSettings, TeacherSettings
 from counterpoint.configs.section_checks import (
     check_driven,
     check_eval_tasks,

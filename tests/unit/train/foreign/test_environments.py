@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from json_server import serving_json
 
@@ -297,10 +296,9 @@ def test_a_package_trains(bridge: Path, tmp_path: Path) -> None:
             environments=environments,
             seen=FirstSight(told.append),
         )
-        batch = rollouts(["0", "0", "1", "1"], 0, lambda ids: np.array(ids))
-    assert batch["scores"] == [[1.0]] * 4
-    sampled = [[i for i, mark in zip(ids, mask, strict=True) if mark]
-               for ids, mask in zip(batch["completion_ids"], batch["env_mask"], strict=True)]  # fmt: skip
+        batch = rollouts([0, 0, 1, 1], 0)
+    assert batch.scores == [[1.0]] * 4
+    sampled = [[i for i, mark in zip(row.completion_ids, row.env_mask, strict=True) if mark] for (row,) in batch.rows]
     assert [VOCABULARY.decode(ids) for ids in sampled] == [CALL + FINAL] * 4
     kept = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
     seeds = [row["rewards"].pop("environment/seed") for row in kept]

@@ -128,7 +128,7 @@ SEAMS: dict[str, str] = {
         "aten::_to_copy(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? "
         "pin_memory=None, bool non_blocking=False, MemoryFormat? memory_format=None) -> Tensor"
     ),
-    "atexit:_run_exitfuncs": "()",
+    "atexit:_run_exitfuncs": "written in C",
     "torch._functorch:config": VALUE,
     "torch.optim.lr_scheduler:LRScheduler._last_lr": VALUE,
     "torch._ops:OpOverload._schema": VALUE,
