@@ -226,8 +226,8 @@ class JudgeReward(AskingReward):
     """What the model is asked, with `{{prompt}}`, `{{final}}`, `{{transcript}}` (everything said but thoughts),
     `{{analysis}}`, `{{row.NAME}}` and, with a rubric, `{{criterion}}`; null takes a plain text."""
 
-    range: tuple[float, float] = (0.0, 1.0)
-    """Least and largest score, which is the reward as it is."""
+    range: tuple[float, float] | None = None
+    """Least and largest score, which is the reward as it is; null takes 0 to 1."""
 
     rubric: Annotated[tuple[CriterionSettings, ...], NotEmpty] | Text | None = None
     """Criteria, or the field of a row that holds them as `{criterion, points}`, as HealthBench does. Each is asked in a
@@ -235,11 +235,11 @@ class JudgeReward(AskingReward):
 
     @model_validator(mode="after")
     def _checks(self) -> JudgeReward:
-        if self.range[0] >= self.range[1]:
+        if self.range is not None and self.range[0] >= self.range[1]:
             raise ValueError("`range`: write the least score first")
         if not isinstance(self.rubric, str | None) and not any(each.points > 0 for each in self.rubric):
             raise ValueError("`rubric`: no criterion has positive points, so that no answer could be good")
-        if self.rubric is not None and "range" in self.model_fields_set:
+        if self.rubric is not None and self.range is not None:
             raise ValueError("`range` is of a score, and a `rubric` is scored by its points: leave one of them out")
         return self
 

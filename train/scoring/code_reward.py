@@ -22,10 +22,8 @@ class CodeJudge:
         self.notes: Sequence[str] = ()
         try:
             self._runner = CodeRunner(settings.seconds, settings.memory_mb, settings.parallel)
-        except ConfigError:
-            raise ConfigError(
-                f"reward {name}: programs run in bubblewrap and never on the host: install the package `bubblewrap`"
-            ) from None
+        except ConfigError as error:
+            raise ConfigError(f"reward {name}: {error}") from None
 
     def missing(self, outcome: Outcome) -> str | None:
         """What the row lacks."""

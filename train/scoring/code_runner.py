@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from counterpoint.configs.errors import ConfigError
 from counterpoint.train.episodes.sandbox import PythonSandbox, Ran, SandboxLimits
 from counterpoint.train.scoring import sandboxed_code
 from counterpoint.train.scoring.code_truths import AssertCase, CallCase, Case, CodeTests, ProgramCase
@@ -61,7 +62,13 @@ class CodeRunner:
 
     def __init__(self, seconds: float = 10.0, memory_mb: int = 1024, parallel: int = 8) -> None:
         self.limits = SandboxLimits(seconds=seconds, memory_mb=memory_mb, cpu_seconds=math.ceil(seconds) + 10)
-        PythonSandbox(self.limits)
+        try:
+            PythonSandbox(self.limits)
+        except ConfigError:
+            raise ConfigError(
+                "programs run in bubblewrap, which is not installed, and never on the host: install the package "
+                "`bubblewrap`"
+            ) from None
         self._free = threading.Semaphore(parallel)
         self._lock = threading.Lock()
         self._outputs: dict[tuple[str, str], Case | None] = {}

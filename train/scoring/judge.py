@@ -53,7 +53,8 @@ class ModelJudge:
     def __init__(self, settings: JudgeReward, name: str, pause: float = 1.0) -> None:
         self.settings, self._name = settings, name
         known = (*_KNOWN, "criterion") if settings.rubric is not None else _KNOWN
-        plain = _RUBRIC if settings.rubric is not None else _SCORE % settings.range
+        self._range = settings.range or (0.0, 1.0)
+        plain = _RUBRIC if settings.rubric is not None else _SCORE % self._range
         self._template = Template.read(settings.template or plain, f"reward {name}: template", known, ("row",))
         self._needs_final = any(variable.path[0] == "final" for variable in self._template.variables())
         if settings.rubric is not None and "criterion" not in map(str, self._template.variables()):
@@ -89,7 +90,7 @@ class ModelJudge:
         }
         try:
             if self.settings.rubric is None:
-                least, most = self.settings.range
+                least, most = self._range
                 return Found(self._asked(values, score_schema(least, most), score_in(least, most)))
             return self._by_rubric(values, outcome)
         except UnjudgedError as error:

@@ -280,7 +280,10 @@ class Scorers:
         program = program_in(final)
         if program is None:
             return Score(0.0, "missing", "no fenced block of Python")
-        self._runner = self._runner or CodeRunner(self._seconds)
+        try:
+            self._runner = self._runner or CodeRunner(self._seconds)
+        except ConfigError as error:
+            return Score(0.0, "failed", str(error))
         tested = self._runner.run(program, reference.tests, until_failed=True)
         if tested.broken is not None:
             return Score(0.0, "failed", tested.broken)

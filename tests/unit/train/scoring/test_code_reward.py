@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from finals import finished
 
+from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.reward_section import CodeReward
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.train.scoring.code_runner import CodeRunner, program_in, same_output
@@ -276,3 +277,16 @@ def test_memory_and_tests_beside_each_other_are_bounded() -> None:
         with ThreadPoolExecutor(6) as pool:
             assert sum(found.passed for found in pool.map(runner.run, [""] * 6, [tests] * 6)) == 6
         assert runner.most == parallel
+
+
+def test_without_bubblewrap_programs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = outcome("```python\nprint(3)\n```", {"tests": SUMS})
+    monkeypatch.setenv("PATH", "")
+    told = "programs run in bubblewrap, which is not installed, and never on the host"
+    with pytest.raises(ConfigError, match=f"reward code: {told}"):
+        Rewards([CodeReward(type="code")])
+    with Scorers() as scorers:
+        with pytest.raises(ConfigError, match=told):
+            scorers.check("code")
+        score = scorers.score("code", found.completion, found.reference)
+    assert (score.value, score.outcome) == (0.0, "failed")
