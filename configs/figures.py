@@ -17,6 +17,12 @@ def held_out_figures(sets: Iterable[str], *kinds: str) -> list[str]:
     return [f"valid_{prefix}{kind}" for prefix in prefixes for kind in kinds]
 
 
+def reward_figures(tasks: Iterable[str | None], rewards: Iterable[str | None]) -> list[str]:
+    """Of held-out prompts: all, and each task's and each reward's that has a name."""
+    of_tasks = [f"valid_{name}_reward" for name in tasks if name]
+    return ["valid_reward", "valid_channel_correct", *of_tasks, *(f"valid_rewards/{name}" for name in rewards if name)]
+
+
 def check_figures(train: TrainSettings, every: int | None, held_out: Sequence[str]) -> None:
     """ValueError for a figure that the run never measures, which would keep or stop nothing.
 

@@ -44,7 +44,7 @@ from counterpoint.configs.eval_section import (
     TaskSettings,
     VllmSettings,
 )
-from counterpoint.configs.figures import check_figures, held_out_figures
+from counterpoint.configs.figures import check_figures, held_out_figures, reward_figures
 from counterpoint.configs.foreign_section import ForeignSettings
 from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings, SupervisedModelSettings
 from counterpoint.configs.preference_section import DpoSettings
@@ -305,11 +305,8 @@ class GrpoRun(RunSettings):
         check_sections(self.model, self.lora, self.train, self.launch)
         check_quantized_rollouts(self.train, self.rollout.engine)
         check_no_dropout(self.lora, self.recipe)
-        held_out = ["valid_reward", "valid_channel_correct"] if self.data.valid else []
-        if held_out:
-            held_out += [f"valid_{task.name}_reward" for task in self.data.valid_tasks if task.name]
-            held_out += [f"valid_rewards/{reward.name}" for reward in self.rewards if reward.name]
-        check_figures(self.train, self.eval.every, held_out)
+        names = [task.name for task in self.data.valid_tasks], [reward.name for reward in self.rewards]
+        check_figures(self.train, self.eval.every, reward_figures(*names) if self.data.valid else [])
         return self
 
     def _check_engine(self) -> None:
