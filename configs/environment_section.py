@@ -17,6 +17,15 @@ def _check_named(value: str) -> str:
     return value
 
 
+def _check_name(value: str) -> str:
+    if "/" in value:
+        raise ValueError("a name without `/`, which separates the parts of metrics")
+    return value
+
+
+EnvironmentName = Annotated[Text, AfterValidator(_check_name)]
+
+
 class UserSettings(Settings):
     """The model that answers `ctx.ask` of an environment: a user who is played, or a judge. A key is read from
     COUNTERPOINT_USER_KEY, never from a run file."""

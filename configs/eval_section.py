@@ -21,7 +21,12 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.data_section import Format
-from counterpoint.configs.environment_section import InstanceSettings, UserSettings, check_asked_by_package
+from counterpoint.configs.environment_section import (
+    EnvironmentName,
+    InstanceSettings,
+    UserSettings,
+    check_asked_by_package,
+)
 from counterpoint.configs.foreign_section import ForeignType, PackageSettings
 
 
@@ -160,6 +165,9 @@ class EnvironmentTask(TaskSettings, InstanceSettings):
 
     format: Format = "auto"
     """Format of the file's rows, where they hold a prompt, as of `data.train`."""
+
+    environment: EnvironmentName | None = None
+    """Only the rows whose field `environment` is this name, of a file whose rows name theirs; null takes all."""
 
     calls: CountOrZero = 8
     """Maximum tool calls in one turn; one more ends the rollout."""

@@ -19,7 +19,7 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.data_section import OpeningSettings, Overlap
-from counterpoint.configs.environment_section import AnyEnvironment, UserSettings
+from counterpoint.configs.environment_section import AnyEnvironment, EnvironmentName, EnvironmentSettings, UserSettings
 from counterpoint.configs.eval_section import PromptTask, ServerSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.share import OrShare, check_share, share_of
@@ -99,6 +99,9 @@ class RolloutSettings(Settings):
     """A task of your own that answers the model and rewards it, or another project's package (`type`); null for prompts
     that stand alone."""
 
+    environments: dict[EnvironmentName, EnvironmentSettings] = Field(default_factory=dict)
+    """Several such tasks by name; each row names its own in its field `environment`."""
+
     user: UserSettings | None = None
     """The model that an environment's `ctx.ask` asks, and that plays a package's user."""
 
@@ -121,6 +124,17 @@ class RolloutSettings(Settings):
 
     correction_cap: Positive = 3.0
     """Largest ratio of the correction."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RolloutSettings:
+        if self.environment is not None and self.environments:
+            raise ValueError("`environment` and `environments` exclude each other: name all in `environments`")
+        return self
+
+    @property
+    def in_environments(self) -> bool:
+        """Whether rollouts are in environments, which reward them."""
+        return self.environment is not None or bool(self.environments)
 
 
 class TeacherSettings(Settings):

@@ -54,11 +54,11 @@ def check_eval_tasks(tasks: Sequence[object], launch: LaunchSettings) -> None:
 
 def check_paid(rewards: Sequence[RewardSettings], rollout: RolloutSettings, taught: bool) -> None:
     """taught: by a teacher, which needs no reward of a weight."""
-    if not rewards and rollout.environment is None:
+    if not rewards and not rollout.in_environments:
         raise ValueError("`rewards` is empty: name what a rollout earns, or a `rollout.environment` that says so")
-    if rollout.user is not None and rollout.environment is None:
+    if rollout.user is not None and not rollout.in_environments:
         raise ValueError("`rollout.user` is asked by environments alone: set `rollout.environment`, or leave it out")
-    paid = rollout.environment is not None or any(reward.weight for reward in rewards)
+    paid = rollout.in_environments or any(reward.weight for reward in rewards)
     if not paid and not taught:
         raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
 

@@ -103,6 +103,8 @@ NOTICES: Mapping[str, str] = {
 """Kind -> what was changed, guessed or noticed, and the setting that decides it."""
 
 REASONS: Mapping[str, str] = {
+    "no_environment": "`grpo` with several `rollout.environments`: the row names none.",
+    "unknown_environment": "`grpo`: the row's `environment` is none of `rollout.environments`.",
     "ambiguous_results": "Results that could belong to several calls. Give each the id of its call.",
     "arguments_not_json": "A call's arguments are not JSON. Write an object as a string, or mark the tool as custom.",
     "arguments_not_object": "A call's arguments are JSON, but no object.",

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 from accelerate.utils import gather_object
 
+from counterpoint.configs.environment_section import AnyEnvironment
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.render import Renderer
@@ -17,6 +18,7 @@ from counterpoint.recipes.steps import Prepared, add_held_out, prepare, train_to
 from counterpoint.train.checkpoints.start import with_start
 from counterpoint.train.episodes.environments import Environments
 from counterpoint.train.episodes.episodes import EpisodeLimits
+from counterpoint.train.episodes.routes import Routes
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.foreign.choose import Chosen, open_environments
 from counterpoint.train.loop.callbacks import AttachmentProof
@@ -42,7 +44,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
     with (
         open_session(settings, resume, overwrite) as session,
         Toolkit.of(settings.tools) as toolkit,
-        Rewards(settings.rewards, environment=settings.rollout.environment is not None) as rewards,
+        Rewards(settings.rewards, environment=settings.rollout.in_environments) as rewards,
         ExitStack() as stack,
     ):
         environments = _environments(settings, stack, toolkit)
@@ -84,7 +86,6 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             gather=gather_object,  # of every process, once its part of a step's rollouts is sampled
             seen=FirstSight(session.warn),
             environments=environments,
-            max_invalid=environments.settings.max_invalid if environments is not None else 1.0,
         )
         trainer = make_trainer(settings, session, prepared, rollouts)
         if held_out:
@@ -92,18 +93,24 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         return train_to_end(settings, session, prepared, trainer)
 
 
-def _environments(settings: GrpoRun, stack: ExitStack, toolkit: Toolkit) -> Chosen | None:
-    """`rollout.environment`, loaded. ConfigError where it declares a tool of a name that is taken."""
-    chosen = settings.rollout.environment
-    if chosen is None:
-        return None
-    environments = stack.enter_context(open_environments(chosen, settings.rollout.user))
-    if not isinstance(environments, Environments):
+def _environments(settings: GrpoRun, stack: ExitStack, toolkit: Toolkit) -> Chosen | Routes[Chosen] | None:
+    """`rollout.environment`, or those of `rollout.environments`, loaded. ConfigError where one declares a tool whose
+    name is taken."""
+
+    def loaded(chosen: AnyEnvironment) -> Chosen:
+        environments = stack.enter_context(open_environments(chosen, settings.rollout.user))
+        if not isinstance(environments, Environments):
+            return environments
+        taken = {tool.name for tool in toolkit.tools} & {tool.name for tool in environments.described.tools}
+        if taken:
+            raise ConfigError(f"tools: the environment has a tool `{min(taken)}`, too: rename one of them")
         return environments
-    taken = {tool.name for tool in toolkit.tools} & {tool.name for tool in environments.described.tools}
-    if taken:
-        raise ConfigError(f"tools: the environment has a tool `{min(taken)}`, too: rename one of them")
-    return environments
+
+    chosen = settings.rollout.environment
+    if chosen is not None:
+        return loaded(chosen)
+    several = {name: loaded(each) for name, each in settings.rollout.environments.items()}
+    return Routes(several) if several else None
 
 
 def make_trainer(settings: GrpoRun, session: Session, prepared: Prepared, rollouts: Rollouts) -> RewardTrainer:

@@ -9,13 +9,17 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from counterpoint.configs.errors import ConfigError, DataError
+from counterpoint.configs.errors import ConfigError, DataError, RowError
 from counterpoint.configs.eval_section import SuiteSettings, TaskSettings
 from counterpoint.configs.reward_section import LengthReward
 from counterpoint.configs.schema import GrpoRun, PromptSettings
 from counterpoint.data.dataset.row_keys import keys_of
 from counterpoint.data.dataset.split import PROMPT, Mask, Side, by_share, share_line, without_overlap
+from counterpoint.data.dataset.training_rows import Quarantine
 from counterpoint.data.harmony.render import Renderer
+from counterpoint.data.rows.row import BadRow
+from counterpoint.recipes.steps import BAD_HELD_OUT, BAD_ROWS, bad_rows_file
+from counterpoint.train.episodes.routes import name_of
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.loop.grpo_items import Item, items_of
@@ -26,11 +30,13 @@ from counterpoint.train.scoring.rewards import Rewards
 
 @dataclass(frozen=True, slots=True)
 class PromptSets:
-    """What is learned from and what is held out, kept apart as rows are (`data.split`). lines: how."""
+    """What is learned from and what is held out, kept apart as rows are (`data.split`). lines: how. bad: rows that are
+    left out, of training and held out."""
 
     train: list[EvalPrompt]
     held_out: list[EvalPrompt]
     lines: Sequence[str]
+    bad: tuple[list[BadRow], list[BadRow]] = ([], [])
 
 
 def read_sets(
@@ -38,8 +44,9 @@ def read_sets(
 ) -> PromptSets:
     """`data.train` and `data.valid`; evaluation: the prompts that the hook samples. DataError for a prompt that is too
     long, or where a share leaves nothing."""
-    data, environment = settings.data, settings.rollout.environment is not None
-    train = read_prompts(data.train, data, renderer, toolkit, environment)
+    data, environment = settings.data, settings.rollout.in_environments
+    train, bad = _routed(settings, read_prompts(data.train, data, renderer, toolkit, environment), "data.train")
+    bad_held_out: list[BadRow] = []
     lines: list[str] = []
     if data.valid_share is not None:
         held = by_share(_side(train).keys[:, PROMPT], data.valid_share, settings.seed)
@@ -47,13 +54,38 @@ def read_sets(
         train, held_out = _only(train, ~held), _only(train, held)
     else:
         held_out = read_prompts(data.valid_tasks, data, renderer, toolkit, environment)
+        held_out, bad_held_out = _routed(settings, held_out, "data.valid")
     asked = {_key(prompt): prompt.id for prompt in reversed(evaluation)}
     if held_out or asked:
         sides = {"": _side(held_out)} if held_out else {}
         kept = without_overlap(_side(train), sides, asked, data.overlap)
         train, held_out = _only(train, kept.train), _only(held_out, kept.held_out[""]) if held_out else []
         lines += kept.lines
-    return PromptSets(train, held_out, lines)
+    for where, found, left in (("data.train", bad, train), ("data.valid", bad_held_out, held_out)):
+        if found:
+            lines.append(
+                f"{where}: {len(found)} of {len(found) + len(left)} rows name no environment of rollout.environments: "
+                f"left out, the first: {found[0].message}"
+            )
+    return PromptSets(train, held_out, lines, (bad, bad_held_out))
+
+
+def _routed(settings: GrpoRun, prompts: list[EvalPrompt], where: str) -> tuple[list[EvalPrompt], list[BadRow]]:
+    """The prompts whose row names an environment of `rollout.environments`, and the other rows. DataError where none
+    does."""
+    names, kept, bad = settings.rollout.environments, [], []
+    for prompt in prompts:
+        row = prompt.conversation.metadata
+        try:
+            if names:
+                name_of(row, names)
+            kept.append(prompt)
+        except RowError as error:
+            raw = json.dumps(dict(row), ensure_ascii=False, default=str).encode()
+            bad.append(BadRow(prompt.conversation.source, error.kind, error.field, error.what, error.fix, raw))
+    if bad and not kept:
+        raise DataError(f"{where}: no row names an environment of rollout.environments; the first: {bad[0].message}")
+    return kept, bad
 
 
 def _side(prompts: Sequence[EvalPrompt]) -> Side:
@@ -82,6 +114,10 @@ def training_items(
     check_rewards(rewards, items, session)
     for line in sets.lines:
         session.say(line)
+    for rows, name in zip(sets.bad, (BAD_ROWS, BAD_HELD_OUT), strict=True):
+        with Quarantine(bad_rows_file(session, name)) as quarantine:
+            for row in rows:
+                quarantine.add(row)
     session.say(f"{len(sets.train)} prompts, {groups} groups of {settings.grpo.group} a step")
     if len(items) < groups:
         raise ConfigError(

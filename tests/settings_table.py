@@ -390,12 +390,13 @@ def rows_of_environments() -> list[Row]:
     made = []
     for path, recipes, own_probe in (
         ("rollout.environment", ("grpo",), "calls"),
+        ("rollout.environments", ("grpo",), "calls"),
         ("eval.tasks", TRAINING, "tasks"),
         ("eval.tasks[environment]", ("evaluate",), "worlds"),
     ):
         plain = {"process": 0.0, "parent": 0.0}
         base: dict[str, Any] = {f"{path}.class": "world.py:World", f"{path}.weights": plain}
-        if path != "rollout.environment":
+        if not path.startswith("rollout."):
             base |= {f"{path}.type": "environment", f"{path}.path": "prompts.jsonl", f"{path}.efforts": ["low"]}
             base = {f"{path}.type": "environment", **base}
 
@@ -419,9 +420,9 @@ def rows_of_environments() -> list[Row]:
         row("turns", 1, "fewer user messages")
         row("weights", {**plain, "a": 0.5}, "weights of its rewards")
         broken = {f"{path}.settings": {"broken": True}}
-        if path == "rollout.environment":
+        if path.startswith("rollout."):
             row("max_invalid", 0.5, "more of a step may be invalid")
-            for name, value, seen in USER_SEEN:
+            for name, value, seen in USER_SEEN if path == "rollout.environment" else ():
                 made.append(
                     Row(
                         f"rollout.user.{name}",
@@ -440,6 +441,7 @@ def rows_of_environments() -> list[Row]:
         else:
             row("type", "arithmetic", "items of another source", probe="plan")
         row("path", "other_prompts.jsonl", "other rows", probe=drawn)
+        row("environment", "a", "rows that name it", probe=drawn, base={f"{path}.path": "routed.jsonl"})
         row("format", "nothing", "is refused", refused="nothing")
         row("name", "mine", "name of the task", probe=drawn)
         row("size", 2, "number of rows", probe=drawn)

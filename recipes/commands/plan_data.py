@@ -154,7 +154,7 @@ def _rollouts(run: GrpoRun) -> Work:
         "tokens and time count every rollout at its longest, and once more for its sampling",
         *sets.lines,
     ]
-    if run.rollout.environment is not None:
+    if run.rollout.in_environments:
         lines.append("what the environment says is counted in rollout.completion_tokens alone")
     lines += _held_out(run, [n + run.rollout.completion_tokens for n in lengths[len(items) :]], "rollout", steps)
     if run.tools != type(run.tools)():
@@ -162,7 +162,7 @@ def _rollouts(run: GrpoRun) -> Work:
     if run.rollout.engine == "vllm":
         lines.append(f"vLLM takes {run.rollout.vllm.gpu_memory:.0%} of each GPU, which is left out of what is free")
     # An environment writes prompts of its own, up to the longest.
-    batch = _rollout_batch(run, longest if run.rollout.environment is None else run.data.max_tokens)
+    batch = _rollout_batch(run, run.data.max_tokens if run.rollout.in_environments else longest)
     return Work(batch, steps, 2 * steps * rollouts * width, tuple(lines))
 
 

@@ -104,6 +104,54 @@ def test_a_run_in_an_environment_and_its_evaluation(capsys: pytest.CaptureFixtur
     assert [row["rewards"] for row in lines(Path("out/tuned/samples.jsonl"))] == [line["rewards"] for line in samples]
 
 
+def test_rows_name_their_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two classes in one run: each row is in its own, is paid by it, and counted by it; a row of neither is left out."""
+    named = [("one", "odd"), ("two", "more"), ("three", "more"), ("four", "other"), ("five", None)]
+    rows: list[dict[str, Any]] = [{"word": word, "environment": name} for word, name in named]
+    write([{key: value for key, value in row.items() if value is not None} for row in rows])
+    odd = '{class: "task.py:Odd", settings: {bonus: 2}, weights: {seed: 0}, turns: 2}'
+    more = '{class: "task.py:Odd", settings: {bonus: 7}, weights: {odd: 0, seed: 0}, turns: 1}'
+    task = 'type: environment, class: "task.py:Odd", path: rows.jsonl, efforts: [low]'
+    changes = [
+        "rollout.environment=null", f"rollout.environments={{odd: {odd}, more: {more}}}", "train.batch_rows=12",
+        "train.steps=1", f"eval.tasks=[{{{task}, settings: {{bonus: 7}}, environment: more, name: of_more, turns: 1}}]",
+    ]  # fmt: skip
+    assert main(["train", "run.yaml", *changes]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "data.train: 2 of 5 rows name no environment of rollout.environments: left out, the first: rows.jsonl:4: "
+        "environment: 'other' is none of the run's: take one of odd, more"
+    ) in out
+    (run,) = Path().glob("run-*")
+    bad = [(row["source"], row["kind"]) for row in lines(run / "bad_rows.jsonl")]
+    assert bad == [("rows.jsonl:4", "unknown_environment"), ("rows.jsonl:5", "no_environment")]
+    played = lines(run / "rollouts.jsonl")
+    ids = {"odd": {"rows.jsonl:1"}, "more": {"rows.jsonl:2", "rows.jsonl:3"}}
+    assert {name: {row["id"] for row in played if row["environment"] == name} for name in ids} == ids
+    assert {(row["environment"], row["rewards"]["environment/bonus"]) for row in played} == {
+        ("odd", 2.0),
+        ("more", 7.0),
+    }
+    measured = next(line for line in lines(run / "metrics.jsonl") if "reward" in line)
+    paid = [row["rewards"]["environment/odd"] for row in played if row["environment"] == "odd"]
+    assert measured["environments/odd/reward"] == pytest.approx(sum(paid) / 4 + 2)
+    assert measured["reward"] == pytest.approx((sum(paid) + 2 * 4 + 7 * 8) / 12)
+    assert (measured["environments/more/reward"], measured["environments/more/rewards/bonus"]) == (7, 7)
+    turns = [row["turn"] + 1 for row in played if row["environment"] == "odd"]
+    assert (measured["environments/odd/turns"], measured["environments/more/invalid"]) == (sum(turns) / 4, 0)
+    samples = [line for line in lines(run / "eval" / "step-000001-tuned.jsonl") if line["task"] == "of_more"]
+    assert [(line["id"], line["rewards"]["bonus"]) for line in samples] == [("rows.jsonl:2", 7), ("rows.jsonl:3", 7)]
+
+    assert main(["train", "run.yaml", *changes, f"rollout.environments={{x: {odd}, y: {odd}}}", "name=b"]) == 1
+    assert "data.train: no row names an environment of rollout.environments; the first: " in capsys.readouterr().err
+    assert main(["train", "run.yaml", f"rollout.environments={{odd: {odd}}}", "name=c"]) == 2
+    assert "`environment` and `environments` exclude each other" in capsys.readouterr().err
+    assert (
+        main(["train", "run.yaml", "rollout.environment=null", f"rollout.environments={{a/b: {odd}}}", "name=d"]) == 2
+    )
+    assert "a name without `/`" in capsys.readouterr().err
+
+
 def test_too_many_invalid_rollouts_and_mistakes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     write([{"word": "one"}, {"word": "two", "broken": [0, 1]}])
     assert main(["train", "run.yaml", "eval.tasks=[]"]) == 1

@@ -112,6 +112,7 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
         else:
             place = place.setdefault(key, {})
             place = place[0] if isinstance(place, list) else place
+            place = place.setdefault("some", {}) if key == "environments" else place
     if last == "type":
         place.clear()
     place[last] = value
@@ -136,6 +137,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sums = [{"prompt": f"What is {n} + 2?", "answer": n + 2, "id": str(n)} for n in range(3)]
     write("prompts.jsonl", *sums)
     write("other_prompts.jsonl", *({**row, "prompt": "Add!"} for row in sums))
+    write("routed.jsonl", *({**row, "environment": name} for row, name in zip(sums, "aab", strict=True)))
     write("tools.jsonl", {**sums[0], "tools": [A_TOOL]})
     write("formats.jsonl", {**sums[0], "response_format": A_FORMAT})
     write("other.jsonl", *chat({"role": "assistant", "content": "Another."}))

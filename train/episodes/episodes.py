@@ -23,6 +23,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import RETURN
 from counterpoint.train.episodes.environment_worker import Facts
 from counterpoint.train.episodes.environments import Environments, EnvironmentSession
+from counterpoint.train.episodes.routes import Routes
 from counterpoint.train.episodes.said import channel_of, continued, plain, said
 from counterpoint.train.episodes.sampling_desk import SamplingDesk
 from counterpoint.train.episodes.tools import BuiltinPython, Ended, EpisodeEnded, InvalidRolloutError, Toolbox
@@ -78,7 +79,7 @@ def run_episodes(
     temperature: float = 1.0,
     seed: int | Sequence[int] = 0,
     follow_ups: Sequence[Sequence[str]] | None = None,
-    environments: Environments | Driver | None = None,
+    environments: Environments | Driver | Routes[Any] | None = None,
     worlds: Sequence[World] | None = None,
     after: Callable[[int, Episode], None] = lambda place, episode: None,
     stops: Callable[[], bool] | None = None,
@@ -90,9 +91,9 @@ def run_episodes(
     None takes the conversation's. seed: one for all, from which each derives its own by its index, or one a prompt.
     follow_ups: of each prompt, what the user says after each final; the episode is that of the last turn, or of the
     first that ends without a final. environments, worlds: gives each rollout an instance of its own, which may write
-    the prompt, has tools, and says what follows a final. after: called for each episode once it has ended, in its
-    thread, with its number. stops: SamplingStoppedError once it is true, asked after every action and while nothing is
-    sampled (of a `Sampler` also after every token).
+    the prompt, has tools, and says what follows a final; of several, the one that its row names. after: called for each
+    episode once it has ended, in its thread, with its number. stops: SamplingStoppedError once it is true, asked after
+    every action and while nothing is sampled (of a `Sampler` also after every token).
     """
     seeds = [sample_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
     wanted = list(efforts) if efforts is not None else [None] * len(prompts)
@@ -103,13 +104,14 @@ def run_episodes(
     running: list[Player] = []
     for place, (prompt, effort, seed, texts, world) in enumerate(zip(prompts, wanted, seeds, more, facts, strict=True)):
         level = effort or renderer.effort_of(prompt)
-        if environments is not None and not isinstance(environments, Environments):
-            running.append(environments.player(renderer, most, level, seed, world, place))
+        own = environments.of(world.row) if isinstance(environments, Routes) else environments
+        if own is not None and not isinstance(own, Environments):
+            running.append(own.player(renderer, most, level, seed, world, place))
             continue
         running.append(
             _Running(
                 prompt, renderer, most, level, seed, tuple(texts),
-                environments=environments, world=world, make_toolbox=toolbox, place=place,
+                environments=own, world=world, make_toolbox=toolbox, place=place,
             )
         )  # fmt: skip
     episodes: list[Episode | None] = [None] * len(running)

@@ -30,7 +30,7 @@ from counterpoint.data.user_code.loader import file_of
 from counterpoint.data.user_code.worker import Guard
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
 from counterpoint.train.foreign.bridge import listed_tasks
-from counterpoint.train.scoring.environment_rows import load_rows, row_prompt
+from counterpoint.train.scoring.environment_rows import load_rows, of_environment, row_prompt
 from counterpoint.train.scoring.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
 from counterpoint.train.scoring.scorers import UNKNOWN_INSTRUCTION, Scorers
 from counterpoint.train.scoring.truths import disagreements
@@ -129,8 +129,10 @@ def _items(task: TaskSettings, guard: Guard, rows: bool) -> tuple[list[EvalPromp
         return [row_prompt(row, f"{task.id}:{n + 1}") for n, row in enumerate(listed)], []
     if isinstance(task, EnvironmentTask | ForeignTask) or (rows and isinstance(task, FileTask)):
         assert task.path is not None
-        found = load_rows(SourceSettings(path=task.path, format=task.format, rows=task.size))
-        return [replace(prompt, id=_file_id(prompt)) for prompt in found], []
+        named = task.environment if isinstance(task, EnvironmentTask) else None
+        found = load_rows(SourceSettings(path=task.path, format=task.format, rows=task.size if named is None else None))
+        found, told = (found, []) if named is None else of_environment(found, named)
+        return [replace(prompt, id=_file_id(prompt)) for prompt in found[: task.size]], told
     assert isinstance(task, FileTask | ProbesTask)
     spec = SourceSettings(path=task.path or BUILT_IN, format=task.format, rows=task.size)
     prompts = [replace(prompt, id=_file_id(prompt)) for prompt in load_prompts(spec, truth=task.truth)]

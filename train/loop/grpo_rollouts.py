@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.endpoint.ledger import notice_of
 from counterpoint.train.episodes.environment_worker import Facts
 from counterpoint.train.episodes.episodes import EpisodeLimits, World, run_episodes
+from counterpoint.train.episodes.routes import Routes, name_of
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.foreign.choose import Chosen
 from counterpoint.train.loop.grpo_items import Item
@@ -54,7 +55,7 @@ class Rollouts:
     keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
     process: the number of this one, of those that train together; gather: collects what each of them has measured.
     measured: what is logged of the last step's rollouts. seen: tells each kind of failure once.
-    max_invalid: share of a step's rollouts that may be invalid. stepped: whether there was a step before.
+    stepped: whether there was a step before.
     """
 
     items: Sequence[Item]
@@ -72,8 +73,7 @@ class Rollouts:
     measured: dict[str, float] = field(default_factory=dict)
     seen: FirstSight = field(default_factory=lambda: FirstSight(lambda _: None))
     failed_before: Counter[str] = field(default_factory=Counter)
-    environments: Chosen | None = None
-    max_invalid: float = 1.0
+    environments: Chosen | Routes[Chosen] | None = None
     stepped: bool = False
 
     @property
@@ -126,7 +126,7 @@ class Rollouts:
         return StepRollouts(
             [() if out else self._rows(each) for each, out in zip(episodes, invalid, strict=True)],
             [each.stop == "length" for each in episodes],
-            self.gather([self._scores(*one) for one in zip(episodes, found, strict=True)]),
+            self.gather([self._scores(*one) for one in zip(items, episodes, found, strict=True)]),
             first,
             self.gather(lengths),
             episodes[0].prompt_ids,
@@ -150,7 +150,7 @@ class Rollouts:
         try:
             episodes, outcomes, found = self._sampled([items[n] for n in mine], seeds, worlds, 1, stops)
             each = zip([items[n] for n in mine], episodes, outcomes, found, strict=True)
-            rows = [{**self._row(*one), "reward": self._total(one[1], one[3])} for one in each]
+            rows = [{**self._row(*one), "reward": self._total(one[0], one[1], one[3])} for one in each]
         except SamplingStoppedError:
             stopped = True
         shares = self.gather([(rows, stopped)])
@@ -163,16 +163,22 @@ class Rollouts:
         facts = Facts(seed, place % self.group if training else 0, step, item.effort, training)
         return World(item.prompt.conversation.metadata, item.prompt.id, facts)
 
-    def _scores(self, episode: Episode, found: Scored) -> list[float]:
+    def _home(self, item: Item) -> Chosen | None:
+        """The environments that the item's rollouts are in."""
+        if isinstance(self.environments, Routes):
+            return self.environments.of(item.prompt.conversation.metadata)
+        return self.environments
+
+    def _scores(self, item: Item, episode: Episode, found: Scored) -> list[float]:
         """In the order of `names`; NaN throughout leaves a rollout out of its group."""
         if found.invalid is not None:
             return [math.nan] * len(self.names)
-        if self.environments is None:
+        if (home := self._home(item)) is None:
             return found.values
-        return [*found.values, self.environments.weigh(episode.earned) if episode.earned else math.nan]
+        return [*found.values, home.weigh(episode.earned) if episode.earned else math.nan]
 
-    def _total(self, episode: Episode, found: Scored) -> float:
-        own = 0.0 if self.environments is None else self.environments.weigh(episode.earned)
+    def _total(self, item: Item, episode: Episode, found: Scored) -> float:
+        own = 0.0 if (home := self._home(item)) is None else home.weigh(episode.earned)
         return self.rewards.total(found.values) + own
 
     def _sampled(
@@ -226,6 +232,7 @@ class Rollouts:
         return {
             "id": item.prompt.id,
             "effort": item.effort,
+            **({"environment": self._name(item)} if isinstance(self.environments, Routes) else {}),
             **({"turn": episode.turn} if item.prompt.follow_ups or self.environments is not None else {}),
             **({"of_turn": item.turn} if item.prompt.follow_ups else {}),
             "stop": episode.stop,
@@ -260,11 +267,13 @@ class Rollouts:
         invalid = [row for row in rows if "invalid" in row]
         cause = f"{invalid[0]['invalid']} ({invalid[0]['id']})" if invalid else ""
         self.seen.tell("invalid rollouts, left out of their groups", len(invalid), n, where, cause)
-        if len(invalid) > self.max_invalid * n:
-            raise RunError(
-                f"{where}: {len(invalid)} of {n} rollouts are invalid, more than rollout.environment.max_invalid "
-                f"({self.max_invalid:g}) allows; the first: {invalid[0]['invalid'].partition(chr(10))[0]}"
-            )
+        for setting, environments, own in self._by_environment(rows):
+            invalid, most = [row for row in own if "invalid" in row], environments.settings.max_invalid
+            if len(invalid) > most * len(own):
+                raise RunError(
+                    f"{where}: {len(invalid)} of {len(own)} rollouts are invalid, more than {setting}.max_invalid "
+                    f"({most:g}) allows; the first: {invalid[0]['invalid'].partition(chr(10))[0]}"
+                )
         faults = [row for row in rows if row["faults"]]
         cause = f"{faults[0]['fault']} ({faults[0]['id']})" if faults else ""
         self.seen.tell("rollouts with a call that failed", len(faults), n, where, cause)
@@ -296,6 +305,19 @@ class Rollouts:
             if stopped is not None:
                 raise RunError(f"step {step + 1}: {stopped}")
 
+    def _name(self, item: Item) -> str:
+        assert isinstance(self.environments, Routes)
+        return name_of(item.prompt.conversation.metadata, self.environments.named)
+
+    def _by_environment(self, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Chosen, list[dict[str, Any]]]]:
+        """Each setting, its environments, and their rollouts where there are any."""
+        if isinstance(self.environments, Routes):
+            for name, environments in self.environments.named.items():
+                if own := [row for row in rows if row["environment"] == name]:
+                    yield f"rollout.environments.{name}", environments, own
+        elif self.environments is not None:
+            yield "rollout.environment", self.environments, list(rows)
+
     def _measures(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, int]]) -> dict[str, float]:
         """Of one step's rollouts of all processes: groups of equal rewards, failures, calls, analysis tokens."""
         out = {
@@ -319,8 +341,32 @@ class Rollouts:
             out["tools/solved"] = sum(row["solved"] for row in rows) / len(rows)
         if self.environments is not None:
             out["turns"] = sum(row["turn"] + 1 for row in rows) / len(rows)
+        if isinstance(self.environments, Routes):
+            for setting, environments, own in self._by_environment(rows):
+                out |= _measured(f"environments/{setting.rpartition('.')[2]}", environments, own)
         for effort in EFFORTS:
             tokens = [row["analysis_tokens"] for row in rows if row["effort"] == effort]
             if tokens:
                 out[f"analysis_tokens/{effort}"] = sum(tokens) / len(tokens)
         return out
+
+
+def _measured(prefix: str, environments: Chosen, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of one of several environments: share of invalid rollouts, means of the others."""
+    valid = [
+        {
+            name.partition("/")[2]: value
+            for name, value in row["rewards"].items()
+            if name.partition("/")[0] == ENVIRONMENT
+        }
+        for row in rows
+        if "invalid" not in row
+    ]
+    out = {f"{prefix}/invalid": 1 - len(valid) / len(rows)}
+    out[f"{prefix}/turns"] = sum(row["turn"] + 1 for row in rows) / len(rows)
+    if valid:
+        out[f"{prefix}/reward"] = sum(map(environments.weigh, valid)) / len(valid)
+        for name in dict.fromkeys(name for each in valid for name in each if name):
+            values = [each[name] for each in valid if name in each]
+            out[f"{prefix}/rewards/{name}"] = sum(values) / len(values)
+    return out

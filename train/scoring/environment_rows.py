@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,17 @@ def load_rows(spec: SourceSettings) -> list[EvalPrompt]:
     if not prompts:
         raise DataError(f"{spec.path}: no rows")
     return prompts
+
+
+def of_environment(prompts: Sequence[EvalPrompt], name: str) -> tuple[list[EvalPrompt], list[str]]:
+    """The rows whose field `environment` is `name`, and what the others name. DataError for none."""
+    named = [prompt.conversation.metadata.get("environment") for prompt in prompts]
+    kept = [prompt for prompt, own in zip(prompts, named, strict=True) if own == name]
+    others = Counter("none" if own is None else f"`{own}`" for own in named if own != name)
+    told = ", ".join(f"{own} ({count})" for own, count in others.items())
+    if not kept:
+        raise DataError(f"no row names the environment `{name}`: they name {told}")
+    return kept, [f"rows of other environments are left out: they name {told}"] if others else []
 
 
 def _prompt(row: RawRow, format: str) -> EvalPrompt:
