@@ -103,6 +103,11 @@ class Served:
         else:
             self._owner.kill(self._child)
 
+    def abort(self) -> None:
+        """A call in progress fails now, whatever time it was given, and its process is killed; from any thread."""
+        with suppress(OSError):
+            self._pipe.own.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Its process ends; a call in progress has the time it was given."""
         with self._lock:

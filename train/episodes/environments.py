@@ -117,6 +117,9 @@ class EnvironmentSession:
     def reward(self, rollout: Rollout) -> dict[str, float]:
         return self._value(self._call("reward", rollout), "reward") if self.described.rewards else {}
 
+    def abort(self) -> None:
+        self._served.abort()
+
     def close(self) -> None:
         if self.described.closes and not self._served.gone:
             self._served.call("close", seconds=self.described.seconds, asked=self._asked)

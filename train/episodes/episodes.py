@@ -120,7 +120,8 @@ def run_episodes(
         episodes[place] = episode = running[place].closed()
         after(place, episode)
 
-    desk.run([lambda each=each: each.play(desk) for each in running], ended)
+    plays = [lambda each=each: each.play(desk) for each in running]
+    desk.run(plays, ended, abort=lambda: [each.abort() for each in running])
     return [episode for episode in episodes if episode is not None]
 
 
@@ -307,6 +308,12 @@ class _Running:
             invalid=self.invalid,
             seed=self.seed,
         )
+
+    def abort(self) -> None:
+        """End a call in progress; another thread plays."""
+        for holder in (self.session, self.toolbox):
+            if holder is not None:
+                holder.abort()
 
     def release(self) -> None:
         """End the tools and the instance."""

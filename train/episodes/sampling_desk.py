@@ -51,9 +51,15 @@ class SamplingDesk:
         self._left = 0
         self._ended = False
 
-    def run(self, rollouts: Sequence[Callable[[], None]], after: Callable[[int], None]) -> None:
+    def run(
+        self,
+        rollouts: Sequence[Callable[[], None]],
+        after: Callable[[int], None],
+        abort: Callable[[], object] = lambda: None,
+    ) -> None:
         """Each rollout in a thread, and `after(its number)` in the same one once nothing of it waits for the engine any
-        more. Returns when all are done; raises what the engine or one of them raised."""
+        more. Returns when all are done; raises what the engine or one of them raised, once the others have ended, which
+        `abort` makes their calls do."""
         self._left = len(rollouts)
 
         def played(place: int) -> None:
@@ -73,6 +79,7 @@ class SamplingDesk:
                     self._go_on()
             except BaseException:
                 self._abandon()
+                abort()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         for future in futures:

@@ -102,6 +102,10 @@ class FunctionSession:
             return ToolResult(f"error: {answer.detail}", answer.failure, trace=answer.trace)
         return answer.value
 
+    def abort(self) -> None:
+        if self._served is not None:
+            self._served.abort()
+
     def close(self) -> None:
         if self._served is not None:
             self._served.close()
@@ -207,6 +211,12 @@ class Toolbox:
                 return capped(result.content.encode("utf-8", "replace").decode(), result)
         known = ", ".join([f"functions.{tool.name}" for tool in self.tools] + list(self.builtin_tools)) or "none"
         return ToolResult(f"error: there is no tool `{call.recipient}`; tools: {known}", "unknown_tool")
+
+    def abort(self) -> None:
+        """A function in progress fails now; from any thread."""
+        for provider in self.providers:
+            if isinstance(provider, FunctionSession):
+                provider.abort()
 
     def close(self) -> None:
         for provider in self.providers:

@@ -26,7 +26,7 @@ from counterpoint.train.episodes.episodes import EpisodeLimits, World, run_episo
 from counterpoint.train.episodes.user_model import UserModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.rollout import Episode
-from counterpoint.train.sampling.sample import Sampler
+from counterpoint.train.sampling.sample import Sampler, SamplingStoppedError
 from counterpoint.train.sampling.scripted import ScriptedEngine
 
 VOCABULARY = load_vocabulary()
@@ -221,6 +221,34 @@ def test_one_that_hangs_dies_or_floods_harms_no_other(folder: Path) -> None:
     assert (episodes[33].called[0].result.cut > 19_000_000, episodes[33].invalid) == (True, None)
     began = [e.earned["began"] for e in good]
     assert max(began) - min(began) < 60 * 0.5, "one after the other"
+
+
+SLEEPER = '''
+class Sleeper(Environment):
+    seconds = 600.0
+
+    def __init__(self):
+        self.file = None
+
+    def reset(self, row, ctx):
+        self.file = row["file"]
+        return "Sleep."
+
+    def sleeps(self) -> str:
+        open(self.file, "w").close()
+        time.sleep(600)
+'''
+
+
+@pytest.mark.parametrize("isolation", ["process", "shared"])
+def test_a_signal_ends_a_call_that_hangs(folder: Path, tmp_path: Path, isolation: str) -> None:
+    """Its limit is ten minutes: that the test ends says that it was not waited for."""
+    file = tmp_path / "called"
+    with made(folder, SLEEPER, "Sleeper", isolation=isolation) as environments, pytest.raises(SamplingStoppedError):
+        run_episodes(
+            [Conversation(())], RENDERER, ScriptedEngine(VOCABULARY, [use("sleeps")]), environments=environments,
+            worlds=[World({"file": str(file)})], stops=file.exists,
+        )  # fmt: skip
 
 
 def test_done_ends_an_episode_with_its_reward(counter: Environments) -> None:
