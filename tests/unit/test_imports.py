@@ -50,7 +50,7 @@ ARROWS = {
     "train/loop": "harmony layout dataset model adapters checkpoints run sampling episodes scoring endpoint foreign",
     "train/parity": "model adapters loop",
     "train/plan": "model adapters loop",
-    "recipes": "intervals formats harmony layout dataset model adapters checkpoints run sampling episodes scoring "
+    "recipes": "intervals rows formats harmony layout dataset model adapters checkpoints run sampling episodes scoring "
     "foreign serving evals loop",
     "recipes/commands": "intervals rows formats harmony layout pages counts prepared dataset prepare show "
     "model checkpoints run sampling episodes scoring serving evals export loop parity plan recipes",
