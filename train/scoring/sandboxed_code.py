@@ -353,11 +353,11 @@ def serve_module(code, stub, entry):
     return peer
 
 
-def serve_tests(code, told, entry):
-    """The side of the asserts: `done`, `failed` with why, or `broken` where they cannot be run here."""
+def serve_tests(code, told, entry, own):
+    """The side of the asserts: `done`, `failed` with why, or `broken` where they cannot be run here. own: names of
+    Python's that are the program's here."""
     peer = Peer(True)
     _, names, modules, errors, function = json.loads(told)
-    root = (entry or "").partition("(")[0].partition(".")[0]
 
     def work():
         try:
@@ -375,7 +375,7 @@ def serve_tests(code, told, entry):
             value = peer.errors.get(name) or peer.decoded(sent)
             setattr(solution, name, value)
             # What asserts are written with is never the program's.
-            if name in used and (name == root or not (hasattr(builtins, name) or name in sys.stdlib_module_names)):
+            if name in used and (name in own or not (hasattr(builtins, name) or name in sys.stdlib_module_names)):
                 setattr(space, name, value)
         for name in set(modules) & used & set(sys.stdlib_module_names):
             setattr(space, name, importlib.import_module(name))
