@@ -40,7 +40,6 @@ REFERENCE_KEYS = (
     "reference_code",
     "input_output",
     "test_list",
-    "test",
     "public_tests",
     "public_test_cases",
     "rubric",

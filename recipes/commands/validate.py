@@ -93,15 +93,18 @@ class _Truths:
     """What training by reinforcement reads as a row's truth; rows: the places of the first ones without."""
 
     def __init__(self) -> None:
+        from counterpoint.train.scoring.judge import criteria_of
         from counterpoint.train.scoring.prompts import prompt_of
 
-        self._prompt_of = prompt_of
+        self._prompt_of, self._criteria_of = prompt_of, criteria_of
         self.rows: list[str] = []
         self._count = 0
 
     def __call__(self, row: Conversation) -> str | None:
         prompt = self._prompt_of(row)
         found = next((s for s in (prompt.scorer, *(later.scorer for later in prompt.follow_ups)) if s), None)
+        if found is None and any(self._criteria_of(row.metadata, name) for name in ("rubrics", "rubric")):
+            found = "rubric"
         self._count += found is None
         if found is None and len(self.rows) < _LINES_OF_A_KIND:
             self.rows.append(row.source)

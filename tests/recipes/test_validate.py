@@ -152,7 +152,8 @@ def test_names_in_a_file_move_no_cursor(tmp_path):
 def test_for_rl_the_rows_without_a_truth_are_named(tmp_path):
     asked = {"messages": [{"role": "user", "content": "2+2?"}]}
     later = {**asked, "follow_ups": [{"content": "3+3?", "answer": 6}]}
-    file = write(tmp_path / "a.jsonl", PROMPT, asked, later, {**PROMPT, "scorer": "my.py:judge"}, *[asked] * 25)
+    more = [{**asked, "test_list": ["assert f() == 4"]}, {**asked, "rubrics": [{"criterion": "It is 4.", "points": 1}]}]
+    file = write(tmp_path / "a.jsonl", PROMPT, asked, later, {**PROMPT, "scorer": "my.py:judge"}, *[asked] * 25, *more)
     done = command(file, "--for", "rl")
     told = done.stdout.splitlines()
     assert done.returncode == 1

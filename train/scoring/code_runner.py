@@ -187,7 +187,7 @@ class CodeRunner:
                 ran = self_.run("peer.exchange(message)", self.limits.seconds - spent)
 
     @contextmanager
-    def _side(self, output_chars: int = 1 << 16) -> Iterator[_Side]:
+    def _side(self, output_chars: int = 1 << 20) -> Iterator[_Side]:
         with PythonSandbox(replace(self.limits, output_chars=output_chars)) as sandbox:
             side = _Side(sandbox)
             side.run(_SIDE)  # starts it: not the program's time
