@@ -101,6 +101,25 @@ class LengthReward(GatedReward):
         return budgets
 
 
+class OverlongReward(RewardSettings):
+    """Less for a rollout that nears the longest (DAPO's soft overlong punishment, arXiv:2503.14476): 0 up to `longest`
+    less `buffer`, from there falling to -1 at `longest`."""
+
+    type: Literal["overlong"]
+
+    longest: Count
+    """Tokens of a rollout, results of tools among them, that earn -1: `rollout.completion_tokens` or less."""
+
+    buffer: Count
+    """Tokens over which the reward falls."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> OverlongReward:
+        if self.buffer > self.longest:
+            raise ValueError(f"`buffer` ({self.buffer}) is more than `longest` ({self.longest})")
+        return self
+
+
 class LanguageReward(GatedReward):
     """Analysis or final is in a language."""
 

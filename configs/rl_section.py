@@ -125,6 +125,9 @@ class RolloutSettings(Settings):
     correction_cap: Positive = 3.0
     """Largest ratio of the correction."""
 
+    correction_floor: Positive | None = None
+    """Least ratio of the correction: below, a ratio counts as 0 (`mask`) or as this (`truncate`); null sets none."""
+
     @model_validator(mode="after")
     def _one_way(self) -> RolloutSettings:
         if self.environment is not None and self.environments:
@@ -173,8 +176,34 @@ class GrpoSettings(Settings):
     """Upper clip; null takes `epsilon` where it is given, else 0.2, with `ratio: sequence` 4e-4. Of `loss: cispo` it is
     the largest ratio itself, 5."""
 
-    scale: Literal["group", "batch", "none"] = "group"
-    """Advantages are divided by the deviation of the rewards in their group, in the batch, or not at all."""
+    entropy_bonus: float = 0.0
+    """Weight of the mean entropy of the sampled tokens, which is added to what is maximised; negative sharpens."""
+
+    top_entropy: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a step's tokens that the policy's loss counts, those of the highest entropy (arXiv:2506.01939 takes
+    0.2). Costs one more forward pass below 1."""
+
+    baseline: Literal["group", "leave_one_out"] = "group"
+    """What is subtracted from a reward: the mean of its group, or of the others in it (RLOO)."""
+
+    scale: Literal["group", "batch", "whitened", "none"] = "group"
+    """Advantages are divided by the deviation of the rewards in their group, in the batch, or not at all; `whitened`
+    ones are shifted and divided so that all of a step have mean 0 and deviation 1 (REINFORCE++-baseline)."""
+
+    oversample: Annotated[float, Field(ge=1)] = 1.0
+    """Groups that are sampled for each that is learned from (DAPO's dynamic sampling): the first groups whose rewards
+    differ are learned from, the rest are dropped. 1 learns from all."""
+
+    ratio_cap: Annotated[float, Field(gt=1)] | None = None
+    """Largest probability ratio of a negative advantage, which the clip alone leaves without a bound; null sets none.
+    For the losses that clip."""
+
+    off_policy: Positive | None = None
+    """Rollouts of negative advantage do not count whose mean log-probability fell by more than this since they were
+    sampled, nats a token (DeepSeek-V3.2); null counts all."""
+
+    kl_ratio: bool = True
+    """Weigh the KL estimate of `beta` by the probability ratio, which makes its gradient that of the divergence."""
 
     ratio: Literal["token", "sequence"] = "token"
     """Whether probability ratios are of tokens or of whole sequences (GSPO)."""
@@ -210,6 +239,11 @@ class GrpoSettings(Settings):
 
     @model_validator(mode="after")
     def _checks(self) -> GrpoSettings:
+        clips = ("grpo", "dapo", "bnpo", "dr_grpo", "luspo")
+        if self.ratio_cap is not None and self.loss not in clips:
+            raise ValueError(f"`ratio_cap` is for losses that clip ({', '.join(clips)}), and `loss` is {self.loss}")
+        if not self.kl_ratio and not self.beta:
+            raise ValueError("`kl_ratio` weighs the divergence of `beta`, which is 0: set `beta`, or leave it out")
         if self.teacher is not None and (self.loss not in TAUGHT_LOSSES or self.ratio != "token"):
             raise ValueError(f"`teacher` rates tokens: use `ratio: token` and a `loss` of {', '.join(TAUGHT_LOSSES)}")
         return self

@@ -291,10 +291,10 @@ class GrpoRun(RunSettings):
                 f"`train.batch_rows` x `train.accumulation` ({rows}) does not hold whole groups of `grpo.group` "
                 f"({self.grpo.group}): change one of them"
             )
-        if self.launch.strategy == "fsdp2":
+        if self.launch.strategy == "fsdp2" and self.rollout.engine != "server":
             raise ValueError(
-                "`launch.strategy: fsdp2` has no process with the whole model, and each samples rollouts of its own: "
-                "use `ddp`"
+                "`launch.strategy: fsdp2` has no process with the whole model to sample from: use `ddp`, or "
+                "`rollout.engine: server`"
             )
         if self.grpo.beta and not self.lora.enabled:
             raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")

@@ -24,13 +24,13 @@ from counterpoint.train.foreign.choose import Chosen, open_environments
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.loop.grpo_trainer import RewardTrainer
-from counterpoint.train.loop.rl_arguments import grpo_arguments, policy_settings, steps_of
+from counterpoint.train.loop.rl_arguments import grpo_arguments, policy_settings, sampled_groups, steps_of
 from counterpoint.train.loop.teacher import load_teacher
 from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import device_of, load_vocabulary_of
 from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.run.session import Session, open_session
-from counterpoint.train.run.world import process_number, rows_per_step
+from counterpoint.train.run.world import process_number
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampler
 from counterpoint.train.sampling.weight_sync import check_engine, following_engine
@@ -55,7 +55,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
                 f"grpo.{idle} never clips: with grpo.iterations: 1 rollouts are learned from once, at a ratio of 1"
             )
         renderer = Renderer(load_vocabulary_of(settings.model), settings.data)
-        groups = rows_per_step(settings) // settings.grpo.group
+        groups = sampled_groups(settings)
         prompts = load_prompts(settings.eval.prompts)
         sets = read_sets(settings, renderer, toolkit, prompts)
         items = training_items(settings, sets, session, renderer, rewards, groups)

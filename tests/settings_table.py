@@ -609,12 +609,15 @@ def rows_of_pairs_and_rewards() -> list[Row]:
     ]  # fmt: skip
     trainer = {
         "group": 4, "loss": "grpo", "beta": 0.1, "epsilon": 0.1, "epsilon_high": 0.3, "scale": "none", "ratio": "sequence",
-        "iterations": 2, "mask_truncated": True,
+        "iterations": 2, "mask_truncated": True, "baseline": "leave_one_out", "oversample": 2.0, "top_entropy": 0.2,
+        "entropy_bonus": 0.01, "off_policy": 0.1, "ratio_cap": 2.0,
     }  # fmt: skip
     made += [Row(f"grpo.{name}", value, "arguments of the trainer", "arguments") for name, value in trainer.items()]
     made += [
         Row("grpo.efforts", ["low", "high"], "items at each effort", "data"),
         Row("grpo.row_tokens", 512, "arguments of the trainer", "arguments"),
+        Row("grpo.kl_ratio", False, "arguments of the trainer", "arguments", base={"grpo.beta": 0.1}),
+        Row("rollout.correction_floor", 0.5, "arguments of the trainer", "arguments"),
         Row("rollout.temperature", 0.5, "how rollouts are sampled", "calls"),
         Row("rollout.action_tokens", 9, "limits of a rollout", "calls"),
         Row("rollout.completion_tokens", 9, "limits of a rollout", "calls"),
@@ -636,11 +639,12 @@ def rows_of_pairs_and_rewards() -> list[Row]:
     kinds: dict[str, dict[str, Any]] = {
         "channel": {}, "answer": {"scorer": "exact"}, "calls": {"need": ["valid"]},
         "length": {"gated": False, "budgets": {"medium": [1, 2]}, "slope": 0.1}, "json": {"gated": False},
+        "overlong": {"longest": 300, "buffer": 50},
         "language": {"gated": True, "language": "ru", "channel": "analysis", "share": 0.1},
         "function": {"function": "mine.py:nothing", "range": [0.0, 0.1]},
     }  # fmt: skip
     least: dict[str, dict[str, Any]] = {
-        "length": {"budgets": {"medium": [90, 99]}}, "language": {"language": "en", "gated": False}, "function": {"function": "mine.py:half"},
+        "length": {"budgets": {"medium": [90, 99]}}, "overlong": {"longest": 100, "buffer": 100}, "language": {"language": "en", "gated": False}, "function": {"function": "mine.py:half"},
     }  # fmt: skip
     answered = {"rewards[answer].scorer": "number"}
     for kind, own in kinds.items():

@@ -130,9 +130,8 @@ def _rollouts(run: GrpoRun) -> Work:
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.recipes.grpo_prompts import read_sets
     from counterpoint.train.loop.grpo_items import items_of
-    from counterpoint.train.loop.rl_arguments import steps_of
+    from counterpoint.train.loop.rl_arguments import sampled_groups, steps_of
     from counterpoint.train.model.load import load_vocabulary_of
-    from counterpoint.train.run.world import rows_per_step
     from counterpoint.train.scoring.prompts import load_prompts
 
     renderer = Renderer(load_vocabulary_of(run.model), run.data)
@@ -142,8 +141,8 @@ def _rollouts(run: GrpoRun) -> Work:
         asked = []
     sets = read_sets(run, renderer, evaluation=asked)
     prompts, items = sets.train, items_of(sets.train, renderer, run.grpo.efforts)
-    rollouts = rows_per_step(cast(Any, run), _processes(run))
-    steps = steps_of(run, len(items), rollouts // run.grpo.group)
+    rollouts = sampled_groups(run, _processes(run)) * run.grpo.group
+    steps = steps_of(run, len(items), sampled_groups(run, _processes(run)))
     held_out = items_of(sets.held_out, renderer, run.grpo.efforts)
     lengths = [len(renderer.prompt(item.prompt.conversation, item.effort)) for item in [*items, *held_out]]
     longest = max(lengths)

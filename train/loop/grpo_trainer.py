@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from counterpoint.data.layout.collate import Collator
 from counterpoint.train.adapters.attach import add_reference, as_reference, is_fresh
 from counterpoint.train.checkpoints.resume import Identity
-from counterpoint.train.loop.advantages import Advantages, advantages_of
+from counterpoint.train.loop.advantages import Advantages, Baseline, Scale, advantages_of, live_groups
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.grpo_items import Item
 from counterpoint.train.loop.grpo_rollouts import Rollouts, StepRollouts
@@ -47,14 +48,18 @@ from counterpoint.train.sampling.weight_sync import FollowingEngine
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """order: which items a step takes. row_tokens: largest tree row. scale: what advantages are divided by.
+    """order: which items a step samples. row_tokens: largest tree row. groups: that a step learns from, where it
+    samples more than that; None for all. top_entropy: share of the tokens that count, those of the highest entropy.
     iterations: steps on the same rollouts."""
 
     loss: PolicyLoss
     order: StepOrder
     temperature: float
     row_tokens: int
-    scale: Any = "group"
+    scale: Scale = "group"
+    baseline: Baseline = "group"
+    groups: int | None = None
+    top_entropy: float = 1.0
     iterations: int = 1
     mask_truncated: bool = False
 
@@ -187,42 +192,81 @@ class RewardTrainer(BaseTrainer, Trainer):
         share = len(numbers) * group // self.accelerator.num_processes
         mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
         rolled = self.rollouts([number for number in numbers for _ in range(group)][mine], step, epoch)
-        worth = advantages_of(rolled.scores, self.rollouts.weights, group, policy.scale)
+        worth = advantages_of(rolled.scores, self.rollouts.weights, group, policy.scale, policy.baseline)
         self._log_rollouts(rolled, worth)
-        advantage_N = worth.advantage_N[rolled.first : rolled.first + share].tolist()
-        rows = self._rows(rolled, advantage_N)
+        advantage_N, learned_N = self._learned(rolled, worth)
+        here = slice(rolled.first, rolled.first + share)
+        advantages, learned = advantage_N[here].tolist(), learned_N[here].tolist()
+        rows = self._rows(rolled, learned)
         n_sampled = [0] * share
         for each in rows:
             n_sampled[each.rollout] += each.n_sampled
         counts = torch.tensor([sum(n_sampled)], device=self.args.device)
         n_tokens = int(self.accelerator.reduce(counts, "sum"))  # pyright: ignore[reportArgumentType]
-        n_valid = int((~worth.reward_N.isnan()).sum())
-        weight_N = policy.loss.weights(torch.tensor(n_sampled, dtype=torch.float64), n_valid, n_tokens).tolist()
-        needed = rows if self._computes_all else [each for each in rows if advantage_N[each.rollout]]
-        batches = micro_batches(needed, advantage_N, weight_N, group, policy.row_tokens, self.collate)
+        n_valid = int((learned_N & ~worth.reward_N.isnan()).sum())
+        weights = policy.loss.weights(torch.tensor(n_sampled, dtype=torch.float64), n_valid, n_tokens).tolist()
+        needed = rows if self._computes_all else [each for each in rows if advantages[each.rollout]]
+        of_token = 1 / max(1, n_tokens)
+        batches = micro_batches(needed, advantages, weights, group, policy.row_tokens, self.collate, of_token)
         most = max(gather_object([len(batches)]))
         idle = filling(self.collate, rolled.any_ids)
         batches += [dict(idle) for _ in range(max(1, most) - len(batches))]
-        return [{name: tensor.to(self.args.device) for name, tensor in batch.items()} for batch in batches]
+        moved = [{name: tensor.to(self.args.device) for name, tensor in batch.items()} for batch in batches]
+        if policy.top_entropy < 1:
+            self._count_uncertain(moved)
+        return moved
 
-    def _rows(self, rolled: StepRollouts, advantage_N: Sequence[float]) -> list[PolicyRow]:
+    def _learned(self, rolled: StepRollouts, worth: Advantages) -> tuple[torch.Tensor, torch.Tensor]:
+        """(advantage, whether it is learned from) (N,) of all processes' rollouts. Where more groups were sampled than
+        are learned from, dead ones and those that are too many are dropped."""
+        policy, group = self.policy, self.rollouts.group
+        learned_N = torch.ones(len(worth.reward_N), dtype=torch.bool)
+        if policy.groups is None:
+            return worth.advantage_N, learned_N
+        alive = live_groups(worth, group, policy.groups)
+        self._keep({"groups/learned": len(alive) / policy.groups})
+        learned_N = torch.zeros_like(learned_N).view(-1, group).index_fill(0, alive, True).flatten()
+        advantage_N = torch.zeros_like(worth.advantage_N)
+        if len(alive):
+            scores = [scores for scores, learned in zip(rolled.scores, learned_N.tolist(), strict=True) if learned]
+            again = advantages_of(scores, self.rollouts.weights, group, policy.scale, policy.baseline)
+            advantage_N[learned_N] = again.advantage_N
+        return advantage_N, learned_N
+
+    @torch.no_grad()
+    def _count_uncertain(self, batches: Sequence[MicroBatch]) -> None:
+        """Marks the tokens of the highest entropy over the whole step, `top_entropy` of them (arXiv:2506.01939). One
+        more forward pass, since which these are is known only then. Collective."""
+        entropies = []
+        for batch in batches:
+            with self.compute_loss_context_manager():
+                entropies.append(self._log_probs(self.model_wrapped, self.base, batch)[1])
+        mine = torch.cat([each[batch["weight"] != 0] for each, batch in zip(entropies, batches, strict=True)])
+        everyone = np.concatenate(gather_object([mine.float().cpu().numpy()]))
+        if len(everyone):
+            least = float(np.quantile(everyone, 1 - self.policy.top_entropy))
+            for entropy_T, batch in zip(entropies, batches, strict=True):
+                batch["counts"] = entropy_T >= least
+
+    def _rows(self, rolled: StepRollouts, learned: Sequence[bool]) -> list[PolicyRow]:
         out = []
         for number, (rows, truncated) in enumerate(zip(rolled.rows, rolled.truncated, strict=True)):
-            if not (truncated and self.policy.mask_truncated):
+            if learned[number] and not (truncated and self.policy.mask_truncated):
                 out += [PolicyRow(number, row) for row in rows]
         return out
 
     @property
     def _computes_all(self) -> bool:
         """Whether rollouts without an advantage have a part in the loss as well."""
-        return bool(self.policy.loss.beta) or self.teacher is not None or self.router_loss is not None
+        loss = self.policy.loss
+        return bool(loss.beta or loss.entropy_bonus or self.teacher or self.router_loss) or self.policy.top_entropy < 1
 
     def _follow(self) -> None:
-        """Give another engine the weights of now."""
+        """Give another engine the weights of now. Collective."""
         if isinstance(self.rollouts.engine, FollowingEngine):
             self.rollouts.engine.follow(
                 self.base,
-                lambda folder: self.save_model(str(folder), _internal_call=True),
+                lambda folder: self._save(str(folder), self._gathered()),
                 self.state.global_step,
                 lead=self.args.should_save,
                 wait=self.accelerator.wait_for_everyone,

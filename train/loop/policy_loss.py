@@ -30,7 +30,10 @@ class PolicyLoss:
     """How the loss is formed; the settings of `grpo` and of `rollout.correction`.
 
     clip: lower and upper, of `cispo` the upper is the largest ratio itself. longest: tokens of the longest rollout,
-    by which `dr_grpo` divides.
+    by which `dr_grpo` divides. floor: least ratio of the correction. kl_ratio: the divergence is weighed by the ratio.
+    ratio_cap: largest ratio of a negative advantage (two-sided clipping, arXiv:2505.07291). off_policy: divergence of a
+    row from its sampling above which a negative advantage does not count (arXiv:2512.02556). entropy_bonus: weight of
+    the mean entropy.
     """
 
     loss: GrpoLoss = "dapo"
@@ -40,6 +43,11 @@ class PolicyLoss:
     correction: Correction = "off"
     cap: float = 3.0
     longest: int = 1
+    floor: float | None = None
+    kl_ratio: bool = True
+    ratio_cap: float | None = None
+    off_policy: float | None = None
+    entropy_bonus: float = 0.0
 
     def weights(self, tokens_E: torch.Tensor, n_valid: int, n_tokens: int) -> torch.Tensor:
         """The weight (E,) of each token of a rollout that has `tokens_E` sampled ones. n_valid, n_tokens: valid
@@ -59,7 +67,8 @@ class Targets:
 
     row: the row of each, 0 to `n_rows` - 1; old: log-probability under the weights that began the batch; sampled: as
     the engine that sampled gave it, NaN where unknown, None where the trainer sampled itself; reference: of the model
-    before training, None without `beta`.
+    before training, None without `beta`; counts: whether each counts (`grpo.top_entropy`), None where all do; share: of
+    each in the mean over the step's tokens.
     """
 
     advantage: torch.Tensor
@@ -69,6 +78,8 @@ class Targets:
     old: torch.Tensor
     sampled: torch.Tensor | None = None
     reference: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
+    share: torch.Tensor | None = None
 
 
 @dataclass
@@ -85,7 +96,8 @@ class Measures:
 def policy_loss(
     chosen: PolicyLoss, log_prob_T: torch.Tensor, entropy_T: torch.Tensor, targets: Targets
 ) -> tuple[torch.Tensor, Measures]:
-    """(loss of the micro-batch, what is logged). The gradient flows through `log_prob_T` alone.
+    """(loss of the micro-batch, what is logged). The gradient flows through `log_prob_T` and, with an entropy bonus,
+    through `entropy_T`.
 
     Formulas as of TRL 1.16, whose loss and gradients the tests hold it to: a sequence's ratio is the mean of its
     tokens' logarithms (GSPO), `beta` weighs the k3 estimate times the ratio, a correction multiplies the policy's part.
@@ -102,7 +114,8 @@ def policy_loss(
         measures.means["cispo_clip_ratio"] = _shares(chosen, targets, capped_T)
     elif chosen.loss in CLIPPED:
         low, high = 1 - chosen.clip[0], 1 + chosen.clip[1]
-        loss_T = -torch.minimum(ratio_T * advantage_T, ratio_T.clamp(low, high) * advantage_T)
+        capped_T = ratio_T if chosen.ratio_cap is None else ratio_T.clamp(max=chosen.ratio_cap)
+        loss_T = -torch.minimum(capped_T * advantage_T, ratio_T.clamp(low, high) * advantage_T)
         below_T, above_T = (ratio_T < low) & (advantage_T < 0), (ratio_T > high) & (advantage_T > 0)
         for name, clipped_T in (("low", below_T), ("high", above_T), ("region", below_T | above_T)):
             measures.means[f"clip_ratio/{name}_mean"] = _shares(chosen, targets, clipped_T)
@@ -114,16 +127,29 @@ def policy_loss(
         phi_T = _vespo_weight(log_ratio_T, correction_T, chosen, targets)
         loss_T = -phi_T * advantage_T * log_prob_T
         measures.means["vespo/phi_seq_mean"] = _mean(_one_a_row(phi_T, targets))
+    if chosen.off_policy is not None:
+        sampled_T = targets.old if targets.sampled is None else targets.sampled
+        drift_T = _by_row((sampled_T - log_prob_T.detach()).nan_to_num(nan=0.0), targets, mean=True)
+        kept_T = (advantage_T >= 0) | (drift_T <= chosen.off_policy)
+        loss_T = loss_T * kept_T
+        measures.means["off_policy/masked"] = _mean(_one_a_row(~kept_T, targets))
+    if targets.counts is not None:
+        loss_T = loss_T * targets.counts
     if correction_T is not None and chosen.loss != "vespo":
         loss_T = loss_T * correction_T
     if targets.reference is not None:
         gap_T = targets.reference - log_prob_T
-        kl_T = (gap_T.exp() - gap_T - 1) * ratio_T
+        kl_T = (gap_T.exp() - gap_T - 1) * (ratio_T if chosen.kl_ratio else 1)
         loss_T = loss_T + chosen.beta * kl_T
         measures.means["kl"] = _mean(kl_T.detach())
     acts_T = (targets.weight != 0) & (advantage_T != 0)
     measures.acting = (acts_T if correction_T is None else acts_T & (correction_T != 0)).sum()
-    return (loss_T * targets.weight).sum(), measures
+    loss = (loss_T * targets.weight).sum()
+    if chosen.entropy_bonus:
+        assert targets.share is not None
+        counted_T = entropy_T if targets.counts is None else entropy_T * targets.counts
+        loss = loss - chosen.entropy_bonus * (counted_T * targets.share).sum()
+    return loss, measures
 
 
 def _correction(chosen: PolicyLoss, targets: Targets, log_prob_T: torch.Tensor) -> tuple[torch.Tensor | None, Measures]:
@@ -140,8 +166,11 @@ def _correction(chosen: PolicyLoss, targets: Targets, log_prob_T: torch.Tensor) 
         return None, measures
     by_row = chosen.correction.startswith("sequence")
     raw_T = (_by_row(gap_T, targets) if by_row else gap_T).exp()
-    above_T = raw_T > chosen.cap
-    cut_T = raw_T.masked_fill(above_T, 0.0) if chosen.correction.endswith("mask") else raw_T.clamp(max=chosen.cap)
+    above_T = outside_T = raw_T > chosen.cap
+    if chosen.floor is not None:
+        outside_T = above_T | (raw_T < chosen.floor)
+    masks = chosen.correction.endswith("mask")
+    cut_T = raw_T.masked_fill(outside_T, 0.0) if masks else raw_T.clamp(chosen.floor, chosen.cap)
     each, above = (_one_a_row(cut_T, targets), _one_a_row(above_T, targets)) if by_row else (cut_T, above_T)
     name = "sampling/importance_sampling_ratio"
     measures.means |= {f"{name}/mean": _mean(each), "sampling/capped": _mean(above)}

@@ -44,12 +44,13 @@ def micro_batches(
     group: int,
     budget: int,
     collate: Callable[[list[TreeRow]], dict[str, Any]],
+    share: float = 0.0,
 ) -> list[MicroBatch]:
     """Tree rows of at most `budget` tokens, one a micro-batch; a row of rollouts that is longer is one of its own.
 
-    advantage_N, weight_N: of each rollout. group: rollouts that are neighbours and share their prompt. What has no
-    sampled token is left out. Beside what `collate` gives, a micro-batch has `advantage`, `weight`, `row` and, where
-    the engine gave them, `sampled`, each (T,).
+    advantage_N, weight_N: of each rollout. group: rollouts that are neighbours and share their prompt. share: of each
+    token in a mean over those of the step. What has no sampled token is left out. Beside what `collate` gives, a
+    micro-batch has `advantage`, `weight`, `share`, `row` and, where the engine gave them, `sampled`, each (T,).
     """
     with_targets = [row for row in rows if row.n_sampled]
     parts: list[TreeRow] = []
@@ -64,7 +65,7 @@ def micro_batches(
     for packed in pack([len(part) for part in parts], budget):
         batch = collate([forest_of([parts[number] for number in packed])])
         inside = [row for number in packed for row in members[number]]
-        batches.append({**_tensors(batch), **_facts(inside, advantage_N, weight_N)})
+        batches.append({**_tensors(batch), **_facts(inside, advantage_N, weight_N, share)})
     return batches
 
 
@@ -83,6 +84,8 @@ def targets_of(batch: MicroBatch, old_T: torch.Tensor) -> Targets:
         batch.get("old", old_T),
         batch.get("sampled"),
         batch.get("reference"),
+        batch.get("counts"),
+        batch.get("share"),
     )
 
 
@@ -106,11 +109,14 @@ def _example(row: SampledRow) -> Example:
     return Example("", 0, ids, weights, (weights * FINAL).astype(np.uint8))
 
 
-def _facts(rows: Sequence[PolicyRow], advantage_N: Sequence[float], weight_N: Sequence[float]) -> MicroBatch:
+def _facts(
+    rows: Sequence[PolicyRow], advantage_N: Sequence[float], weight_N: Sequence[float], share_of_token: float
+) -> MicroBatch:
     """In the order of the targets: row after row, and by place within each."""
     counts = torch.tensor([row.n_sampled for row in rows])
     of_rollout = [row.rollout for row in rows]
     facts = {
+        "share": torch.full((int(counts.sum()),), share_of_token),
         "advantage": torch.tensor([advantage_N[n] for n in of_rollout], dtype=torch.float32).repeat_interleave(counts),
         "weight": torch.tensor([weight_N[n] for n in of_rollout], dtype=torch.float32).repeat_interleave(counts),
         "row": torch.arange(len(rows)).repeat_interleave(counts),

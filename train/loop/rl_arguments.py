@@ -14,7 +14,7 @@ from counterpoint.train.loop.grpo_trainer import PolicySettings
 from counterpoint.train.loop.policy_loss import PolicyLoss
 from counterpoint.train.loop.step_order import StepOrder
 from counterpoint.train.loop.training_arguments import common_arguments, steps_of_epochs, without_data_parallel
-from counterpoint.train.run.world import rows_per_step
+from counterpoint.train.run.world import rows_per_step, world_size
 
 
 def steps_of(settings: DpoRun | GrpoRun, n_items: int, per_step: int) -> int:
@@ -70,6 +70,15 @@ def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> TrainingA
     return without_data_parallel(TrainingArguments(**common, train_sampling_strategy="sequential"))
 
 
+def sampled_groups(settings: GrpoRun, processes: int | None = None) -> int:
+    """Groups that a step samples, `grpo.oversample` times those that it learns from, in equal shares of rollouts."""
+    world = processes or world_size()
+    groups = math.ceil(round(rows_per_step(settings, world) // settings.grpo.group * settings.grpo.oversample, 6))
+    while groups * settings.grpo.group % world:
+        groups += 1
+    return groups
+
+
 def policy_settings(settings: GrpoRun, n_items: int) -> PolicySettings:
     """n_items: prompts at their efforts, of which `batch_rows` x `accumulation` / `group` are sampled in a step."""
     grpo, rollout = settings.grpo, settings.rollout
@@ -81,14 +90,23 @@ def policy_settings(settings: GrpoRun, n_items: int) -> PolicySettings:
         rollout.correction,
         rollout.correction_cap,
         rollout.completion_tokens,
+        rollout.correction_floor,
+        grpo.kl_ratio,
+        grpo.ratio_cap,
+        grpo.off_policy,
+        grpo.entropy_bonus,
     )
-    order = StepOrder(n_items, rows_per_step(settings) // grpo.group, settings.seed, settings.data.shuffle)
+    learned = rows_per_step(settings) // grpo.group
+    order = StepOrder(n_items, sampled_groups(settings), settings.seed, settings.data.shuffle)
     return PolicySettings(
         loss,
         order,
         rollout.temperature,
         grpo.row_tokens or settings.data.max_tokens + rollout.completion_tokens,
         grpo.scale,
+        grpo.baseline,
+        learned if grpo.oversample > 1 else None,
+        grpo.top_entropy,
         grpo.iterations,
         grpo.mask_truncated,
     )

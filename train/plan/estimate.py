@@ -252,7 +252,7 @@ def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
         while tokens >= 2048:
             tokens //= 2
             yield [("data.max_tokens", tokens), *([("data.pack_tokens", tokens)] if pack else [])]
-    if estimate.device == "cuda" and not isinstance(run, GrpoRun):
+    if estimate.device == "cuda" and not (isinstance(run, GrpoRun) and run.rollout.engine != "server"):
         for count in (2, 4, 8, 16):
             if count > estimate.processes:
                 yield [("launch.processes", count), ("launch.strategy", "fsdp2")]

@@ -30,6 +30,13 @@ _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _FIX = "start vLLM 0.10.2 or later, or set `engine: transformers`"
 
 
+WHOLE = {
+    "top_p": 1.0, "top_k": -1, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+}  # fmt: skip
+"""The whole distribution: what a request leaves out, vLLM takes from the model's generation settings."""
+
+
 @dataclass
 class ServerEngine:
     """Asks one server, `settings.parallel` requests at a time. A request that failed in transit is repeated."""
@@ -79,6 +86,7 @@ class ServerEngine:
                 "return_token_ids": True,
                 "skip_special_tokens": False,
                 "n": 1,
+                **WHOLE,
                 **({"logprobs": 0} if self.logprobs else {}),
             }
             for prompt, each in zip(prompts, seeds, strict=True)

@@ -220,6 +220,12 @@ def _length(setting: kinds.LengthReward, outcome: Outcome, scorers: Scorers) -> 
 
 
 @judge.register
+def _overlong(setting: kinds.OverlongReward, outcome: Outcome, scorers: Scorers) -> float:
+    over = len(outcome.completion.ids) - (setting.longest - setting.buffer)
+    return -min(1.0, max(0, over) / setting.buffer)
+
+
+@judge.register
 def _language(setting: kinds.LanguageReward, outcome: Outcome, scorers: Scorers) -> float:
     """Share of letters in the language, up to the share that is asked for. Too few letters, or no answer: 0."""
     completion = outcome.completion

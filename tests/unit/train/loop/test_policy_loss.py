@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from trl_grpo import Oracle
 
 from counterpoint.configs.model_section import LoraSettings
 from counterpoint.data.layout.collate import Collator
 from counterpoint.train.adapters.attach import attach_lora
-from counterpoint.train.loop.advantages import advantages_of
+from counterpoint.train.loop.advantages import advantages_of, live_groups
 from counterpoint.train.loop.head import target_hidden
 from counterpoint.train.loop.log_probs import target_log_probs
 from counterpoint.train.loop.policy_loss import Measures, PolicyLoss, policy_loss
@@ -93,7 +95,8 @@ def batches_of(loaded: LoadedModel, rows: list[SampledRow], chosen: PolicyLoss, 
     weights = chosen.weights(sampled, len(rows), int(sampled.sum()))
     given = [PolicyRow(n, row) for n, row in enumerate(rows)]
     collate = Collator(loaded.vocabulary_map.rows)
-    return micro_batches(given, worth.advantage_N.tolist(), weights.tolist(), GROUP, budget, collate)
+    share = 1 / float(sampled.sum())
+    return micro_batches(given, worth.advantage_N.tolist(), weights.tolist(), GROUP, budget, collate, share)
 
 
 def trl_settings(chosen: PolicyLoss) -> dict[str, Any]:
@@ -108,6 +111,11 @@ def trl_settings(chosen: PolicyLoss) -> dict[str, Any]:
         "longest": chosen.longest,
         "vllm_importance_sampling_mode": None if chosen.correction == "off" else chosen.correction,
         "vllm_importance_sampling_clip_max": chosen.cap,
+        "vllm_importance_sampling_clip_min": chosen.floor,
+        "use_bias_correction_kl": chosen.kl_ratio,
+        "delta": chosen.ratio_cap,
+        "off_policy_mask_threshold": chosen.off_policy,
+        "entropy_coef": chosen.entropy_bonus,
     }
 
 
@@ -123,14 +131,22 @@ CASES = [
     PolicyLoss("luspo", (0.05, 0.1)),
     PolicyLoss("vespo", correction="token_truncate", cap=1.3),
     PolicyLoss("vespo", correction="sequence_mask", cap=50.0),
+    PolicyLoss("dapo", correction="token_truncate", cap=1.2, floor=0.8, ratio_cap=1.05, entropy_bonus=0.05),
+    PolicyLoss("grpo", correction="token_mask", cap=1.2, floor=0.9, off_policy=0.01, longest=LONGEST),
+    PolicyLoss("dapo", beta=0.1, kl_ratio=False, off_policy=0.002),
 ]
+CASES_BY_NAME = {
+    f"{n}-{each.loss}-{each.ratio}-{each.correction}-{each.beta}": (each, 1.0) for n, each in enumerate(CASES)
+}
+CASES_BY_NAME["top-entropy"] = PolicyLoss("grpo", beta=0.1, entropy_bonus=-0.02), 0.3
 
 
-@pytest.mark.parametrize("chosen", CASES, ids=lambda each: f"{each.loss}-{each.ratio}-{each.correction}-{each.beta}")
-def test_the_loss_and_its_gradients_are_trl_s(chosen: PolicyLoss, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", CASES_BY_NAME)
+def test_the_loss_and_its_gradients_are_trl_s(name: str, tmp_path: Path) -> None:
+    chosen, top = CASES_BY_NAME[name]
     loaded = model()
     rows = rows_of(loaded, logprobs=chosen.correction != "off")
-    oracle = Oracle(loaded, tmp_path, rows, SCORES, WEIGHTS, GROUP, **trl_settings(chosen))
+    oracle = Oracle(loaded, tmp_path, rows, SCORES, WEIGHTS, GROUP, **trl_settings(chosen), top_entropy_quantile=top)
     theirs = oracle.batch()
     worth = advantages_of(SCORES, WEIGHTS, GROUP, "group")
     torch.testing.assert_close(worth.advantage_N.float(), theirs["advantages"], rtol=1e-5, atol=1e-5)
@@ -147,6 +163,9 @@ def test_the_loss_and_its_gradients_are_trl_s(chosen: PolicyLoss, tmp_path: Path
     expected.backward()
     wanted = gradients(loaded.model)
     reference = flat(theirs["ref_per_token_logps"], rows) if chosen.beta else None
+    with torch.no_grad():
+        entropy = log_probs(loaded, whole)[1]
+    counts = entropy >= torch.quantile(entropy, 1 - top)
 
     for budget in (10_000, 150):
         loaded.model.zero_grad()
@@ -156,6 +175,10 @@ def test_the_loss_and_its_gradients_are_trl_s(chosen: PolicyLoss, tmp_path: Path
             batch["old"] = flat(theirs["old_per_token_logps"], rows)[places]
             if reference is not None:
                 batch["reference"] = reference[places]
+            if top < 1:
+                batch["counts"] = counts[places]
+                # TRL's bonus is the mean over the tokens that count.
+                batch["share"] = torch.full((len(places),), 1 / int(counts.sum()))
             log_prob_T, entropy_T = log_probs(loaded, batch)
             loss, measures = policy_loss(chosen, log_prob_T, entropy_T, targets_of(batch, log_prob_T.detach()))
             loss.backward()
@@ -181,7 +204,8 @@ def _places(whole: MicroBatch, part: MicroBatch) -> torch.Tensor:
 
 def _same_metrics(found: dict[str, float], oracle: Oracle, chosen: PolicyLoss) -> None:
     names = ["entropy"] + ["kl"] * bool(chosen.beta)
-    if chosen.loss in ("grpo", "dapo", "bnpo", "dr_grpo", "luspo"):
+    # TRL counts what is clipped after it has capped the ratio.
+    if chosen.loss in ("grpo", "dapo", "bnpo", "dr_grpo", "luspo") and chosen.ratio_cap is None:
         names += [f"clip_ratio/{each}_mean" for each in ("low", "high", "region")]
     if chosen.correction != "off":
         names += [f"sampling/importance_sampling_ratio/{each}" for each in ("min", "mean", "max")]
@@ -194,7 +218,8 @@ WRONG: list[dict[str, Any]] = [
     {"loss": "dapo"}, {"loss": "dr_grpo"}, {"loss": "luspo"}, {"loss": "cispo"}, {"loss": "sapo"}, {"loss": "vespo"},
     {"clip": (0.06, 0.1)}, {"clip": (0.05, 0.12)}, {"clip": (0.1, 0.05)}, {"ratio": "sequence"}, {"beta": 0.0},
     {"beta": 0.11}, {"correction": "off"}, {"correction": "token_mask"}, {"correction": "sequence_truncate"},
-    {"correction": "sequence_mask"}, {"cap": 1.2},
+    {"correction": "sequence_mask"}, {"cap": 1.2}, {"floor": 0.95}, {"kl_ratio": False}, {"ratio_cap": 1.02},
+    {"off_policy": 0.001},
 ]  # fmt: skip
 
 
@@ -254,6 +279,28 @@ def test_scales_and_dead_groups() -> None:
     assert plain.dead == 0.5
     batch = advantages_of(scores, [1.0], 2, "batch")
     assert batch.advantage_N.tolist() == pytest.approx([0.5 / (0.957427 + 1e-4), -0.5 / (0.957427 + 1e-4), 0, 0], 1e-5)
+    assert live_groups(plain, 2, 5).tolist() == [0]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=6, max_size=6), st.integers(2, 3))
+def test_the_other_estimators_are_those_of_their_papers(rewards: list[float], group: int) -> None:
+    """RLOO (equation 3 of its paper): reward less the mean of the other samples. REINFORCE++-baseline: the reward less
+    its group's mean, normalised over the batch."""
+    rloo = advantages_of([[r] for r in rewards], [1.0], group, "none", "leave_one_out").advantage_N.tolist()
+    groups = [rewards[i : i + group] for i in range(0, 6, group)]
+    others = [r - (sum(each) - r) / (group - 1) for each in groups for r in each]
+    assert rloo == pytest.approx(others, abs=1e-9)
+    centred = torch.tensor([r - sum(each) / group for each in groups for r in each], dtype=torch.float64)
+    white = advantages_of([[r] for r in rewards], [1.0], group, "whitened").advantage_N
+    wanted = (centred - centred.mean()) / (centred.std() + 1e-4)
+    torch.testing.assert_close(white, wanted, atol=1e-9, rtol=1e-9)
+
+
+def test_dynamic_sampling_takes_the_first_groups_that_differ_and_drops_the_rest() -> None:
+    scores = [[1.0], [1.0], [0.0], [1.0], [NAN], [1.0], [2.0], [0.0], [5.0], [1.0]]
+    worth = advantages_of(scores, [1.0], 2)
+    assert live_groups(worth, 2, 2).tolist() == [1, 3]
+    assert live_groups(worth, 2, 9).tolist() == [1, 3, 4]
 
 
 def test_measures_add_up_over_micro_batches_and_processes() -> None:

@@ -112,6 +112,12 @@ def test_ids_go_in_and_out(server: Fake, monkeypatch: pytest.MonkeyPatch) -> Non
         "model": "openai/gpt-oss-20b", "prompt": [1, 2], "max_tokens": 4, "temperature": 0.7, "seed": 11,
         "stop_token_ids": [RETURN, CALL], "ignore_eos": True, "return_token_ids": True, "skip_special_tokens": False,
         "n": 1,
+        "top_p": 1.0,
+        "top_k": -1,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
     }  # fmt: skip
     assert asked[2]["seed"] == 2**62
     assert set(server.keys) == {"Bearer sesame"}

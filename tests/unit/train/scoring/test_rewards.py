@@ -19,6 +19,7 @@ from counterpoint.configs.reward_section import (
     ChannelReward,
     FunctionReward,
     OutsideReward,
+    OverlongReward,
     RewardSettings,
 )
 from counterpoint.data.conversation import Conversation, Effort, Message, Tool
@@ -370,3 +371,12 @@ def test_names_are_distinct() -> None:
     settings = [ChannelReward(type="channel"), AnswerReward(type="answer"), AnswerReward(type="answer")]
     with Rewards(settings) as rewards:
         assert rewards.names == ("channel", "answer", "answer_2")
+
+
+@pytest.mark.parametrize(("tokens", "earned"), [(80, 0.0), (81, -0.05), (90, -0.5), (100, -1.0), (140, -1.0)])
+def test_a_rollout_that_nears_the_longest_earns_less(tokens: int, earned: float) -> None:
+    """Equation 13 of DAPO's paper, with L_max 100 and L_cache 20."""
+    setting = OverlongReward(type="overlong", longest=100, buffer=20)
+    completion = replace(parse_completion([]), ids=tuple(range(tokens)))
+    with Rewards([setting]) as rewards:
+        assert rewards.score(Outcome(completion, (), Reference())) == [pytest.approx(earned)]
