@@ -185,7 +185,8 @@ def _inner(node: dict[str, Any], key: str | int, schema: dict[str, Any]) -> dict
             return _resolved(prefix[key] if key < len(prefix) else option.get("items", {}), schema)
         if isinstance(key, str) and key in option.get("properties", {}):
             return _resolved(option["properties"][key], schema)
-        if key in option.get("propertyNames", {}).get("enum", ()):
+        names = option.get("propertyNames", {})
+        if isinstance(option.get("additionalProperties"), dict) and key in names.get("enum", [key]):
             return _resolved(option["additionalProperties"], schema)
     return None
 

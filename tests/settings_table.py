@@ -414,6 +414,8 @@ def rows_of_environments() -> list[Row]:
             made.append(Row(f"{path}.{name}", value, effect, probe, recipes, {**given, **more.pop("base", {})}, **more))
 
         row("class", "world.py:Other", "another environment")
+        if path == "rollout.environments":
+            row("type", "verifiers", "is refused", refused="`rollout.environments.some.")
         row("settings", {"more": "!"}, "what setup is given")
         row("isolation", "shared", "rollouts are threads of one process")
         row("workers", 3, "more workers")

@@ -148,6 +148,9 @@ class ForeignRollout:
         counts = self.ledger.counts if self.ledger is not None else {}
         return episode_of(calls, self.effort, self.seed, {**earned, **self.played.metrics}, counts)
 
+    def abort(self) -> None:
+        """Nothing: the bridge sees that the desk has ended."""
+
     def release(self) -> None: ...
 
     def _run(self, desk: SamplingDesk) -> Played:
