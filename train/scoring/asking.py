@@ -24,6 +24,13 @@ class UnjudgedError(Exception):
     """There is no score, whose reward is invalid then, never 0."""
 
 
+class Bill:
+    """Tokens that one rollout's questions have taken."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+
 class Asking:
     """Thread-safe. spent: tokens of requests and answers. stopped: why the run should end. Close it."""
 
@@ -53,10 +60,12 @@ class Asking:
         messages: Sequence[Mapping[str, str]],
         schema: Mapping[str, Any],
         read: Callable[[Any], Read],
+        bill: Bill,
         model: str | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> Read:
-        """What `read` makes of the answer, JSON by the schema. UnjudgedError where there is none."""
+        """What `read` makes of the answer, JSON by the schema. bill: gets its tokens. UnjudgedError where there is
+        none."""
         body: dict[str, Any] = {
             "messages": list(messages),
             "response_format": {
@@ -75,18 +84,19 @@ class Asking:
             try:
                 answered = self._server.ask(body, lambda text: read(_object(text)), self.settings.model or model)
             except UnreadableError as error:
-                self._spend(error.tokens)
+                self._spend(error.tokens, bill)
                 raise UnjudgedError(str(error)) from None
             except RunError as error:
                 raise UnjudgedError(str(error)) from None
-            self._spend(answered.tokens)
+            self._spend(answered.tokens, bill)
             return answered.value
 
     def close(self) -> None:
         self._server.close()
 
-    def _spend(self, tokens: int) -> None:
+    def _spend(self, tokens: int, bill: Bill) -> None:
         most = self.settings.max_tokens_total
+        bill.tokens += tokens
         with self._lock:
             self.spent += tokens
             if most is not None and self.spent >= most and self.stopped is None:

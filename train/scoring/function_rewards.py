@@ -27,22 +27,25 @@ ENVIRONMENT = "environment"
 @dataclass(frozen=True, slots=True)
 class Found:
     """One reward of a rollout. value: None where there is none: it does not apply, or `failed` says what happened.
-    applies: whether the row has a truth for it. parts: a function's numbers by name."""
+    applies: whether the row has a truth for it. parts: a function's numbers by name. tokens: that a model was asked
+    with, those of cached answers aside."""
 
     value: float | None
     failed: str | None = None
     applies: bool = True
     parts: Mapping[str, float] = field(default_factory=dict)
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """All rewards of a rollout, gates applied: NaN for one that does not apply. invalid: why nothing is learned from
-    the rollout."""
+    the rollout. tokens: that models were asked with."""
 
     values: list[float]
     invalid: str | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    tokens: int = 0
 
 
 def scored(
@@ -61,7 +64,7 @@ def scored(
             factor *= known.get(setting.gate, 0.0)
         values.append(math.nan if each.value is None else each.value * factor)
     parts = {f"{name}/{key}": v for name, each in zip(names, found, strict=True) for key, v in each.parts.items()}
-    return Scored(values, failed[0] if failed else None, parts)
+    return Scored(values, failed[0] if failed else None, parts, sum(each.tokens for each in found))
 
 
 def check_gates(names: Sequence[str], settings: Sequence[RewardSettings], environment: bool) -> None:

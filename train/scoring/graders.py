@@ -22,6 +22,7 @@ from counterpoint.train.episodes.sandbox import PythonSandbox, SandboxLimits
 from counterpoint.train.scoring.asking import (
     QUOTED,
     Asking,
+    Bill,
     UnjudgedError,
     object_schema,
     score_in,
@@ -97,10 +98,11 @@ class Grader:
         if self.missing(outcome) is not None:
             return Found(None, applies=False)
         values = {"item": outcome.row, "sample": _sample(outcome.completion)}
+        bill = Bill()
         try:
-            return Found(self._value(self._spec, values))
+            return Found(self._value(self._spec, values, bill), tokens=bill.tokens)
         except UnjudgedError as error:
-            return Found(None, failed=str(error))
+            return Found(None, failed=str(error), tokens=bill.tokens)
 
     def close(self) -> None:
         if self.asking is not None:
@@ -124,10 +126,10 @@ class Grader:
             except ConfigError:
                 raise ConfigError(f"{where} runs in bubblewrap: install the package `bubblewrap`") from None
 
-    def _value(self, spec: GraderSpec, values: Mapping[str, Any]) -> float:
+    def _value(self, spec: GraderSpec, values: Mapping[str, Any], bill: Bill) -> float:
         if isinstance(spec, MultiSpec):
             return self._formulas[spec.calculate_output](
-                {name: self._value(part, values) for name, part in spec.parts.items()}
+                {name: self._value(part, values, bill) for name, part in spec.parts.items()}
             )
         if isinstance(spec, PythonSpec):
             return self._python(spec, values)
@@ -147,17 +149,18 @@ class Grader:
             ]
         except MissingValueError:  # of the sample: no final, no JSON, no call
             return 0.0
-        return self._asked(spec, messages)
+        return self._asked(spec, messages, bill)
 
-    def _asked(self, spec: ScoreModelSpec | LabelModelSpec, messages: Sequence[Mapping[str, str]]) -> float:
+    def _asked(self, spec: ScoreModelSpec | LabelModelSpec, messages: Sequence[Mapping[str, str]], bill: Bill) -> float:
         assert self.asking is not None
         said = [{"role": "system", "content": QUOTED}, *messages]
         if isinstance(spec, LabelModelSpec):
             schema = object_schema({"explanation": {"type": "string"}, "label": {"enum": list(spec.labels)}})
-            label = self.asking.ask(said, schema, _label_in(spec.labels), spec.model)
+            label = self.asking.ask(said, schema, _label_in(spec.labels), bill, spec.model)
             return float(label in spec.passing_labels)
         least, most = spec.range
-        return self.asking.ask(said, score_schema(least, most), score_in(least, most), spec.model, spec.sampling)
+        schema, read = score_schema(least, most), score_in(least, most)
+        return self.asking.ask(said, schema, read, bill, spec.model, spec.sampling)
 
     def _python(self, spec: PythonSpec, values: Mapping[str, Any]) -> float:
         with PythonSandbox(SandboxLimits(seconds=self._settings.seconds, memory_mb=1024)) as sandbox:

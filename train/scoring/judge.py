@@ -10,6 +10,7 @@ from counterpoint.configs.reward_section import CriterionSettings, JudgeReward
 from counterpoint.train.scoring.asking import (
     QUOTED,
     Asking,
+    Bill,
     UnjudgedError,
     object_schema,
     score_in,
@@ -88,30 +89,34 @@ class ModelJudge:
             "analysis": outcome.completion.analysis or "",
             "row": outcome.row,
         }
+        bill = Bill()
         try:
             if self.settings.rubric is None:
                 least, most = self._range
-                return Found(self._asked(values, score_schema(least, most), score_in(least, most)))
-            return self._by_rubric(values, outcome)
+                value = self._asked(values, score_schema(least, most), score_in(least, most), bill)
+            else:
+                value = self._by_rubric(values, outcome, bill)
         except UnjudgedError as error:
-            return Found(None, failed=str(error))
+            return Found(None, failed=str(error), tokens=bill.tokens)
+        return Found(value, tokens=bill.tokens)
 
     def close(self) -> None:
         if self.asking is not None:
             self.asking.close()
 
-    def _by_rubric(self, values: Mapping[str, Any], outcome: Outcome) -> Found:
+    def _by_rubric(self, values: Mapping[str, Any], outcome: Outcome, bill: Bill) -> float:
         given = self.settings.rubric
         criteria = criteria_of(outcome.row, given) if isinstance(given, str) else tuple(given or ())
         schema = object_schema({"explanation": {"type": "string"}, "criteria_met": {"type": "boolean"}})
-        met = [self._asked({**values, "criterion": each.criterion}, schema, _met) for each in criteria]
+        met = [self._asked({**values, "criterion": each.criterion}, schema, _met, bill) for each in criteria]
         reached = sum(each.points for each, is_met in zip(criteria, met, strict=True) if is_met)
-        return Found(reached / sum(each.points for each in criteria if each.points > 0))
+        return reached / sum(each.points for each in criteria if each.points > 0)
 
-    def _asked(self, values: Mapping[str, Any], schema: Mapping[str, Any], read: Any) -> Any:
-        text = self._template.filled(values, _QUOTED)
+    def _asked(self, values: Mapping[str, Any], schema: Mapping[str, Any], read: Any, bill: Bill) -> Any:
         assert self.asking is not None
-        return self.asking.ask([{"role": "system", "content": QUOTED}, {"role": "user", "content": text}], schema, read)
+        text = self._template.filled(values, _QUOTED)
+        messages = [{"role": "system", "content": QUOTED}, {"role": "user", "content": text}]
+        return self.asking.ask(messages, schema, read, bill)
 
 
 def criteria_of(row: Mapping[str, Any], field: str) -> tuple[CriterionSettings, ...]:

@@ -33,7 +33,7 @@ def check_similarity(metric: str, where: str) -> None:
 def similarity(metric: str, text: str, reference: str) -> float:
     """0 for an empty text."""
     if metric == "fuzzy_match":
-        from rapidfuzz import fuzz
+        from rapidfuzz import fuzz  # pyright: ignore[reportMissingImports]
 
         return fuzz.ratio(text, reference) / 100
     words, wanted = text.split(), reference.split()
@@ -71,6 +71,6 @@ def _rouge(kind: str, text: str, reference: str) -> float:
 
 @lru_cache
 def _scorer(kind: str) -> Any:
-    from rouge_score import rouge_scorer
+    from rouge_score import rouge_scorer  # pyright: ignore[reportMissingImports]
 
     return rouge_scorer.RougeScorer([kind], use_stemmer=True)

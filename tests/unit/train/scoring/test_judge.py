@@ -165,7 +165,7 @@ def test_what_a_final_says_of_its_score_does_not_move_it(final: str) -> None:
 def test_an_answer_that_is_no_score_is_asked_for_again_and_then_invalid(said: str) -> None:
     with judging(lambda text, body: said, range=[0, 10], retries=3) as (judge, server):
         found = judge.one(outcome("Scattering."))
-        assert (found.value, found.failed is not None, len(server.bodies)) == (None, True, 4)
+        assert (found.value, found.failed is not None, len(server.bodies), found.tokens) == (None, True, 4, 400)
         assert [body["seed"] for body in server.bodies] == [0, 1, 2, 3]
     answers = iter([said, said, {"explanation": "", "score": 3}])
     with judging(lambda text, body: next(answers), range=[0, 10]) as (judge, server):
