@@ -53,10 +53,12 @@ class World:
 
 
 class Player(Protocol):
-    """A rollout while it is played. release: ends what it holds; `closed` does so, too."""
+    """A rollout while it is played. release: ends what it holds; `closed` does so, too. abort: called from another
+    thread, ends a call in progress."""
 
     def play(self, desk: SamplingDesk) -> None: ...
     def closed(self) -> Episode: ...
+    def abort(self) -> None: ...
     def release(self) -> None: ...
 
 

@@ -223,7 +223,7 @@ def test_one_that_hangs_dies_or_floods_harms_no_other(folder: Path) -> None:
     assert max(began) - min(began) < 60 * 0.5, "one after the other"
 
 
-SLEEPER = '''
+SLEEPER = """
 class Sleeper(Environment):
     seconds = 600.0
 
@@ -237,7 +237,7 @@ class Sleeper(Environment):
     def sleeps(self) -> str:
         open(self.file, "w").close()
         time.sleep(600)
-'''
+"""
 
 
 @pytest.mark.parametrize("isolation", ["process", "shared"])
