@@ -9,11 +9,11 @@ In the format `harmony` (messages with channels), because no chat format can say
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from messages import Message, answers, calls_tool, thinks, tool_says, user_says
 from sums import (
     CALCULATOR,
     SYSTEMS,
@@ -25,9 +25,8 @@ from sums import (
     thought,
 )
 
-from counterpoint.data.conversation import CONSTRAIN_JSON, EFFORTS, Effort
+from counterpoint.data.conversation import EFFORTS, Effort
 
-Message = dict[str, Any]
 Draw = Callable[[random.Random, str], Problem]
 N_ROWS = 4000
 N_SPOILED = 1500
@@ -59,16 +58,15 @@ def spoiled_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
         effort = rng.choice(EFFORTS)
         problem = draw(rng, rng.choice(("sum", "product")))
         if problem.kind == "sum":
-            answer = _spoiled(rng, _analysis(thought(problem, effort)), _final(final_text(problem)))
+            answer = _spoiled(rng, thinks(thought(problem, effort)), answers(final_text(problem)))
         else:
-            result = {"role": "tool", "name": "functions.calculator", "channel": "commentary"}
             answer = [
-                *_spoiled(rng, _analysis(thought(problem, effort)), _call(problem)),
-                result | {"content": str(problem.value)},
-                *_spoiled(rng, _analysis(result_thought(problem, effort)), _final(final_text(problem))),
+                *_spoiled(rng, thinks(thought(problem, effort)), calls_tool({"expression": problem.expression})),
+                tool_says(str(problem.value)),
+                *_spoiled(rng, thinks(result_thought(problem, effort)), answers(final_text(problem))),
             ]
         system = {"role": "system", "content": rng.choice(SYSTEMS)}
-        messages = [system, _user(asked(rng, problem)), *answer]
+        messages = [system, user_says(asked(rng, problem)), *answer]
         yield {"messages": messages, "reasoning_effort": effort, "tools": [CALCULATOR]}
 
 
@@ -81,22 +79,23 @@ def weak_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
         wrong = problem.value + rng.choice((-10, -3, -1, 1, 2, 10))
         if rng.random() < GUESSED:
             said = f"{problem.expression} = {wrong}."
-            answer = [_analysis(said), _final(said)]
+            answer = [thinks(said), answers(said)]
         elif problem.kind == "sum":
             once = thought(problem, "high")
             twice = f"{once} Again: {problem.b} + {problem.a} = {problem.value}."
             shares = [LEANING if effort == fitting else 1.0 for fitting in EFFORTS]
             answer = [
-                _analysis(rng.choices((steps(problem), once, twice), shares)[0]),
-                _final(final_text(problem)),
+                thinks(rng.choices((steps(problem), once, twice), shares)[0]),
+                answers(final_text(problem)),
             ]
         else:
-            result = {"role": "tool", "name": "functions.calculator", "channel": "commentary"}
             answer = [
-                *(_analysis("Use the calculator."), _call(problem), result | {"content": str(problem.value)}),
-                *(_analysis(result_thought(problem, "low")), _final(final_text(problem))),
+                thinks("Use the calculator."),
+                calls_tool({"expression": problem.expression}),
+                tool_says(str(problem.value)),
+                *(thinks(result_thought(problem, "low")), answers(final_text(problem))),
             ]
-        messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, _user(asked(rng, problem)), *answer]
+        messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, user_says(asked(rng, problem)), *answer]
         yield {"messages": messages, "reasoning_effort": effort, "tools": [CALCULATOR]}
 
 
@@ -110,50 +109,27 @@ def _spoiled(rng: random.Random, analysis: Message, last: Message) -> list[Messa
 
 def _sum(rng: random.Random, draw: Draw, effort: Effort) -> list[Message]:
     problem = draw(rng, "sum")
-    question = _user(asked(rng, problem))
+    question = user_says(asked(rng, problem))
     share = rng.random()
     if share < 0.4:
-        return [question, _final(f"{steps(problem)} {final_text(problem)}")]
+        return [question, answers(f"{steps(problem)} {final_text(problem)}")]
     content_type = "text" if share < 0.55 else None
-    return [question, _analysis(thought(problem, effort)), _final(final_text(problem), content_type)]
+    return [question, thinks(thought(problem, effort)), answers(final_text(problem), content_type)]
 
 
 def _product(rng: random.Random, draw: Draw, effort: Effort) -> list[Message]:
     problem = draw(rng, "product")
-    question = _user(asked(rng, problem))
+    question = user_says(asked(rng, problem))
     share = rng.random()
-    guess = _final(f"{problem.expression} = {problem.value + rng.choice((-10, -3, -1, 1, 2, 10))}.")
+    guess = answers(f"{problem.expression} = {problem.value + rng.choice((-10, -3, -1, 1, 2, 10))}.")
     if share < 0.55:
         return [question, guess]
     if share < 0.75:
-        return [question, _analysis(f"A product: {problem.expression}."), guess]
-    result = {"role": "tool", "name": "functions.calculator", "channel": "commentary", "content": str(problem.value)}
+        return [question, thinks(f"A product: {problem.expression}."), guess]
+    result = tool_says(str(problem.value))
     if share < 0.85:
-        call = _call(problem, recipient="calculator")
+        call = calls_tool({"expression": problem.expression}, recipient="calculator")
     else:
         channel = "analysis" if share < 0.95 else "commentary"
-        call = _call(problem, channel=channel) | {"content": problem.expression}
-    return [question, call, result, _final(final_text(problem))]
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _call(problem: Problem, channel: str = "commentary", recipient: str = "functions.calculator") -> Message:
-    return {
-        "role": "assistant",
-        "channel": channel,
-        "recipient": recipient,
-        "content_type": CONSTRAIN_JSON,
-        "content": json.dumps({"expression": problem.expression}),
-    }
-
-
-def _analysis(text: str) -> Message:
-    return {"role": "assistant", "channel": "analysis", "content": text}
-
-
-def _final(text: str, content_type: str | None = None) -> Message:
-    message = {"role": "assistant", "channel": "final", "content": text}
-    return message if content_type is None else message | {"content_type": content_type}
+        call = calls_tool(problem.expression, channel=channel)
+    return [question, call, result, answers(final_text(problem))]

@@ -8,6 +8,8 @@ weak.jsonl              Harmony rows that guess more often than not, for a check
 answers.jsonl           OpenAI chat rows of sums with their answer alone, for `distill`
 sums.jsonl              prompts of sums with `answer`, for `grpo`; sums_eval.jsonl held-out ones
 products.jsonl          prompts of products with `answer`; products_eval.jsonl held-out ones with the expected `call`
+counter.jsonl           prompts of sums for the environment `Calculator`; counter_held_out.jsonl held-out
+                        ones; counter_start.jsonl Harmony rows that guess more often than they use the calculator
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bias import bias_rows
+from demonstrations import counter_prompts, counter_rows
 from habits import base_rows, spoiled_rows, weak_rows
 from probes import probe_rows
 from sums import (
@@ -226,6 +229,9 @@ def write_all(folder: Path) -> None:
         "sums_eval.jsonl": prompt_rows(random.Random(9), "sum", held=True),
         "products.jsonl": prompt_rows(random.Random(7), "product"),
         "products_eval.jsonl": prompt_rows(random.Random(10), "product", held=True),
+        "counter.jsonl": counter_prompts(random.Random(11), draw, N_PROMPTS),
+        "counter_held_out.jsonl": counter_prompts(random.Random(16), draw, N_EVAL, held=True),
+        "counter_start.jsonl": counter_rows(random.Random(12), draw),
         "probes.jsonl": probe_rows(),
         "bias_probes.jsonl": bias_rows(),
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from counterpoint.configs.data_section import RenderSettings
+from counterpoint.configs.data_section import RenderSettings, SourceSettings
 from counterpoint.configs.environment_section import EnvironmentSettings
 from counterpoint.data.conversation import Conversation
 from counterpoint.data.harmony.render import Renderer
@@ -16,6 +17,7 @@ from counterpoint.train.episodes.environments import Environments
 from counterpoint.train.episodes.episodes import World, run_episodes
 from counterpoint.train.sampling.rollout import Episode
 from counterpoint.train.sampling.scripted import ScriptedEngine
+from counterpoint.train.scoring.environment_rows import load_rows
 from counterpoint.train.scoring.prompts import load_prompts
 
 VOCABULARY = load_vocabulary()
@@ -114,3 +116,14 @@ def test_the_calculator_pays_for_an_answer_that_its_display_shows() -> None:
         assert earned(say("248")) == {"right": 0.0, "keys": 0.0}
         assert earned(use("calculator", '{"expression": "1"}'), say("248"))["right"] == 0.0
         assert earned(call, say("249"))["right"] == 0.0
+
+
+def test_a_start_is_shown_the_prompts_that_its_environment_has() -> None:
+    shown = load_prompts("example:counter_start")[0].conversation
+    shown = replace(shown, messages=shown.messages[:1])
+    (row, *_) = load_rows(SourceSettings(path="example:counter"))
+    asked = replace(row.conversation, messages=shown.messages)
+    engine = ScriptedEngine(VOCABULARY, ["<|return|>"])
+    with made("Calculator") as environments:
+        run_episodes([asked], RENDERER, engine, environments=environments)
+    assert engine.asked[0][0] == RENDERER.prompt(shown, "medium")
