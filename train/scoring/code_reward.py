@@ -19,11 +19,11 @@ class CodeJudge:
     def __init__(self, settings: CodeReward, name: str) -> None:
         self.settings = settings
         self.asking: Asking | None = None
-        self.notes: Sequence[str] = ()
         try:
             self._runner = CodeRunner(settings.seconds, settings.memory_mb, settings.parallel)
         except ConfigError as error:
             raise ConfigError(f"reward {name}: {error}") from None
+        self.notes: Sequence[str] = [f"reward {name}: {note}" for note in self._runner.notes]
 
     def missing(self, outcome: Outcome) -> str | None:
         """What the row lacks."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.errors import ConfigError
-from counterpoint.train.episodes.sandbox import PythonSandbox, Ran, SandboxLimits
+from counterpoint.train.episodes.sandbox import PythonSandbox, Ran, SandboxLimits, unbounded
 from counterpoint.train.scoring import sandboxed_code
 from counterpoint.train.scoring.code_truths import AssertCase, CallCase, Case, CodeTests, ProgramCase
 
@@ -60,18 +60,12 @@ def program_in(final: str) -> str | None:
 class CodeRunner:
     """Runs tests, at most `parallel` at a time over all threads. seconds: of one test, starting left out.
 
-    ConfigError where bubblewrap is missing.
+    notes: what a user should know before. ConfigError where bubblewrap is missing, or starts nothing.
     """
 
     def __init__(self, seconds: float = 10.0, memory_mb: int = 1024, parallel: int = 8) -> None:
         self.limits = SandboxLimits(seconds=seconds, memory_mb=memory_mb, cpu_seconds=math.ceil(seconds) + 10)
-        try:
-            PythonSandbox(self.limits)
-        except ConfigError:
-            raise ConfigError(
-                "programs run in bubblewrap, which is not installed, and never on the host: install the package "
-                "`bubblewrap`"
-            ) from None
+        self.notes = sandbox_notes(self.limits, "programs")
         self._free = threading.Semaphore(parallel)
         self._lock = threading.Lock()
         self._outputs: dict[tuple[str, str], Case | None] = {}
@@ -193,6 +187,24 @@ class CodeRunner:
             side.run(_SIDE)  # starts it: not the program's time
             side.spent = 0.0
             yield side
+
+
+def sandbox_notes(limits: SandboxLimits, what: str) -> tuple[str, ...]:
+    """What a user should know of sandboxes on this machine, in which `what` run. ConfigError where none starts, so that
+    nothing is judged by sandboxes that never were."""
+    try:
+        missing = unbounded(limits)
+    except ConfigError as error:
+        start = re.search(r"does not start here \((.*)\):", str(error), re.DOTALL)
+        if start is not None:
+            raise ConfigError(
+                f"{what} run in bubblewrap, which does not start here ({start[1]}): allow it to make namespaces"
+            ) from None
+        raise ConfigError(
+            f"{what} run in bubblewrap, which is not installed, and never on the host: install the package `bubblewrap`"
+        ) from None
+    told = f"{what}: on this machine the sandbox does not refuse {', '.join(missing)}: its bounds hold for one process"
+    return (told,) if missing else ()
 
 
 class _Side:

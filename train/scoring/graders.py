@@ -28,6 +28,7 @@ from counterpoint.train.scoring.asking import (
     score_in,
     score_schema,
 )
+from counterpoint.train.scoring.code_runner import sandbox_notes
 from counterpoint.train.scoring.formulas import Formula
 from counterpoint.train.scoring.function_rewards import Found
 from counterpoint.train.scoring.grader_types import (
@@ -70,6 +71,7 @@ class Grader:
         self._settings = settings
         self._templates: dict[str, Template] = {}
         self._formulas: dict[str, Formula] = {}
+        self.notes: list[str] = []
         asked = [each for each in _all(self._spec) if isinstance(each, ScoreModelSpec | LabelModelSpec)]
         if asked and settings.url is None:
             raise ConfigError(f"{self._where} `{asked[0].name}` asks a model: set `url` of the reward")
@@ -77,7 +79,7 @@ class Grader:
             self._check(each)
         self.asking: Asking | None = Asking(settings, settings.url or "", name, pause) if asked else None
         tagged = [each for each in _all(self._spec) if isinstance(each, PythonSpec) and each.image_tag is not None]
-        self.notes: Sequence[str] = [
+        self.notes += [
             f"{self._where} `{each.name}`: image_tag is ignored: it runs in this machine's Python, without packages"
             for each in tagged
         ]
@@ -122,9 +124,9 @@ class Grader:
             except (SyntaxError, ValueError) as error:
                 raise ConfigError(f"{where}: source: no Python: {error}") from None
             try:
-                PythonSandbox().close()
-            except ConfigError:
-                raise ConfigError(f"{where} runs in bubblewrap: install the package `bubblewrap`") from None
+                self.notes += [f"{where}: {note}" for note in sandbox_notes(SandboxLimits(), "python graders")]
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
 
     def _value(self, spec: GraderSpec, values: Mapping[str, Any], bill: Bill) -> float:
         if isinstance(spec, MultiSpec):

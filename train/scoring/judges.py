@@ -18,7 +18,9 @@ class Judge(Protocol):
     """Thread-safe. asking: of one that asks a model. notes: what a user should know before it runs."""
 
     asking: Asking | None
-    notes: Sequence[str]
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def missing(self, outcome: Outcome) -> str | None:
         """What the row lacks, in words; None where it can be judged."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -292,3 +293,14 @@ def test_without_bubblewrap_programs_are_refused(monkeypatch: pytest.MonkeyPatch
             scorers.check("code")
         score = scorers.score("code", found.completion, found.reference)
     assert (score.value, score.outcome) == (0.0, "failed")
+
+
+def test_a_sandbox_that_does_not_start_is_told_and_gives_no_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    told = r"programs run in bubblewrap, which does not start here \(bwrap: No permissions to create new namespace\)"
+    with pytest.raises(ConfigError, match=f"reward code: {told}"):
+        Rewards([CodeReward(type="code")])
