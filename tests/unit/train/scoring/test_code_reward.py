@@ -209,20 +209,18 @@ def test_a_program_that_floods_hangs_or_fails_earns_nothing(program: str) -> Non
 
 
 def test_arguments_and_callbacks_go_both_ways() -> None:
-    row = {
-        "test_list": [
-            "values = [3, 1]\nassert sort(values) is None and values == [1, 3]",
-            "assert apply(lambda x: x * 2, (1, 2)) == [2, 4]",
-            "assert list(count(3)) == [0, 1, 2]",
-            "import datetime\nassert day(1) == datetime.date(2020, 1, 1)",
-            "class Node:\n    def __init__(self, v, n=None):\n        self.v, self.n = v, n\nassert total(Node(1, Node(2))) == 3",
-        ]
-    }
+    asserts = [
+        "values = [3, 1]\nassert sort(values) is None and values == [1, 3]",
+        "assert apply(lambda x: x * 2, (1, 2)) == [2, 4]",
+        "assert list(count(3)) == [0, 1, 2]",
+        "import datetime\nassert day(1) == datetime.date(2020, 1, 1)",
+        "class Node:\n    def __init__(self, v, n=None):\n        self.v, self.n = v, n\nassert total(Node(1, Node(2))) == 3",
+    ]
     program = (
         "import datetime\ndef sort(v): v.sort()\ndef apply(g, v): return [g(x) for x in v]\ndef count(n): yield from range(n)\n"
         "def day(n): return datetime.date(2020, 1, n)\ndef total(n):\n    s = 0\n    while n:\n        s, n = s + n.v, n.n\n    return s"
     )
-    assert passed(row, program) == (5, 5)
+    assert passed({"test_list": ["\n".join(asserts)]}, program) == (1, 1)
 
 
 def outcome(final: str | None, row: dict[str, Any]) -> Outcome:
