@@ -47,9 +47,6 @@ class PromptSettings(OpeningSettings):
     """Prompts that stand in `train` and in `valid` alike, or that the evaluation samples, are reported: left out of
     training (`held_out`), left out of the held-out prompts (`train`), or kept on both sides (`both`)."""
 
-    serving: Literal["sampled", "counterpoint_0_1"] = "sampled"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Rollouts continue the ids that were sampled, so `sampled` is the form of their prompts."""
-
     max_tokens: Count = 8192
     """Longest prompt in tokens; longer ones are an error."""
 

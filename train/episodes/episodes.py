@@ -1,8 +1,10 @@
 """Rollouts of several turns: the model samples, its call is run, the result is appended, and sampling continues.
 
-Token ids in, token ids out. What was sampled is kept id for id and never rendered again; only tool results are written
-by the renderer, and they are masked. Where the user says more after a final, a new prompt is rendered without the
-earlier analysis, and a new episode follows. Whatever a tool, an environment or a model does, an episode is returned.
+Token ids in, token ids out, as the server writes them that `data.serving` names. Under `sampled`, what was sampled is
+kept id for id; only tool results are written by the renderer, and they are masked. Any other server sees messages
+alone: each action has a prompt of its own, with what was said before written again. Where the user says more after a
+final, a new prompt is rendered without the earlier analysis. Whatever a tool, an environment or a model does, an
+episode is returned.
 
 Each rollout has a thread of its own: tools, users and rewards run beside each other and beside the sampling, which is
 done in batches of what waits (sampling_desk.py).
@@ -151,8 +153,10 @@ class _Running:
     earned: Mapping[str, float] | None = None
     earlier: list[Turn] = field(default_factory=list)
     earlier_rows: list[SampledRow] = field(default_factory=list)
+    rows: list[SampledRow] = field(default_factory=list)
     asked: Conversation | None = None
     prompt_ids: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list)
     actions: list[Completion] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     called: list[Called] = field(default_factory=list)
@@ -162,8 +166,9 @@ class _Running:
     has_logprobs: bool = True
 
     @property
-    def ids(self) -> list[int]:
-        return [*self.prompt_ids, *self.completion]
+    def served(self) -> bool:
+        """Whether each action has a prompt of its own, as the server writes it that `data.serving` names."""
+        return not self.renderer.continues
 
     @property
     def left(self) -> int:
@@ -175,7 +180,7 @@ class _Running:
             self._begin()
             while self.stop is None:
                 tokens = min(self.limits.action_tokens, self.left)
-                self.take(desk.sample(self.place, self.ids, tokens, sample_seed(self.seed, self.n_sampled)))
+                self.take(desk.sample(self.place, self.context, tokens, sample_seed(self.seed, self.n_sampled)))
                 self.answer()
                 self.go_on()
         except InvalidRolloutError as error:
@@ -190,7 +195,7 @@ class _Running:
             self.session.sandbox = self._sandbox
             self.prompt = self.session.reset(self.prompt, self.world.row, self.world.facts)
         self.asked = self.prompt
-        self.prompt_ids = self._rendered()
+        self.prompt_ids = self.context = self._rendered()
 
     def _rendered(self) -> list[int]:
         try:
@@ -225,6 +230,10 @@ class _Running:
         self.starts.append(len(self.completion))
         self.has_logprobs = self.has_logprobs and sampled.logprobs is not None
         self._write(ids, 1, sampled.logprobs or [])
+        if self.served:
+            self.rows.append(
+                SampledRow(self.context, ids, [1] * len(ids), sampled.logprobs and sampled.logprobs[: len(ids)])
+            )
         self.wants = None
         if action.stop == "length":
             self.stop = "length"
@@ -256,6 +265,18 @@ class _Running:
             self.stop = "length"
             return
         self._write(ids, 0)
+        self._continue()
+
+    def _continue(self) -> None:
+        """The prompt of the next action. What a server could not write again is malformed."""
+        if not self.served:
+            self.context = [*self.prompt_ids, *self.completion]
+            return
+        so_far = replace(self.prompt, messages=tuple(said(self.prompt, self.actions, self.called)))
+        try:
+            self.context = self.renderer.prompt(so_far, self.effort)
+        except RowError:
+            self.stop = "malformed"
 
     def go_on(self) -> None:
         """The user's next message as a prompt of its own, where this turn has ended in a final."""
@@ -269,12 +290,12 @@ class _Running:
             return
         episode = self._episode()
         self.earlier += episode.turns
-        self.earlier_rows.append(episode.row)
+        self.earlier_rows += episode.rows
         self.prompt = continued(self.prompt, episode, said)
         self.turn, self.stop, self.has_logprobs = self.turn + 1, None, True
         self.actions, self.starts, self.called = [], [], []
-        self.completion, self.mask, self.logprobs = [], [], []
-        self.prompt_ids = self._rendered()
+        self.completion, self.mask, self.logprobs, self.rows = [], [], [], []
+        self.prompt_ids = self.context = self._rendered()
 
     def _said_next(self, final: str) -> str | None:
         if self.session is None:
@@ -371,4 +392,5 @@ class _Running:
             self.effort,
             self.logprobs if self.has_logprobs else None,
             self.turn,
+            rows_of_actions=tuple(self.rows),
         )

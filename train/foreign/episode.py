@@ -29,7 +29,7 @@ def episode_of(
     return replace(
         last,
         earlier=tuple(turn for each in before for turn in each.turns),
-        earlier_rows=tuple(each.row for each in before),
+        earlier_rows=tuple(row for each in before for row in each.rows),
         turn=len(before),
         asked=kept[0].conversation,
         messages=_messages(kept[-1]),

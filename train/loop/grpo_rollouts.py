@@ -134,7 +134,7 @@ class Rollouts:
 
     def _rows(self, episode: Episode) -> tuple[SampledRow, ...]:
         """An environment's reward is that of all turns; a follow-up has a truth of its own."""
-        return (*(episode.earlier_rows if self.environments is not None else ()), episode.row)
+        return (*(episode.earlier_rows if self.environments is not None else ()), *episode.rows)
 
     def tried(self, items: Sequence[Item], stops: Callable[[], bool] | None = None) -> list[dict[str, Any]]:
         """One rollout of each item as it is kept, with `reward`, the weighted sum. Every process samples a part,

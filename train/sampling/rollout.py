@@ -143,7 +143,8 @@ class SampledRow:
 class Episode:
     """One rollout.
 
-    prompt_ids to logprobs: of its last row, as of `SampledRow`; earlier_rows: those of the turns before. actions:
+    prompt_ids to logprobs: of its last turn, as of `SampledRow`; rows_of_actions: where each action has a prompt of its
+    own, the row of each; earlier_rows: rows of the turns before. actions:
     what was sampled, by action, and starts: where each begins in completion_ids. called: the calls that were run.
     stop: `return` a final; `length` out of tokens; `calls` one more call than allowed; `malformed` neither a final
     nor a call that names a tool; `environment` it said so; `turns` one more user message than allowed; `invalid`
@@ -165,6 +166,7 @@ class Episode:
     turn: int = 0
     earlier: tuple[Turn, ...] = ()
     earlier_rows: tuple[SampledRow, ...] = ()
+    rows_of_actions: tuple[SampledRow, ...] = ()
     asked: Conversation | None = None
     messages: tuple[Mapping[str, str], ...] = ()
     earned: Mapping[str, float] = field(default_factory=dict)
@@ -173,9 +175,10 @@ class Episode:
     requests: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def row(self) -> SampledRow:
-        """The last one."""
-        return SampledRow(self.prompt_ids, self.completion_ids, self.env_mask, self.logprobs)
+    def rows(self) -> tuple[SampledRow, ...]:
+        """Of the last turn: what was sampled, each with what the model was given."""
+        whole = SampledRow(self.prompt_ids, self.completion_ids, self.env_mask, self.logprobs)
+        return self.rows_of_actions or (whole,)
 
     @property
     def turns(self) -> tuple[Turn, ...]:

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.configs.data_section import RenderSettings
+from counterpoint.configs.data_section import RenderSettings, ServedSettings
 from counterpoint.data.conversation import Conversation, Message
+from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import STOP_IDS, load_vocabulary
 from counterpoint.train.episodes.episodes import EpisodeLimits, run_episodes
@@ -304,3 +305,54 @@ def test_an_episode_calls_the_tool_of_an_mcp_server(tmp_path: Path) -> None:
         episode.completion_ids
     )
     assert episode.completion().final == "42"
+
+
+@pytest.mark.parametrize("serving", ["vllm", "vllm_0_30", "transformers", "sglang", "llama_cpp"])
+def test_a_server_s_form_gives_each_action_the_prompt_that_a_client_would_get(toolkit: Toolkit, serving: Any) -> None:
+    """The client's messages, read from a chat row and rendered: another way to the same ids."""
+    renderer = Renderer(VOCABULARY, RenderSettings(serving=serving))
+    engine = ScriptedEngine(VOCABULARY, [IN_CHANNEL, ANSWER, "<|channel|>final<|message|>Done.<|return|>"])
+    (episode,) = run_episodes(
+        [question(toolkit)], renderer, engine, toolbox=toolkit.toolbox, follow_ups=[["Thanks."]], efforts=["low"]
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "multiply", "arguments": MULTIPLY}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "What is 6 times 7?"},
+        {"role": "assistant", "content": "", "reasoning_content": "Call it.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
+        {"role": "assistant", "content": "42"},
+        {"role": "user", "content": "Thanks."},
+    ]
+    prompts = []
+    for n in (1, 3, 5):
+        asked = convert({"messages": messages[:n]})
+        assert isinstance(asked, Conversation)
+        prompts.append(renderer.prompt(toolkit.declared(asked), "low"))
+    assert engine.asked == [[prompt] for prompt in prompts]
+    actions = [VOCABULARY.encode_with_specials(said) for said in (IN_CHANNEL, ANSWER)]
+    learned = [*episode.earlier_rows, *episode.rows]
+    assert [list(row.prompt_ids) for row in learned] == prompts
+    assert [row.completion_ids for row in learned[:2]] == actions
+    assert all(row.env_mask == [1] * len(row.completion_ids) for row in learned)
+    assert (episode.turn, len(episode.rows)) == (1, 1)
+    assert episode.completion().final == "Done."
+
+
+def test_what_a_server_cannot_write_again_is_malformed(toolkit: Toolkit) -> None:
+    """llama.cpp parses the arguments of a call; there are none to parse here, and the tool's answer finds no prompt."""
+    renderer = Renderer(VOCABULARY, RenderSettings(serving="llama_cpp"))
+    broken = f"{THINK}<|channel|>commentary to=functions.multiply <|constrain|>json<|message|>{{nonsense<|call|>"
+    engine = ScriptedEngine(VOCABULARY, [broken, ANSWER])
+    (episode,) = run_episodes([question(toolkit)], renderer, engine, toolbox=toolkit.toolbox)
+    assert (episode.stop, len(episode.rows), len(engine.asked)) == ("malformed", 1, 1)
+
+
+def test_what_clients_send_back_is_what_the_next_action_is_given(toolkit: Toolkit) -> None:
+    served = ServedSettings(reasoning="lost", arguments="spaced")
+    renderer = Renderer(VOCABULARY, RenderSettings(serving="vllm_responses", served=served))
+    tight = IN_CHANNEL.replace(MULTIPLY, '{"a":6,"b":7}')
+    engine = ScriptedEngine(VOCABULARY, [tight, ANSWER])
+    run_episodes([question(toolkit)], renderer, engine, toolbox=toolkit.toolbox)
+    given = VOCABULARY.decode(engine.asked[1][0])
+    assert "Call it." not in given
+    assert f"json<|message|>{MULTIPLY}<|call|>" in given
