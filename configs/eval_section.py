@@ -28,6 +28,8 @@ from counterpoint.configs.environment_section import (
     check_asked_by_package,
 )
 from counterpoint.configs.foreign_section import ForeignType, PackageSettings
+from counterpoint.configs.reward_section import RewardSettings
+from counterpoint.configs.tool_section import TaskTools, ToolSettings
 
 
 class SamplingSettings(Settings):
@@ -55,6 +57,19 @@ class SamplingSettings(Settings):
     base: bool = True
     """Measure the base model as well, with the adapter switched off, for comparison."""
 
+    tools: ToolSettings | None = None
+    """Tools that are run while items of a task and the prompts of a file are sampled, those included in the package
+    aside: a call is answered, and sampling goes on. null takes those of `recipe: grpo`, section `tools`."""
+
+    rewards: Annotated[tuple[Annotated[RewardSettings, BY_TYPE], ...], OneOrMany] | None = None
+    """Rewards of each sample, beside its score. null takes those of `recipe: grpo`."""
+
+    calls: CountOrZero = 8
+    """Maximum calls of tools that are run, in one turn; one more ends the sample."""
+
+    completion_tokens: Count = 4096
+    """Longest turn where tools are run: all actions, of `max_new_tokens` each, and results together."""
+
 
 class TaskSettings(Settings):
     """One task of a suite: items with their truth, and how they are sampled. Settings that are null come from
@@ -77,8 +92,11 @@ class TaskSettings(Settings):
     instructions: Text | None = None
     """Developer message of items that have none."""
 
-    tools: Annotated[tuple[Text, ...], Unique, OneOrMany] = ()
-    """Tools offered to items that have none: `python`, `browser`, or a JSON file with OpenAI's list of tools."""
+    tools: TaskTools | None = None
+    """Tools that are run, as of `eval.tools`, which null takes; or a list of tools that are only declared."""
+
+    rewards: Annotated[tuple[Text, ...], Unique, OneOrMany] | None = None
+    """Names of those of `eval.rewards` that count here; null takes all."""
 
     efforts: Annotated[tuple[Effort, ...], NotEmpty, Unique] | None = None
     """Efforts at which every item is sampled; null takes `eval.efforts`."""
@@ -95,6 +113,16 @@ class TaskSettings(Settings):
 
 class PromptTask(TaskSettings):
     """Items that have a prompt of their own."""
+
+    follow_ups: Annotated[tuple[Text, ...], OneOrMany] = ()
+    """What the user says after each final, to items that have no `follow_ups` of their own; the last answer is
+    scored."""
+
+    calls: CountOrZero | None = None
+    """Maximum calls of tools that are run, in one turn; null takes `eval.calls`."""
+
+    completion_tokens: Count | None = None
+    """Longest turn where tools are run; null takes `eval.completion_tokens`."""
 
 
 class ProbesTask(PromptTask):
@@ -222,8 +250,8 @@ class EvalSettings(SamplingSettings):
     at_end: bool = True
     """Evaluate after the last step."""
 
-    tasks: Annotated[tuple[Annotated[EnvironmentTask | ForeignTask, Field(discriminator="type")], ...], OneOrMany] = ()
-    """Environments in which the model is sampled as well, each at its own or these efforts."""
+    tasks: Annotated[tuple[Annotated[TaskSettings, BY_TYPE], ...], OneOrMany] = ()
+    """Tasks that are sampled as well, as in an evaluation."""
 
     stop_below: Share | None = None
     """A channel-correct rate below this stops the run (never at the start); null never stops it."""

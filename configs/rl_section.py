@@ -29,6 +29,9 @@ _SET_ELSEWHERE = {
     "temperature": "rollout.temperature",
     "max_new_tokens": "rollout.action_tokens",
     "efforts": "grpo.efforts",
+    "rewards": "rewards",
+    "calls": "rollout.calls",
+    "completion_tokens": "rollout.completion_tokens",
 }
 
 
@@ -61,6 +64,8 @@ class PromptSettings(OpeningSettings):
             for name, owner in _SET_ELSEWHERE.items():
                 if getattr(task, name) is not None:
                     raise ValueError(f"`{name}` of a task is for evaluations: leave it out, and set `{owner}`")
+            if task.tools is not None and task.tools.any:
+                raise ValueError("`tools` of a task are run in evaluations: leave them out, and set section `tools`")
         return self
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, model_validator
 
 from counterpoint.configs.base import Count, OneOrMany, Positive, Settings, Text, Unique
 
@@ -37,3 +39,33 @@ class ToolSettings(Settings):
 
     seconds: Positive = 10.0
     """Timeout of one call in seconds; a call that takes longer returns an error to the model."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a tool."""
+        return any(getattr(self, name) for name in ToolSettings.model_fields if name != "seconds")
+
+
+class TaskToolSettings(ToolSettings):
+    """Tools of one task."""
+
+    declared: Annotated[tuple[Text, ...], Unique, OneOrMany] = ()
+    """Tools that are only declared, to items that have none: `python`, `browser`, or a JSON file with OpenAI's list of
+    tools. A call to one ends the sample."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> TaskToolSettings:
+        if not self.any and self.seconds != type(self).model_fields["seconds"].default:
+            raise ValueError("`tools.seconds` times nothing, since no tool is run: leave it out")
+        return self
+
+
+def _only_declared(value: Any) -> Any:
+    return {"declared": value} if isinstance(value, str | list | tuple) else value
+
+
+TaskTools = Annotated[
+    TaskToolSettings,
+    BeforeValidator(_only_declared, json_schema_input_type=str | list[str] | TaskToolSettings),
+]
+"""A list names tools that are only declared."""

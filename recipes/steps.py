@@ -6,14 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import gather_object
 from transformers import set_seed
 
 from counterpoint.configs.dump import plain
-from counterpoint.configs.errors import RunError
-from counterpoint.configs.eval_section import SamplingSettings, SuiteSettings
-from counterpoint.configs.schema import TrainingRun
+from counterpoint.configs.errors import ConfigError, RunError
+from counterpoint.configs.eval_section import FileTask, SamplingSettings, SuiteSettings
+from counterpoint.configs.schema import GrpoRun, TrainingRun
 from counterpoint.configs.user_code import resume_command
 from counterpoint.data.dataset.row_keys import keys_of
 from counterpoint.data.harmony.render import Renderer
@@ -26,7 +27,8 @@ from counterpoint.train.checkpoints.start import check_adapter_base, put_start
 from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
-from counterpoint.train.evals.rollouts import EnvironmentPool
+from counterpoint.train.evals.rollouts import RolloutPool
+from counterpoint.train.evals.task_rollouts import check_taken
 from counterpoint.train.evals.tasks import Task, build_tasks
 from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.best import KeepBest
@@ -38,6 +40,8 @@ from counterpoint.train.run.session import Session
 from counterpoint.train.run.world import process_number, rows_per_step, world_size
 from counterpoint.train.scoring.prompts import EvalPrompt
 
+PROMPTS = "prompts"
+"""Name of the task that the evaluation's prompts are where they are rolled out."""
 BAD_ROWS, BAD_HELD_OUT = "bad_rows.jsonl", "bad_held_out_rows.jsonl"
 
 
@@ -45,7 +49,8 @@ BAD_ROWS, BAD_HELD_OUT = "bad_rows.jsonl", "bad_held_out_rows.jsonl"
 class Prepared:
     """A run whose data is read and whose model is loaded.
 
-    steps: optimizer steps; prompts, tasks: those of the evaluation; identity: what its checkpoints share with it.
+    steps: optimizer steps; prompts, tasks: those of the evaluation, rolled: its prompts where they are rolled out;
+    identity: what its checkpoints share with it.
     """
 
     loaded: LoadedModel
@@ -53,6 +58,7 @@ class Prepared:
     steps: int
     prompts: Sequence[EvalPrompt]
     tasks: Sequence[Task] = ()
+    rolled: Task | None = None
 
 
 def prepare(
@@ -63,7 +69,9 @@ def prepare(
 
     fingerprint: of the training data. Tracking begins here.
     """
-    tasks = evaluation_tasks(settings)
+    rolled, tasks = evaluation_tasks(settings, prompts)
+    for notice in (notice for task in (rolled, *tasks) if task is not None for notice in task.notices):
+        session.warn(notice)
     base = session.pinned(settings)
     check_adapter_base(settings.model, base)
     identity = Identity(plain(settings), fingerprint, rows_per_step(settings), base)
@@ -76,20 +84,39 @@ def prepare(
     session.say(f"model {loaded.source}{onward}, {forms}\n{table.text()}")
     session.begins_tracking(settings)
     session.tracker.scalars(0, table.as_dict())
-    return Prepared(loaded, identity, steps, prompts, tasks)
+    return Prepared(loaded, identity, steps, prompts, tasks, rolled)
 
 
-def evaluation_tasks(settings: TrainingRun) -> list[Task]:
-    """The environments of `eval.tasks`. ConfigError or DataError for one that cannot be used."""
+def evaluation_tasks(settings: TrainingRun, prompts: Sequence[EvalPrompt] = ()) -> tuple[Task | None, list[Task]]:
+    """The prompts of the evaluation as a task, where they are rolled out, and its `tasks`. What is learned with tools
+    is evaluated with them, and the run's rewards. ConfigError or DataError for what cannot be used."""
     chosen = settings.eval
-    if not chosen.tasks:
-        return []
     shared = {name: getattr(chosen, name) for name in SamplingSettings.model_fields if name != "prompts"}
-    tasks = build_tasks(SuiteSettings(tasks=chosen.tasks, **shared))
-    with EnvironmentPool() as pool:
-        for task in tasks:
+    own = {"tools": chosen.tools, "rewards": chosen.rewards}
+    learned = of_the_run(settings) if own == dict.fromkeys(own) else {}
+    suite = SuiteSettings(**(shared | learned))
+    file = chosen.prompts is not None and (suite.tools or suite.rewards or any(each.follow_ups for each in prompts))
+    asked = FileTask(type="file", name=PROMPTS, path=str(chosen.prompts)) if file else None
+    tasks = chosen.tasks if asked is None else (asked, *chosen.tasks)
+    built = build_tasks(suite.model_copy(update={"tasks": tasks}), inherited=bool(learned)) if tasks else []
+    if not tasks and not learned:
+        check_taken(suite, ())
+    used = [task for task in built if task.rollout is not None]
+    if used and settings.launch.strategy == "fsdp2":
+        raise ConfigError("eval: tools, turns and rewards need the whole model, which `fsdp2` parts: use `ddp`")
+    with RolloutPool() as pool:
+        for task in used:
             pool.of(task)
-    return tasks
+    return (built[0], built[1:]) if asked is not None else (None, built)
+
+
+def of_the_run(settings: TrainingRun) -> dict[str, Any]:
+    """The tools of a run that learns with them, with its rewards and limits, as settings of an evaluation."""
+    if not isinstance(settings, GrpoRun) or not settings.tools.any:
+        return {}
+    rewards = tuple(each for each in settings.rewards if getattr(each, "per", None) != "step")
+    limits = {"calls": settings.rollout.calls, "completion_tokens": settings.rollout.completion_tokens}
+    return {"tools": settings.tools, "rewards": rewards, **limits}
 
 
 def load_trainable(settings: TrainingRun, revision: str | None = None) -> LoadedModel:
@@ -183,6 +210,7 @@ def add_measurements(settings: TrainingRun, session: Session, prepared: Prepared
         gather=gather_object,
         measured=trainer.measured.update,
         tasks=prepared.tasks,
+        rolled=prepared.rolled,
     )
     trainer.add_callback(hook)
     return hook

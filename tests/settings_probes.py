@@ -31,7 +31,7 @@ from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.user_code.loader import resolve
 from counterpoint.data.user_code.worker import Answer, Worker
 from counterpoint.train.evals import checkpoint_samples, hook
-from counterpoint.train.evals.rollouts import EnvironmentPool, judged, played
+from counterpoint.train.evals.rollouts import RolloutPool, played
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.loop import rl_arguments, training_arguments
 from counterpoint.train.loop.quantized import Quantized
@@ -39,7 +39,7 @@ from counterpoint.train.run import tracking, world
 from counterpoint.train.sampling.scripted import ScriptedEngine
 from counterpoint.train.scoring.code_truths import CodeTests, ProgramCase
 from counterpoint.train.scoring.rewards import Outcome, Rewards
-from counterpoint.train.scoring.scorers import Reference
+from counterpoint.train.scoring.scorers import Reference, Scorers
 
 Probe = Callable[[Any], Any]
 N_ROWS = 40
@@ -360,23 +360,43 @@ def worlds(run: Any) -> Any:
     (call,) = vocabulary.encode_with_specials("<|call|>")
     engine = ScriptedEngine(vocabulary, lambda prompt, _: WORLD_CALL if prompt.count(call) < 2 else FINAL)
     draws = checkpoint_samples.plan(build_tasks(run.eval), renderer, run.seed)
-    with EnvironmentPool() as pool:
-        episodes = played(draws, engine, renderer, pool)
-        seen = [judged(draw, each, pool.of(draw.task)) for draw, each in zip(draws, episodes, strict=True)]
+    with RolloutPool() as pool, Scorers() as judges:
+        seen = played(draws, engine, renderer, pool, judges)
     processes = [{sample.more["rewards"].pop(name, None) for sample in seen} for name in ("process", "parent")]
     return [
         [(s.prompt.task, s.prompt.id, s.effort, s.sample, s.score, s.more) for s in seen],
         [draw.task.temperature for draw in draws],
-        [each.asked and renderer.prompt(each.asked) for each in episodes],
+        [each.prompt.reference.prompt for each in seen],
         [len(found) for found in processes],
     ]
 
 
 def tasks(run: Any) -> Any:
-    """What the hook of a recipe plays; what comes of it is seen for `evaluate` (`worlds`)."""
+    """What is rolled out in a hook or an evaluation, and how; what comes of it is seen in test_rollouts.py."""
     from counterpoint.recipes.steps import evaluation_tasks
+    from counterpoint.train.evals import rollouts, task_rollouts
+    from counterpoint.train.scoring.prompts import load_prompts
 
-    return [dataclasses.astuple(task) for task in evaluation_tasks(run)]
+    class Kit:
+        notes = ()
+
+        def __init__(self, given: Any) -> None:
+            self.identity = {"given": repr(given)}
+
+        @classmethod
+        def of(cls, given: Any) -> Any:
+            return cls(given)
+
+        def declared(self, conversation: Any) -> Any:
+            return conversation
+
+        def close(self) -> None: ...
+
+    with _instead(task_rollouts, Toolkit=Kit), _instead(rollouts, Toolkit=Kit):
+        if isinstance(run, EvaluateRun):
+            return [dataclasses.astuple(task) for task in build_tasks(run.eval)]
+        rolled, built = evaluation_tasks(run, load_prompts(run.eval.prompts))
+    return [dataclasses.astuple(task) for task in built], rolled and dataclasses.astuple(rolled)
 
 
 def sides(run: Any) -> Any:
@@ -467,10 +487,18 @@ TEXTS["code"] = "<|channel|>final<|message|>```python\nprint(3)\n```<|return|>"
 PROGRAMS = CodeTests((ProgramCase("", "3"), ProgramCase("", "4")))
 
 
+def evaluated_rewards(run: Any) -> Any:
+    return _earned(run.eval.rewards or ())
+
+
 def rewards(run: Any) -> Any:
     """What fixed rollouts earn, by name, and the weights."""
+    return _earned(run.rewards)
+
+
+def _earned(settings: Any) -> Any:
     vocabulary = load_vocabulary()
-    with Rewards(run.rewards) as made:
+    with Rewards(settings) as made:
         found = {
             name: _comparable(made.score(
                 Outcome(

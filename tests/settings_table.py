@@ -9,6 +9,8 @@ from typing import Any
 
 TRAINING = ("sft", "dpo", "grpo")
 READING = ("sft", "dpo")
+OF_EVALUATIONS = ("eval.rewards[", "eval.tasks[")
+"""The hook has these of the same classes, and hands them to the same functions: their rows are of `evaluate`."""
 
 
 @dataclass(frozen=True)
@@ -266,10 +268,18 @@ def rows_of_data() -> list[Row]:
     return [*made, Row("data.valid.name", "named", "a set of its own", "held_out", READING, MADE)]
 
 
+RUN_TOOLS = {"functions": ["mine.py:nothing"], "mcp": ["server"], "python": True, "seconds": 1.0}
+ONE_TOOL = {"functions": ["mine.py:half"]}
+
+
 def rows_of_tasks() -> list[Row]:
     """Tasks: of `grpo` to learn from and held out, of `evaluate`."""
     made = []
-    for where, probe in (("data.train", "data"), ("data.valid", "held_out"), ("eval.tasks", "plan")):
+    for where, probe, recipes in (
+        ("data.train", "data", ("grpo",)),
+        ("data.valid", "held_out", ("grpo",)),
+        ("eval.tasks", "plan", ("evaluate",)),
+    ):
         for kind in ("probes", "file", "arithmetic", "reasoning_gym"):
             path = f"{where}[{kind}]"
             base: dict[str, Any] = {f"{path}.size": 3}
@@ -280,24 +290,45 @@ def rows_of_tasks() -> list[Row]:
                 name: str,
                 value: Any,
                 effect: str,
-                base: dict[str, Any] = base,
+                least: dict[str, Any] = base,
                 path: str = path,
                 probe: str = probe,
+                recipes: tuple[str, ...] = recipes,
                 **more: Any,
             ) -> None:
-                probe = "" if "refused" in more else probe
-                made.append(Row(f"{path}.{name}", value, effect, probe, base={**base, **more.pop("base", {})}, **more))
+                probe = "" if "refused" in more else more.pop("probe", probe)
+                made.append(
+                    Row(f"{path}.{name}", value, effect, probe, recipes, {**least, **more.pop("base", {})}, **more)
+                )
 
-            other = "arithmetic" if kind != "arithmetic" else "probes"
-            made.append(Row(f"{path}.type", other, "items of another source", probe, base=base))
+            row("type", "arithmetic" if kind != "arithmetic" else "probes", "items of another source")
             row("name", "mine", "name of the task")
             row("size", 2, "number of items")
             row("scorer", "exact", "how items are scored")
             row("instructions", "Be brief.", "developer message")
-            row("tools", ["python"], "declared tools")
+            row("tools.declared", ["python"], "declared tools")
+            row("follow_ups", ["Sure?"], "later turns", **({"probe": "tasks"} if where == "eval.tasks" else {}))
             for name, value in (("efforts", ["low"]), ("samples", 2), ("max_new_tokens", 9), ("temperature", 0.5)):
                 if where == "eval.tasks":
                     row(name, value, "what is drawn")
+                else:
+                    row(name, value, "is refused", refused="of a task is for evaluations")
+            for name, value in RUN_TOOLS.items():
+                if where == "eval.tasks":
+                    row(f"tools.{name}", value, "tools that run", probe="tasks", base={f"{path}.tools": dict(ONE_TOOL)})
+                else:
+                    told = "times nothing" if name == "seconds" else "of a task are run in evaluations"
+                    row(f"tools.{name}", value, "is refused", refused=told)
+            for name, value in (
+                ("rewards", ["channel"] if kind == "probes" else []),
+                ("calls", 1),
+                ("completion_tokens", 9),
+            ):
+                if where == "eval.tasks":
+                    given: dict[str, Any] = {f"{path}.tools": dict(ONE_TOOL)}
+                    given |= {"eval.rewards[channel].weight": 0.5} if name == "rewards" else {}
+                    stops = "eval.rewards: nothing takes them" if name == "rewards" else ""
+                    row(name, value, "how it is rolled out", probe="tasks", base=given, stops=stops)
                 else:
                     row(name, value, "is refused", refused="of a task is for evaluations")
             if kind in ("probes", "file"):
@@ -350,7 +381,6 @@ def rows_of_packages() -> list[Row]:
     ]
     for path, recipes in (
         ("rollout.environment", ("grpo",)),
-        ("eval.tasks", TRAINING),
         ("eval.tasks[verifiers]", ("evaluate",)),
     ):
         for name, (value, effect, test) in FOREIGN.items():
@@ -379,9 +409,13 @@ def rows_of_packages() -> list[Row]:
         refused = f"`user.{name}` has no effect: the package asks by itself"
         made.append(Row(f"{path}.user.{name}", value, "is refused", recipes=only, base=given, refused=refused))
     for name, value, refused in (
-        ("format", "nothing", "nothing"), ("instructions", "Be brief.", "would not be shown"), ("tools", ["python"], "would not be shown"),
+        ("format", "nothing", "nothing"), ("instructions", "Be brief.", "would not be shown"),
+        ("tools.declared", ["python"], "would not be shown"),
+        *((f"tools.{name}", tool, {"seconds": "times nothing", "browser.view_tokens": "browser.corpus` is missing"}.get(name, "would not be shown")) for name, tool in RUN_TOOLS.items()),
     ):  # fmt: skip
         made.append(Row(f"{path}.{name}", value, "is refused", recipes=only, base=base, refused=refused))
+    given = {**base, "eval.rewards[channel].weight": 0.5}
+    made.append(Row(f"{path}.rewards", [], "what counts", "tasks", only, given, stops="nothing takes them"))
     return made
 
 
@@ -391,7 +425,7 @@ def rows_of_environments() -> list[Row]:
     for path, recipes, own_probe in (
         ("rollout.environment", ("grpo",), "calls"),
         ("rollout.environments", ("grpo",), "calls"),
-        ("eval.tasks", TRAINING, "tasks"),
+        ("eval.tasks[environment]", ("sft",), "tasks"),
         ("eval.tasks[environment]", ("evaluate",), "worlds"),
     ):
         plain = {"process": 0.0, "parent": 0.0}
@@ -435,13 +469,10 @@ def rows_of_environments() -> list[Row]:
                     )
                 )
             continue
-        drawn = "tasks" if path == "eval.tasks" else "plan"
+        drawn = "tasks" if recipes == ("sft",) else "plan"
         stops = "rollouts are invalid" if own_probe == "worlds" else ""
         row("max_invalid", 0.5, "more of a task may be invalid", base=broken, stops=stops)
-        if path == "eval.tasks":
-            row("type", "file", "is refused", refused="`eval.tasks.0.type` is `file`")
-        else:
-            row("type", "arithmetic", "items of another source", probe="plan")
+        row("type", "arithmetic", "items of another source", probe=drawn)
         row("path", "other_prompts.jsonl", "other rows", probe=drawn)
         row("environment", "a", "rows that name it", probe=drawn, base={f"{path}.path": "routed.jsonl"})
         row("format", "nothing", "is refused", refused="nothing")
@@ -449,7 +480,17 @@ def rows_of_environments() -> list[Row]:
         row("size", 2, "number of rows", probe=drawn)
         row("scorer", "b", "the reward that counts")
         row("instructions", "Be brief.", "developer message", probe=drawn)
-        row("tools", ["python"], "declared tools", probe=drawn)
+        row("tools.declared", ["python"], "declared tools", probe=drawn)
+        for name, value in RUN_TOOLS.items() if recipes == ("evaluate",) else ():
+            row(f"tools.{name}", value, "tools that run", probe="tasks", base={f"{path}.tools": dict(ONE_TOOL)})
+        row(
+            "rewards",
+            [],
+            "what counts",
+            probe="tasks",
+            base={"eval.rewards[channel].weight": 0.5},
+            stops="nothing takes them",
+        )
         row("efforts", ["high"], "what is drawn", probe=drawn)
         row("samples", 2, "what is drawn", probe=drawn)
         row("temperature", 0.5, "how it is drawn", probe=drawn)
@@ -577,6 +618,15 @@ def rows_of_evaluation() -> list[Row]:
     made = [Row(f"eval.{name}", value, "what is drawn", "sampling", TRAINING) for name, value in hook.items()]
     drawn = {name: value for name, value in hook.items() if name != "batch"}
     made += [Row(f"eval.{name}", value, "what is drawn", "plan", ("evaluate",)) for name, value in drawn.items()]
+    rolled = {"eval.prompts": "prompts.jsonl", "eval.tools": dict(ONE_TOOL)}
+    for name, value in {
+        **{f"tools.{name}": value for name, value in RUN_TOOLS.items()},
+        "calls": 1,
+        "completion_tokens": 9,
+    }.items():
+        made.append(
+            Row(f"eval.{name}", value, "how prompts are rolled out", "tasks", (*TRAINING, "evaluate"), base=rolled)
+        )
     served, local = {"eval.engine": "server"}, {"eval.engine": "vllm"}
     made += [
         Row("eval.batch", 3, "rows of the sampler", "engine", ("evaluate",)),
@@ -787,6 +837,17 @@ def rows_of_judges() -> list[Row]:
     return [*made, Row("rewards[code].score", "share", "share or all", "rewards")]
 
 
+def rows_of_rewards_of_evaluations() -> list[Row]:
+    """`eval.rewards` are those of `grpo`."""
+    made = []
+    for row in rows_of_pairs_and_rewards():
+        if row.setting.startswith("rewards["):
+            base = {f"eval.{name}" if name.startswith("rewards[") else name: value for name, value in row.base.items()}
+            probe = "evaluated_rewards" if row.probe == "rewards" else row.probe
+            made.append(replace(row, setting=f"eval.{row.setting}", probe=probe, base=base, recipes=("evaluate",)))
+    return made
+
+
 def rows_of_all() -> list[Row]:
     return [
         Row("recipe", "other", "is refused", refused="must be one of"),
@@ -799,7 +860,7 @@ def rows_of_all() -> list[Row]:
         Row("name", "mine", "name of the results", "results", ("evaluate",)),
         Row("device", "cuda", "where it runs", "calls", ("distill",)),
         Row("device", "cuda", "where it runs", "opened", ("evaluate",), stops="cuda was asked for"),
-        *rows_of_models(), *rows_of_data(), *rows_of_tasks(), *rows_of_environments(), *rows_of_packages(), *rows_of_training(), *rows_of_evaluation(),
+        *rows_of_models(), *rows_of_data(), *rows_of_tasks(), *rows_of_environments(), *rows_of_packages(), *rows_of_training(), *rows_of_evaluation(), *rows_of_rewards_of_evaluations(),
         *rows_of_pairs_and_rewards(),
     ]  # fmt: skip
 

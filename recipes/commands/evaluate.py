@@ -13,11 +13,13 @@ examples:
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from counterpoint.recipes.commands.argument_types import count
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from counterpoint.configs.model_section import ModelSettings
@@ -69,20 +71,23 @@ def run(args: argparse.Namespace) -> int:
             check_checkpoint(each)
     check_places(settings, trains=False)
 
+    from counterpoint.recipes.commands.evaluate_run import of_run
     from counterpoint.train.checkpoints.find import find_checkpoint
 
     own_base = model if named and "name" in model.model_fields_set else None
     found = as_asked(find_checkpoint(named or model.name, own_base), model)
-    settings = _prompts_of_the_run(settings, found)
+    completed = of_run(settings, found)
+    settings = completed.settings
+    print("".join(f"{notice}\n" for notice in completed.notices), end="", file=sys.stderr)
     folder = Path(args.out) if args.out else _folder(found, settings, args.config)
     if args.quick:
         settings = _few(settings)
         folder = folder if args.out else folder.with_name(f"{folder.name}-quick")
-    plans = _plans(settings, found, args.base, folder)
+    plans = _plans(settings, found, args.base, folder, completed.inherited)
     if args.shard is not None:
         return _share(plans, args.shard)
     rows = _rows(plans, args, settings, folder)
-    _write(folder, _report(found, settings, plans, rows))
+    _write(folder, _report(found, settings, plans, rows, completed.notices))
     return 0
 
 
@@ -97,17 +102,6 @@ def as_asked(found: Found, model: ModelSettings) -> Found:
     for key in sorted(chosen & ({"init", "revision"} if found.run else {"init"} if trained else set())):
         raise ConfigError(f"model.{key}: {found.source} was trained on a base of its own: leave it out")
     return replace(found, base=found.base.model_copy(update={key: getattr(model, key) for key in chosen}))
-
-
-def _prompts_of_the_run(settings: EvaluateRun, found: Found) -> EvaluateRun:
-    """A run is measured on the prompts that its own hook had, unless others are named."""
-    chosen = settings.eval
-    if found.run is None or chosen.prompts is not None or chosen.tasks:
-        return settings
-    hook = found.run.eval
-    kept = {"prompts": hook.prompts, "max_new_tokens": hook.max_new_tokens, "temperature": hook.temperature}
-    changed = {name: value for name, value in kept.items() if name not in chosen.model_fields_set or name == "prompts"}
-    return settings.model_copy(update={"eval": chosen.model_copy(update=changed)})
 
 
 def _few(settings: EvaluateRun) -> EvaluateRun:
@@ -130,7 +124,9 @@ def _folder(found: Found, settings: EvaluateRun, config: str) -> Path:
     return place / f"evaluation{suite}" if place.is_dir() else Path(settings.output) / f"evaluation-{place.name}{suite}"
 
 
-def _plans(settings: EvaluateRun, found: Found, base: str | None, folder: Path) -> dict[str, Planned]:
+def _plans(
+    settings: EvaluateRun, found: Found, base: str | None, folder: Path, inherited: bool = False
+) -> dict[str, Planned]:
     """Of the checkpoint and of its base, where there is one: another model, the one it was trained from, or the same
     one with the adapter off."""
     from dataclasses import replace
@@ -147,8 +143,8 @@ def _plans(settings: EvaluateRun, found: Found, base: str | None, folder: Path) 
             compared = replace(found, adapter=None)
         elif found.run is not None and found.run.model.init == "pretrained":
             compared = replace(find_checkpoint(found.run.model.name, found.run.model), run=found.run)
-    plans = {TUNED: planned(settings, found, folder / TUNED)}
-    return plans if compared is None else {**plans, BASE: planned(settings, compared, folder / BASE)}
+    plans = {TUNED: planned(settings, found, folder / TUNED, inherited)}
+    return plans if compared is None else {**plans, BASE: planned(settings, compared, folder / BASE, inherited)}
 
 
 def _rows(
@@ -237,7 +233,13 @@ def _bar(done: int, total: int, width: int = 24) -> str:
     return "━" * filled + "╌" * (width - filled)
 
 
-def _report(found: Found, settings: EvaluateRun, plans: dict[str, Planned], rows: dict[str, list[Row]]) -> Report:
+def _report(
+    found: Found,
+    settings: EvaluateRun,
+    plans: dict[str, Planned],
+    rows: dict[str, list[Row]],
+    notices: Sequence[str] = (),
+) -> Report:
     from pathlib import PurePath
 
     from counterpoint.train.evals.report_data import BASE, TUNED, Report, Side
@@ -256,7 +258,7 @@ def _report(found: Found, settings: EvaluateRun, plans: dict[str, Planned], rows
         tuned=Side(TUNED if trained else PurePath(found.source).name, rows[TUNED]),
         base=Side(BASE, rows[BASE]) if BASE in rows else None,
         facts=facts,
-        notes=[notice for task in tasks for notice in task.notices],
+        notes=[*notices, *(notice for task in tasks for notice in task.notices)],
         model=found.base.name,
     )
 

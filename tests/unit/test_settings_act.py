@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pytest
 import settings_probes
 from pydantic import BaseModel
-from settings_table import A_FORMAT, A_TOOL, ROWS, THINKS, Row, chat
+from settings_table import A_FORMAT, A_TOOL, OF_EVALUATIONS, ROWS, THINKS, Row, chat
 
 from counterpoint.configs.base import kinds_of
 from counterpoint.configs.errors import ConfigError
@@ -81,6 +81,9 @@ PAIRS = [(recipe, row) for row in ROWS for recipe in recipes_of(row)]
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_setting_has_a_row_and_every_row_a_setting(recipe: str) -> None:
     in_table = {row.setting for found, row in PAIRS if found == recipe}
+    in_table |= {
+        row.setting for row in ROWS if row.setting.startswith(OF_EVALUATIONS) and "eval" in RECIPES[recipe].model_fields
+    }
     assert sorted(SETTINGS[recipe] - in_table) == [], "without a row: what does it do?"
     assert sorted(in_table - SETTINGS[recipe]) == [], "no setting any more: remove the row"
 

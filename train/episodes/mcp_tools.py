@@ -24,7 +24,7 @@ class McpTools:
     """The tools of one server; the connection lives in a thread of its own. ConfigError where it cannot start.
 
     server: the command that starts it, or its address (`http://...`). All rollouts share it: what it keeps for one, the
-    next one sees.
+    next one sees. version: its name and version, as it gives them.
     """
 
     builtin_tools: tuple[str, ...] = ()
@@ -56,6 +56,8 @@ class McpTools:
             raise ConfigError(
                 f"tools: the MCP server `{server}` {told} ({type(error).__name__}: {error}): {fix}"
             ) from None
+        about = self._client.server_info
+        self.version = f"{about.name} {about.version}"
         declared = [
             {"name": tool.name, "description": tool.description or "", "inputSchema": tool.input_schema}
             for tool in listed.tools

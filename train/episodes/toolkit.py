@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.tool_section import BrowserSettings, ToolSettings
@@ -40,15 +41,18 @@ class Toolkit:
         self._shared: list[Provider] = []
         self._functions: FunctionTools | None = None
         self._browser: Callable[[], Browser] | None = None
+        self._pages: str | None = None
         notes: list[str] = []
         try:
             if browser is not None:
                 corpus = Corpus(browser.corpus)
                 self._browser = partial(Browser, corpus, browser.view_tokens)
                 notes += corpus.notes
+                self._pages = corpus.digest
             if functions:
                 self._functions = FunctionTools(functions, seconds)
             self._shared += [McpTools(command, seconds) for command in mcp]
+            self._servers = tuple(each.version for each in self._shared if isinstance(each, McpTools))
             with self.toolbox() as one:
                 self.tools: tuple[Tool, ...] = one.tools
                 self.builtin_tools: tuple[str, ...] = one.builtin_tools
@@ -63,6 +67,13 @@ class Toolkit:
     def of(cls, settings: ToolSettings) -> Self:
         """The tools of a run file."""
         return cls(settings.functions, settings.mcp, settings.python, settings.seconds, settings.browser)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What results depend on besides settings and files of functions: declarations, versions, pages."""
+        tools = [{"name": tool.name, "description": tool.description, "schema": tool.parameters} for tool in self.tools]
+        versions = {"servers": list(self._servers), "python": platform.python_version()}
+        return {"declared": tools, "pages": self._pages, **versions}
 
     @property
     def empty(self) -> bool:

@@ -79,10 +79,10 @@ class Planned:
         return make_engine(suite, loaded=loaded, model=self.found.base, adapter=self.adapter)
 
 
-def planned(settings: EvaluateRun, found: Found, folder: Path) -> Planned:
-    """The plan of one model. ConfigError or DataError for an invalid task."""
+def planned(settings: EvaluateRun, found: Found, folder: Path, inherited: bool = False) -> Planned:
+    """The plan of one model. inherited: as of `build_tasks`. ConfigError or DataError for an invalid task."""
     vocabulary = load_vocabulary_of(found.base)
     rendering = found.run.data if found.run is not None else None
-    tasks = build_tasks(settings.eval)
+    tasks = build_tasks(settings.eval, inherited=inherited)
     renderer = Renderer(vocabulary, rendering)
     return Planned(settings, found, folder, vocabulary, tasks, plan(tasks, renderer, settings.seed), renderer)

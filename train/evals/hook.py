@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,8 @@ from counterpoint.train.adapters.attach import is_fresh
 from counterpoint.train.evals.channels import Judged, Summary, judge, summarise
 from counterpoint.train.evals.effort_tokens import Lengths, growth, lengths, shift
 from counterpoint.train.evals.language_drift import drifts
-from counterpoint.train.evals.rollouts import EnvironmentPool, judged, measured, played
-from counterpoint.train.evals.sampling_plan import plan
+from counterpoint.train.evals.rollouts import RolloutPool, drawn, measured
+from counterpoint.train.evals.sampling_plan import blocks, plan
 from counterpoint.train.evals.tasks import Task
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
@@ -50,8 +51,8 @@ class Log(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EvalPoint:
-    """One evaluation. step 0 is before training; `base` is the model with its adapter off. tasks: of each environment
-    task, its means."""
+    """One evaluation. step 0 is before training; `base` is the model with its adapter off. tasks: of each task, its
+    means."""
 
     step: int
     who: Who
@@ -92,8 +93,8 @@ class EvalPoint:
 
 
 def _worth(key: str, mean: float) -> bool:
-    """Whether a task's mean is told on the terminal: rewards always, faults where there are any."""
-    return key.startswith("rewards/") or (key in ("faults", "invalid") and mean > 0)
+    """Whether a task's mean is told on the terminal: score and rewards always, faults where there are any."""
+    return key == "score" or key.startswith("rewards/") or (key in ("faults", "invalid") and mean > 0)
 
 
 Asked = tuple[EvalPrompt, Effort, int]
@@ -131,8 +132,9 @@ class ChannelEval(TrainerCallback):
     gets `step-000050-tuned.jsonl` with every sample and `metrics.jsonl`; None for all processes but the main one. log:
     scalars `eval/...` and a table of samples. say, warn: a line each. stops: whether a signal wants the run to end,
     asked all the time. process, processes: the number of this one, and how many there are; gather: collects from all
-    of them. measured: gets the numbers of each point. tasks: of environments, sampled as well. `points` holds what was
-    measured, `stopped` the reason where `stop_below` ended the run.
+    of them. measured: gets the numbers of each point. tasks: sampled as well. rolled: the prompts as a task, where they
+    are rolled out (with tools, say). `points` holds what was measured, `stopped` the reason where `stop_below` ended
+    the run.
     """
 
     def __init__(
@@ -153,8 +155,11 @@ class ChannelEval(TrainerCallback):
         gather: Callable[[list[Any]], list[Any]] = list,
         measured: Callable[[dict[str, float]], None] = lambda _: None,
         tasks: Sequence[Task] = (),
+        rolled: Task | None = None,
     ) -> None:
-        self.draws = plan(tasks, renderer, seed)
+        self.rolled = rolled
+        self.draws = plan([*([] if rolled is None else [rolled]), *tasks], renderer, seed)
+        prompts = [] if rolled is not None else prompts
         self.stops, self.process, self.processes, self.gather = stops, process, processes, gather
         self.loaded, self.renderer, self.prompts, self.settings = loaded, renderer, clustered(prompts), settings
         self.folder, self.log, self.say, self.warn, self.seed = folder, log, say, warn, seed
@@ -187,11 +192,10 @@ class ChannelEval(TrainerCallback):
             samples = self._samples(step, who)
             if self.folder is None:
                 return None
-            plain, by_task = [sample for sample in samples if not sample.more], {}
-            for task in dict.fromkeys(draw.task.name for draw in self.draws):
-                by_task[task] = measured([s for s in samples if s.more and s.prompt.task == task])
+            prompts, by_task = self._by_task(samples)
             seconds = time.monotonic() - began
-            point = EvalPoint(step, who, seconds, summarise(plain), _lengths(samples), by_task)
+            summary = summarise([sample for sample in prompts if not sample.more.get("invalid")])
+            point = EvalPoint(step, who, seconds, summary, _lengths(samples), by_task)
             rows = self._write(self.folder, point, samples)
         except _OutOfStepError:
             raise
@@ -212,6 +216,17 @@ class ChannelEval(TrainerCallback):
             self._compare(point, rows)
             self._thresholds(point, control)
         return point
+
+    def _by_task(self, samples: Sequence[Judged]) -> tuple[list[Judged], dict[str, dict[str, float]]]:
+        """The samples of the prompts, and of each task its means; also of prompts that are rolled out."""
+        first = len(samples) - len(self.draws)
+        prompts, of_tasks = list(samples[:first]), defaultdict(list)
+        for draw, sample in zip(self.draws, samples[first:], strict=True):
+            of_tasks[draw.task.name].append(sample)
+        means = {name: measured(found) for name, found in of_tasks.items()}
+        if self.rolled is not None:
+            prompts += of_tasks[self.rolled.name]
+        return prompts, means
 
     def _samples(self, step: int, who: Who) -> list[Judged]:
         """Every sample in order, checked and scored: each process has its share."""
@@ -254,21 +269,20 @@ class ChannelEval(TrainerCallback):
                     raise SamplingStoppedError
                 ids, reason, vocabulary = sample.ids, sample.finish_reason, self.loaded.vocabulary
                 out.append((place, judge(prompt, effort, k, ids, reason, vocabulary, scorers)))
-        return out + self._played(who, len(asked))
+        return out + self._of_tasks(who, len(asked))
 
-    def _played(self, who: Who, first: int) -> list[tuple[int, Judged]]:
-        """This process's rollouts of environment tasks; their places follow those of the prompts."""
+    def _of_tasks(self, who: Who, first: int) -> list[tuple[int, Judged]]:
+        """This process's samples of tasks; their places follow those of the prompts."""
         out: list[tuple[int, Judged]] = []
-        mine = list(enumerate(self.draws))[self.process :: self.processes]
+        places = iter(range(first, first + len(self.draws)))
+        parts = [[(next(places), draw) for draw in block] for block in blocks(self.draws)]
+        mine = [each for part in parts[self.process :: self.processes] for each in part]
         sampler = Sampler(self.loaded, batch_rows=self.settings.batch, stops=self.stops)
-        with EnvironmentPool() as pool, self._who(who):
+        with RolloutPool() as pool, Scorers() as scorers, self._who(who):
             for task in dict.fromkeys(draw.task.name for _, draw in mine):
-                own = [(first + place, draw) for place, draw in mine if draw.task.name == task]
-                episodes = played([draw for _, draw in own], sampler, self.renderer, pool)
-                out += [
-                    (place, judged(draw, episode, pool.of(draw.task)))
-                    for (place, draw), episode in zip(own, episodes, strict=True)
-                ]
+                own = [(place, draw) for place, draw in mine if draw.task.name == task]
+                samples = drawn([draw for _, draw in own], sampler, self.renderer, pool, scorers, self.stops)
+                out += [(place, sample) for (place, _), sample in zip(own, samples, strict=True)]
         return out
 
     def _sampled(self, step: int, who: Who, plan: Sequence[Asked]) -> list[tuple[Asked, Sampled]]:

@@ -19,7 +19,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import Vocabulary
 from counterpoint.train.evals.channels import judge
 from counterpoint.train.evals.journal import Journal, Row, merge, require_idle, saved_rows
-from counterpoint.train.evals.rollouts import EnvironmentPool, judged, played
+from counterpoint.train.evals.rollouts import RolloutPool, played
 from counterpoint.train.evals.sampling_plan import Draw, fingerprint, groups
 from counterpoint.train.run.folder import write_whole
 from counterpoint.train.sampling.engines import Engine
@@ -66,14 +66,14 @@ def run_plan(
 ) -> list[Row] | None:
     """All rows in the plan's order; None where other processes have not finished.
 
-    renderer: for tasks of environments.
+    renderer: for tasks that are rolled out.
     identity: what the samples depend on besides the plan (model, engine). RunError where `folder` holds samples of
     another plan, or another process writes them.
     """
     shard = shard or Shard()
     _make(folder)
     keys = [draw.key for draw in draws]
-    with Journal(folder, shard.rank, shard.world) as journal, EnvironmentPool() as pool:
+    with Journal(folder, shard.rank, shard.world) as journal, RolloutPool() as pool:
         # Only now: until its samples are locked, an evaluation of something else may take over a folder without any.
         claim(folder, draws, {**identity, "batch": batch}, journal.path)
         saved = set(saved_rows(folder))
@@ -85,10 +85,10 @@ def run_plan(
             missing = [draw for draw in group if draw.key not in saved]
             if not missing:
                 continue
-            if group[0].task.environment is None:
+            if group[0].task.rollout is None:
                 rows = _drawn(group, engine, vocabulary, scorers)
             else:
-                rows = _played(group, engine, renderer or Renderer(vocabulary), vocabulary, pool)
+                rows = _played(group, engine, renderer or Renderer(vocabulary), vocabulary, pool, scorers)
             journal.append([row for draw, row in zip(group, rows, strict=True) if draw.key not in saved])
             pace.add(missing, rows)
             if progress is not None:
@@ -163,15 +163,19 @@ def _drawn(group: Sequence[Draw], engine: Engine, vocabulary: Vocabulary, scorer
 
 
 def _played(
-    group: Sequence[Draw], engine: Engine, renderer: Renderer, vocabulary: Vocabulary, pool: EnvironmentPool
+    group: Sequence[Draw],
+    engine: Engine,
+    renderer: Renderer,
+    vocabulary: Vocabulary,
+    pool: RolloutPool,
+    scorers: Scorers,
 ) -> list[Row]:
     started = time.perf_counter()
-    episodes = played(group, engine, renderer, pool)
+    samples = played(group, engine, renderer, pool, scorers)
     seconds = (time.perf_counter() - started) / len(group)
     rows = []
-    for draw, episode in zip(group, episodes, strict=True):
-        sample = judged(draw, episode, pool.of(draw.task))
-        plain = {**sample.as_row(vocabulary), "finish_reason": episode.stop, "seed": draw.seed}
+    for draw, sample in zip(group, samples, strict=True):
+        plain = {**sample.as_row(vocabulary), "finish_reason": sample.more["ended"], "seed": draw.seed}
         rows.append({**plain, "prompt_hash": draw.prompt_hash, "seconds": round(seconds, 4)})
     return rows
 

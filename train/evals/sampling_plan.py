@@ -7,6 +7,7 @@ when it resumes: a group that was cut short is drawn again completely, and only 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,15 +67,27 @@ def plan(tasks: Sequence[Task], renderer: Renderer, seed: int) -> list[Draw]:
 
 
 def groups(draws: Sequence[Draw], size: int) -> Iterator[list[Draw]]:
-    """Draws that are sampled together: neighbours with the same limits, at most `size`."""
+    """Draws that are sampled together: neighbours with the same limits, at most `size`. The samples of an item that is
+    rolled out stay together, however many they are."""
     group: list[Draw] = []
-    for draw in draws:
-        if group and (len(group) == size or _limits(draw) != _limits(group[0])):
+    for block in blocks(draws):
+        if group and (len(group) + len(block) > size or _limits(block[0]) != _limits(group[0])):
             yield group
             group = []
-        group.append(draw)
+        group += block
     if group:
         yield group
+
+
+def blocks(draws: Sequence[Draw]) -> Iterator[list[Draw]]:
+    """Draws that are never parted: the samples of an item at an effort where it is rolled out, else each by itself."""
+
+    def key(place: int) -> Any:
+        draw = draws[place]
+        return draw.key[:3] if draw.task.rollout is not None else place
+
+    for _, places in itertools.groupby(range(len(draws)), key):
+        yield [draws[place] for place in places]
 
 
 def fingerprint(draws: Sequence[Draw], identity: Mapping[str, Any]) -> str:
@@ -86,6 +99,10 @@ def fingerprint(draws: Sequence[Draw], identity: Mapping[str, Any]) -> str:
         digest.update(repr((prompt.scorer, prompt.cluster, truth.answer, truth.calls, truth.schema)).encode())
         if draw.task.environment is not None:
             digest.update(repr((draw.world, dict(prompt.conversation.metadata))).encode())
+        for later in prompt.follow_ups:
+            digest.update(repr((later.text, later.scorer, later.reference.answer, later.reference.calls)).encode())
+    for rollout in {draw.task.name: each for draw in draws if (each := draw.task.rollout) is not None}.values():
+        digest.update(repr((rollout.calls, rollout.completion_tokens, rollout.identity)).encode())
     for environment in {id(each): each for draw in draws if (each := draw.task.environment) is not None}.values():
         if isinstance(environment, EnvironmentTask):
             code = file_of(environment.class_name).read_bytes()
@@ -96,5 +113,5 @@ def fingerprint(draws: Sequence[Draw], identity: Mapping[str, Any]) -> str:
 
 
 def _limits(draw: Draw) -> tuple[int, float, str]:
-    own = "" if draw.task.environment is None else draw.task.name
+    own = "" if draw.task.rollout is None else draw.task.name
     return draw.task.max_new_tokens, draw.task.temperature, own

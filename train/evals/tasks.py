@@ -29,6 +29,15 @@ from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.data.user_code.loader import file_of
 from counterpoint.data.user_code.worker import Guard
 from counterpoint.train.evals.generators import ONLY_THE_ANSWER, arithmetic_items, gym_items
+from counterpoint.train.evals.task_rollouts import (
+    TaskRollout,
+    Toolkits,
+    check_rewards,
+    check_taken,
+    declared,
+    rollout_of,
+    with_follow_ups,
+)
 from counterpoint.train.foreign.bridge import listed_tasks
 from counterpoint.train.scoring.environment_rows import load_rows, of_environment, row_prompt
 from counterpoint.train.scoring.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
@@ -42,7 +51,7 @@ _ANSWERED = "<|channel|>final<|message|>Yes.<|return|>"
 @dataclass(frozen=True, slots=True)
 class Task:
     """Items and how they are sampled. notices: what a reader of the results should know. environment: in which they
-    are."""
+    are. rollout: how they are rolled out, None where each is answered at once."""
 
     name: str
     prompts: tuple[EvalPrompt, ...]
@@ -52,6 +61,7 @@ class Task:
     temperature: float
     notices: tuple[str, ...] = ()
     environment: EnvironmentTask | ForeignTask | None = None
+    rollout: TaskRollout | None = None
 
     @property
     def size(self) -> int:
@@ -59,18 +69,23 @@ class Task:
         return len(self.prompts) * len(self.efforts) * self.samples
 
 
-def build_tasks(suite: SuiteSettings, rows: bool = False) -> list[Task]:
+def build_tasks(suite: SuiteSettings, rows: bool = False, inherited: bool = False) -> list[Task]:
     """The tasks of a suite in order; without any, its `prompts` as one task. rows: files hold rows of an environment,
-    which need no prompt.
+    which need no prompt. inherited: its rewards are those of a run, which may judge nothing here.
 
     ConfigError and DataError for what is unusable: a scorer that does not fit the truth of a row, a duplicate id, ...
     """
     settings = task_settings(suite)
     names = _names(settings)
-    with Scorers(suite.scorer_seconds) as scorers, Guard(suite.scorer_seconds) as guard:
-        tasks = [_build(task, name, suite, guard, rows) for task, name in zip(settings, names, strict=True)]
+    with Scorers(suite.scorer_seconds) as scorers, Guard(suite.scorer_seconds) as guard, Toolkits() as toolkits:
+        tasks = [_build(task, name, suite, guard, rows, toolkits) for task, name in zip(settings, names, strict=True)]
         for task in tasks:
             _check_scorers(task, scorers)
+            if task.rollout is not None:
+                told = check_rewards(task.rollout, task.name, task.prompts, task.environment is not None, inherited)
+                tasks[tasks.index(task)] = replace(task, notices=(*task.notices, *told))
+    if not inherited:
+        check_taken(suite, [task.rollout for task in tasks])
     return tasks
 
 
@@ -97,25 +112,45 @@ def _default_name(task: TaskSettings) -> str:
     return task.generator if isinstance(task, ReasoningGymTask) else task.type
 
 
-def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard, rows: bool) -> Task:
+def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard, rows: bool, toolkits: Toolkits) -> Task:
     own = task if isinstance(task, EnvironmentTask | ForeignTask) else None
     if isinstance(own, EnvironmentTask) and not file_of(own.class_name).is_file():
         raise ConfigError(f"task {name}: class: {file_of(own.class_name)}: there is no such file")
     prompts, notices = _items(task, guard, rows or own is not None)
-    prompts = clustered([_offered(prompt, task) for prompt in prompts])
+    prompts = [with_follow_ups(_offered(prompt, task), task) for prompt in prompts]
+    rollout = rollout_of(task, suite, name, prompts, toolkits)
+    if rollout is not None and rollout.tools is not None:
+        notices = [*notices, *toolkits.of(rollout.tools).notes]
+    if rollout is not None:
+        prompts = [replace(p, conversation=declared(p.conversation, rollout, toolkits)) for p in prompts]
+    prompts = clustered(prompts)
     repeated = [id for id, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
     if repeated:
         raise DataError(f"task {name}: {len(repeated)} ids appear more than once (`{repeated[0]}`): make them differ")
     return Task(
         name=name,
-        prompts=tuple(replace(p, task=name, scorer=None if own else task.scorer or p.scorer) for p in prompts),
+        prompts=tuple(_scored(replace(p, task=name), task) for p in prompts),
         efforts=task.efforts or suite.efforts,
         samples=task.samples or suite.samples,
         max_new_tokens=task.max_new_tokens or suite.max_new_tokens,
         temperature=suite.temperature if task.temperature is None else task.temperature,
         notices=tuple(notices),
         environment=own,
+        rollout=rollout,
     )
+
+
+def _scored(prompt: EvalPrompt, task: TaskSettings) -> EvalPrompt:
+    """The prompt compared as the task asks, in each turn with a truth, else in its last one. An environment says what
+    is right."""
+    if isinstance(task, EnvironmentTask | ForeignTask):
+        return replace(prompt, scorer=None)
+    turns = (prompt, *prompt.follow_ups)
+    if task.scorer is None:
+        return prompt
+    where = [n for n, turn in enumerate(turns) if turn.scorer is not None] or [len(turns) - 1]
+    later = [replace(each, scorer=task.scorer) if n in where else each for n, each in enumerate(prompt.follow_ups, 1)]
+    return replace(prompt, scorer=task.scorer if 0 in where else None, follow_ups=tuple(later))
 
 
 def _items(task: TaskSettings, guard: Guard, rows: bool) -> tuple[list[EvalPrompt], list[str]]:
@@ -153,8 +188,9 @@ def _offered(prompt: EvalPrompt, task: TaskSettings) -> EvalPrompt:
     instructions = task.instructions or (ONLY_THE_ANSWER if isinstance(task, ReasoningGymTask) else None)
     if conversation.instructions is None and conversation.opening_ids is None and instructions is not None:
         conversation = replace(conversation, instructions=instructions)
-    if task.tools and not conversation.tools and not conversation.builtin_tools and conversation.opening_ids is None:
-        functions, builtins = read_tool_names(task.tools)
+    named = task.tools.declared if task.tools is not None else ()
+    if named and not conversation.tools and not conversation.builtin_tools and conversation.opening_ids is None:
+        functions, builtins = read_tool_names(named)
         conversation = replace(conversation, tools=functions, builtin_tools=builtins)
     return replace(prompt, conversation=conversation)
 
@@ -165,16 +201,17 @@ def _check_scorers(task: Task, scorers: Scorers) -> None:
     tried: set[str] = set()
     _check_instructions(task, scorers)
     for prompt in task.prompts:
-        if prompt.scorer is None:
-            continue
-        try:
-            if prompt.scorer not in tried:
-                scorers.check(prompt.scorer)
-            if ":" not in prompt.scorer:
-                scorers.score(prompt.scorer, nothing, prompt.reference)
-        except ConfigError as error:
-            raise ConfigError(f"task {task.name}: {prompt.id}: {error}") from None
-        tried.add(prompt.scorer)
+        for asked in (prompt, *prompt.follow_ups):
+            if asked.scorer is None:
+                continue
+            try:
+                if asked.scorer not in tried:
+                    scorers.check(asked.scorer)
+                if ":" not in asked.scorer:
+                    scorers.score(asked.scorer, nothing, asked.reference)
+            except ConfigError as error:
+                raise ConfigError(f"task {task.name}: {prompt.id}: {error}") from None
+            tried.add(asked.scorer)
 
 
 def _check_instructions(task: Task, scorers: Scorers) -> None:

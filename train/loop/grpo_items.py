@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from counterpoint.data.conversation import Effort
-from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
-from counterpoint.train.sampling.rollout import Called, Episode, Rollout
+from counterpoint.train.sampling.rollout import Episode
+from counterpoint.train.scoring.outcome import Outcome, outcome_of, unanswered
 from counterpoint.train.scoring.prompts import EvalPrompt
-from counterpoint.train.scoring.rewards import Outcome
 
 
 @dataclass(frozen=True)
@@ -31,21 +30,11 @@ class Item:
 
     def outcome(self, episode: Episode) -> Outcome:
         """The episode with the truth of the turn in which it ended."""
-        outcome = self._with_truth(episode.turn, episode.completion(), episode.called)
-        rollout = Rollout(
-            self.prompt.conversation.metadata, self.prompt.id, self.effort, episode.asked or self.prompt.conversation,
-            episode.turns, episode.stop, episode.seed, episode.messages,
-        )  # fmt: skip
-        return replace(outcome, rollout=rollout, earned=episode.earned)
+        return outcome_of(self.prompt, self.effort, episode)
 
     def unanswered(self) -> Outcome:
         """No episode, with the truth of this turn."""
-        return self._with_truth(self.turn, parse_completion([]), ())
-
-    def _with_truth(self, turn: int, completion: Completion, called: tuple[Called, ...]) -> Outcome:
-        asked = self.prompt.follow_ups[turn - 1] if turn and self.prompt.follow_ups else self.prompt
-        row, said = self.prompt.conversation.metadata, self.prompt.conversation
-        return Outcome(completion, called, asked.reference, self.effort, asked.scorer, row=row, asked=said)
+        return unanswered(self.prompt, self.effort, self.turn)
 
 
 def items_of(prompts: Sequence[EvalPrompt], renderer: Renderer, efforts: Sequence[Effort] = ()) -> list[Item]:

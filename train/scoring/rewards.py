@@ -39,7 +39,7 @@ class Rewards:
 
     def __init__(self, settings: Sequence[RewardSettings], seconds: float = 10.0, environment: bool = False) -> None:
         self.settings = tuple(settings)
-        self.names = _names(self.settings)
+        self.names = named(self.settings)
         self.weights = tuple(setting.weight for setting in self.settings)
         self.failures: Counter[str] = Counter()
         self.causes: dict[str, str] = {}
@@ -297,7 +297,7 @@ def without_echo(completion: Completion, prompt: str) -> Completion:
     return replace(completion, final=echo.sub(" ", completion.final))
 
 
-def _names(settings: Sequence[RewardSettings]) -> tuple[str, ...]:
+def named(settings: Sequence[RewardSettings]) -> tuple[str, ...]:
     """A name each; those of the same name are numbered."""
     names: list[str] = []
     for setting in settings:

@@ -20,7 +20,7 @@ from counterpoint.train.episodes.environments import Environments
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.evals.hook import ChannelEval
 from counterpoint.train.evals.results import cells
-from counterpoint.train.evals.rollouts import EnvironmentPool, judged, played
+from counterpoint.train.evals.rollouts import RolloutPool, played
 from counterpoint.train.evals.runner import run_plan
 from counterpoint.train.evals.sampling_plan import Draw, fingerprint, plan
 from counterpoint.train.evals.tasks import Task, build_tasks
@@ -121,13 +121,12 @@ def test_invalid_rollouts_are_shown_apart_and_too_many_end_it(tmp_path: Path) ->
     (task,) = tasks_of(task_settings(tmp_path, rows, scorer="solved"))
     engine = ScriptedEngine(vocabulary, [FINAL])
     draws = plan([task], renderer, 0)
-    with EnvironmentPool() as pool:
-        episodes = played(draws, engine, renderer, pool)
-        samples = [judged(d, e, pool.of(task)) for d, e in zip(draws, episodes, strict=True)]
+    with RolloutPool() as pool, Scorers() as scorers:
+        samples = played(draws, engine, renderer, pool, scorers)
         assert [s.score is None for s in samples] == [False] * 9 + [True]
         assert samples[9].more["invalid"].startswith("reward: ValueError: broken")
         with pytest.raises(RunError, match=r"task rows: 1 of 5 rollouts are invalid, more than max_invalid \(0.1\)"):
-            played(draws[5:], engine, renderer, pool)
+            played(draws[5:], engine, renderer, pool, scorers)
 
 
 def test_what_an_evaluation_depends_on_is_in_its_fingerprint(tmp_path: Path) -> None:

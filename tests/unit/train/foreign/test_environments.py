@@ -23,7 +23,7 @@ from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.recipes.cli import main
 from counterpoint.train.episodes.environment_worker import Facts
 from counterpoint.train.episodes.episodes import EpisodeLimits, World, run_episodes
-from counterpoint.train.evals.rollouts import EnvironmentPool, judged, played
+from counterpoint.train.evals.rollouts import RolloutPool, played
 from counterpoint.train.evals.sampling_plan import plan
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.foreign.bridge import installed, listed_tasks
@@ -36,6 +36,7 @@ from counterpoint.train.sampling.sample import SamplingStoppedError
 from counterpoint.train.sampling.scripted import ScriptedEngine
 from counterpoint.train.scoring.environment_rows import row_prompt
 from counterpoint.train.scoring.rewards import Rewards
+from counterpoint.train.scoring.scorers import Scorers
 
 VOCABULARY = load_vocabulary()
 RENDERER = Renderer(VOCABULARY, RenderSettings(serving="sampled"))
@@ -246,12 +247,12 @@ def test_settings_of_a_task_act(bridge: Path, tmp_path: Path) -> None:
     def played_with(**changes: Any) -> list[Any]:
         suite = SuiteSettings.model_validate({"tasks": [{**given, **changes}]})
         draws = plan(build_tasks(suite), RENDERER, 0)
-        with EnvironmentPool() as pool:
-            episodes = played(draws, ScriptedEngine(VOCABULARY, after_a_result), RENDERER, pool)
-            environments = pool.of(draws[0].task)
+        with RolloutPool() as pool, Scorers() as scorers:
+            samples = played(draws, ScriptedEngine(VOCABULARY, after_a_result), RENDERER, pool, scorers)
+            environments = pool.of(draws[0].task).environments
             assert isinstance(environments, ForeignEnvironments)
             assert len([each for each in environments._bridges if each is not None]) == 2
-            return [judged(draw, each, environments) for draw, each in zip(draws, episodes, strict=True)]
+            return samples
 
     good, broken = played_with()
     assert (good.score.value, good.more["rewards"]["asked"], broken.score) == (1.0, 3.0, None)
