@@ -4,8 +4,7 @@
     SftRun        sections model, lora, data, train, eval, tracking, launch
     DpoRun        the same, and dpo
     GrpoRun       the same, and grpo, rollout, rewards, tools
-    DistillRun    sections model, data, distill
-    EvaluateRun   sections model, eval
+    DistillRun    sections model, data, distill; EvaluateRun: model, eval
 
 The docstring under a field is its documentation and the JSON schema's description (`counterpoint configs schema sft`).
 """
@@ -61,7 +60,7 @@ from counterpoint.configs.section_checks import (
 )
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
-from counterpoint.configs.tool_section import BrowserSettings, ToolSettings
+from counterpoint.configs.tool_section import BrowserSettings, TaskToolSettings, ToolSettings
 from counterpoint.configs.train_section import (
     LaunchSettings,
     RateSettings,
@@ -120,6 +119,7 @@ __all__ = [
     "SupervisedModelSettings",
     "SupervisedTrainSettings",
     "TaskSettings",
+    "TaskToolSettings",
     "TeacherSettings",
     "ToolSettings",
     "TrackingSettings",

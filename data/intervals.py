@@ -63,20 +63,26 @@ def share_estimate(
 ) -> Estimate:
     """Mean of values in [0, 1] with Wilson's interval at the effective number of answers: n over the design effect (the
     clustered variance over that of independent answers), times (z / t)^2 for few clusters. One answer a cluster is
-    Wilson's own interval. Source: Korn and Graubard (1998), "Confidence intervals for proportions", for the effective
-    size; Dean and Pagano (2015) for Wilson's interval at it.
+    Wilson's own interval. The size of answers that are right or not is n at most; shares between, such as an item's
+    pass@k, spread less, and may have a larger one, two clusters being counted as if they were right or not. Source:
+    Korn and Graubard (1998), "Confidence intervals for proportions", for the effective size; Dean and Pagano (2015) for
+    Wilson's interval at it.
     """
     if not len(values_N):
         raise ValueError("no values: give at least one")
     value = min(1.0, max(0.0, float(np.mean(np.asarray(values_N, dtype=np.float64)))))
     error = clustered_standard_error(values_N, clusters_N)
     n, (_, n_clusters) = len(values_N), _clusters(len(values_N), clusters_N)
-    size = float(n_clusters)
-    if n_clusters == n and set(values_N) <= {0, 1}:
+    size, whole = float(n_clusters), set(values_N) <= {0, 1}
+    if n_clusters == n and whole:
         size = float(n)
     elif n_clusters > 1:
         if error > 0 and 0 < value < 1:
-            size = min(float(n), value * (1 - value) / (error * error) * n / (n - 1))
+            size = value * (1 - value) / (error * error)
+            if whole:
+                size = min(float(n), size * n / (n - 1))
+            else:  # few shares may not have shown how far they spread
+                size = 1 / ((1 - 2 / n_clusters) / size + 2 / n_clusters / (n_clusters - 1))
         size *= (_z(confidence) / student_t_quantile(0.5 + confidence / 2, n_clusters - 1)) ** 2
     low, high = _wilson(value, size, _z(confidence))
     return Estimate(value, error, low, high, n, n_clusters)

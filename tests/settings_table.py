@@ -4,6 +4,7 @@ the effect that is seen (a probe of tests/settings_probes.py), the refusal, or t
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -268,8 +269,11 @@ def rows_of_data() -> list[Row]:
     return [*made, Row("data.valid.name", "named", "a set of its own", "held_out", READING, MADE)]
 
 
-RUN_TOOLS = {"functions": ["mine.py:nothing"], "mcp": ["server"], "python": True, "seconds": 1.0}
-ONE_TOOL = {"functions": ["mine.py:half"]}
+RUN_TOOLS = {
+    "functions": ["mine.py:nothing"], "mcp": ["server"], "python": True, "seconds": 1.0,
+    "browser.corpus": "pages", "browser.view_tokens": 9,
+}  # fmt: skip
+ONE_TOOL = {"functions": ["mine.py:half"], "browser": {"corpus": "other_pages"}}
 
 
 def rows_of_tasks() -> list[Row]:
@@ -315,9 +319,16 @@ def rows_of_tasks() -> list[Row]:
                     row(name, value, "is refused", refused="of a task is for evaluations")
             for name, value in RUN_TOOLS.items():
                 if where == "eval.tasks":
-                    row(f"tools.{name}", value, "tools that run", probe="tasks", base={f"{path}.tools": dict(ONE_TOOL)})
+                    row(
+                        f"tools.{name}",
+                        value,
+                        "tools that run",
+                        probe="tasks",
+                        base={f"{path}.tools": copy.deepcopy(ONE_TOOL)},
+                    )
                 else:
-                    told = "times nothing" if name == "seconds" else "of a task are run in evaluations"
+                    others = {"seconds": "times nothing", "browser.view_tokens": "browser.corpus` is missing"}
+                    told = others.get(name, "of a task are run in evaluations")
                     row(f"tools.{name}", value, "is refused", refused=told)
             for name, value in (
                 ("rewards", ["channel"] if kind == "probes" else []),
@@ -325,7 +336,7 @@ def rows_of_tasks() -> list[Row]:
                 ("completion_tokens", 9),
             ):
                 if where == "eval.tasks":
-                    given: dict[str, Any] = {f"{path}.tools": dict(ONE_TOOL)}
+                    given: dict[str, Any] = {f"{path}.tools": copy.deepcopy(ONE_TOOL)}
                     given |= {"eval.rewards[channel].weight": 0.5} if name == "rewards" else {}
                     stops = "eval.rewards: nothing takes them" if name == "rewards" else ""
                     row(name, value, "how it is rolled out", probe="tasks", base=given, stops=stops)
@@ -482,7 +493,9 @@ def rows_of_environments() -> list[Row]:
         row("instructions", "Be brief.", "developer message", probe=drawn)
         row("tools.declared", ["python"], "declared tools", probe=drawn)
         for name, value in RUN_TOOLS.items() if recipes == ("evaluate",) else ():
-            row(f"tools.{name}", value, "tools that run", probe="tasks", base={f"{path}.tools": dict(ONE_TOOL)})
+            row(
+                f"tools.{name}", value, "tools that run", probe="tasks", base={f"{path}.tools": copy.deepcopy(ONE_TOOL)}
+            )
         row(
             "rewards",
             [],
@@ -618,7 +631,7 @@ def rows_of_evaluation() -> list[Row]:
     made = [Row(f"eval.{name}", value, "what is drawn", "sampling", TRAINING) for name, value in hook.items()]
     drawn = {name: value for name, value in hook.items() if name != "batch"}
     made += [Row(f"eval.{name}", value, "what is drawn", "plan", ("evaluate",)) for name, value in drawn.items()]
-    rolled = {"eval.prompts": "prompts.jsonl", "eval.tools": dict(ONE_TOOL)}
+    rolled = {"eval.prompts": "prompts.jsonl", "eval.tools": copy.deepcopy(ONE_TOOL)}
     for name, value in {
         **{f"tools.{name}": value for name, value in RUN_TOOLS.items()},
         "calls": 1,

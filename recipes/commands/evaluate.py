@@ -265,11 +265,13 @@ def _report(
 
 def _write(folder: Path, report: Report) -> Findings:
     from counterpoint.train.evals.publish import FIGURES, PAGE, write_report
+    from counterpoint.train.evals.task_lines import task_lines
 
     findings = write_report(folder, report)
     print("\n".join(said.text for said in findings.verdict))
     advice = list(dict.fromkeys(findings.shown.advice.sentences.values()))
     print("\n".join(["", *advice]) if advice else "")
+    print("".join(f"{line}\n" for line in task_lines(findings)), end="")
     print(f"report   {folder / PAGE}\nfigures  {folder / FIGURES}\nsamples  {folder / 'tuned'}")
     tuned, base = report.shown.numbers.correct, report.base.numbers.correct if report.base else None
     before = f" (base {base.share:.2f})" if base is not None else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from counterpoint.configs.environment_section import EnvironmentSettings, InstanceSettings
 from counterpoint.configs.eval_section import EnvironmentTask, PromptTask, SuiteSettings, TaskSettings
-from counterpoint.configs.reward_section import OutsideReward
+from counterpoint.configs.reward_section import AskingReward
 from counterpoint.configs.schema import EvaluateRun, GrpoRun
 from counterpoint.configs.user_code import is_foreign
 from counterpoint.train.checkpoints.find import Found
@@ -69,11 +69,11 @@ def _rolled(run: GrpoRun, notices: list[str]) -> dict[str, Any]:
     tools = run.tools.model_copy(update={"functions": tuple(functions), "mcp": ()})
     if not tools.any:
         return {}
-    own = [each for each in run.rewards if isinstance(each, OutsideReward) or is_foreign(getattr(each, "function", ""))]
+    own = [each for each in run.rewards if isinstance(each, AskingReward) or is_foreign(getattr(each, "function", ""))]
     if own:
         notices.append(
-            f"rewards of the run that run code or ask a server are left out ({', '.join(each.type for each in own)}): "
-            "name them in a run file as `eval.rewards`"
+            "rewards that ask a server or are functions of the run are left out "
+            f"({', '.join(each.type for each in own)}): name them in a run file as `eval.rewards`"
         )
     return {
         "tools": tools,
@@ -85,6 +85,9 @@ def _rolled(run: GrpoRun, notices: list[str]) -> dict[str, Any]:
 
 def _held_out(run: GrpoRun, notices: list[str], asked: str | None) -> list[TaskSettings]:
     """The held-out rows of a run that learned with tools or in an environment, sampled as its rollouts are."""
+    if run.rollout.environments:
+        notices.append("held-out rows of several environments are left out: name a task of each in a run file")
+        return []
     if not run.tools.any and run.rollout.environment is None:
         return []
     limits: dict[str, Any] = {"max_new_tokens": run.rollout.action_tokens, "temperature": run.rollout.temperature}

@@ -21,6 +21,7 @@ from counterpoint.data.intervals import Estimate, mean_estimate, minimal_detecta
 
 Row = Mapping[str, Any]
 Metric = Literal["score", "correct"]
+Told = Literal["better", "worse", "same", "unclear"]
 ItemKey = tuple[str, str, str]
 
 METRICS: dict[Metric, str] = {"score": "answers", "correct": "channels"}
@@ -29,7 +30,7 @@ SIGNIFICANCE = 0.05
 
 _VALUE: dict[Metric, Callable[[Row], float | None]] = {
     "score": lambda row: row["score"],
-    "correct": lambda row: float(not row["violations"]),
+    "correct": lambda row: None if row.get("invalid") else float(not row["violations"]),
 }
 
 
@@ -62,7 +63,7 @@ class Difference:
     difference: Estimate
     detectable: float
     p_sign: float
-    told: Literal["better", "worse", "same", "unclear"]
+    told: Told
     sentence: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -167,13 +168,9 @@ def _differences(pairs: Sequence[_Pair], metric: Metric, name: str) -> list[Diff
 
 
 def _difference(pairs: Sequence[_Pair], metric: Metric, task: str | None, effort: str | None, name: str) -> Difference:
-    found = mean_estimate([pair.b - pair.a for pair in pairs], [pair.cluster for pair in pairs])
-    sums: dict[str, float] = defaultdict(float)
-    for pair in pairs:
-        sums[pair.cluster] += pair.b - pair.a
-    p = sign_test(sum(v > 1e-12 for v in sums.values()), sum(v < -1e-12 for v in sums.values()))
-    detectable = minimal_detectable_difference(found.n_clusters)
-    told = _told(found, p)
+    sides, clusters = [(pair.a, pair.b) for pair in pairs], [pair.cluster for pair in pairs]
+    found, told = paired_estimate(sides, clusters)
+    p, detectable = _sign_p(sides, clusters), minimal_detectable_difference(found.n_clusters)
     return Difference(
         metric=metric,
         task=task,
@@ -189,6 +186,19 @@ def _difference(pairs: Sequence[_Pair], metric: Metric, task: str | None, effort
     )
 
 
+def paired_estimate(pairs: Sequence[tuple[float, float]], clusters: Sequence[str]) -> tuple[Estimate, Told]:
+    """The mean difference of pairs (a, b), b - a, clustered, and whether they show one."""
+    found = mean_estimate([b - a for a, b in pairs], clusters)
+    return found, _told(found, _sign_p(pairs, clusters))
+
+
+def _sign_p(pairs: Sequence[tuple[float, float]], clusters: Sequence[str]) -> float:
+    sums: dict[str, float] = defaultdict(float)
+    for (a, b), cluster in zip(pairs, clusters, strict=True):
+        sums[cluster] += b - a
+    return sign_test(sum(v > 1e-12 for v in sums.values()), sum(v < -1e-12 for v in sums.values()))
+
+
 def sign_test(plus: int, minus: int) -> float:
     """Two-sided exact p of `plus` against `minus` under even odds (McNemar's exact test); 1 where both are 0."""
     n, k = plus + minus, min(plus, minus)
@@ -199,7 +209,7 @@ def sign_test(plus: int, minus: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
 
 
-def _told(found: Estimate, p_sign: float) -> Literal["better", "worse", "same", "unclear"]:
+def _told(found: Estimate, p_sign: float) -> Told:
     if found.standard_error == 0 and found.value == 0:
         return "same"
     if found.n_clusters < FEW_CLUSTERS or found.standard_error == 0:

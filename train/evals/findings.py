@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from counterpoint.train.evals.language_drift import Drift, drifts, languages_by_
 from counterpoint.train.evals.report_data import BASE, TUNED, Numbers, Report, Row, Side
 from counterpoint.train.evals.results import Cell, cells
 from counterpoint.train.evals.retention_probes import Guarded, guard
+from counterpoint.train.evals.reward_differences import RewardDifference, reward_differences
 
 MOST_TOLD = 6
 """Sentences about what got worse; the tables hold the rest."""
@@ -59,7 +60,7 @@ class Measured:
 class Findings:
     """sides: `base` and `tuned`, those that were measured. difference: tuned against base, paired; guard: of the
     probes; effort: of the analysis's length; None unless both sides are there, and there is a probe. drifts: into other
-    languages."""
+    languages. rewards: tuned against base, by task and reward."""
 
     sides: Mapping[str, Measured]
     difference: Comparison | None
@@ -67,6 +68,7 @@ class Findings:
     effort: Shift | None
     drifts: tuple[Drift, ...]
     verdict: tuple[Said, ...]
+    rewards: tuple[RewardDifference, ...] = ()
 
     @property
     def shown(self) -> Measured:
@@ -81,6 +83,7 @@ class Findings:
             "guard": None if self.guard is None else self.guard.as_dict(),
             "effort": None if self.effort is None else self.effort.as_dict(),
             "drifts": [drift.as_dict() for drift in self.drifts],
+            "rewards": [each.as_dict() for each in self.rewards],
         }
 
 
@@ -90,28 +93,54 @@ def findings_of(report: Report) -> Findings:
     sides = {who: _measured(side) for who, side in both if side is not None}
     difference, guarded, effort = None, None, None
     drifted: list[Drift] = []
+    rewards: list[RewardDifference] = []
     if report.base is not None and report.tuned is not None:
-        difference = _difference(report.base, report.tuned)
-        guarded = guard(report.base.rows, report.tuned.rows)
+        base, tuned = report.base.valid, report.tuned.valid
+        difference = _difference(base, tuned, report.tuned.label)
+        guarded = guard(base, tuned)
         guarded = guarded if guarded.skills or guarded.tilts else None
-        effort = shift(lengths_of_rows(report.base.rows), lengths_of_rows(report.tuned.rows))
-        drifted = drifts(report.base.rows, report.tuned.rows)
+        effort = shift(lengths_of_rows(base), lengths_of_rows(tuned))
+        drifted = drifts(base, tuned)
+        rewards = reward_differences(base, tuned)
     said = [*_verdict(sides, difference, guarded, effort), *(Said(drift.sentence, bad=True) for drift in drifted)]
-    return Findings(sides, difference, guarded, effort, tuple(drifted), tuple(said))
+    said += [Said(_reward(each), each.told == "worse") for each in rewards if each.reward == "reward"]
+    said += [Said(text, bad=True) for text in _invalid(sides)]
+    return Findings(sides, difference, guarded, effort, tuple(drifted), tuple(said), tuple(rewards))
 
 
 def _measured(side: Side) -> Measured:
-    advice = advise(points_of_rows(row for row in side.rows if not _is_pair(row)))
-    return Measured(side.label, side.numbers, tuple(cells(side.rows)), advice, languages_by_effort(side.rows))
+    advice = advise(points_of_rows(row for row in side.valid if not _is_pair(row)))
+    return Measured(side.label, side.numbers, tuple(cells(side.rows)), advice, languages_by_effort(side.valid))
 
 
 def _is_pair(row: Row) -> bool:
     return bool((row.get("probe") or {}).get("pair"))
 
 
-def _difference(base: Side, tuned: Side) -> Comparison | None:
+def _reward(found: RewardDifference) -> str:
+    d = found.difference
+    size = f"{found.base:.3g} to {found.tuned:.3g}"
+    interval = "" if d.low != d.low else f" ({d.value:+.3g}, 95 % interval {d.low:+.3g} to {d.high:+.3g})"
+    told = {"better": "more", "worse": "less", "same": "the same", "unclear": "too few items to tell"}[found.told]
+    return f"Reward of {found.task or 'the prompts'}, paired by prompt: {size}{interval}: {told}."
+
+
+def _invalid(sides: Mapping[str, Measured]) -> list[str]:
+    """What was left out of all numbers."""
+    out = []
+    for measured in sides.values():
+        rates = [cell.rollouts.invalid for cell in measured.tasks if cell.rollouts is not None]
+        count, n = sum(rate.count for rate in rates), sum(rate.n for rate in rates)
+        if count:
+            out.append(
+                f"Left out: {count} of {n} rollouts of the {measured.label} model, whose environment or reward failed."
+            )
+    return out
+
+
+def _difference(base: Sequence[Row], tuned: Sequence[Row], label: str) -> Comparison | None:
     try:
-        return compare(base.rows, tuned.rows, f"the {tuned.label} model")
+        return compare(base, tuned, f"the {label} model")
     except DataError:
         return None  # no prompt in common: nothing to pair
 

@@ -72,8 +72,13 @@ class Side:
     rows: Sequence[Row]
 
     @property
+    def valid(self) -> list[Row]:
+        """The rows that say something of the model; all where none does."""
+        return [row for row in self.rows if not row.get("invalid")] or list(self.rows)
+
+    @property
     def numbers(self) -> Numbers:
-        return numbers_of(self.rows)
+        return numbers_of(self.valid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from counterpoint.data.intervals import (
     mean_estimate,
     minimal_detectable_difference,
     pass_at_k,
+    pass_hat_k,
     share_estimate,
     student_t_quantile,
     wilson,
@@ -160,6 +161,27 @@ def test_intervals_of_samples_that_share_prompts_cover_what_they_say(
         held, pooled = held + (found.low <= rate <= found.high), pooled + (low <= rate <= high)
     assert 0.93 <= held / 1000 <= 0.97
     assert pooled / 1000 < 0.9
+
+
+@pytest.mark.parametrize(("items", "samples", "k", "rate", "alike"), [
+    (30, 8, 4, 0.3, 0.4), (30, 8, 8, 0.5, 0.5), (50, 4, 4, 0.5, 0.6), (100, 8, 2, 0.7, 0.8), (100, 16, 8, 0.4, 0.3),
+])  # fmt: skip
+def test_intervals_of_pass_at_k_and_pass_hat_k_cover_what_they_say(
+    items: int, samples: int, k: int, rate: float, alike: float
+) -> None:
+    """93 to 97 % of the intervals hold the true value, of prompts that are right by chances drawn from a beta."""
+    rng, spread = np.random.default_rng(3), (1 - alike) / alike
+    a, b = rate * spread, (1 - rate) * spread
+    true_hat = math.prod((a + i) / (a + b + i) for i in range(k))
+    true_at = 1 - math.prod((b + i) / (a + b + i) for i in range(k))
+    at_k, hat_k = ([of(samples, each, k) for each in range(samples + 1)] for of in (pass_at_k, pass_hat_k))
+    held = {"at": 0, "hat": 0}
+    for _ in range(1000):
+        right = rng.binomial(samples, rng.beta(a, b, items)).tolist()
+        at, hat = (share_estimate([of[each] for each in right]) for of in (at_k, hat_k))
+        held["at"] += at.low <= true_at <= at.high
+        held["hat"] += hat.low <= true_hat <= hat.high
+    assert all(0.93 <= each / 1000 <= 0.97 for each in held.values()), held
 
 
 @given(st.integers(1, 60), st.data())
