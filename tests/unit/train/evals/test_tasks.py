@@ -243,3 +243,19 @@ def test_shipped_suites_can_be_planned(name: str, sizes: list[int]) -> None:
     if name == "guard":
         probes = [prompt.conversation.metadata for task in tasks for prompt in task.prompts]
         assert all(("skill" in probe) != ("pair" in probe) for probe in probes)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "right"),
+    [("number", [1, 1, 1, 0]), ("lm_eval_gsm8k", [1, 1, 1, 0]), ("lm_eval_gsm8k_strict", [0, 1, 0, 0])],
+)
+def test_gsm8k_s_rows_are_read_by_the_rule_that_a_task_names(tmp_path: Path, scorer: str, right: list[int]) -> None:
+    """As openai/gsm8k has them: `question`, and an `answer` that works it out and ends in `#### 72`."""
+    row = {"question": "How many clips did she sell?", "answer": "In May 48/2 = <<48/2=24>>24.\n#### 72"}
+    named = {"scorer": scorer} if scorer != "number" else {}
+    (task,) = tasks_of({"type": "file", "path": rows_file(tmp_path, row), **named})
+    (prompt,) = task.prompts
+    assert prompt.scorer == scorer
+    with Scorers() as scorers:
+        said = ("She sold 72.", "#### 72", "The answer is 72 clips", "72, of which 24 in May")
+        assert [scorers.score(scorer, final(text), prompt.reference).value for text in said] == right
