@@ -21,7 +21,7 @@ class RolloutNumbers:
     """Of the rollouts of one task at one effort. invalid: of all; the rest of those that are valid. turns, calls: means
     a rollout. faults: calls that failed, of all calls, those of a prompt being dependent. ended: rollouts by how they
     ended (`Episode.stop`). rewards: means by name, the weighted sum as `reward`, clustered by prompt; within 0 and 1
-    with Wilson's interval, else with Student's."""
+    with Wilson's interval, else with Student's. judge_tokens: that judges have taken, those of cached answers aside."""
 
     invalid: Rate
     turns: float
@@ -29,6 +29,7 @@ class RolloutNumbers:
     faults: Rate
     ended: Mapping[str, int]
     rewards: Mapping[str, Estimate]
+    judge_tokens: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -38,6 +39,7 @@ class RolloutNumbers:
             "faults": self.faults.as_dict(),
             "ended": dict(self.ended),
             "rewards": {name: plain_estimate(estimate) for name, estimate in self.rewards.items()},
+            "judge_tokens": self.judge_tokens,
         }
 
 
@@ -74,6 +76,7 @@ def rollout_numbers(rows: Sequence[Row]) -> RolloutNumbers | None:
         faults=Rate.of([fault for fault, _ in calls], [cluster for _, cluster in calls]),
         ended=dict(Counter(row["ended"] for row in valid).most_common()),
         rewards={name: _mean(name, valid) for name in names},
+        judge_tokens=sum(row.get("judge_tokens", 0) for row in rows),
     )
 
 

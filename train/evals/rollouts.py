@@ -170,6 +170,7 @@ def _judged(draw: Draw, episode: Episode, found: Scored, opened: Opened, scorers
         "rewards": rewards,
         TOTAL: _total(episode, found, opened) if rewards and not invalid else None,
         "invalid": invalid,
+        **({"judge_tokens": found.tokens} if found.tokens else {}),
         "called": [{"name": c.call.recipient, "result": c.result.content, "fault": c.fault} for c in calls],
         "messages": list(episode.messages),
         **({"requests": dict(episode.requests)} if episode.requests else {}),

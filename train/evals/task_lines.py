@@ -41,6 +41,7 @@ def _lines(cell: Cell, base: Cell | None) -> list[str]:
             f"{name} {_told(estimate)}{_base(was and was.rewards.get(name))}"
             for name, estimate in numbers.rewards.items()
         ]
+        told += [f"judged with {numbers.judge_tokens:,} tokens"] if numbers.judge_tokens else []
         out += [f"{head}: {', '.join(told)}"] if told else []
     return out
 
