@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "sample a checkpoint, check every channel, compare with its base"),
     "sample": ("sample", "answer one prompt, channels coloured as they come, and check the answer"),
     "chat": ("chat", "talk to a checkpoint, channels shown as they come, with the tools of its run"),
+    "serve": ("serve", "open an OpenAI-compatible endpoint of a checkpoint, for evaluation tools"),
     "compare": ("compare", "compare two evaluations item by item, with errors and the items that flipped"),
     "show": ("show", "print conversations with channels and trained tokens coloured"),
     "validate": ("validate", "list every bad row of data files, with what to do"),
@@ -36,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "configs": ("configs", "list, copy and check run files; print their schema"),
 }
 
-LOADS = ("train", "evaluate", "sample", "chat", "export")
+LOADS = ("train", "evaluate", "sample", "chat", "serve", "export")
 """The commands that load torch and a model."""
 ADDRESS_SPACE = 2 << 30
 """Bytes that the libraries of those map: the embedded model trained under 2.2 GB, and they crashed under 1.5 GB."""

@@ -53,7 +53,7 @@ ARROWS = {
     "recipes": "intervals rows formats harmony layout dataset model adapters checkpoints run sampling episodes scoring "
     "foreign serving evals loop",
     "recipes/commands": "intervals rows formats harmony layout pages counts prepared dataset prepare show "
-    "model checkpoints run sampling episodes scoring serving evals export loop parity plan recipes",
+    "model checkpoints run sampling episodes scoring endpoint serving evals export loop parity plan recipes",
 }
 """Room: the rooms that it imports, without their layer and without those of EVERYWHERE; from the bottom to the top."""
 

@@ -1,0 +1,67 @@
+"""counterpoint serve: the endpoint of a checkpoint, asked over real HTTP while the command runs."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+
+from counterpoint.recipes.cli import main
+from counterpoint.train.endpoint.server import ChatServer
+
+ASKED = [{"role": "user", "content": "What is 12 + 15?"}]
+
+
+def post(server: ChatServer, body: dict[str, Any], key: str = "sk-mine", **headers: str) -> dict[str, Any]:
+    url = f"{server.root}/v1/chat/completions"
+    head = {"Authorization": f"Bearer {key}", **headers}
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), head), timeout=60) as reply:
+        return json.load(reply)
+
+
+def test_clients_say_how_they_are_sampled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    told: dict[str, list[Any]] = {}
+
+    def talk(server: ChatServer) -> None:
+        def said(body: dict[str, Any], **headers: str) -> Any:
+            answer = post(server, {"messages": ASKED, **body}, **headers)
+            choice = answer["choices"][0]
+            return choice["finish_reason"], choice["message"]["content"], answer["usage"]["completion_tokens"]
+
+        told["greedy"] = [said({"temperature": 0}) for _ in range(2)]
+        told["seeded"] = [said({"seed": seed}) for seed in (1, 1, 2)]
+        told["drawn"] = [said({}) for _ in range(4)]
+        told["short"] = [said({"max_tokens": 3})]
+        told["longest"] = [said({"max_tokens": 4000, "stop": "nothing"})]
+        first = post(server, {"messages": ASKED, "temperature": 0}, **{"X-Session-ID": "mine"})
+        again = [*ASKED, first["choices"][0]["message"], {"role": "user", "content": "+ 1?"}]
+        told["session"] = [said({"messages": again}, **{"X-Session-ID": "mine"})]
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            post(server, {"messages": ASKED}, key="guess")
+
+    monkeypatch.setenv("COUNTERPOINT_SERVE_KEY", "sk-mine")
+    monkeypatch.setattr(ChatServer, "wait", talk)
+    assert main(["serve", "tiny", "--port", "0", "--effort", "low", "--device", "cpu", "--max-new-tokens", "40"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("http://127.0.0.1:")
+    assert "model tiny  (for evaluation, not for production)" in out
+    assert "sk-mine" not in out
+    assert told["greedy"][0] == told["greedy"][1]
+    assert told["seeded"][0] == told["seeded"][1] != told["seeded"][2]
+    assert len(set(told["drawn"])) > 1
+    assert told["short"] == [("length", "", 3)]
+    assert told["longest"][0][2] <= 40
+    assert told["session"][0][2] > 0
+
+
+def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", "tiny", "--port", str(port), "--device", "cpu"]) == 1
+    assert capsys.readouterr().err == f"--port {port}: Address already in use: take another one\n"
