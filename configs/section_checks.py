@@ -64,13 +64,17 @@ def check_paid(rewards: Sequence[RewardSettings], rollout: RolloutSettings, taug
 
 
 def check_driven(rollout: RolloutSettings, tools: ToolSettings) -> None:
-    """What acts nowhere where a package drives the rollouts."""
-    if not isinstance(rollout.environment, ForeignSettings):
+    """What acts nowhere where packages alone drive the rollouts."""
+    chosen = [each for each in (rollout.environment, *rollout.environments.values()) if each is not None]
+    driven = [each for each in chosen if isinstance(each, ForeignSettings)]
+    if not driven:
         return
-    if tools != ToolSettings():
-        kind = rollout.environment.type
-        raise ValueError(f"`tools` are not run where `rollout.environment` is of type {kind}, which has its own")
-    check_asked_by_package(rollout.user)
+    if len(driven) == len(chosen):
+        if tools != ToolSettings():
+            raise ValueError(f"`tools` are not run in an environment of type {driven[0].type}, which has its own")
+        check_asked_by_package(rollout.user)
+    elif rollout.user is not None and rollout.user.model is None:
+        raise ValueError("`rollout.user.model` is missing: a package asks for it by name")
 
 
 def check_quantized_rollouts(train: TrainSettings, engine: str) -> None:

@@ -98,6 +98,9 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for part, package in missing_programs().items():
         terminalreporter.write_line(f"NOT RUN: {part} needs {package} (apt-get install {package})", yellow=True)
+    if "COUNTERPOINT_FOREIGN" not in os.environ:
+        told = "NOT RUN: tests of packages with environments need COUNTERPOINT_FOREIGN (docs/foreign-environments.md)"
+        terminalreporter.write_line(told, yellow=True)
     for package in missing_packages().values():
         extra = "graders" if package == "rapidfuzz" else package
         terminalreporter.write_line(f"NOT RUN: tests of {package} need it (pip install '.[{extra}]')", yellow=True)

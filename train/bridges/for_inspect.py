@@ -68,7 +68,6 @@ def _listed(id, settings):
 def _played(id, settings, job):
     from inspect_ai import eval
     from inspect_ai.model import GenerateConfig, get_model
-    from inspect_ai.scorer import value_to_float
 
     def model(place):
         return get_model(f"openai-api/counterpoint/{place['model']}", config=GenerateConfig(max_retries=0),
@@ -80,6 +79,13 @@ def _played(id, settings, job):
             id, model=model(job), model_roles=roles, task_args=settings, sample_id=[job["task"]["task"]], epochs=1,
             log_dir=folder, display="none", fail_on_error=True, log_samples=True,
         )[0]  # fmt: skip
+        return _scores(log)  # which reads its file
+
+
+def _scores(log):
+    """The first score, and all of them by name."""
+    from inspect_ai.scorer import value_to_float
+
     sample = log.samples[0] if log.samples else None
     if sample is None or sample.error is not None or log.status == "error":
         error = sample.error if sample is not None and sample.error is not None else log.error

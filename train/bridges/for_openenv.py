@@ -17,8 +17,7 @@ import time
 import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from for_textarena import chat
-from lines import Job, main
+from lines import Job, chat, main
 
 sys.path.pop(0)
 _TOLD = ("done", "reward", "metadata")
@@ -34,6 +33,7 @@ class Server:
         with urllib.request.urlopen(f"{self.address}/schema", timeout=30) as reply:
             action = json.load(reply)["action"]
         action["properties"] = {k: v for k, v in action.get("properties", {}).items() if k != "metadata"}
+        self.described = action.pop("description", "")
         self.action = action
 
     def wait(self, server):
@@ -92,7 +92,7 @@ class Episode:
             return [
                 tool(t["name"], t.get("description"), t.get("input_schema") or t.get("inputSchema")) for t in listed
             ]
-        return [tool("step", self.server.action.get("description"), self.server.action)]
+        return [tool("step", self.server.described, self.server.action)]
 
     def called(self, function):
         try:

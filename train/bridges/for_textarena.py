@@ -6,15 +6,13 @@ number, which makes the game's seed with the rollout's. The reward is player 0's
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sys
 import threading
-import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from lines import Job, main
+from lines import Job, chat, main
 
 sys.path.pop(0)
 _PLAYING = threading.Lock()
@@ -82,15 +80,6 @@ class Seat:
         message = chat(self.place, self.messages)
         self.messages.append(message)
         return message.get("content") or ""
-
-
-def chat(place, messages, **more):
-    """The message that a chat endpoint answers with."""
-    body = json.dumps({"model": place.model, "messages": messages, **more}).encode()
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {place.api_key}"}
-    request = urllib.request.Request(f"{place.base_url.rstrip('/')}/chat/completions", body, headers)
-    with urllib.request.urlopen(request, timeout=3600) as reply:
-        return json.load(reply)["choices"][0]["message"]
 
 
 def load(id, settings):

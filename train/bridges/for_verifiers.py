@@ -88,7 +88,8 @@ class Tasksets:
             raise RuntimeError("; ".join(f"{e.type}: {e.message}" for e in errors) or "no agent of it was to learn")
         metrics = {name: value for trace in traces for name, value in trace.metrics.items() if value is not None}
         parts = {name: r.score for trace in traces for name, r in trace.rewards.items() if r is not None}
-        return sum(trace.reward for trace in traces) / len(traces), {**metrics, **parts}
+        # The client names the trace in every request: agents that are not to learn ask the same endpoint.
+        return sum(trace.reward for trace in traces) / len(traces), {**metrics, **parts}, [trace.id for trace in traces]
 
 
 def load(id, settings):

@@ -7,7 +7,8 @@ input is the end of the program.
     from lines import main
     main(load)        # load(id, settings) -> an object with
                       #   tasks(most) -> list of rows, each with a `task`
-                      #   play(job) -> reward, or (reward, metrics); sync (in a thread of its own) or async
+                      #   play(job) -> reward, (reward, metrics), or (reward, metrics, sessions): those, by their
+                      #       header X-Session-ID, of the model that is to learn; sync (in a thread) or async
 
 Standard library alone, for Python 3.10 and later. What the package prints goes to standard error.
 """
@@ -21,6 +22,7 @@ import os
 import sys
 import threading
 import traceback
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -52,6 +54,15 @@ def versions(*packages: str) -> str:
         with suppress(PackageNotFoundError):
             found.append(f"{name} {version(name)}")
     return ", ".join(found)
+
+
+def chat(place: Any, messages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """The message that the model of a job, or of its user, answers with. Blocks until it is sampled."""
+    body = json.dumps({"model": place.model, "messages": messages, **more}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {place.api_key}"}
+    request = urllib.request.Request(f"{place.base_url.rstrip('/')}/chat/completions", body, headers)
+    with urllib.request.urlopen(request, timeout=3600) as reply:
+        return json.load(reply)["choices"][0]["message"]
 
 
 def main(load: Any, *packages: str) -> None:
@@ -101,9 +112,12 @@ async def _play(loaded: Any, given: dict[str, Any], say: Any) -> None:
     try:
         run = loaded.play(job) if inspect.iscoroutinefunction(loaded.play) else asyncio.to_thread(loaded.play, job)
         reward = await run
-        value, metrics = reward if isinstance(reward, tuple) else (reward, {})
+        value, *more = reward if isinstance(reward, tuple) else (reward,)
+        metrics: dict[str, Any] = more[0] if more else {}
+        sessions = more[1] if len(more) > 1 else None
         numbers = {str(name): float(each) for name, each in metrics.items() if isinstance(each, (int, float))}
-        say(rollout=job.rollout, reward=None if value is None else float(value), metrics=numbers, error=None)
+        given = {"reward": None if value is None else float(value), "metrics": numbers, "sessions": sessions}
+        say(rollout=job.rollout, error=None, **given)
     except BaseException as error:
         say(rollout=job.rollout, reward=None, metrics={}, error=_told(error), trace=traceback.format_exc())
 

@@ -23,7 +23,7 @@ from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.train.endpoint.replies import Reply, reply_of
-from counterpoint.train.endpoint.requests import Asked, Message, RefusedError, effort_named, key_of
+from counterpoint.train.endpoint.requests import Asked, Message, RefusedError, called, effort_named, key_of
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.said import channel_of
 from counterpoint.train.sampling.sample import Sampled, sample_seed
@@ -37,7 +37,8 @@ Sample = Callable[[list[int], int, Asked, int], Sampled]
 class Call:
     """One request and its sample. keys: of the request's messages and of the reply. holds: the calls whose replies are
     in the request. after: the one from whose history it goes on; continues: its ids are the beginning of this prompt;
-    results: what the client said after it. lost: the client went away before it could read the reply."""
+    results: what the client said after it. session: as the client names it. lost: the client went away before it could
+    read the reply."""
 
     asked: Asked
     conversation: Conversation
@@ -52,6 +53,7 @@ class Call:
     after: Call | None = None
     continues: bool = False
     results: tuple[Message, ...] = ()
+    session: str | None = None
     lost: bool = False
 
     @property
@@ -90,7 +92,7 @@ class Ledger:
     failed: str | None = None
     _drawn: Counter[bytes] = field(default_factory=Counter)
 
-    def answer(self, asked: Asked) -> Call:
+    def answer(self, asked: Asked, session: str | None = None) -> Call:
         """RefusedError for a request that cannot be answered."""
         with self.lock:
             made = self._prompt(asked)
@@ -113,7 +115,7 @@ class Ledger:
             finish_reason=sampled.finish_reason if len(ids) == len(sampled.ids) else "length",
         )
         may_call = sum(call.reply.call is not None for call in chain(after if continues else None)) < self.limits.calls
-        made.ids, made.completion = ids, completion
+        made.ids, made.completion, made.session = ids, completion, session
         made.logprobs = sampled.logprobs and sampled.logprobs[: len(ids)]
         id = sample_seed(seed, "reply").to_bytes(8, "big").hex()
         made.reply = reply_of(completion, id, len(prompt_ids), asked.stop, may_call)
@@ -137,7 +139,7 @@ class Ledger:
         self.counts["requests"] += 1
         self._count(asked)
         effort = self.effort if self.owned else effort_named(asked, self.effort)
-        keys = tuple(map(key_of, asked.messages))
+        keys = tuple(key_of(self._restored(message)) for message in asked.messages)
         before = [call for call in self.calls if keys[: len(call.keys)] == call.keys]
         after = max(reversed(before), key=lambda call: len(call.keys), default=None)
         rest = asked.messages[len(after.keys) :] if after is not None else asked.messages
@@ -161,6 +163,13 @@ class Ledger:
             asked, conversation, effort, ids, [], None, none, Reply(""), keys, holds, after, continues, tuple(rest)
         )  # fmt: skip
 
+    def _restored(self, message: Message) -> Message:
+        """A call whose arguments are no object, which clients replace by one of their own, is known by its id."""
+        if not message.get("tool_calls"):
+            return message
+        ours = {call.reply.call["id"]: call.reply.call for call in self.calls if call.reply.call and call.is_broken}
+        return {**message, "tool_calls": [ours.get(call["id"], call) for call in message["tool_calls"]]}
+
     def _count(self, asked: Asked) -> None:
         for name in asked.wanted or {} if self.owned else ():
             self.counts[f"overridden/{name}"] += 1
@@ -172,7 +181,7 @@ class Ledger:
     def _conversation(self, asked: Asked, ours: Mapping[Any, Call]) -> Conversation:
         messages: list[Message] = []
         for message in asked.messages:
-            call = ours.get(key_of(message)) if message["role"] == "assistant" else None
+            call = ours.get(key_of(self._restored(message))) if message["role"] == "assistant" else None
             if call is not None and call.reply.flaw is None:
                 messages.append(_as_sampled(call))
             elif message["role"] != "assistant" or message["content"] or message.get("tool_calls"):
@@ -217,9 +226,11 @@ def _results_of(call: Call, rest: Sequence[Message]) -> bool:
 
 
 def _as_sampled(call: Call) -> Message:
-    """A reply with all of its thoughts and the arguments as they were sampled."""
+    """A reply with all of its thoughts, and its arguments as they were sampled unless they are no object."""
     completion = call.completion
     message = dict(call.reply.message)
+    if call.is_broken and call.reply.call is not None:
+        message["tool_calls"] = [called(call.reply.call["id"], call.reply.call["function"]["name"], "{}")]
     if completion.preambles and call.reply.call is not None:
         message["content"] = "\n".join(completion.preambles)
     return message

@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             before = body.get("previous_response_id")
             asked = responses_request(body, ledger.earlier(str(before)) if before else ())
-        call = ledger.answer(asked)
+        call = ledger.answer(asked, self.headers.get("X-Session-ID"))
         model = str(body.get("model") or self.owner.model)
         try:
             if not asked.stream:

@@ -27,10 +27,12 @@ _LIST = "import importlib.metadata as m; print(sorted({f'{d.name} {d.version}' f
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What the package gave a rollout. reward: None where it gives none."""
+    """What the package gave a rollout. reward: None where it gives none. sessions: of its requests, those of the model
+    that is to learn; None for all."""
 
     reward: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    sessions: frozenset[str] | None = None
 
 
 class PackageFailedError(InvalidRolloutError):
@@ -68,7 +70,7 @@ class Bridge:
             raise
         if "ready" not in first:
             self.close()
-            raise ConfigError(f"environment {self.name}: {first['failed']}\n{first['trace']}")
+            raise ConfigError(f"environment {self.name}: {first['failed']}")
         self.ready, self.tasks = str(first["ready"]), list(first["tasks"])
         self._reader = threading.Thread(target=self._read, name=f"bridge {self.name}", daemon=True)
         self._reader.start()
@@ -158,7 +160,9 @@ class Bridge:
             answer.set_exception(PackageFailedError(f"{self.name}: {told['error']}", str(told.get("trace") or "")))
         else:
             reward = told.get("reward")
-            answer.set_result(Played(None if reward is None else float(reward), dict(told.get("metrics") or {})))
+            sessions = told.get("sessions")
+            metrics, own = dict(told.get("metrics") or {}), None if sessions is None else frozenset(sessions)
+            answer.set_result(Played(None if reward is None else float(reward), metrics, own))
 
     def _died(self) -> None:
         self._why = self._why or f"its process died (exit code {self._process.wait()})"

@@ -136,7 +136,9 @@ class ForeignRollout:
                 self.owner._ledgers.pop(name, None)
 
     def closed(self) -> Episode:
-        calls = self.ledger.calls if self.ledger is not None else []
+        calls = list(self.ledger.calls) if self.ledger is not None else []
+        if self.played is not None and self.played.sessions is not None:
+            calls = [call for call in calls if call.session in self.played.sessions]
         if self.ledger is not None:
             self.owner.counts.update(self.ledger.counts)
             self.invalid = self.ledger.failed or self.invalid

@@ -155,6 +155,16 @@ def test_arguments_that_a_client_writes_anew_split_no_row(written: Callable[[Any
         assert client.ledgers["a"].counts["rewritten"] == 0
 
 
+def test_arguments_that_are_no_object_are_continued_whatever_a_client_makes_of_them() -> None:
+    broken = CALL.replace('"b": "ü"}', '"b": ')
+    with served([broken, FINAL.format(2)]) as client:
+        message = client.chat(ASKED)
+        assert message["tool_calls"][0]["function"]["arguments"] == '{"a":1, "b": '
+        client.chat([*ASKED, *answered(message, arguments="{}")])
+        assert [completion for _, completion in client.rows()] == [ONE_ROW.replace(CALL, broken)]
+        assert client.ledgers["a"].counts["rewritten"] == 0
+
+
 def test_what_a_user_says_next_is_a_prompt_without_the_thoughts() -> None:
     with served([CALL, FINAL.format(2), FINAL.format(3)]) as client:
         said = [*ASKED, *answered(client.chat(ASKED))]

@@ -47,7 +47,7 @@ from lines import main
 
 def ask(place, messages, **more):
     body = json.dumps({"model": place.model, "messages": messages, "temperature": 0, **more}).encode()
-    head = {"Authorization": f"Bearer {place.api_key}"}
+    head = {"Authorization": f"Bearer {place.api_key}", "X-Session-ID": "player"}
     with urllib.request.urlopen(urllib.request.Request(place.base_url + "/chat/completions", body, head)) as reply:
         return json.load(reply)["choices"][0]["message"]
 
@@ -80,7 +80,13 @@ class Sums:
             message = ask(job, messages, tools=tools)
         if not message["content"]:
             raise RuntimeError("an empty message")
-        return float("2" in message["content"]), {"seed": job.seed, "asked": len(messages)}
+        earned = float("2" in message["content"]), {"seed": job.seed, "asked": len(messages)}
+        if row.get("sessions"):
+            head = {"Authorization": f"Bearer {job.api_key}", "X-Session-ID": "judge"}
+            body = json.dumps({"messages": [{"role": "user", "content": "Judge!"}]}).encode()
+            urllib.request.urlopen(urllib.request.Request(job.base_url + "/chat/completions", body, head)).close()
+            return (*earned, ["player"])
+        return earned
 
 if __name__ == "__main__":
     main(lambda id, settings: Sums(settings), "pip")
@@ -148,6 +154,15 @@ def test_retries_and_a_played_user_are_not_learned_from(bridge: Path) -> None:
         assert episode.requests["orphans"] == 2
         assert VOCABULARY.decode(episode.prompt_ids).endswith("user<|message|>Hello!<|end|><|start|>assistant")
         assert VOCABULARY.decode(episode.completion_ids) == FINAL
+
+
+def test_other_sessions_of_the_endpoint_are_not_learned_from(bridge: Path) -> None:
+    with ForeignEnvironments("script", settings_of(bridge)) as environments:
+        (episode,) = play(environments, [{"task": 1, "sessions": True}], after_a_result)
+        assert "Judge!" not in VOCABULARY.decode(episode.prompt_ids)
+        assert len(episode.called) == 1
+        assert episode.requests["requests"] == 3
+        assert episode.turn == 0
 
 
 def test_faults_make_their_own_rollout_invalid(bridge: Path) -> None:
