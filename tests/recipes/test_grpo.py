@@ -86,6 +86,24 @@ def test_the_same_seed_gives_the_same_run_and_a_resume_goes_on_alike() -> None:
     assert all(bool((end[name] == tensor).all()) for name, tensor in weights(first).items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [("grpo.epsilon=0.01",), ("lora.enabled=true", "grpo.beta=0.1", "grpo.oversample=2")])
+def test_a_run_goes_on_in_the_middle_of_its_steps_on_the_same_rollouts(more: tuple[str, ...]) -> None:
+    settings = ("grpo.iterations=2", "train.steps=4", "train.keep_checkpoints=9", *more)
+    run = train(*settings)
+    before, end = curve(run, "loss", "grad_norm"), weights(run)
+    assert any(line[2] > 0 for line in before), "no gradient"
+    rolled = (run / "rollouts.jsonl").read_text()
+    for step in (2, 3, 4):
+        shutil.rmtree(run / "checkpoints" / checkpoint_name(step))
+    shutil.rmtree(next(run.glob("*/*model.safetensors")).parent)
+    assert (run / "checkpoints" / checkpoint_name(1) / "rollouts_0.safetensors").is_file()
+    assert main(["train", str(run / "config.yaml"), "--resume", str(run)]) == 0
+    assert curve(run, "loss", "grad_norm") == before
+    assert (run / "rollouts.jsonl").read_text() == rolled
+    assert all(bool((end[name] == tensor).all()) for name, tensor in weights(run).items())
+
+
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "cispo"])
 def test_loss_variants_with_an_adapter_and_groups_at_each_effort(loss: str) -> None:
     run = train(f"grpo.loss={loss}", "grpo.efforts=[low, high]", "lora.enabled=true", "grpo.beta=0.01", "train.steps=1")

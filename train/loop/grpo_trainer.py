@@ -158,12 +158,11 @@ class RewardTrainer(BaseTrainer, Trainer):
         if self.teacher is not None:
             if "teacher" not in batch:
                 batch["teacher"] = self._rated(self.teacher, batch)
-            gap_T = (batch["teacher"] - targets.old) * (targets.weight != 0)
+            gap_T = (batch["teacher"] - targets.old) * targets.real
             targets = replace(targets, advantage=targets.advantage + self.teacher.weight * gap_T)
         loss, measures = policy_loss(self.policy.loss, log_prob_T, entropy_T, targets)
         if gap_T is not None:
-            real = (targets.weight != 0).sum()
-            measures.means["teacher/reverse_kl"] = torch.stack([-gap_T.sum(), real.to(gap_T)])
+            measures.means["teacher/reverse_kl"] = torch.stack([-gap_T.sum(), targets.real.sum().to(gap_T)])
         if self.router_loss is not None:
             balance = self.router_loss.read()
             measures.means["aux_loss"] = torch.stack([balance.detach(), torch.ones_like(balance)])

@@ -81,6 +81,11 @@ class Targets:
     counts: torch.Tensor | None = None
     share: torch.Tensor | None = None
 
+    @property
+    def real(self) -> torch.Tensor:
+        """Whether each is of a rollout; what fills up a process's micro-batches weighs nothing."""
+        return self.weight != 0
+
 
 @dataclass
 class Measures:
@@ -107,18 +112,18 @@ def policy_loss(
     log_weight_T = log_ratio_T if chosen.ratio == "token" else _by_row(log_ratio_T, targets, mean=True)
     ratio_T = log_weight_T.exp()
     correction_T, measures = _correction(chosen, targets, log_prob_T)
-    measures.means["entropy"] = _mean(entropy_T)
+    measures.means["entropy"] = _mean(entropy_T, targets.real)
     if chosen.loss == "cispo":
         loss_T = -ratio_T.clamp(max=chosen.clip[1]).detach() * advantage_T * log_prob_T
         capped_T = (ratio_T > chosen.clip[1]) & (advantage_T > 0)
-        measures.means["cispo_clip_ratio"] = _shares(chosen, targets, capped_T)
+        measures.means["cispo_clip_ratio"] = _share_of(chosen, targets, capped_T)
     elif chosen.loss in CLIPPED:
         low, high = 1 - chosen.clip[0], 1 + chosen.clip[1]
         capped_T = ratio_T if chosen.ratio_cap is None else ratio_T.clamp(max=chosen.ratio_cap)
         loss_T = -torch.minimum(capped_T * advantage_T, ratio_T.clamp(low, high) * advantage_T)
         below_T, above_T = (ratio_T < low) & (advantage_T < 0), (ratio_T > high) & (advantage_T > 0)
         for name, clipped_T in (("low", below_T), ("high", above_T), ("region", below_T | above_T)):
-            measures.means[f"clip_ratio/{name}_mean"] = _shares(chosen, targets, clipped_T)
+            measures.means[f"clip_ratio/{name}_mean"] = _share_of(chosen, targets, clipped_T)
     elif chosen.loss == "sapo":
         heat_T = torch.where(advantage_T > 0, *SAPO_TEMPERATURE)
         loss_T = -(heat_T * (ratio_T - 1)).sigmoid() * 4 / heat_T * advantage_T
@@ -126,13 +131,13 @@ def policy_loss(
         assert chosen.loss == "vespo", f"{chosen.loss} is not among {get_args(GrpoLoss)}"
         phi_T = _vespo_weight(log_ratio_T, correction_T, chosen, targets)
         loss_T = -phi_T * advantage_T * log_prob_T
-        measures.means["vespo/phi_seq_mean"] = _mean(_one_a_row(phi_T, targets))
+        measures.means["vespo/phi_seq_mean"] = _mean(*_by_rows(phi_T, targets))
     if chosen.off_policy is not None:
         sampled_T = targets.old if targets.sampled is None else targets.sampled
         drift_T = _by_row((sampled_T - log_prob_T.detach()).nan_to_num(nan=0.0), targets, mean=True)
         kept_T = (advantage_T >= 0) | (drift_T <= chosen.off_policy)
         loss_T = loss_T * kept_T
-        measures.means["off_policy/masked"] = _mean(_one_a_row(~kept_T, targets))
+        measures.means["off_policy/masked"] = _mean(*_by_rows(~kept_T, targets))
     if targets.counts is not None:
         loss_T = loss_T * targets.counts
     if correction_T is not None and chosen.loss != "vespo":
@@ -141,8 +146,8 @@ def policy_loss(
         gap_T = targets.reference - log_prob_T
         kl_T = (gap_T.exp() - gap_T - 1) * (ratio_T if chosen.kl_ratio else 1)
         loss_T = loss_T + chosen.beta * kl_T
-        measures.means["kl"] = _mean(kl_T.detach())
-    acts_T = (targets.weight != 0) & (advantage_T != 0)
+        measures.means["kl"] = _mean(kl_T, targets.real)
+    acts_T = targets.real & (advantage_T != 0)
     measures.acting = (acts_T if correction_T is None else acts_T & (correction_T != 0)).sum()
     loss = (loss_T * targets.weight).sum()
     if chosen.entropy_bonus:
@@ -157,7 +162,7 @@ def _correction(chosen: PolicyLoss, targets: Targets, log_prob_T: torch.Tensor) 
     measures = Measures({}, {}, {}, torch.zeros((), device=log_prob_T.device))
     if targets.sampled is None:
         return None, measures
-    known_T = ~targets.sampled.isnan()
+    known_T = targets.real & ~targets.sampled.isnan()
     gap_T = torch.where(known_T, targets.old - targets.sampled, 0.0)
     name = "sampling/sampling_logp_difference"
     measures.means[f"{name}/mean"] = torch.stack([gap_T.abs().sum(), known_T.sum()])
@@ -171,9 +176,10 @@ def _correction(chosen: PolicyLoss, targets: Targets, log_prob_T: torch.Tensor) 
         outside_T = above_T | (raw_T < chosen.floor)
     masks = chosen.correction.endswith("mask")
     cut_T = raw_T.masked_fill(outside_T, 0.0) if masks else raw_T.clamp(chosen.floor, chosen.cap)
-    each, above = (_one_a_row(cut_T, targets), _one_a_row(above_T, targets)) if by_row else (cut_T, above_T)
+    each, above = (_by_rows(cut_T, targets)[0], _by_rows(above_T, targets)[0]) if by_row else (cut_T, above_T)
+    real = _by_rows(cut_T, targets)[1] if by_row else targets.real
     name = "sampling/importance_sampling_ratio"
-    measures.means |= {f"{name}/mean": _mean(each), "sampling/capped": _mean(above)}
+    measures.means |= {f"{name}/mean": _mean(each, real), "sampling/capped": _mean(above, real)}
     measures.least[f"{name}/min"], measures.most[f"{name}/max"] = each.amin(), each.amax()
     return cut_T, measures
 
@@ -207,16 +213,17 @@ def _counts(targets: Targets) -> torch.Tensor:
     return torch.bincount(targets.row, minlength=targets.n_rows)
 
 
-def _one_a_row(values_T: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """Of values that are the same in all of a row: one for each row."""
+def _by_rows(values_T: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values (R,) of what is the same in all of a row, whether each is real)."""
     first_R = torch.cumsum(_counts(targets), 0) - _counts(targets)
-    return values_T[first_R]
+    return values_T[first_R], targets.real[first_R]
 
 
-def _shares(chosen: PolicyLoss, targets: Targets, is_T: torch.Tensor) -> torch.Tensor:
-    return _mean(is_T if chosen.ratio == "token" else _one_a_row(is_T, targets))
+def _share_of(chosen: PolicyLoss, targets: Targets, is_T: torch.Tensor) -> torch.Tensor:
+    return _mean(is_T, targets.real) if chosen.ratio == "token" else _mean(*_by_rows(is_T, targets))
 
 
-def _mean(values: torch.Tensor) -> torch.Tensor:
-    values = values.detach().float()
-    return torch.stack([values.sum(), torch.tensor(float(len(values)), device=values.device)])
+def _mean(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Sum and count of what is real."""
+    values = values.detach().float().masked_fill(~real, 0.0)
+    return torch.stack([values.sum(), real.sum().to(values)])

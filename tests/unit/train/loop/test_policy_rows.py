@@ -121,6 +121,11 @@ def test_a_filling_micro_batch_weighs_nothing() -> None:
     batch = filling(Collator(), [5, 6, 7])
     assert batch["input_ids"].tolist() == [[5, 5]]
     assert (batch["weight"].tolist(), batch["advantage"].tolist()) == ([0.0], [0.0])
+    known = torch.tensor([-3.0]), torch.tensor([2.0])
+    for chosen in (PolicyLoss(), PolicyLoss("vespo"), PolicyLoss("cispo", ratio="sequence", off_policy=0.1)):
+        loss, measures = policy_loss(chosen, *known, targets_of(batch, known[0] - 1))
+        assert (float(loss), int(measures.acting)) == (0.0, 0)
+        assert all(each.tolist() == [0.0, 0.0] for each in measures.means.values())
 
 
 @given(items=st.integers(1, 40), groups=st.integers(1, 8), seed=st.integers(0, 3))
