@@ -19,7 +19,7 @@ from counterpoint.configs.base import (
     Unique,
 )
 from counterpoint.configs.data_section import OpeningSettings, Overlap
-from counterpoint.configs.environment_section import AnyEnvironment, EnvironmentName, EnvironmentSettings, UserSettings
+from counterpoint.configs.environment_section import AnyEnvironment, EnvironmentName, UserSettings
 from counterpoint.configs.eval_section import PromptTask, ServerSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.share import OrShare, check_share, share_of
@@ -101,8 +101,8 @@ class RolloutSettings(Settings):
     """A task of your own that answers the model and rewards it, or another project's package (`type`); null for prompts
     that stand alone."""
 
-    environments: dict[EnvironmentName, EnvironmentSettings] = Field(default_factory=dict)
-    """Several such tasks by name; each row names its own in its field `environment`."""
+    environments: dict[EnvironmentName, AnyEnvironment] = Field(default_factory=dict)
+    """Several such tasks or packages by name; each row names its own in its field `environment`."""
 
     user: UserSettings | None = None
     """The model that an environment's `ctx.ask` asks, and that plays a package's user."""

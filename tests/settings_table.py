@@ -392,6 +392,7 @@ def rows_of_packages() -> list[Row]:
     ]
     for path, recipes in (
         ("rollout.environment", ("grpo",)),
+        ("rollout.environments", ("grpo",)),
         ("eval.tasks[verifiers]", ("evaluate",)),
     ):
         for name, (value, effect, test) in FOREIGN.items():

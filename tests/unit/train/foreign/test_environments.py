@@ -13,7 +13,7 @@ import pytest
 from json_server import serving_json
 
 from counterpoint.configs.data_section import RenderSettings
-from counterpoint.configs.environment_section import UserSettings
+from counterpoint.configs.environment_section import EnvironmentSettings, UserSettings
 from counterpoint.configs.errors import ConfigError, RunError
 from counterpoint.configs.foreign_section import ForeignSettings
 from counterpoint.configs.schema import SuiteSettings
@@ -22,7 +22,9 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.recipes.cli import main
 from counterpoint.train.episodes.environment_worker import Facts
+from counterpoint.train.episodes.environments import Environments
 from counterpoint.train.episodes.episodes import EpisodeLimits, World, run_episodes
+from counterpoint.train.episodes.routes import Routes
 from counterpoint.train.evals.rollouts import RolloutPool, played
 from counterpoint.train.evals.sampling_plan import plan
 from counterpoint.train.evals.tasks import build_tasks
@@ -38,6 +40,7 @@ from counterpoint.train.scoring.environment_rows import row_prompt
 from counterpoint.train.scoring.rewards import Rewards
 from counterpoint.train.scoring.scorers import Scorers
 
+EXAMPLES = "counterpoint.train.episodes.example_environments"
 VOCABULARY = load_vocabulary()
 RENDERER = Renderer(VOCABULARY, RenderSettings(serving="sampled"))
 BRIDGE = """
@@ -107,7 +110,7 @@ def settings_of(bridge: Path, **changes: Any) -> ForeignSettings:
 
 
 def play(
-    environments: ForeignEnvironments, rows: Sequence[dict[str, Any]], script: Any, **options: Any
+    environments: ForeignEnvironments | Routes[Any], rows: Sequence[dict[str, Any]], script: Any, **options: Any
 ) -> list[Episode]:
     worlds = [World(row, str(n), Facts(seed=77)) for n, row in enumerate(rows)]
     return run_episodes(
@@ -163,6 +166,19 @@ def test_other_sessions_of_the_endpoint_are_not_learned_from(bridge: Path) -> No
         assert len(episode.called) == 1
         assert episode.requests["requests"] == 3
         assert episode.turn == 0
+
+
+def test_rows_name_a_package_beside_a_class(bridge: Path) -> None:
+    own = EnvironmentSettings.model_validate({"class": f"{EXAMPLES}:Calculator", "isolation": "shared"})
+    with ForeignEnvironments("script", settings_of(bridge)) as sums, Environments(own) as calculators:
+        routes = Routes({"sums": sums, "keys": calculators})
+        rows = [{"task": 1, "environment": "sums"}, {"target": 7, "environment": "keys"}]
+        package, of_class = play(routes, rows, after_a_result)
+        assert package.earned[""] == 1.0
+        assert package.requests["requests"] == 2
+        assert of_class.requests == {}
+        assert of_class.invalid is not None
+        assert of_class.invalid.startswith("reset returned None, and the row has no prompt of its own")
 
 
 def test_faults_make_their_own_rollout_invalid(bridge: Path) -> None:
