@@ -382,13 +382,8 @@ OF_PACKAGES = {
 def rows_of_packages() -> list[Row]:
     """Environments of other projects' packages: of `grpo`, of the hook's tasks, and of the tasks of `evaluate`."""
     made = [
-        Row(
-            "rollout.environment.type",
-            "script",
-            "a package",
-            seen_in=f"{FOREIGN_SEEN}a_package_trains",
-            recipes=("grpo",),
-        )
+        Row(f"{path}.type", "script", "a package", seen_in=f"{FOREIGN_SEEN}a_package_trains", recipes=("grpo",))
+        for path in ("rollout.environment", "rollout.environments")
     ]
     for path, recipes in (
         ("rollout.environment", ("grpo",)),
@@ -460,8 +455,6 @@ def rows_of_environments() -> list[Row]:
             made.append(Row(f"{path}.{name}", value, effect, probe, recipes, {**given, **more.pop("base", {})}, **more))
 
         row("class", "world.py:Other", "another environment")
-        if path == "rollout.environments":
-            row("type", "verifiers", "is refused", refused="`rollout.environments.some.")
         row("settings", {"more": "!"}, "what setup is given")
         row("isolation", "shared", "rollouts are threads of one process")
         row("workers", 3, "more workers")
