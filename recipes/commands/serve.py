@@ -3,7 +3,7 @@
 examples:
   counterpoint serve runs/quickstart-20260101-120000
   counterpoint serve tiny --port 8001 --effort high
-  OPENAI_API_KEY=the-key-it-prints lm_eval --model local-chat-completions \\
+  OPENAI_API_KEY=$KEY lm_eval --model local-chat-completions \\
       --model_args model=tiny,base_url=http://127.0.0.1:8000/v1/chat/completions,num_concurrent=8 \\
       --apply_chat_template --tasks gsm8k
 

@@ -104,6 +104,7 @@ def test_a_run_in_an_environment_and_its_evaluation(capsys: pytest.CaptureFixtur
     assert [row["rewards"] for row in lines(Path("out/tuned/samples.jsonl"))] == [line["rewards"] for line in samples]
 
 
+@pytest.mark.slow
 def test_rows_name_their_environment(capsys: pytest.CaptureFixture[str]) -> None:
     """Two classes in one run: each row is in its own, is paid by it, and counted by it; a row of neither is left out."""
     named = [("one", "odd"), ("two", "more"), ("three", "more"), ("four", "other"), ("five", None)]

@@ -189,3 +189,13 @@ def test_targets_that_break_a_rule_are_counted(tmp_path):
     assert last["bad_by_kind"] == {"empty_final": 1}
     last = json.loads(command(file, "--json", "data.bad_targets.text=keep").stdout.splitlines()[-1])
     assert (last["actions"], last["bad_targets"]["empty_final"], last["bad"]) == (2, 1, 0)
+
+
+def test_no_row_needs_torch_to_be_validated(tmp_path):
+    file = write(tmp_path / "a.jsonl", PROMPT)
+    code = (
+        "import sys; from counterpoint.recipes.cli import main; "
+        f"print(main(['validate', {file!r}, '--for', 'rl']), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"

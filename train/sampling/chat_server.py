@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import ipaddress
 import json
 import os
 import sqlite3
@@ -15,10 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.redact import redact
-from counterpoint.train.sampling.server import is_here
 
 Read = TypeVar("Read")
 _AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
@@ -184,3 +185,11 @@ def _said(error: urllib.error.HTTPError) -> str:
     except (OSError, ValueError, AttributeError, http.client.HTTPException):
         return ""
     return f": {redact(' '.join(str(message).split())[:300])}"
+
+
+def is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

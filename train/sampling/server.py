@@ -6,7 +6,6 @@ Never chat completions: their parser drops the structure before anything can be 
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import json
 import os
 import time
@@ -17,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.redact import redact
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
+from counterpoint.train.sampling.chat_server import is_here
 from counterpoint.train.sampling.sample import Sampled, known, sample_seed
 
 KEY_VARIABLE = "COUNTERPOINT_SERVER_KEY"
@@ -184,11 +184,3 @@ def _reason(error: urllib.error.HTTPError) -> str:
         return " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
     except OSError:
         return str(error.reason)
-
-
-def is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -18,7 +18,7 @@ def test_prompts_say_the_opening_and_leave_the_rest_at_its_defaults() -> None:
     prompts = PromptSettings.model_validate(
         {"train": {"type": "arithmetic"}, "effort": "low", "date": "none", "identity": "I."}
     )
-    assert RenderSettings.of(prompts) == RenderSettings(effort="low", date="", identity="I.", serving="sampled")
+    assert RenderSettings.of(prompts) == RenderSettings(effort="low", date="", identity="I.")
 
 
 def test_what_a_manifest_records_of_the_settings() -> None:

@@ -135,6 +135,7 @@ def test_the_turns_of_rows_and_of_the_setting_follow_a_final(tmp_path: Path) -> 
     assert end
 
 
+@pytest.mark.slow
 def test_training_hook_and_evaluate_reward_a_tool_task_alike_for_equal_seeds(tmp_path: Path) -> None:
     """The embedded model, which calls the calculator and makes mistakes, by the three ways."""
     (tmp_path / "mine.py").write_text(
@@ -231,6 +232,7 @@ def test_a_reward_that_fails_makes_its_rollout_invalid(tmp_path: Path) -> None:
             played(draws[:6], engine, RENDERER, pool, scorers)
 
 
+@pytest.mark.slow
 def test_files_of_tools_and_rewards_turns_and_limits_are_in_the_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def add(a: int) -> int:\n    return a\n\ndef good(rollout):\n    return 1.0\n")
 

@@ -228,6 +228,7 @@ def outcome(final: str | None, row: dict[str, Any]) -> Outcome:
     return Outcome(finished(final), (), Reference(tests=tests), row=row)
 
 
+@pytest.mark.slow
 def test_the_reward_is_all_or_the_share_and_a_broken_test_is_no_zero() -> None:
     half = "```python\nprint(3)\n```"
     with Rewards([CodeReward(type="code"), CodeReward(type="code", score="share", name="share")]) as rewards:
