@@ -85,9 +85,10 @@ class TaskSettings(Settings):
     """Number of items: a generator makes that many (null makes 100), a file gives its first ones (null takes all)."""
 
     scorer: Text | None = None
-    """`exact`, `number`, `math`, `choice`, `calls`, `schema`, `instructions`, `reasoning_gym`; `lm_eval_gsm8k`,
-    `lm_eval_gsm8k_strict` or `lm_eval_gpqa`, to read as lm-evaluation-harness does; or your own function as
-    `module:function` or `file.py:function`; null takes the one that fits the truth of each row."""
+    """`exact`, `number`, `math`, `choice`, `calls`, `schema`, `instructions`, `instructions_loose`,
+    `instructions_all`, `instructions_all_loose`, `reasoning_gym`; `lm_eval_gsm8k`, `lm_eval_gsm8k_strict` or
+    `lm_eval_gpqa`, to read as lm-evaluation-harness does; or your own function as `module:function` or
+    `file.py:function`; null takes the one that fits the truth of each row."""
 
     instructions: Text | None = None
     """Developer message of items that have none."""
@@ -155,6 +156,30 @@ class FileTask(PromptTask):
     truth: Text | None = None
     """Field of the rows with the right answer, as `a.b.c`; null looks under the names in use (`answer`, `ground_truth`,
     `reward_model.ground_truth`, `solution`, ...)."""
+
+
+ReadyName = Literal["gsm8k", "aime", "gpqa", "ifeval", "ifbench", "bfcl"]
+
+
+class ReadyTask(PromptTask):
+    """A public benchmark, from its rows as they are published. Settings that are null come from the benchmark: its
+    scorer, samples and length."""
+
+    type: ReadyName
+    """The benchmark: `gsm8k`, `aime`, `gpqa`, `ifeval`, `ifbench` or `bfcl`."""
+
+    path: Text | None = None
+    """Its data file, or `hf:NAME@CONFIG:SPLIT`; null takes the public data set, which BFCL has none of."""
+
+    answers: Text | None = None
+    """File of the right calls of `bfcl`; null takes the file of the same name in `possible_answer` beside `path`, where
+    there is one."""
+
+    @model_validator(mode="after")
+    def _answers_of_bfcl(self) -> ReadyTask:
+        if self.answers is not None and self.type != "bfcl":
+            raise ValueError(f"`answers` has no effect: the rows of `{self.type}` hold their answers: leave it out")
+        return self
 
 
 class GeneratedTask(PromptTask):

@@ -284,10 +284,11 @@ def rows_of_tasks() -> list[Row]:
         ("data.valid", "held_out", ("grpo",)),
         ("eval.tasks", "plan", ("evaluate",)),
     ):
-        for kind in ("probes", "file", "arithmetic", "reasoning_gym"):
+        for kind in ("probes", "file", "gsm8k", "arithmetic", "reasoning_gym"):
             path = f"{where}[{kind}]"
             base: dict[str, Any] = {f"{path}.size": 3}
             base |= {f"{path}.path": "prompts.jsonl"} if kind in ("probes", "file") else {}
+            base |= {f"{path}.path": "gsm8k.jsonl"} if kind == "gsm8k" else {}
             base |= {f"{path}.generator": "chain_sum"} if kind == "reasoning_gym" else {}
 
             def row(
@@ -346,6 +347,9 @@ def rows_of_tasks() -> list[Row]:
                 row("path", "other_prompts.jsonl", "another file is read")
                 row("format", "nothing", "is refused", refused="nothing")
                 row("truth", "id", "the field of the right answer", base={f"{path}.path": "prompts.jsonl"})
+            elif kind == "gsm8k":
+                row("path", "other_gsm8k.jsonl", "another file is read")
+                row("answers", "answers.json", "is refused", refused="`answers` has no effect: the rows of `gsm8k`")
             else:
                 row(
                     "options",

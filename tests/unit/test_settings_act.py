@@ -140,6 +140,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sums = [{"prompt": f"What is {n} + 2?", "answer": n + 2, "id": str(n)} for n in range(3)]
     write("prompts.jsonl", *sums)
     write("other_prompts.jsonl", *({**row, "prompt": "Add!"} for row in sums))
+    school = [{"question": row["prompt"], "answer": f"Add. #### {row['answer']}"} for row in sums]
+    write("gsm8k.jsonl", *school)
+    write("other_gsm8k.jsonl", *reversed(school))
     write("routed.jsonl", *({**row, "environment": name} for row, name in zip(sums, "aab", strict=True)))
     write("tools.jsonl", {**sums[0], "tools": [A_TOOL]})
     write("formats.jsonl", {**sums[0], "response_format": A_FORMAT})

@@ -18,6 +18,7 @@ from counterpoint.configs.eval_section import (
     FileTask,
     ForeignTask,
     ProbesTask,
+    ReadyTask,
     ReasoningGymTask,
     SuiteSettings,
     TaskSettings,
@@ -41,7 +42,8 @@ from counterpoint.train.evals.task_rollouts import (
 from counterpoint.train.foreign.bridge import listed_tasks
 from counterpoint.train.scoring.environment_rows import load_rows, of_environment, row_prompt
 from counterpoint.train.scoring.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
-from counterpoint.train.scoring.scorers import UNKNOWN_INSTRUCTION, Scorers
+from counterpoint.train.scoring.ready_tasks import ready_prompts, settled
+from counterpoint.train.scoring.scorers import KEPT, UNKNOWN_INSTRUCTION, Scorers
 from counterpoint.train.scoring.truths import disagreements
 
 DEFAULT_SIZE = 100
@@ -113,6 +115,7 @@ def _default_name(task: TaskSettings) -> str:
 
 
 def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard, rows: bool, toolkits: Toolkits) -> Task:
+    task = settled(task) if isinstance(task, ReadyTask) else task
     own = task if isinstance(task, EnvironmentTask | ForeignTask) else None
     if isinstance(own, EnvironmentTask) and not file_of(own.class_name).is_file():
         raise ConfigError(f"task {name}: class: {file_of(own.class_name)}: there is no such file")
@@ -159,6 +162,8 @@ def _items(task: TaskSettings, guard: Guard, rows: bool) -> tuple[list[EvalPromp
         return arithmetic_items(size, task.seed, task.options), []
     if isinstance(task, ReasoningGymTask):
         return gym_items(task.generator, size, task.seed, task.options, guard)
+    if isinstance(task, ReadyTask):
+        return [replace(prompt, id=_file_id(prompt)) for prompt in ready_prompts(task)], []
     if isinstance(task, ForeignTask) and task.path is None:
         listed = listed_tasks(task.type, task, size)
         return [row_prompt(row, f"{task.id}:{n + 1}") for n, row in enumerate(listed)], []
@@ -220,9 +225,9 @@ def _check_instructions(task: Task, scorers: Scorers) -> None:
     tried: set[str] = set()
     for prompt in task.prompts:
         names = {name for name, _ in prompt.reference.instructions or ()}
-        if prompt.scorer == "instructions" and not names <= tried:
+        if prompt.scorer in KEPT and not names <= tried:
             tried |= names
-            detail = scorers.score("instructions", answered, prompt.reference).detail
+            detail = scorers.score(prompt.scorer, answered, prompt.reference).detail
             if UNKNOWN_INSTRUCTION in detail:
                 reason = detail[detail.index(UNKNOWN_INSTRUCTION) :]
                 raise ConfigError(f"task {task.name}: {prompt.id}: {reason}: look at `instruction_id_list`")

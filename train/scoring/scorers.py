@@ -8,7 +8,7 @@ truncated chain of thought, an answer in the analysis alone, or two finals score
     calls                           tool calls against the expected ones; with lists of accepted values by the rules of
                                     the Berkeley Function Calling Leaderboard (its AST checker)
     schema                          the final is JSON and valid for a schema
-    instructions                    IFEval and IFBench checks (package if-verifiable)
+    instructions, ..._all, ...      IFEval and IFBench checks (package if-verifiable)
     reasoning_gym                   the scorer of the generator that made the item
     code                            the program in the final passes every test of the row (`code_runner.py`)
     module:function, file.py:f      the user's own, run in a guarded process
@@ -43,6 +43,13 @@ class MissingTruthError(ConfigError):
 
 Outcome = Literal["right", "partly", "wrong", "missing", "failed"]
 UNKNOWN_INSTRUCTION = "neither IFEval nor IFBench has an instruction"
+KEPT = {
+    "instructions": "partial_strict",
+    "instructions_loose": "partial_loose",
+    "instructions_all": "binary_strict",
+    "instructions_all_loose": "binary_loose",
+}
+"""Share of instructions kept, or 1 where all are; strictly read, or without the first or last line or asterisks."""
 ANSWER_CODES = frozenset({"second_final", "tokens_after_stop"})
 
 
@@ -124,8 +131,10 @@ def calls(completion: Completion, reference: Reference) -> Score:
             "scorer `calls`: the row names no expected calls: give it `calls`, or take another scorer"
         )
     if not completion.calls:
-        right = not expected
-        return Score(float(right), "right" if right else "missing", "" if right else "no call")
+        right = not expected and answer_of(completion) is not None
+        return Score(
+            float(right), "right" if right else "missing", "" if right else "no call" if expected else "no final"
+        )
     left = list(completion.calls)
     for want in expected:
         match = next((call for call in left if call_matches(call, want)), None)
@@ -300,26 +309,26 @@ class Scorers:
         self.close()
 
 
-def instructions_value(final: str, argument: tuple[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> float:
-    """Share of instructions that the final keeps, strictly read (package if-verifiable).
+def instructions_value(final: str, argument: tuple[str, Sequence[tuple[str, Mapping[str, Any]]], str]) -> float:
+    """How the final keeps its instructions, by a measure of `KEPT` (package if-verifiable).
 
     All of IFEval, or all of IFBench; ValueError for an id that neither knows.
     """
     from if_verifiable import IFBenchSample, IFEvalSample, evaluate_output_for_sample
     from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
 
-    prompt, items = argument
+    prompt, items, measure = argument
     names, options = [name for name, _ in items], [dict(k) for _, k in items]
     if all(name in INSTRUCTION_DICT for name in names):
         sample = IFEvalSample(key=0, prompt=prompt, instruction_id_list=names, kwargs=options)
-        return float(evaluate_output_for_sample("ifeval", sample, final)[1].partial_strict)
+        return float(getattr(evaluate_output_for_sample("ifeval", sample, final)[1], measure))
     # Its registry looks for NLTK's files on the network when it is imported: only where it is needed.
     from if_verifiable.ifbench.instructions_registry import INSTRUCTION_DICT as IFBENCH
 
     if unknown := [name for name in names if name not in IFBENCH]:
         raise ValueError(f"{UNKNOWN_INSTRUCTION} `{unknown[0]}`")
     sample = IFBenchSample(key="0", prompt=prompt, instruction_id_list=names, kwargs=options)
-    return float(evaluate_output_for_sample("ifbench", sample, final)[1].partial_strict)
+    return float(getattr(evaluate_output_for_sample("ifbench", sample, final)[1], measure))
 
 
 def reasoning_gym_value(final: str, entry: Mapping[str, Any]) -> float:
@@ -337,10 +346,10 @@ def _answers(reference: Reference) -> tuple[str, ...]:
     return (reference.answer, *reference.accepted)
 
 
-def _instructions(reference: Reference) -> tuple[str, Any]:
+def _instructions(reference: Reference, measure: str) -> tuple[str, Any, str]:
     if reference.instructions is None:
         raise MissingTruthError("the row names no instructions: give it `instruction_id_list` and `kwargs`")
-    return reference.prompt, reference.instructions
+    return reference.prompt, reference.instructions, measure
 
 
 def _entry(reference: Reference) -> Mapping[str, Any]:
@@ -359,7 +368,10 @@ class _Foreign(NamedTuple):
 
 _FOREIGN = {
     "math": _Foreign(_answers, f"{math_answers.__name__}:math_value", "math_verify"),
-    "instructions": _Foreign(_instructions, f"{__name__}:instructions_value", "if_verifiable"),
+    **{
+        name: _Foreign(partial(_instructions, measure=measure), f"{__name__}:instructions_value", "if_verifiable")
+        for name, measure in KEPT.items()
+    },
     "reasoning_gym": _Foreign(_entry, f"{__name__}:reasoning_gym_value", "reasoning_gym"),
 }
 
