@@ -16,7 +16,7 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,16 +153,20 @@ def _bfcl(row: Mapping[str, Any], source: str) -> dict[str, Any]:
     id, turns = _field(row, source, "id"), _field(row, source, "question", kind=list)
     if len(turns) != 1 or _OTHER_BFCL.match(id):
         raise DataError(f"{source}: `{id}` is of a category that is not scored here: take files of one turn in Python")
+    functions = _objects_in(row, source, "function") if row.get("function") != [] else []
     if "irrelevance" in id:
         calls: list[Any] = []
     elif "ground_truth" in row:
-        given = _objects_in(row, source, "ground_truth")
-        calls = [{_plain(name): accepted for name, accepted in call.items()} for call in given]
+        needed = {f.get("name"): _object(f.get("parameters")).get("required") or () for f in functions}
+        calls = [
+            {_plain(name): _accepted(values, needed.get(name, ())) for name, values in call.items()}
+            for call in _objects_in(row, source, "ground_truth")
+        ]
     else:
         raise DataError(f"{source}: no `ground_truth` of `{id}`: name the file of answers (`answers` of the task)")
     tools = [
         {**each, "name": _plain(_field(each, source, "name")), "parameters": _schema(each.get("parameters"))}
-        for each in (_objects_in(row, source, "function") if row.get("function") != [] else [])
+        for each in functions
     ]
     return {"messages": turns[0], "tools": [{"type": "function", "function": each} for each in tools], "calls": calls}
 
@@ -172,6 +176,19 @@ def _objects_in(row: Mapping[str, Any], source: str, name: str) -> list[dict[str
     if not all(isinstance(each, dict) for each in listed):
         raise DataError(f"{source}: {name}: not a list of objects alone")
     return listed
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _accepted(values: Any, needed: Collection[str]) -> dict[str, Any]:
+    """The accepted values of a call's arguments. An empty string among them lets an argument be left out, though not
+    one that the function requires: a blank stands there, which is compared alike."""
+    return {
+        key: [" " if value == "" else value for value in each] if key in needed and isinstance(each, list) else each
+        for key, each in _object(values).items()
+    }
 
 
 def _plain(name: str) -> str:

@@ -54,12 +54,15 @@ AREA = {
                     "type": {"type": "any"},
                     "points": {"type": "tuple", "items": {"type": "dict", "properties": {"x": {"type": "float"}}}},
                 },
-                "required": ["radius"],
+                "required": ["radius", "note"],
             },
         }
     ],
 }
-AREA_ANSWER = {"id": "simple_python_0", "ground_truth": [{"circle.area": {"radius": [3, 3.0], "type": ["", "cm"]}}]}
+AREA_ANSWER = {
+    "id": "simple_python_0",
+    "ground_truth": [{"circle.area": {"radius": [3, 3.0], "type": ["", "cm"], "note": [""]}}],
+}
 
 
 def file_of(folder: Path, *rows: Any, name: str = "rows.jsonl") -> str:
@@ -197,18 +200,22 @@ def test_bfcl_s_calls_are_joined_from_the_file_of_answers(tmp_path: Path, scorer
             "type": {},
             "points": {"type": "array", "items": {"type": "object", "properties": {"x": {"type": "number"}}}},
         },
-        "required": ["radius"],
+        "required": ["radius", "note"],
     }
-    expected = ExpectedCall("functions.circle_area", {"radius": [3, 3.0], "type": ["", "cm"]}, any_of=True)
+    accepted = {"radius": [3, 3.0], "type": ["", "cm"], "note": [" "]}
+    expected = ExpectedCall("functions.circle_area", accepted, any_of=True)
     assert (first.reference.calls, second.reference.calls) == ((expected,), ())
 
     def call(arguments: str) -> str:
         return f"commentary to=functions.circle_area <|constrain|>json<|message|>{arguments}<|call|>"
 
-    made = (call('{"radius": 3}'), call('{"radius": 3.0, "type": "CM"}'), call('{"radius": 4}'), "About 28.")
-    assert verdicts(scorers, task, *made) == [1, 1, 0, 0]
+    made = (
+        call('{"radius": 3, "note": ""}'), call('{"radius": 3.0, "type": "CM", "note": ""}'),
+        call('{"radius": 4, "note": ""}'), "About 28.", call('{"radius": 3}'),
+    )  # fmt: skip
+    assert verdicts(scorers, task, *made) == [1, 1, 0, 0, 0]
     cut = "analysis<|message|>I could"
-    assert verdicts(scorers, task, *made, cut, row=1) == [0, 0, 0, 1, 0]
+    assert verdicts(scorers, task, *made, cut, row=1) == [0, 0, 0, 1, 0, 0]
 
 
 def without(row: dict[str, Any], name: str) -> dict[str, Any]:
@@ -231,7 +238,7 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
         ("ifeval", without(NO_COMMAS, "kwargs"), "`kwargs` is missing"),
         ("ifeval", {**NO_COMMAS, "kwargs": [{}]}, "kwargs: not one object for each of the 2"),
         ("ifbench", {**NO_COMMAS, "instruction_id_list": []}, "instruction_id_list: an empty list is not"),
-        ("bfcl", without(AREA, "function"), "no `ground_truth`"),
+        ("bfcl", without(AREA, "question"), "`question` is missing"),
         ("bfcl", {**AREA_ANSWER, **without(AREA, "function")}, "`function` is missing"),
         ("bfcl", {**AREA_ANSWER, **AREA, "function": ["f"]}, "function: not a list of objects alone"),
         ("bfcl", {**AREA_ANSWER, **AREA, "ground_truth": [["f()"]]}, "ground_truth: not a list of objects alone"),
