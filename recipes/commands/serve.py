@@ -3,10 +3,11 @@
 examples:
   counterpoint serve runs/quickstart-20260101-120000
   counterpoint serve tiny --port 8001 --effort high
-  OPENAI_API_KEY=$KEY lm_eval --model local-chat-completions \\
+  lm_eval --model local-chat-completions \\
       --model_args model=tiny,base_url=http://127.0.0.1:8000/v1/chat/completions,num_concurrent=8 \\
       --apply_chat_template --tasks gsm8k
 
+Clients show the key that it prints (lm_eval reads OPENAI_API_KEY).
 Prompts are written as the run's data.serving says; /v1/chat/completions, /v1/responses and /v1/models are answered.
 A client that sends the header X-Session-ID (or asks under /r/NAME/v1) continues the ids that were sampled there.
 """
