@@ -128,7 +128,7 @@ class RewardTrainer(BaseTrainer, Trainer):
         """The forward and backward passes of a step; its loss, times the processes to undo DDP's mean."""
         began, step = time.perf_counter(), self.state.global_step
         if step % self.policy.iterations == 0 or not self._batches:
-            self._batches = self._rolled_out(step)
+            self._batches = self._rolled_out(step, model)
         model.train()
         total = torch.zeros((), device=self.args.device)
         measured = StepMetrics()
@@ -183,7 +183,7 @@ class RewardTrainer(BaseTrainer, Trainer):
 
     # ---- rollouts and what they are worth
 
-    def _rolled_out(self, step: int) -> list[MicroBatch]:
+    def _rolled_out(self, step: int, model: nn.Module) -> list[MicroBatch]:
         """The micro-batches of a step, equally many in all processes."""
         self._follow()
         policy, group = self.policy, self.rollouts.group
@@ -212,7 +212,7 @@ class RewardTrainer(BaseTrainer, Trainer):
         batches += [dict(idle) for _ in range(max(1, most) - len(batches))]
         moved = [{name: tensor.to(self.args.device) for name, tensor in batch.items()} for batch in batches]
         if policy.top_entropy < 1:
-            self._count_uncertain(moved)
+            self._count_uncertain(model, moved)
         return moved
 
     def _learned(self, rolled: StepRollouts, worth: Advantages) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,13 +233,13 @@ class RewardTrainer(BaseTrainer, Trainer):
         return advantage_N, learned_N
 
     @torch.no_grad()
-    def _count_uncertain(self, batches: Sequence[MicroBatch]) -> None:
+    def _count_uncertain(self, model: nn.Module, batches: Sequence[MicroBatch]) -> None:
         """Marks the tokens of the highest entropy over the whole step, `top_entropy` of them (arXiv:2506.01939). One
         more forward pass, since which these are is known only then. Collective."""
         entropies = []
         for batch in batches:
             with self.compute_loss_context_manager():
-                entropies.append(self._log_probs(self.model_wrapped, self.base, batch)[1])
+                entropies.append(self._log_probs(model, self.base, batch)[1])
         mine = torch.cat([each[batch["weight"] != 0] for each, batch in zip(entropies, batches, strict=True)])
         everyone = np.concatenate(gather_object([mine.float().cpu().numpy()]))
         if len(everyone):
