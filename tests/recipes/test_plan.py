@@ -25,7 +25,12 @@ NAMED = re.compile(r"(one|eight) GPUs? of (\d+) GB")
 GPUS = {"one": 1, "eight": 8}
 
 
-@pytest.mark.parametrize("name", TRAINING)
+VARIANTS = ("_second_stage", "_multi_gpu", "_kto", "_repair", "_vllm")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith(VARIANTS) else ()) for name in TRAINING]
+)
 def test_every_shipped_run_file_is_planned(capsys: pytest.CaptureFixture[str], name: str) -> None:
     """One that names GPUs, for so many of that size; it fits."""
     run, path = load_run(name), builtin.find(name)

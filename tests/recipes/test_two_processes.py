@@ -46,11 +46,12 @@ def steps(run: Path) -> list[dict[str, Any]]:
     ("config", "rows", "settings", "keys"),
     [
         # The loss of pairs alone: TRL takes the mean of the `sft` part over each process's own tokens.
-        (
+        pytest.param(
             "dpo/tiny_format",
             8,
             ("dpo.losses=sigmoid", "dpo.loss_weights=null", ROWS),
             ("rewards/margins", "logps/chosen"),
+            marks=pytest.mark.slow,
         ),
         # Without the estimate of how far the model moved, which pairs rows within a process.
         pytest.param(

@@ -193,8 +193,21 @@ class Other(World):
 """
 
 
+# Their classes are those of `grpo`'s rewards and of the tasks of `evaluate`.
+SHARED = (("evaluate", "eval.rewards["), ("sft", "eval.tasks["))
+
+
 @pytest.mark.parametrize(
-    ("recipe", "row"), PAIRS, ids=[f"{recipe}-{row.setting}-{n}" for n, (recipe, row) in enumerate(PAIRS)]
+    ("recipe", "row"),
+    [
+        pytest.param(
+            recipe,
+            row,
+            id=f"{recipe}-{row.setting}-{n}",
+            marks=pytest.mark.slow if any(recipe == r and row.setting.startswith(s) for r, s in SHARED) else (),
+        )
+        for n, (recipe, row) in enumerate(PAIRS)
+    ],
 )
 def test_a_setting_does_what_its_row_says(recipe: str, row: Row, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)

@@ -151,6 +151,7 @@ def test_gpqa_s_options_are_in_an_order_that_hangs_on_the_row_alone(tmp_path: Pa
     assert {p.conversation.messages for p in again.prompts} == {p.conversation.messages for p in task.prompts}
 
 
+@pytest.mark.slow
 def test_ifeval_is_right_where_every_instruction_is_kept(tmp_path: Path, scorers: Scorers) -> None:
     path = file_of(tmp_path, NO_COMMAS)
     measures = {
@@ -165,6 +166,7 @@ def test_ifeval_is_right_where_every_instruction_is_kept(tmp_path: Path, scorers
         assert kept == values, task.name
 
 
+@pytest.mark.slow
 def test_ifbench_has_instructions_of_its_own_loosely_read(tmp_path: Path, scorers: Scorers) -> None:
     row = {
         "key": "0", "prompt": "Name a fruit.", "instruction_id_list": ["count:word_count_range"],

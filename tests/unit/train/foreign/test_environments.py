@@ -253,6 +253,7 @@ def test_paths_that_are_not_there_are_reported(bridge: Path, tmp_path: Path) -> 
         listed_tasks("script", settings_of(tmp_path / "nothing.py"), 1)
 
 
+@pytest.mark.slow
 def test_its_tasks_are_an_evaluation(bridge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     task = {"type": "script", "id": "sums_bridge.py", "python": sys.executable, "size": 2, "name": "sums"}

@@ -141,7 +141,13 @@ CASES_BY_NAME = {
 CASES_BY_NAME["top-entropy"] = PolicyLoss("grpo", beta=0.1, entropy_bonus=-0.02), 0.3
 
 
-@pytest.mark.parametrize("name", CASES_BY_NAME)
+QUICK = ("0-", "1-", "3-", "5-", "9-", "11-", "12-", "top")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name.startswith(QUICK) else pytest.mark.slow) for name in CASES_BY_NAME],
+)
 def test_the_loss_and_its_gradients_are_trl_s(name: str, tmp_path: Path) -> None:
     chosen, top = CASES_BY_NAME[name]
     loaded = model()

@@ -125,6 +125,7 @@ def test_the_tiny_model(tiny_run: Any, tmp_path: Path, settings: dict[str, Any])
     ],
     ids=["plain", "checkpointed", "recomputed", "norms"],
 )
+@pytest.mark.slow
 def test_the_tiny_model_in_bfloat16(tiny_run: Any, tmp_path: Path, settings: dict[str, Any]) -> None:
     compare(tiny_run, tmp_path, TINY, 16, 256, **settings)
 
