@@ -66,13 +66,13 @@ def _keep_first_form(document: Document) -> None:
 
 _RETIRED = {
     "dpo": "data.pack_tokens data.tree model.loss train.on_loss_spike train.spike_factor",
-    "grpo": "model.loss train.on_loss_spike train.spike_factor",
+    "grpo": "model.loss train.on_loss_spike train.spike_factor grpo.share_prompts",
     "distill": (
         "model.loss tracking data.valid data.max_tokens data.too_long data.pack_tokens data.tree data.shuffle "
         "data.bad_rows_limit data.effort_buckets data.missing_thinking data.train_on data.weights data.call_style"
     ),
 }
-"""Settings that recorded runs have and that never did anything in them."""
+"""Settings that recorded runs have and that changed no number in them."""
 
 
 def _drop_retired(document: Document) -> None:
