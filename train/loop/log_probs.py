@@ -37,8 +37,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
         log_prob_T, entropy_T = (hidden_TH.new_empty(len(hidden_TH), dtype=wide) for _ in range(2))
         for part, log_softmax_CV in _log_softmax(hidden_TH, weight_VH, temperature, wide):
             log_prob_T[part] = log_softmax_CV.gather(1, target_T[part, None])[:, 0]
-            softmax_CV = log_softmax_CV.exp()
-            entropy_T[part] = -log_softmax_CV.mul_(softmax_CV).sum(1)
+            # No name for it: the next chunk's would be made while it lives.
+            entropy_T[part] = -log_softmax_CV.mul_(log_softmax_CV.exp()).sum(1)
         context = cast(Any, ctx)
         context.save_for_backward(hidden_TH, weight_VH, target_T, entropy_T)
         context.temperature = temperature
@@ -66,6 +66,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
             d_logits_CV *= -d_log_prob_T[part, None]
             if of_entropy_CV is not None:
                 d_logits_CV -= of_entropy_CV
+                del of_entropy_CV
             d_logits_CV /= context.temperature
             if d_hidden_TH is not None:
                 d_hidden_TH[part] = product(d_logits_CV, weight_VH).to(hidden_TH.dtype)
