@@ -100,6 +100,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("setting", NAMED)
+@pytest.mark.slow
 def test_a_run_folder_names_code(place: Any, pwned: Path, setting: str) -> None:
     """Its own config.yaml, as `--resume RUN` reads it: refused with what to add, and what it says to add is enough."""
     config, given = NAMED[setting]

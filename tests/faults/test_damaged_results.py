@@ -44,6 +44,7 @@ def test_an_undamaged_one_is_taken(finished: Place) -> None:
     assert "gate passed" in finished("export", str(finished.run), "--out", "out")
 
 
+@pytest.mark.slow
 def test_a_copy_of_an_adapter_is_asked_too(finished: Place) -> None:
     """Away from its run, and as an export."""
     finished("export", str(finished.run), "--out", "out")
@@ -54,6 +55,7 @@ def test_a_copy_of_an_adapter_is_asked_too(finished: Place) -> None:
     assert "is damaged" in finished.error("sample", "copy", "hi")
 
 
+@pytest.mark.slow
 def test_merged_weights_are_asked_where_a_run_begins_with_them(finished: Place) -> None:
     finished("export", str(finished.run), "--to", "bf16", "--out", "merged")
     flip(finished.folder / "merged" / "model.safetensors")

@@ -36,6 +36,7 @@ def test_a_lost_machine_is_taken_over_and_the_run_goes_on_bit_for_bit(place: Pla
     assert (losses(place.run), weights(place.run)) == (losses(whole.run), weights(whole.run))
 
 
+@pytest.mark.slow
 def test_requeued_at_once_it_waits_for_a_sign_of_life(place: Place, whole: Place) -> None:
     first = place.forks.start(ON_HOST, "pod-a", ["train", "my.yaml"], True, 4.0, folder=place.folder)
     first.until("\nstep 3/")
@@ -74,6 +75,7 @@ def test_a_living_run_is_not_taken_over_where_locks_are_not_passed_on(place: Pla
     assert first.wait() == 143, first.told()
 
 
+@pytest.mark.slow
 def test_a_run_that_stood_still_and_was_taken_over_writes_no_more(place: Place) -> None:
     first = place.forks.start(ON_HOST, "pod-a", ["train", "my.yaml", *LONG], False, 2.0, folder=place.folder)
     first.until("\nstep 3/")
@@ -96,6 +98,7 @@ def test_a_run_that_stood_still_and_was_taken_over_writes_no_more(place: Place) 
     assert json.loads((place.run / LOCK_FILE).read_text() or "{}") == {}
 
 
+@pytest.mark.slow
 def test_two_that_take_over_at_once_are_not_both_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
         raise OSError("no locks")

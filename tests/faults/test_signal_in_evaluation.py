@@ -49,6 +49,7 @@ def test_a_signal_in_the_evaluation_before_the_first_step(place: Place) -> None:
     assert "step 6/6" in told
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_evaluation_leaves_the_result(place: Place) -> None:
     run = begun(place, *HOURS, step=6)
     time.sleep(0.5)
@@ -129,6 +130,7 @@ def test_all_processes_share_an_evaluation(place: Place, whole: Place) -> None:
         assert [line["id"] for line in lines[0]] == [line["id"] for line in lines[1]]
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_in_an_evaluation(place: Place) -> None:
     processes = group(place, *LONG, *HOURS, "eval.every=2")
     processes[0].until("\nstep 2/")

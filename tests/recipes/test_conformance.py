@@ -103,6 +103,7 @@ def test_a_peer_without_an_environment_is_told_what_to_do(tmp_path: Path) -> Non
     assert done.stderr.endswith(": run again with --install\n")
 
 
+@pytest.mark.slow
 def test_a_peer_that_dies_is_told_with_its_last_line(tmp_path: Path) -> None:
     with_environment(tmp_path, "tinker_cookbook")
     done = command(tmp_path, "--peer", "tinker_cookbook", "--case", "single-001")

@@ -51,6 +51,7 @@ def test_no_process_waits_for_one_that_was_killed(forks: Forks, tmp_path: Path, 
         assert json.loads((run / "run.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_process_that_stands_still_is_waited_for_as_long_as_the_setting_says(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(RUN_FILE)
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(ROW)}\n" * 24)

@@ -98,6 +98,7 @@ def test_a_stated_rate_gives_the_time(capsys: pytest.CaptureFixture[str]) -> Non
     assert plan["seconds"] == plan["tokens"] / 1000
 
 
+@pytest.mark.slow
 def test_a_measured_rate_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     _, plan = planned(capsys, "quickstart", "data.train={path: 'example:quickstart', rows: 40}", "--measure")
     assert plan["measured"]["tokens_per_second"] > 0

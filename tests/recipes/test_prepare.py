@@ -170,6 +170,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 def test_two_workers_do_the_same_with_every_fault(tmp_path: Path, prepare: Prepare) -> None:
     good = json.dumps(ROWS[0]).encode()
     lines = [b"\xef\xbb\xbf" + good, *(line for fault in FAULTS for line in (fault, good))] * 20
@@ -328,6 +329,7 @@ def big(path: Path, megabytes: int) -> Path:
     ("stop", "workers"),
     [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGTERM, 1)],
 )
+@pytest.mark.slow
 def test_killed_in_the_middle_nothing_half_bears_the_name(
     tmp_path: Path, prepare: Prepare, stop: signal.Signals, workers: int
 ) -> None:

@@ -98,6 +98,7 @@ def test_dpo_has_the_adapter_as_its_reference_and_resumes_the_same(first: Path) 
     assert all((adapter(run)[name] == tensor).all() for name, tensor in weights.items())
 
 
+@pytest.mark.slow
 def test_rated_completions_and_rewards_go_on_from_it_too(first: Path) -> None:
     assert main(["train", "dpo.yaml", "name=kto", f"model.adapter={first}", "dpo.losses=kto"]) == 0
     assert steps(newest("kto"))[0]["loss"] == pytest.approx(0.5, abs=1e-5)

@@ -368,6 +368,7 @@ def test_a_norm_of_0_clips_no_gradient(train: Train) -> None:
     assert any((unclipped[name] != tight[name]).any() for name in tight)
 
 
+@pytest.mark.slow
 def test_a_longer_run_trains_at_the_rates_of_the_longer_schedule(train: Train) -> None:
     train("train.schedule=linear", "train.warmup_steps=0")
     (run,) = train.runs
@@ -413,6 +414,7 @@ def test_another_base_under_a_run_is_refused_by_resume_and_export(
     assert not (train.folder / "other").exists()
 
 
+@pytest.mark.slow
 def test_overwrite_starts_anew_in_the_newest_folder(train: Train) -> None:
     train("train.steps=2")
     (run,) = train.runs
@@ -431,6 +433,7 @@ def test_changed_data_is_refused(train: Train) -> None:
     assert "the training data changed" in err
 
 
+@pytest.mark.slow
 def test_going_back_to_an_older_checkpoint(train: Train) -> None:
     train()
     (run,) = train.runs

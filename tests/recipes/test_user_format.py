@@ -141,6 +141,7 @@ def test_a_wrong_name_is_told_by_every_command(capsys: pytest.CaptureFixture[str
     assert "run.yaml:4: `eval.tasks.0.format` is `my.py:no`: function `my.py:no`: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_show_and_prepare_take_it_with_any_number_of_workers(capsys: pytest.CaptureFixture[str]) -> None:
     write("a.jsonl", "conversation", None, "value", copies=400)
     assert main(["show", "a.jsonl", "--format", "my.py:rows", "--row", "2", "--plain"]) == 0

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 COMMAND = [sys.executable, "-m", "counterpoint.recipes.cli", "validate"]
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "thinking": "Hm.", "content": "Hello."}]}
 PROMPT = {"messages": [{"role": "user", "content": "2+2?"}], "answer": 4}
@@ -105,6 +107,7 @@ def test_what_the_rows_are_for_decides_which_are_good(tmp_path):
         assert [int(line.split(":")[1]) for line in done.stdout.splitlines() if line.startswith(file)] == bad
 
 
+@pytest.mark.slow
 def test_format_and_options_are_taken(tmp_path):
     picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
     file = write(tmp_path / "a.jsonl", {"messages": [picture, GOOD["messages"][1]]})
@@ -168,6 +171,7 @@ def test_for_rl_the_rows_without_a_truth_are_named(tmp_path):
     assert (last["notices_by_kind"]["no_truth"], len(last["without_truth"]), last["bad"]) == (26, 20, 1)
 
 
+@pytest.mark.slow
 def test_at_most_twenty_rows_of_a_kind_are_told_and_folders_file_by_file(tmp_path):
     write(tmp_path / "a.jsonl", GOOD, *[{"x": 1}] * 25)
     write(tmp_path / "b.jsonl", GOOD, BAD_CALL)

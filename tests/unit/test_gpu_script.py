@@ -21,6 +21,7 @@ runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_the_cuda_forms_pass(tmp_path: Path) -> None:
     command = [sys.executable, "-c", START, "--device", "cpu", "--tiny", "--emulate"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OUT": str(tmp_path)}

@@ -82,6 +82,7 @@ def test_ordinary_text_stays(text: str) -> None:
     assert not looks_secret(text)
 
 
+@pytest.mark.slow
 def test_the_prose_of_this_package_and_of_a_large_library_stays() -> None:
     """Every message and docstring: what is hidden holds a made-up key, a commit, or is the redactor's own."""
     import transformers

@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 
+import pytest
+
 from counterpoint.configs.data_section import ConversionSettings, SourceSettings
 from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
@@ -46,6 +48,7 @@ def test_a_tool_that_openai_harmony_cannot_write_is_a_bad_row(tmp_path):
     assert (found.rows, found.bad) == (2, Counter(tool_schema=1))
 
 
+@pytest.mark.slow
 def test_rows_of_a_size_that_nobody_expects(tmp_path):
     letters, spaces, long = "x" * 2_000_000, " " * 2_000_000, "word " * 3_000_000
     many = chat(*[f"message {n}" for n in range(10_000)])

@@ -64,6 +64,7 @@ def test_an_adapter_export_is_the_live_model(found: Found, tmp_path: Path) -> No
     assert manifest["gate"]["passed"] is True
 
 
+@pytest.mark.slow
 def test_a_merge_in_bf16_stays_within_its_rounding_and_loads_without_peft(found: Found, tmp_path: Path) -> None:
     done = export(found, "bf16", tmp_path / "out", limit=0.05)
     assert 0 < done.gate.kl < 0.05

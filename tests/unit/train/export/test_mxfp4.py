@@ -67,6 +67,7 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return adapter_of(tmp_path_factory.mktemp("light"), 0.02)
 
 
+@pytest.mark.slow
 def test_a_large_adapter_survives_in_part_and_others_read_the_export(tmp_path: Path) -> None:
     done = export(adapter_of(tmp_path, 0.5), "mxfp4", tmp_path / "out", limit=10.0, rounding="nearest", prompts=2)
     shares = [note for note in done.notes if " left" in note]

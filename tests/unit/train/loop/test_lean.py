@@ -58,6 +58,7 @@ def test_trajectories_in_float64_are_equal_to_the_last_digits(tiny_run, tmp_path
         assert (ours[2][name] - weight).abs().max() <= 1e-6 * weight.abs().max(), name
 
 
+@pytest.mark.slow
 def test_bfloat16_runs_stay_together(tiny_run, tmp_path):
     ours = run(tiny_run, tmp_path / "lean", LEAN, dtype=torch.bfloat16)
     theirs = run(tiny_run, tmp_path / "reference", REFERENCE, dtype=torch.bfloat16)

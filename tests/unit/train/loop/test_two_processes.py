@@ -92,6 +92,7 @@ def test_resume_on_another_number_of_processes(run: Runs, tmp_path: Path, before
     assert_close(resumed, whole, first=5)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes_sharded_and_says_so_where_it_is_not(run: Runs, tmp_path: Path) -> None:
     whole = run.whole()
     folder = tmp_path / "broken"
@@ -116,6 +117,7 @@ def test_the_lean_path_trains_in_two_processes_as_in_one(run: Runs, tmp_path: Pa
         assert two["weights"][name] == pytest.approx(total, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_mxfp4_base_trains_in_two_processes_as_in_one_and_stays_packed(run: Runs, tmp_path: Path) -> None:
     packed = {"lean": True, "packed": True, "steps": 4, "every": 2, "log_every": 1}
     one = run.whole(**packed)
@@ -137,6 +139,7 @@ def test_an_mxfp4_base_trains_in_two_processes_as_in_one_and_stays_packed(run: R
     assert all(torch.allclose(ddp[name], tensor, atol=1e-5) for name, tensor in fsdp2.items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_model_trained_in_full_and_in_parts_is_read_whole(forks: Forks, tmp_path: Path) -> None:
     run = recipe(
         forks, tmp_path, SHARDED, "train.steps=2", "train.checkpoint_every=1", "train.learning_rate=1e-3",

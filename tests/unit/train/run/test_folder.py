@@ -176,6 +176,7 @@ def test_a_taken_over_lock_is_logged(tmp_path: Path) -> None:
     assert f"took over the lock of pid 1 on {socket.gethostname()}, which is dead" in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_lock_of_another_machine_holds_while_it_is_touched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
