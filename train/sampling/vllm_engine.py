@@ -1,6 +1,6 @@
 """vLLM in this process (extra `vllm`): token ids in, token ids out.
 
-Run with vLLM 0.32.0 on a CPU, where it agrees with transformers (docs/learning.md); not run on a GPU.
+Run with vLLM 0.32.0 on a CPU, where it agrees with transformers (docs/learning-measured.md); not run on a GPU.
 """
 
 from __future__ import annotations
