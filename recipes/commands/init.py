@@ -20,6 +20,7 @@ from typing import TypeVar
 from counterpoint.configs.errors import ConfigError
 from counterpoint.recipes.commands.argument_types import count, positive
 from counterpoint.recipes.commands.data_arguments import data_settings
+from counterpoint.recipes.commands.places import check_data
 
 Number = TypeVar("Number", int, float)
 
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     data = data_settings(args)
+    check_data(data)
     out, prompts = _files(args, data.train[0].path)
     memory, gpus = _device(args)
     model = MODELS[args.model or ("tiny" if memory is None else "20b")]
@@ -53,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.data.counts.lines import validation_lines
     from counterpoint.recipes.commands import plan
     from counterpoint.recipes.commands.init_look import look
-    from counterpoint.recipes.commands.init_settings import Target, run_file
+    from counterpoint.recipes.commands.init_settings import Target, check_bad_rows, run_file
 
     found = look(data)
     print("\n".join(validation_lines(found.counter, found.seconds)))
+    check_bad_rows(found, data)
     kept = found.write_prompts(prompts)
     text = run_file(found, data, Target(model, memory, gpus), out, prompts if kept else None)
     out.write_text(text, encoding="utf-8")

@@ -20,6 +20,8 @@ from counterpoint.train.model.load import load_vocabulary_of
 from counterpoint.train.plan.estimate import GIB, Estimate, changes_to_fit
 
 FEW_ROWS, HOLD_OUT_FROM, FEWEST_STEPS = 500, 20, 50
+MOST_BAD = 0.5
+"""A larger share of bad rows is another format, or another kind of file, rather than a file with faults."""
 LONGEST_ROW, LONGEST_SAMPLE = 8192, 2048
 Reasoned = dict[str, tuple[Any, str]]
 """Setting -> its value and the reason."""
@@ -38,6 +40,12 @@ class Target:
         return self.memory is None
 
 
+def check_bad_rows(found: Look, data: DataSettings) -> None:
+    """DataError where more rows are bad than `data.bad_rows_limit` or, where that is not given, MOST_BAD allows."""
+    given = "bad_rows_limit" in data.model_fields_set
+    found.counter.check_bad_rows(data.bad_rows_limit if given else MOST_BAD, _files(data))
+
+
 def run_file(found: Look, data: DataSettings, target: Target, out: Path, prompts: Path | None) -> str:
     """The text of the run file `out`. prompts: the file of them, None where there are too few rows for one."""
     extends = _extends(found, target)
@@ -49,6 +57,10 @@ def run_file(found: Look, data: DataSettings, target: Target, out: Path, prompts
     values |= _steps(found, target, extends, values)
     values |= _to_fit(target, extends, values)
     return _text(found, data, target, out, extends, values)
+
+
+def _files(data: DataSettings) -> str:
+    return ", ".join(source.path for source in data.train)
 
 
 def _extends(found: Look, target: Target) -> str:
@@ -65,6 +77,10 @@ def _data(found: Look, data: DataSettings, target: Target) -> Reasoned:
     out: Reasoned = {"data.train": (plain[0] if len(plain) == 1 else plain, "")}
     for name in sorted(data.model_fields_set - {"train"}):
         out[f"data.{name}"] = (data.model_dump(mode="json", exclude_unset=True)[name], "as you gave it")
+    bad, rows = found.counter.n_bad, found.counter.rows
+    if bad > data.bad_rows_limit * rows:
+        reason = f"{bad:,} of {rows:,} rows are bad and left out; once they are mended, take this line out"
+        out["data.bad_rows_limit"] = (math.ceil(100 * bad / rows) / 100, reason)
     if found.use == "dpo" and target.tiny:
         out["dpo.negatives"] = ([], "your rows are pairs: none are built")
     if found.longest and "max_tokens" not in data.model_fields_set:
@@ -164,10 +180,9 @@ def _yaml(value: Any) -> str:
 
 def _text(found: Look, data: DataSettings, target: Target, out: Path, extends: str, values: Reasoned) -> str:
     where = "this CPU, the embedded tiny model" if target.tiny else f"{target.gpus} x {target.memory:g} GiB"
-    files = ", ".join(source.path for source in data.train)
     shipped = f"`counterpoint configs validate {out} --print` prints every setting"
     lines = [
-        f"# {files} on {where}; written by `counterpoint init`",
+        f"# {_files(data)} on {where}; written by `counterpoint init`",
         "#",
         f"# {found.rows:,} usable rows ({by_count(found.counter.formats)}), {found.counter.n_bad:,} bad ones.",
         f"# What is not here comes from {extends}; {shipped}.",

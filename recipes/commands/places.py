@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,28 @@ def check_places(settings: Any, *, trains: bool = True) -> None:
 
     trains: whether there must be data to train on, and a folder for the run.
     """
-    from counterpoint.data.rows.containers import find, is_file_source
-
-    for path in (*(_data_paths(settings.data) if trains else ()), *_prompt_paths(getattr(settings, "eval", None))):
-        if is_file_source(path):
-            find(path)
+    if trains:
+        check_data(settings.data)
+    _check_files(_prompt_paths(getattr(settings, "eval", None)))
     _check_model(settings.model, "model")
     teacher = getattr(getattr(settings, "grpo", None), "teacher", None)
     if teacher is not None:
         _check_model(teacher.model, "grpo.teacher.model")
     if trains:
         _check_output(Path(settings.output))
+
+
+def check_data(data: Any) -> None:
+    """NoDataError for the first file of the section `data` that is not there."""
+    _check_files(_data_paths(data))
+
+
+def _check_files(paths: Iterable[str]) -> None:
+    from counterpoint.data.rows.containers import find, is_file_source
+
+    for path in paths:
+        if is_file_source(path):
+            find(path)
 
 
 def check_checkpoint(name: str) -> None:

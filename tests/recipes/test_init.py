@@ -106,6 +106,18 @@ def test_the_settings_fit_the_gpus(
     assert "yes, with rows of up to" in capsys.readouterr().out
 
 
+def test_a_file_with_bad_rows_trains(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("mine.jsonl", [*sums(9), {"messages": 7}])
+    assert cli.main(["init", "mine.jsonl", "--cpu"]) == 0
+    text = Path("mine.yaml").read_text()
+    assert (
+        "  # 1 of 10 rows are bad and left out; once they are mended, take this line out\n  bad_rows_limit: 0.1\n"
+        in text
+    )
+    assert cli.main(["train", "mine.yaml", *QUICK, "eval.at_end=false"]) == 0
+    capsys.readouterr()
+
+
 def test_pairs_give_a_run_of_dpo(folder: Path) -> None:
     write("pairs.jsonl", [{"prompt": f"{i} + 1?", "chosen": str(i + 1), "rejected": "no"} for i in range(30)])
     assert cli.main(["init", "pairs.jsonl", "--cpu", "--out", "p.yaml"]) == 0
@@ -132,7 +144,12 @@ def test_it_asks_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         (["mine.jsonl"], "on what will it train? Say --gpu-memory GIB"),
         (["mine.jsonl", "--cpu", "--model", "20b"], "20b and 120b need a GPU"),
-        (["none.jsonl", "--cpu"], "none.jsonl: no such file or folder"),
+        (["none.jsonl"], "none.jsonl: no such file or folder"),
+        (["broken.jsonl", "--cpu"], "4 of 7 rows are bad, more than data.bad_rows_limit (50%) allows"),
+        (
+            ["faulty.jsonl", "--cpu", "data.bad_rows_limit=0.1"],
+            "1 of 4 rows are bad, more than data.bad_rows_limit (10%)",
+        ),
         (["there.jsonl", "--cpu"], "there.yaml is there already"),
         (["mine.jsonl", "--cpu", "--out", "a/b.yaml"], "no folder a: make it first"),
         (["prompts.jsonl", "--cpu"], "no row holds an answer to train"),
@@ -144,9 +161,13 @@ def test_mistakes_are_one_line(
 ) -> None:
     write("mine.jsonl", sums(3))
     write("prompts.jsonl", [{"messages": [{"role": "user", "content": "What?"}], "answer": "That"}])
+    write("there.jsonl", sums(3))
+    write("broken.jsonl", [*sums(3), *[{"messages": 7}] * 4])
+    write("faulty.jsonl", [*sums(3), {"messages": 7}])
     Path("there.yaml").touch()
     assert cli.main(["init", *arguments]) in (1, 2)
     captured = capsys.readouterr()
     assert told in captured.err
     assert captured.err.count("\n") == 1
-    assert not Path("mine.yaml").exists()
+    assert not any(Path(f"{name}.yaml").exists() for name in ("mine", "broken", "faulty"))
+    assert not list(folder.glob("*.prompts.jsonl"))
