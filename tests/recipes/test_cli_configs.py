@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_schema_is_json(tmp_path: Path) -> None:
 
 
 def test_version_and_help(tmp_path: Path) -> None:
-    assert counterpoint("--version", cwd=tmp_path).stdout == "counterpoint 0.1.0\n"
+    assert counterpoint("--version", cwd=tmp_path).stdout == f"counterpoint {version('counterpoint')}\n"
     for arguments in ([], ["--help"], ["-h"], ["help"]):
         result = counterpoint(*arguments, cwd=tmp_path)
         assert (result.returncode, result.stderr) == (0, "")

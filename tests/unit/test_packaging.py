@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,13 @@ SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools
 HEAVY = (
     "torch", "transformers", "trl", "peft", "numpy", "pydantic", "yaml", "tiktoken", "datasets", "rich", "wandb", "jinja2",
 )  # fmt: skip
+
+
+def test_the_newest_changes_are_those_of_the_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == project["version"]
 
 
 def test_the_list_of_packages_is_the_tree() -> None:
