@@ -1,7 +1,8 @@
-"""Where many rollouts, each in a thread of its own, wait for what one engine samples in batches.
+"""Where many rollouts, each in a thread of its own, wait for what one engine samples.
 
-The engine runs in the thread that calls `serve`, since torch's number of threads and its modes belong to a thread, and
-signals to the main one.
+A model in this process samples in batches, in the thread that calls `run`, since torch's number of threads and its
+modes belong to a thread, and signals to the main one. An engine whose `each_alone` is true (a server) is asked by each
+rollout itself, at once: a slow sample holds up no other.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class SamplingDesk:
         if stops is not None and isinstance(engine, Sampler):
             engine = replace(engine, stops=stops)
         self._engine, self._temperature, self._stops = engine, temperature, stops
+        self._each_alone = bool(getattr(engine, "each_alone", False))
+        self._failure: BaseException | None = None
         self._changed = threading.Condition()
         self._waiting: list[_Asked] = []
         self._left = 0
@@ -88,6 +91,8 @@ class SamplingDesk:
     def sample(self, place: int, ids: list[int], tokens: int, seed: int) -> Sampled:
         """Called by a rollout: blocks until its sample of at most `tokens` is there. AbandonedError where none will
         be."""
+        if self._each_alone:
+            return self._alone(ids, tokens, seed)
         asked = _Asked(place, ids, tokens, seed)
         with self._changed:
             if self._ended:
@@ -95,6 +100,17 @@ class SamplingDesk:
             self._waiting.append(asked)
             self._changed.notify_all()
         return asked.answer.result()
+
+    def _alone(self, ids: list[int], tokens: int, seed: int) -> Sampled:
+        if self._ended:
+            raise AbandonedError
+        try:
+            return self._engine.sample([ids], tokens, self._temperature, [seed])[0]
+        except BaseException as error:
+            with self._changed:  # raised by `run`: who asks may be a thread of an endpoint, which would only answer it
+                self._failure = self._failure or error
+                self._changed.notify_all()
+            raise AbandonedError from error
 
     @property
     def ended(self) -> bool:
@@ -113,6 +129,8 @@ class SamplingDesk:
         while True:
             with self._changed:
                 while not self._waiting:
+                    if self._failure is not None:
+                        raise self._failure
                     if self._left == 0:
                         return
                     self._changed.wait(self._pause)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urljoin
 
 from counterpoint.configs.errors import ConfigError, ModelError, RunError
@@ -39,15 +40,19 @@ WHOLE = {
 
 @dataclass
 class ServerEngine:
-    """Asks one server, `settings.parallel` requests at a time. A request that failed in transit is repeated."""
+    """Asks one server, `settings.parallel` requests at a time, whoever asks. A request that failed in transit is
+    repeated. each_alone: what waits for samples asks for each by itself (sampling_desk.py)."""
 
     settings: ServerSettings
     model: str
     pause: float = 1.0
     logprobs: bool = False
+    each_alone: ClassVar[bool] = True
     _opener: Any = field(init=False, repr=False)
+    _slots: threading.Semaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._slots = threading.Semaphore(self.settings.parallel)
         # A proxy of the environment cannot reach a server on this machine.
         handlers = [urllib.request.ProxyHandler({})] if is_here(self.settings.url) else []
         self._opener = urllib.request.build_opener(*handlers)
@@ -92,12 +97,16 @@ class ServerEngine:
             for prompt, each in zip(prompts, seeds, strict=True)
         ]
         with ThreadPoolExecutor(self.settings.parallel) as pool:
-            futures = [pool.submit(self._asked, "completions", body) for body in bodies]
+            futures = [pool.submit(self._completed, body) for body in bodies]
             try:
                 return [self._sampled(f.result(), body) for f, body in zip(futures, bodies, strict=True)]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _completed(self, body: dict[str, Any]) -> Any:
+        with self._slots:
+            return self._asked("completions", body)
 
     def version(self) -> str:
         """Version of the server's vLLM; empty where it reports none."""

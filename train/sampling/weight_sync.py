@@ -44,6 +44,11 @@ class FollowingEngine:
     engine: Any = None
     start: Callable[[Path], VllmEngine] | None = None
 
+    @property
+    def each_alone(self) -> bool:
+        """Whether each sample is asked for by itself."""
+        return bool(getattr(self.engine, "each_alone", False))
+
     def follow(
         self,
         model: Any,

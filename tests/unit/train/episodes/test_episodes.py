@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.configs.data_section import RenderSettings, ServedSettings
+from counterpoint.configs.errors import RunError
 from counterpoint.data.conversation import Conversation, Message
 from counterpoint.data.formats.convert import convert
 from counterpoint.data.harmony.render import Renderer
@@ -23,7 +25,7 @@ from counterpoint.train.episodes.said import continued
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.rollout import Episode
-from counterpoint.train.sampling.sample import Sampled, Sampler
+from counterpoint.train.sampling.sample import Sampled, Sampler, sample_seed
 from counterpoint.train.sampling.scripted import ScriptedEngine
 
 VOCABULARY = load_vocabulary()
@@ -267,6 +269,44 @@ def test_a_model_is_sampled_like_by_the_sampler_alone(toolkit: Toolkit) -> None:
     swapped = run_episodes(prompts[::-1], renderer, Sampler(loaded), limits=limits, seed=seeds[::-1])
     assert swapped[::-1] == run[0]
     assert run_episodes(prompts, renderer, Sampler(loaded), limits=limits, seed=[8, 9, 10]) != run[0]
+
+
+class EachAlone(ScriptedEngine):
+    """Asked for each sample by itself. The samples of the first seed wait until the other rollouts have ended."""
+
+    each_alone = True
+
+    def __init__(self, script: Any, others: int = 0) -> None:
+        super().__init__(VOCABULARY, script)
+        self.ended, self.others = threading.Semaphore(0), others
+
+    def sample(self, prompts: Any, max_new_tokens: int, temperature: float = 0, seed: Any = 0, **more: Any) -> Any:
+        if seed == [sample_seed(1, 0)]:
+            assert all(self.ended.acquire(timeout=20) for _ in range(self.others))
+        return super().sample(prompts, max_new_tokens, temperature, seed, **more)
+
+
+def test_a_slow_sample_of_a_server_holds_up_no_other_rollout(toolkit: Toolkit) -> None:
+    def script(prompt: list[int], seed: int) -> str:
+        called = "<|start|>functions.multiply" in VOCABULARY.decode(prompt)
+        return ANSWER.replace("42", str(seed % 97)) if called else IN_CHANNEL
+
+    engine = EachAlone(script, others=2)
+    options: Any = {"toolbox": toolkit.toolbox, "seed": [1, 2, 3], "temperature": 1.0}
+    prompts, after = [question(toolkit)] * 3, lambda place, _: place and engine.ended.release()
+    episodes = run_episodes(prompts, RENDERER, engine, after=after, **options)
+    assert {len(asked) for asked in engine.asked} == {1}
+    assert episodes == run_episodes(prompts, RENDERER, ScriptedEngine(VOCABULARY, script), **options)
+
+
+def test_a_server_that_fails_ends_the_run_with_its_own_error(toolkit: Toolkit) -> None:
+    def script(prompt: list[int], seed: int) -> str:
+        if seed == sample_seed(3, 0):
+            raise RunError("http://there/v1: status 400")
+        return IN_CHANNEL
+
+    with pytest.raises(RunError, match="status 400"):
+        run_episodes([question(toolkit)] * 3, RENDERER, EachAlone(script), toolbox=toolkit.toolbox, seed=[1, 2, 3])
 
 
 MCP_SERVER = '''
