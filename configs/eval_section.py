@@ -32,7 +32,20 @@ from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.configs.tool_section import TaskTools, ToolSettings
 
 
-class SamplingSettings(Settings):
+class TruncationSettings(Settings):
+    """The part of a distribution that is sampled from, in the order of vLLM: min-p, top-k, top-p."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens whose probabilities add up to this; 1 from all."""
+
+    top_k: Count | None = None
+    """Sample from this many of the likeliest tokens; null from all."""
+
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Sample from the tokens that have at least this share of the likeliest token's probability; 0 from all."""
+
+
+class SamplingSettings(TruncationSettings):
     """Fixed prompts, sampled token in and token out at each effort, and checked on ids."""
 
     prompts: Text | None = None

@@ -20,7 +20,7 @@ from counterpoint.configs.base import (
 )
 from counterpoint.configs.data_section import OpeningSettings, Overlap
 from counterpoint.configs.environment_section import AnyEnvironment, EnvironmentName, UserSettings
-from counterpoint.configs.eval_section import PromptTask, ServerSettings, VllmSettings
+from counterpoint.configs.eval_section import PromptTask, ServerSettings, TruncationSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.share import OrShare, check_share, share_of
 
@@ -79,7 +79,7 @@ class PromptSettings(OpeningSettings):
         return () if isinstance(self.valid, str) else self.valid
 
 
-class RolloutSettings(Settings):
+class RolloutSettings(TruncationSettings):
     """How completions are sampled: token in, token out, through tool calls to the final."""
 
     temperature: Positive = 1.0

@@ -50,6 +50,7 @@ from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.configs.rl_section import GrpoSettings, PromptSettings, RolloutSettings, TeacherSettings
 from counterpoint.configs.section_checks import (
+    check_compared,
     check_driven,
     check_eval_tasks,
     check_no_dropout,
@@ -296,9 +297,9 @@ class GrpoRun(RunSettings):
                 "`launch.strategy: fsdp2` has no process with the whole model to sample from: use `ddp`, or "
                 "`rollout.engine: server`"
             )
-        if self.grpo.beta and not self.lora.enabled:
-            raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
-        check_paid(self.rewards, self.rollout, taught=self.grpo.teacher is not None)
+        taught = self.grpo.teacher is not None
+        check_compared(self.rollout, self.grpo.beta, taught, self.lora.enabled)
+        check_paid(self.rewards, self.rollout, taught)
         check_driven(self.rollout, self.tools)
         if self.rollout.engine != "transformers":
             self._check_engine()

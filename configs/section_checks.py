@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterpoint.configs.environment_section import check_asked_by_package
+from counterpoint.configs.eval_section import TruncationSettings
 from counterpoint.configs.foreign_section import ForeignSettings
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.reward_section import RewardSettings
@@ -61,6 +62,20 @@ def check_paid(rewards: Sequence[RewardSettings], rollout: RolloutSettings, taug
     paid = rollout.in_environments or any(reward.weight for reward in rewards)
     if not paid and not taught:
         raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
+
+
+def check_compared(rollout: RolloutSettings, beta: float, taught: bool, adapted: bool) -> None:
+    """What the policy is compared with. A divergence between distributions of which each has lost another part is none.
+
+    adapted: whether an adapter is trained."""
+    if beta and not adapted:
+        raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
+    cut = next((name for name in TruncationSettings.model_fields if name in rollout.model_fields_set), None)
+    other = "grpo.teacher" if taught else "grpo.beta" if beta else None
+    if other and cut and (rollout.top_p, rollout.top_k, rollout.min_p) != (1.0, None, 0.0):
+        raise ValueError(
+            f"`rollout.{cut}` cuts the distribution that is learned, and `{other}` compares whole ones: leave one out"
+        )
 
 
 def check_driven(rollout: RolloutSettings, tools: ToolSettings) -> None:

@@ -33,6 +33,7 @@ from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.run.world import process_number
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampler
+from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.sampling.weight_sync import check_engine, following_engine
 from counterpoint.train.scoring.prompts import load_prompts
 from counterpoint.train.scoring.rewards import Rewards
@@ -63,7 +64,8 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         check_engine(settings)
         steps = steps_of(settings, len(items), groups)
         prepared = prepare(settings, session, fingerprint(items, renderer), steps, prompts)
-        engine: Engine = Sampler(prepared.loaded, batch_rows=settings.rollout.batch)
+        rollout = settings.rollout
+        engine: Engine = Sampler(prepared.loaded, batch_rows=rollout.batch, truncation=Truncation.of(rollout))
         if settings.rollout.engine != "transformers":
             engine = following_engine(settings, session.path / "engine")
         rollouts = Rollouts(

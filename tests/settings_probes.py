@@ -308,8 +308,8 @@ def sampling(run: Any) -> Any:
     calls: list[Any] = []
 
     class Sampler:
-        def __init__(self, loaded: Any, batch_rows: int, stops: Any) -> None:
-            calls.append(batch_rows)
+        def __init__(self, loaded: Any, batch_rows: int, stops: Any, truncation: Any) -> None:
+            calls.append((batch_rows, truncation))
 
         def sample(self, ids: Any, *rest: Any) -> list[Any]:
             calls.append(([list(each) for each in ids], rest))

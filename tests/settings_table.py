@@ -521,6 +521,7 @@ def rows_of_environments() -> list[Row]:
     return made
 
 
+TRUNCATED = {"top_p": 0.9, "top_k": 50, "min_p": 0.01}
 VLLM = {"rollout.engine": "vllm", "model.name": "openai/gpt-oss-20b", "rollout.weights": "adapter"}
 
 
@@ -627,6 +628,14 @@ def rows_of_evaluation() -> list[Row]:
         "prompts": "prompts.jsonl", "efforts": ["low"], "samples": 3, "max_new_tokens": 9, "temperature": 0.5, "batch": 3,
     }  # fmt: skip
     made = [Row(f"eval.{name}", value, "what is drawn", "sampling", TRAINING) for name, value in hook.items()]
+    made += [
+        Row(f"eval.{name}", value, "what is drawn from", "sampling", TRAINING) for name, value in TRUNCATED.items()
+    ]
+    made += [
+        Row(f"eval.{name}", value, "what is drawn from", "engine", ("evaluate",), base={"eval.engine": engine})
+        for name, value in TRUNCATED.items()
+        for engine in ("transformers", "vllm", "server")
+    ]
     drawn = {name: value for name, value in hook.items() if name != "batch"}
     made += [Row(f"eval.{name}", value, "what is drawn", "plan", ("evaluate",)) for name, value in drawn.items()]
     rolled = {"eval.prompts": "prompts.jsonl", "eval.tools": copy.deepcopy(ONE_TOOL)}
@@ -682,6 +691,9 @@ def rows_of_pairs_and_rewards() -> list[Row]:
         Row("grpo.kl_ratio", False, "arguments of the trainer", "arguments", base={"grpo.beta": 0.1}),
         Row("rollout.correction_floor", 0.5, "arguments of the trainer", "arguments"),
         Row("rollout.temperature", 0.5, "how rollouts are sampled", "calls"),
+        *(Row(f"rollout.{name}", value, "what rollouts are sampled from", "calls") for name, value in TRUNCATED.items()),
+        *(Row(f"rollout.{name}", value, "what is learned", "arguments") for name, value in TRUNCATED.items()),
+        *(Row(f"rollout.{name}", value, "what vLLM samples from", "following", base={**VLLM, "rollout.engine": engine}) for name, value in TRUNCATED.items() for engine in ("vllm", "server")),
         Row("rollout.action_tokens", 9, "limits of a rollout", "calls"),
         Row("rollout.completion_tokens", 9, "limits of a rollout", "calls"),
         Row("rollout.calls", 1, "limits of a rollout", "calls"),

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.configs.environment_section import EnvironmentSettings, InstanceSettings
-from counterpoint.configs.eval_section import EnvironmentTask, PromptTask, SuiteSettings, TaskSettings
+from counterpoint.configs.eval_section import (
+    EnvironmentTask,
+    PromptTask,
+    SuiteSettings,
+    TaskSettings,
+    TruncationSettings,
+)
 from counterpoint.configs.reward_section import AskingReward
 from counterpoint.configs.schema import EvaluateRun, GrpoRun
 from counterpoint.configs.user_code import is_foreign
@@ -45,7 +51,8 @@ def of_run(settings: EvaluateRun, found: Found) -> OfRun:
         changed |= _rolled(run, notices)
     if chosen.prompts is None and not chosen.tasks:
         hook = run.eval
-        kept = {"prompts": hook.prompts, "max_new_tokens": hook.max_new_tokens, "temperature": hook.temperature}
+        names = ("prompts", "max_new_tokens", "temperature", *TruncationSettings.model_fields)
+        kept = {name: getattr(hook, name) for name in names}
         changed |= {n: value for n, value in kept.items() if n == "prompts" or n not in chosen.model_fields_set}
         more = _held_out(run, notices, hook.prompts) if isinstance(run, GrpoRun) else []
         if more:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from counterpoint.train.evals.tasks import Task, build_tasks
 from counterpoint.train.model.load import device_of, load_vocabulary_of
 from counterpoint.train.model.marker import require_whole
 from counterpoint.train.sampling.engines import Engine, make_engine
+from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.scoring.scorers import Scorers
 
 
@@ -44,7 +45,9 @@ class Planned:
         """What samples depend on besides the plan."""
         model = self.found.base.model_dump(mode="json")
         shards = {"shards": str(self.found.shards)} if self.found.shards else {}
-        return {"model": model, "adapter": self.adapter, "engine": self.settings.eval.engine, **shards}
+        truncation = Truncation.of(self.settings.eval)
+        cut = {} if truncation.whole else {"truncation": asdict(truncation)}
+        return {"model": model, "adapter": self.adapter, "engine": self.settings.eval.engine, **shards, **cut}
 
     def rows(self) -> list[Row] | None:
         """All samples if none is missing, else None; RunError where the folder holds another evaluation."""

@@ -34,6 +34,7 @@ from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.run.folder import METRICS, json_lines
 from counterpoint.train.sampling.sample import Sampled, Sampler, SamplingStoppedError, sample_seed
+from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.scoring.prompts import EvalPrompt, clustered
 from counterpoint.train.scoring.scorers import Scorers
 
@@ -116,7 +117,7 @@ def sample_all(
     """A sample of each; its seed depends on prompt, effort and number alone. stops: as of `Sampler`."""
     ids = [renderer.prompt(prompt.conversation, effort) for prompt, effort, _ in plan]
     seeds = [sample_seed(seed, prompt.id, effort, k) for prompt, effort, k in plan]
-    sampler = Sampler(loaded, batch_rows=settings.batch, stops=stops)
+    sampler = Sampler(loaded, batch_rows=settings.batch, stops=stops, truncation=Truncation.of(settings))
     sampled = sampler.sample(ids, settings.max_new_tokens, settings.temperature, seeds)
     return list(zip(plan, sampled, strict=True))
 
@@ -277,7 +278,8 @@ class ChannelEval(TrainerCallback):
         places = iter(range(first, first + len(self.draws)))
         parts = [[(next(places), draw) for draw in block] for block in blocks(self.draws)]
         mine = [each for part in parts[self.process :: self.processes] for each in part]
-        sampler = Sampler(self.loaded, batch_rows=self.settings.batch, stops=self.stops)
+        truncation = Truncation.of(self.settings)
+        sampler = Sampler(self.loaded, batch_rows=self.settings.batch, stops=self.stops, truncation=truncation)
         with RolloutPool() as pool, Scorers() as scorers, self._who(who):
             for task in dict.fromkeys(draw.task.name for _, draw in mine):
                 own = [(place, draw) for place, draw in mine if draw.task.name == task]

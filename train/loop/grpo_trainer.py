@@ -43,6 +43,7 @@ from counterpoint.train.loop.teacher import Teacher
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.run.signals import StopSignal
+from counterpoint.train.sampling.truncation import WHOLE, Truncation
 from counterpoint.train.sampling.weight_sync import FollowingEngine
 
 
@@ -50,7 +51,7 @@ from counterpoint.train.sampling.weight_sync import FollowingEngine
 class PolicySettings:
     """order: which items a step samples. row_tokens: largest tree row. groups: that a step learns from, where it
     samples more than that; None for all. top_entropy: share of the tokens that count, those of the highest entropy.
-    iterations: steps on the same rollouts."""
+    iterations: steps on the same rollouts. truncation: of the distribution that is sampled from."""
 
     loss: PolicyLoss
     order: StepOrder
@@ -62,6 +63,7 @@ class PolicySettings:
     top_entropy: float = 1.0
     iterations: int = 1
     mask_truncated: bool = False
+    truncation: Truncation = WHOLE
 
 
 class RewardTrainer(BaseTrainer, Trainer):
@@ -171,9 +173,10 @@ class RewardTrainer(BaseTrainer, Trainer):
         return loss * self.accelerator.num_processes, measures
 
     def _log_probs(self, model: nn.Module, base: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log-probability, entropy) (T,) at the temperature of sampling."""
+        """(log-probability, entropy) (T,) of the distribution that is sampled from."""
         hidden_TH, weight_VH = target_hidden(model, base, dict(batch))
-        return target_log_probs(hidden_TH, weight_VH, batch["target_ids"], self.policy.temperature)
+        policy = self.policy
+        return target_log_probs(hidden_TH, weight_VH, batch["target_ids"], policy.temperature, policy.truncation)
 
     @torch.no_grad()
     def _rated(self, teacher: Teacher, batch: MicroBatch) -> torch.Tensor:

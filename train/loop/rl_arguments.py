@@ -15,6 +15,7 @@ from counterpoint.train.loop.policy_loss import PolicyLoss
 from counterpoint.train.loop.step_order import StepOrder
 from counterpoint.train.loop.training_arguments import common_arguments, steps_of_epochs, without_data_parallel
 from counterpoint.train.run.world import rows_per_step, world_size
+from counterpoint.train.sampling.truncation import Truncation
 
 
 def steps_of(settings: DpoRun | GrpoRun, n_items: int, per_step: int) -> int:
@@ -109,4 +110,5 @@ def policy_settings(settings: GrpoRun, n_items: int) -> PolicySettings:
         grpo.top_entropy,
         grpo.iterations,
         grpo.mask_truncated,
+        Truncation.of(rollout),
     )

@@ -15,6 +15,7 @@ from counterpoint.configs.schema import SuiteSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.sampling.sample import Sampled, Sampler
+from counterpoint.train.sampling.truncation import Truncation
 
 
 class Engine(Protocol):
@@ -47,12 +48,19 @@ def make_engine(
     if settings.engine == "server":
         from counterpoint.train.sampling.server import ServerEngine
 
-        return ServerEngine.connected(settings.server)
+        return ServerEngine.connected(settings.server, truncation=Truncation.of(settings))
     if settings.engine == "vllm":
         from counterpoint.train.sampling.vllm_engine import VllmEngine, dtype_name
 
         assert model is not None
-        return VllmEngine.started(model.name, settings.vllm, adapter, revision=model.revision, dtype=dtype_name(model))
+        return VllmEngine.started(
+            model.name,
+            settings.vllm,
+            adapter,
+            revision=model.revision,
+            dtype=dtype_name(model),
+            truncation=Truncation.of(settings),
+        )
     if loaded is None:
         raise ConfigError("eval.engine: transformers samples a model in memory, and none was loaded")
-    return Sampler(loaded, batch_rows=settings.batch)
+    return Sampler(loaded, batch_rows=settings.batch, truncation=Truncation.of(settings))

@@ -22,6 +22,7 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.sampling.decode import Decoder
+from counterpoint.train.sampling.truncation import WHOLE, Truncation
 
 # B batch, S prompt length, V rows of the model
 
@@ -61,13 +62,16 @@ class Sampler:
 
     batch_rows, batch_tokens: most samples, and most tokens (prompt and completion), that are in progress at a time.
     Which samples share a batch does not affect the draws: each has a generator of its own. stops: asked after every
-    token; SamplingStoppedError once it is true (of a sharded model, in process 0).
+    token; SamplingStoppedError once it is true (of a sharded model, in process 0). truncation: of the distribution that
+    is drawn from. logprobs: whether samples have them, of greedy ones those at temperature 1.
     """
 
     loaded: LoadedModel
     batch_rows: int = 32
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     stops: Callable[[], bool] | None = None
+    truncation: Truncation = WHOLE
+    logprobs: bool = False
 
     def sample(
         self,
@@ -91,8 +95,8 @@ class Sampler:
             for batch in self._batches(prompts, max_new_tokens):
                 drawn = [seeds[i] for i in batch] if temperature > 0 else None
                 found = self._drawn([prompts[i] for i in batch], max_new_tokens, temperature, drawn, stop_rows)
-                for index, rows in zip(batch, found, strict=True):
-                    out[index] = self._completion(rows, stop_rows)
+                for index, (rows, told) in zip(batch, found, strict=True):
+                    out[index] = self._completion(rows, told, stop_rows)
         return [sampled for sampled in out if sampled is not None]
 
     def _batches(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
@@ -114,15 +118,17 @@ class Sampler:
         temperature: float,
         seeds: list[int] | None,
         stop_rows: list[int],
-    ) -> list[list[int]]:
+    ) -> list[tuple[list[int], list[float | None] | None]]:
         loaded, device = self.loaded, next(self.loaded.model.parameters()).device
         longest = len(prompts[0]) + max_new_tokens
         slots = max(1, min(self.batch_rows, self.batch_tokens // longest))
         rows = [loaded.vocabulary_map.rows(np.asarray(prompt)).tolist() for prompt in prompts]
-        noise = None if seeds is None else SeededNoise(seeds, temperature, device)
+        noise = None if seeds is None else SeededNoise(seeds, temperature, device, self.truncation)
         sharded = is_sharded(loaded.model)
+        told: list[list[float | None]] = [[] for _ in prompts]
 
         def choose(scores_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
+            scores_BV = scores_BV if noise is None else noise.processed(scores_BV)
             chosen_B = (scores_BV if noise is None else noise.on(scores_BV, samples)).argmax(-1)
             stop = self.stops is not None and self.stops()
             if sharded:
@@ -132,13 +138,18 @@ class Sampler:
                 chosen_B, stop = both[:-1], bool(both[-1])
             if stop:
                 raise SamplingStoppedError
+            if self.logprobs:
+                found = scores_BV.float().log_softmax(-1).gather(1, chosen_B[:, None])[:, 0].tolist()
+                for sample, value in zip(samples, found, strict=True):
+                    told[sample].append(value)
             return chosen_B
 
-        return Decoder(loaded.model, loaded.pad_row, stop_rows, slots).run(rows, max_new_tokens, choose)
+        drawn = Decoder(loaded.model, loaded.pad_row, stop_rows, slots).run(rows, max_new_tokens, choose)
+        return list(zip(drawn, told if self.logprobs else [None] * len(drawn), strict=True))
 
-    def _completion(self, rows: Sequence[int], stop_rows: Sequence[int]) -> Sampled:
-        stopped = rows[-1] in stop_rows
-        return Sampled(self.loaded.vocabulary_map.ids(np.asarray(rows)).tolist(), "stop" if stopped else "length")
+    def _completion(self, rows: Sequence[int], told: list[float | None] | None, stop_rows: Sequence[int]) -> Sampled:
+        reason: FinishReason = "stop" if rows[-1] in stop_rows else "length"
+        return Sampled(self.loaded.vocabulary_map.ids(np.asarray(rows)).tolist(), reason, told)
 
 
 class SeededNoise:
@@ -147,16 +158,22 @@ class SeededNoise:
     Each sample draws from its own generator, so it does not depend on its neighbours or on global random state.
     """
 
-    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
-        self.temperature = temperature
+    def __init__(
+        self, seeds: Sequence[int], temperature: float, device: torch.device, truncation: Truncation = WHOLE
+    ) -> None:
+        self.temperature, self.truncation = temperature, truncation
         self.generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
-    def on(self, scores_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
-        """Logits with the noise of the samples with these numbers."""
-        noise_BV = torch.empty(scores_BV.shape, dtype=torch.float32, device=scores_BV.device)
+    def processed(self, scores_BV: torch.Tensor) -> torch.Tensor:
+        """Logits of what is drawn from: at the temperature, and truncated."""
+        return self.truncation.cut_(scores_BV.float() / self.temperature)
+
+    def on(self, processed_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
+        """These with the noise of the samples with these numbers."""
+        noise_BV = torch.empty(processed_BV.shape, dtype=torch.float32, device=processed_BV.device)
         for row, sample in zip(noise_BV, samples, strict=True):
             row.exponential_(generator=self.generators[sample])
-        return scores_BV.float() / self.temperature - noise_BV.clamp_min(1e-30).log()
+        return processed_BV - noise_BV.clamp_min(1e-30).log()
 
 
 def sample_seed(*parts: int | str) -> int:

@@ -25,17 +25,15 @@ from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.sampling.chat_server import is_here
 from counterpoint.train.sampling.sample import Sampled, known, sample_seed
+from counterpoint.train.sampling.truncation import WHOLE, Truncation
 
 KEY_VARIABLE = "COUNTERPOINT_SERVER_KEY"
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _FIX = "start vLLM 0.10.2 or later, or set `engine: transformers`"
 
 
-WHOLE = {
-    "top_p": 1.0, "top_k": -1, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-}  # fmt: skip
-"""The whole distribution: what a request leaves out, vLLM takes from the model's generation settings."""
+NO_PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+"""Named in every request: what one leaves out, vLLM takes from the model's generation settings."""
 
 
 @dataclass
@@ -48,6 +46,7 @@ class ServerEngine:
     pause: float = 1.0
     logprobs: bool = False
     each_alone: ClassVar[bool] = True
+    truncation: Truncation = WHOLE
     _opener: Any = field(init=False, repr=False)
     _slots: threading.Semaphore = field(init=False, repr=False)
 
@@ -58,9 +57,11 @@ class ServerEngine:
         self._opener = urllib.request.build_opener(*handlers)
 
     @classmethod
-    def connected(cls, settings: ServerSettings) -> ServerEngine:
+    def connected(
+        cls, settings: ServerSettings, *, logprobs: bool = False, truncation: Truncation = WHOLE
+    ) -> ServerEngine:
         """The engine, with the name of the server's model. RunError where no server answers."""
-        engine = cls(settings, settings.model or "")
+        engine = cls(settings, settings.model or "", logprobs=logprobs, truncation=truncation)
         if settings.model is None:
             listed = engine._asked("models", None)
             try:
@@ -91,7 +92,10 @@ class ServerEngine:
                 "return_token_ids": True,
                 "skip_special_tokens": False,
                 "n": 1,
-                **WHOLE,
+                "top_p": self.truncation.top_p,
+                "top_k": self.truncation.top_k or -1,
+                "min_p": self.truncation.min_p,
+                **NO_PENALTIES,
                 **({"logprobs": 0} if self.logprobs else {}),
             }
             for prompt, each in zip(prompts, seeds, strict=True)

@@ -34,7 +34,7 @@ def stream(
         with inference(model):
             output = model(input_ids=rows_BS, past_key_values=cache, use_cache=True, logits_to_keep=1)
             scores_BV = output.logits[:, -1]
-            row = int((scores_BV if noise is None else noise.on(scores_BV, [0])).argmax())
+            row = int((scores_BV if noise is None else noise.on(noise.processed(scores_BV), [0])).argmax())
         cache = output.past_key_values
         yield int(mapping.ids([row])[0])
         if row in stop_rows:

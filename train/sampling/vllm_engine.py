@@ -18,15 +18,18 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import device_of, dtype_of
 from counterpoint.train.model.vocabulary_map import MAP_FILE
 from counterpoint.train.sampling.sample import Sampled, known, sample_seed
+from counterpoint.train.sampling.truncation import WHOLE, Truncation
 
 
 @dataclass
 class VllmEngine:
-    """One `vllm.LLM`, with the adapter it puts on every request, if any. logprobs: whether samples have them."""
+    """One `vllm.LLM`, with the adapter it puts on every request, if any. logprobs: whether samples have them.
+    truncation: of the distribution that is drawn from."""
 
     llm: Any
     adapter: Any = None
     logprobs: bool = False
+    truncation: Truncation = WHOLE
 
     @classmethod
     def started(
@@ -39,6 +42,7 @@ class VllmEngine:
         rank: int | None = None,
         dtype: str | None = None,
         logprobs: bool = False,
+        truncation: Truncation = WHOLE,
     ) -> VllmEngine:
         """Load `model` (a folder or a name), with LoRA where `adapter` is a folder of one, or for adapters up to `rank`
         that come later (`load_adapter`).
@@ -61,7 +65,7 @@ class VllmEngine:
         if dtype is not None:
             options["dtype"] = dtype
         if logprobs:
-            # After the temperature: the probabilities that the tokens were drawn with.
+            # After temperature and truncation: the probabilities that the tokens were drawn with.
             options["logprobs_mode"] = "processed_logprobs"
         if adapter is not None:
             rank = highest_rank(adapter)
@@ -72,7 +76,7 @@ class VllmEngine:
         if rank is not None:
             options |= {"enable_lora": True, "max_lora_rank": vllm_rank(rank), "max_loras": 1}
         try:
-            engine = cls(vllm.LLM(**options), None, logprobs)
+            engine = cls(vllm.LLM(**options), None, logprobs, truncation)
         except Exception as error:
             raise ConfigError(f"engine: vllm does not start: {_reason(error)}: see what it wrote above") from error
         if adapter is not None:
@@ -106,6 +110,9 @@ class VllmEngine:
             vllm.SamplingParams(
                 max_tokens=max_new_tokens,
                 temperature=temperature,
+                top_p=self.truncation.top_p,
+                top_k=self.truncation.top_k,
+                min_p=self.truncation.min_p,
                 seed=each,
                 stop_token_ids=list(stop_ids),
                 ignore_eos=True,

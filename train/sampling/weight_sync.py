@@ -20,6 +20,7 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.checkpoints.merged import write_merged
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.sampling.server import ServerEngine
+from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.sampling.vllm_engine import (
     VllmEngine,
     check_cpu,
@@ -95,19 +96,14 @@ class FollowingEngine:
 def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
     """The engine of `rollout.engine: vllm` or `server`, which `check_engine` has passed."""
     rollout, model = settings.rollout, settings.model
+    options: dict[str, Any] = {"logprobs": True, "truncation": Truncation.of(rollout)}
     if rollout.engine == "server":
-        server = ServerEngine.connected(rollout.server)
-        server.logprobs = True
-        return FollowingEngine(folder, server)
-    dtype = dtype_name(model, settings.train.device)
+        return FollowingEngine(folder, ServerEngine.connected(rollout.server, **options))
+    options["dtype"] = dtype_name(model, settings.train.device)
     if rollout.weights == "merged":
-        return FollowingEngine(
-            folder, start=lambda target: VllmEngine.started(str(target), rollout.vllm, dtype=dtype, logprobs=True)
-        )
+        return FollowingEngine(folder, start=lambda target: VllmEngine.started(str(target), rollout.vllm, **options))
     rank = max(settings.lora.rank, (settings.lora.experts and settings.lora.expert_rank) or 0)
-    engine = VllmEngine.started(
-        model.name, rollout.vllm, revision=model.revision, rank=rank, dtype=dtype, logprobs=True
-    )
+    engine = VllmEngine.started(model.name, rollout.vllm, revision=model.revision, rank=rank, **options)
     return FollowingEngine(folder, engine)
 
 

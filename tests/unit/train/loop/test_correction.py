@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +29,7 @@ from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.rollout import SampledRow
 from counterpoint.train.sampling.sample import Sampled, Sampler, inference
+from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.sampling.weight_sync import FollowingEngine
 from counterpoint.train.scoring.prompts import EvalPrompt
 from counterpoint.train.scoring.rewards import Rewards
@@ -51,6 +52,7 @@ class StandIn:
 
     loaded: LoadedModel
     factor: float
+    truncation: Truncation
     adapters: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def load_adapter(self, folder: Path, version: int, lead: bool = True) -> None:
@@ -64,10 +66,8 @@ class StandIn:
         seed: int | Sequence[int] = 0,
         stop_ids: Sequence[int] = STOP_IDS,
     ) -> list[Sampled]:
-        hot = temperature * self.factor
-        found = Sampler(self.loaded).sample(prompts, max_new_tokens, hot, seed, stop_ids)
-        pairs = zip(prompts, found, strict=True)
-        return [replace(s, logprobs=logps(self.loaded, prompt, s.ids, hot).tolist()) for prompt, s in pairs]
+        sampler = Sampler(self.loaded, truncation=self.truncation, logprobs=True)
+        return sampler.sample(prompts, max_new_tokens, temperature * self.factor, seed, stop_ids)
 
 
 def trainer_of(tmp_path: Path, factor: float, **rollout: Any) -> tuple[RewardTrainer, StandIn]:
@@ -86,7 +86,8 @@ def trainer_of(tmp_path: Path, factor: float, **rollout: Any) -> tuple[RewardTra
     (tmp_path / "reward.py").write_text("def odd(r):\n    return sum(i % 2 for i in r.completion.ids) / 8\n")
     loaded = random_tiny()
     loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
-    renderer, stand_in = Renderer(loaded.vocabulary, RenderSettings(serving="sampled")), StandIn(loaded, factor)
+    renderer = Renderer(loaded.vocabulary, RenderSettings(serving="sampled"))
+    stand_in = StandIn(loaded, factor, Truncation.of(settings.rollout))
     prompt = EvalPrompt("one", Conversation((Message("user", "6 times 7?"),)), Reference(answer="42"), "number")
     rollouts = Rollouts(
         items_of([prompt], renderer), renderer, FollowingEngine(tmp_path / "engine", stand_in),
@@ -116,8 +117,10 @@ def metric(trainer: RewardTrainer, name: str) -> float:
     return trainer._metrics[f"sampling/{name}"][-1]
 
 
-def test_engines_that_agree_need_no_correction(tmp_path: Path) -> None:
-    trainer, stand_in = trainer_of(tmp_path, 1.0, correction="token_truncate")
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.8, "top_k": 200, "min_p": 0.01}])
+def test_engines_that_agree_need_no_correction(tmp_path: Path, cut: dict[str, Any]) -> None:
+    """Of a truncated distribution as well, which is the one that is learned."""
+    trainer, stand_in = trainer_of(tmp_path, 1.0, correction="token_truncate", **cut)
     step(trainer)
     for extreme in ("min", "mean", "max"):
         assert metric(trainer, f"importance_sampling_ratio/{extreme}") == pytest.approx(1, abs=1e-4)

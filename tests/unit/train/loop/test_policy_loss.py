@@ -24,6 +24,7 @@ from counterpoint.train.loop.policy_rows import MicroBatch, PolicyRow, micro_bat
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.rollout import SampledRow
+from counterpoint.train.sampling.truncation import Truncation
 
 GROUP, TEMPERATURE, LONGEST = 4, 0.8, 256
 NAN = float("nan")
@@ -323,7 +324,10 @@ def test_measures_add_up_over_micro_batches_and_processes() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_log_probabilities_and_entropies_are_those_of_all_logits(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("truncation", [None, Truncation(0.7, 30, 1e-3)])
+def test_log_probabilities_and_entropies_are_those_of_all_logits(
+    dtype: torch.dtype, truncation: Truncation | None
+) -> None:
     from unittest.mock import patch
 
     from counterpoint.train.loop import head
@@ -334,7 +338,12 @@ def test_log_probabilities_and_entropies_are_those_of_all_logits(dtype: torch.dt
     target = torch.randint(0, 40, (13,), generator=draw)
     a, b = torch.randn(13, generator=draw), torch.randn(13, generator=draw)
     wide = torch.promote_types(dtype, torch.float32)
-    every = torch.log_softmax(hidden.to(wide) @ weight.to(wide).T / TEMPERATURE, -1)
+    logits = hidden.to(wide) @ weight.to(wide).T / TEMPERATURE
+    if truncation is not None:
+        kept = (truncation.cut_(logits.detach().clone()).softmax(-1) > 0).scatter(1, target[:, None], True)
+        assert 0 < int(kept.sum()) < kept.numel() / 2
+        logits = logits.masked_fill(~kept, -1e9)
+    every = torch.log_softmax(logits, -1)
     wanted = every.gather(1, target[:, None])[:, 0], -(every.exp() * every).sum(1)
     ((wanted[0] * a).sum() + (wanted[1] * b).sum()).backward()
     assert hidden.grad is not None
@@ -342,7 +351,7 @@ def test_log_probabilities_and_entropies_are_those_of_all_logits(dtype: torch.dt
     gradients_of = hidden.grad.clone(), weight.grad.clone()
     hidden.grad = weight.grad = None
     with patch.dict(head.LOGIT_BYTES, cpu=5 * 40 * 4):
-        found = target_log_probs(hidden, weight, target, TEMPERATURE)
+        found = target_log_probs(hidden, weight, target, TEMPERATURE, truncation)
         ((found[0] * a).sum() + (found[1] * b).sum()).backward()
     close = 1e-9 if dtype == torch.float64 else 1e-5
     for ours, theirs in zip(found, wanted, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
 from counterpoint.train.sampling.server import KEY_VARIABLE, ServerEngine
+from counterpoint.train.sampling.truncation import Truncation
 
 
 class Fake(ThreadingHTTPServer):
@@ -121,6 +123,10 @@ def test_ids_go_in_and_out(server: Fake, monkeypatch: pytest.MonkeyPatch) -> Non
     }  # fmt: skip
     assert asked[2]["seed"] == 2**62
     assert set(server.keys) == {"Bearer sesame"}
+    replace(engine(server), truncation=Truncation(0.9, 50, 0.01)).sample([[1]], 4)
+    assert {name: server.asked[-1][name] for name in ("top_p", "top_k", "min_p")} == {
+        "top_p": 0.9, "top_k": 50, "min_p": 0.01,
+    }  # fmt: skip
 
 
 def test_one_seed_is_derived_for_each_prompt(server: Fake) -> None:

@@ -16,6 +16,7 @@ from counterpoint.data.harmony.vocabulary import CALL, RETURN
 from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import device_of, dtype_of
 from counterpoint.train.sampling.engines import make_engine
+from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.sampling.vllm_engine import VllmEngine
 
 
@@ -57,7 +58,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_ids_go_in_and_out(vllm: types.ModuleType) -> None:
-    engine = VllmEngine.started("folder", VllmSettings(tensor_parallel=2))
+    engine = VllmEngine.started("folder", VllmSettings(tensor_parallel=2), truncation=Truncation(0.9, 50, 0.01))
     found = engine.sample([[1, 2], [0, 5], [1, 2, 3, 4]], 4, 0.5, seed=[7, 8, 9])
     assert [(s.ids, s.finish_reason) for s in found] == [
         ([1, 2, RETURN], "stop"),
@@ -65,6 +66,7 @@ def test_ids_go_in_and_out(vllm: types.ModuleType) -> None:
         ([1, 2, 3, 4], "length"),
     ]
     assert [params.seed for params in engine.llm.asked] == [7, 8, 9]
+    assert {(params.top_p, params.top_k, params.min_p) for params in engine.llm.asked} == {(0.9, 50, 0.01)}
     assert (engine.llm.asked[0].stop_token_ids, engine.llm.asked[0].ignore_eos) == ([RETURN, CALL], True)
     assert (engine.llm.options["tensor_parallel_size"], engine.llm.options["skip_tokenizer_init"]) == (2, True)
     assert engine.llm.lora is None
