@@ -20,7 +20,6 @@ from typing import TypeVar
 from counterpoint.configs.errors import ConfigError
 from counterpoint.recipes.commands.argument_types import count, positive
 from counterpoint.recipes.commands.data_arguments import data_settings
-from counterpoint.recipes.commands.places import check_data
 
 Number = TypeVar("Number", int, float)
 
@@ -43,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from counterpoint.recipes.commands.places import check_data
+
     data = data_settings(args)
     check_data(data)
     out, prompts = _files(args, data.train[0].path)
