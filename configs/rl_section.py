@@ -130,8 +130,17 @@ class RolloutSettings(TruncationSettings):
     correction_floor: Positive | None = None
     """Least ratio of the correction: below, a ratio counts as 0 (`mask`) or as this (`truncate`); null sets none."""
 
+    routes: Literal["replay", "off"] = "off"
+    """`replay` sends each token to the experts that it went to where it was sampled, as another engine names them (vLLM
+    with `--enable-return-routed-experts`); the router's own weights of them are learned."""
+
     @model_validator(mode="after")
     def _one_way(self) -> RolloutSettings:
+        if self.routes == "replay" and self.engine == "transformers":
+            raise ValueError(
+                "`routes: replay` repeats what another engine chose, and `engine: transformers` is the model itself: "
+                "leave it out"
+            )
         if self.environment is not None and self.environments:
             raise ValueError("`environment` and `environments` exclude each other: name all in `environments`")
         return self

@@ -77,6 +77,21 @@ def row_of(tree: ExampleTree, chosen: Int32 | None = None) -> TreeRow:
     )
 
 
+def places_of(tree: ExampleTree, chosen: Int32) -> list[npt.NDArray[np.int64]]:
+    """Of each of the examples `chosen`, where its tokens lie in `row_of`."""
+    order = _order(tree, chosen)
+    begins = np.zeros(len(tree.node_length), dtype=np.int64)
+    begins[order] = np.cumsum(tree.node_length[order]) - tree.node_length[order]
+    out = []
+    for leaf in tree.leaves[chosen].tolist():
+        parts, node = [], leaf
+        while node >= 0:
+            parts.append(np.arange(begins[node], begins[node] + tree.node_length[node]))
+            node = int(tree.node_parent[node])
+        out.append(np.concatenate(parts[::-1]))
+    return out
+
+
 def size_of(tree: ExampleTree, chosen: Int32 | None = None) -> int:
     """Tokens of `row_of`, without making it."""
     return len(tree.ids) if chosen is None else int(tree.node_length[_order(tree, chosen)].sum())

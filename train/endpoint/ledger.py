@@ -26,6 +26,7 @@ from counterpoint.train.endpoint.replies import Reply, reply_of
 from counterpoint.train.endpoint.requests import Asked, Message, RefusedError, called, effort_named, key_of
 from counterpoint.train.episodes.episodes import EpisodeLimits
 from counterpoint.train.episodes.said import channel_of
+from counterpoint.train.sampling.expert_routes import ExpertRoutes
 from counterpoint.train.sampling.sample import Sampled, sample_seed
 
 _AS_SENT = ConversionSettings(parallel_calls="together", unanswered="keep")
@@ -54,6 +55,7 @@ class Call:
     continues: bool = False
     results: tuple[Message, ...] = ()
     session: str | None = None
+    routes: ExpertRoutes | None = field(default=None, compare=False, repr=False)
     lost: bool = False
 
     @property
@@ -117,6 +119,7 @@ class Ledger:
         may_call = sum(call.reply.call is not None for call in chain(after if continues else None)) < self.limits.calls
         made.ids, made.completion, made.session = ids, completion, session
         made.logprobs = sampled.logprobs and sampled.logprobs[: len(ids)]
+        made.routes = sampled.routes
         id = sample_seed(seed, "reply").to_bytes(8, "big").hex()
         made.reply = reply_of(completion, id, len(prompt_ids), asked.stop, may_call)
         made.keys = (*made.keys, key_of(made.reply.message))

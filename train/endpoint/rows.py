@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from counterpoint.train.sampling.expert_routes import ExpertRoutes, joined
+
 
 class Recorded(Protocol):
-    """A prompt, and what was sampled after it: ids, and the log-probability of each, None where none is known."""
+    """A prompt, and what was sampled after it: ids, and the log-probability of each, None where none is known. routes:
+    of both, as of `Sampled`."""
 
     @property
     def prompt_ids(self) -> list[int]: ...
@@ -16,6 +19,8 @@ class Recorded(Protocol):
     def ids(self) -> list[int]: ...
     @property
     def logprobs(self) -> list[float | None] | None: ...
+    @property
+    def routes(self) -> ExpertRoutes | None: ...
 
 
 @dataclass
@@ -30,6 +35,7 @@ class Row:
     logprobs: list[float | None] | None = field(default_factory=list)
     calls: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
+    routes: ExpertRoutes | None = None
 
     def extended_by(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt begins with all ids of this row."""
@@ -46,6 +52,7 @@ class Row:
         self.mask += [0] * len(between) + [1] * len(call.ids)
         if self.logprobs is not None:
             self.logprobs = None if call.logprobs is None else [*self.logprobs, *([0.0] * len(between)), *call.logprobs]
+        self.routes = joined(self.routes, call.routes)
         self.starts.append(len(self.completion_ids) - len(call.ids))
         self.calls.append(number)
 

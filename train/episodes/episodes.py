@@ -30,6 +30,7 @@ from counterpoint.train.episodes.said import channel_of, continued, plain, said
 from counterpoint.train.episodes.sampling_desk import SamplingDesk
 from counterpoint.train.episodes.tools import BuiltinPython, Ended, EpisodeEnded, InvalidRolloutError, Toolbox
 from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.expert_routes import ExpertRoutes, joined
 from counterpoint.train.sampling.rollout import Called, Episode, EpisodeStop, Rollout, SampledRow, Turn
 from counterpoint.train.sampling.sample import Sampled, sample_seed
 
@@ -164,6 +165,7 @@ class _Running:
     mask: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
     has_logprobs: bool = True
+    routes: ExpertRoutes | None = None
 
     @property
     def served(self) -> bool:
@@ -229,11 +231,11 @@ class _Running:
         self.actions.append(action)
         self.starts.append(len(self.completion))
         self.has_logprobs = self.has_logprobs and sampled.logprobs is not None
-        self._write(ids, 1, sampled.logprobs or [])
+        told = sampled.logprobs and sampled.logprobs[: len(ids)]
+        self._write(ids, 1, told or [])
+        self.routes = joined(self.routes, sampled.routes)
         if self.served:
-            self.rows.append(
-                SampledRow(self.context, ids, [1] * len(ids), sampled.logprobs and sampled.logprobs[: len(ids)])
-            )
+            self.rows.append(SampledRow(self.context, ids, [1] * len(ids), told, sampled.routes))
         self.wants = None
         if action.stop == "length":
             self.stop = "length"
@@ -292,7 +294,7 @@ class _Running:
         self.earlier += episode.turns
         self.earlier_rows += episode.rows
         self.prompt = continued(self.prompt, episode, said)
-        self.turn, self.stop, self.has_logprobs = self.turn + 1, None, True
+        self.turn, self.stop, self.has_logprobs, self.routes = self.turn + 1, None, True, None
         self.actions, self.starts, self.called = [], [], []
         self.completion, self.mask, self.logprobs, self.rows = [], [], [], []
         self.prompt_ids = self.context = self._rendered()
@@ -393,4 +395,5 @@ class _Running:
             self.logprobs if self.has_logprobs else None,
             self.turn,
             rows_of_actions=tuple(self.rows),
+            routes=self.routes,
         )

@@ -66,6 +66,7 @@ def _episode(row: Row, calls: Sequence[Call], results: Mapping[int, Any], effort
         effort,
         row.logprobs,
         seed=seed,
+        routes=row.routes,
     )
 
 

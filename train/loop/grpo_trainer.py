@@ -41,6 +41,7 @@ from counterpoint.train.loop.router_loss import RouterLoss
 from counterpoint.train.loop.step_order import StepOrder
 from counterpoint.train.loop.teacher import Teacher
 from counterpoint.train.loop.training_arguments import LoopSettings
+from counterpoint.train.model.expert_routes import RouteReplay
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.sampling.truncation import WHOLE, Truncation
@@ -51,7 +52,8 @@ from counterpoint.train.sampling.weight_sync import FollowingEngine
 class PolicySettings:
     """order: which items a step samples. row_tokens: largest tree row. groups: that a step learns from, where it
     samples more than that; None for all. top_entropy: share of the tokens that count, those of the highest entropy.
-    iterations: steps on the same rollouts. truncation: of the distribution that is sampled from."""
+    iterations: steps on the same rollouts. truncation: of the distribution that is sampled from.
+    replay: whether tokens go to the experts that they went to where they were sampled."""
 
     loss: PolicyLoss
     order: StepOrder
@@ -64,6 +66,7 @@ class PolicySettings:
     iterations: int = 1
     mask_truncated: bool = False
     truncation: Truncation = WHOLE
+    replay: bool = False
 
 
 class RewardTrainer(BaseTrainer, Trainer):
@@ -106,6 +109,7 @@ class RewardTrainer(BaseTrainer, Trainer):
         self.set_up_loop(loop, identity, extras, stop)
         self.taught = True
         self.collate = Collator(loaded.vocabulary_map.rows)
+        self.replay = RouteReplay(self.base) if policy.replay else None
         self.router_loss = RouterLoss(self.base) if loop.router_aux_loss_coef else None
         self.autocast = any(p.dtype == torch.bfloat16 for p in self.base.parameters())
         self._batches: list[MicroBatch] = []
@@ -136,10 +140,12 @@ class RewardTrainer(BaseTrainer, Trainer):
         measured = StepMetrics()
         for number, batch in enumerate(self._batches):
             last = number + 1 == len(self._batches)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            without = self._without_replay(model, batch) if number == 0 else {}
+            with self._replaying(batch), contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss, measures = self._loss(model, batch)
                 self.accelerator.backward(loss)
+            measures.means.update(without)
             measured.add(measures)
             total += loss.detach()
         acting = self._log_step(measured.of_all(gather_object), time.perf_counter() - began)
@@ -149,9 +155,13 @@ class RewardTrainer(BaseTrainer, Trainer):
     def _loss(self, model: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
         """Of a micro-batch, times the processes; keeps in it what later steps on the same rollouts need."""
         if self.policy.loss.beta and "reference" not in batch:
-            with torch.no_grad(), as_reference(self.base):
+            with torch.no_grad(), as_reference(self.base), self._replaying({}):
                 batch["reference"] = self._log_probs(model, self.base, batch)[0]
-        with self.router_loss.recording() if self.router_loss else contextlib.nullcontext():
+        counts: list[torch.Tensor] = []
+        with (
+            self.router_loss.recording() if self.router_loss else contextlib.nullcontext(),
+            self.replay.counting(counts) if self.replay else contextlib.nullcontext(),
+        ):
             log_prob_T, entropy_T = self._log_probs(model, self.base, batch)
         if self.policy.iterations > 1 and "old" not in batch:
             batch["old"] = log_prob_T.detach()
@@ -163,6 +173,9 @@ class RewardTrainer(BaseTrainer, Trainer):
             gap_T = (batch["teacher"] - targets.old) * targets.real
             targets = replace(targets, advantage=targets.advantage + self.teacher.weight * gap_T)
         loss, measures = policy_loss(self.policy.loss, log_prob_T, entropy_T, targets)
+        if counts:
+            measures.means["routes/differing"] = torch.stack(counts).sum(0)
+            measures.means["routes/conflicts"] = batch["conflicts"]
         if gap_T is not None:
             measures.means["teacher/reverse_kl"] = torch.stack([-gap_T.sum(), targets.real.sum().to(gap_T)])
         if self.router_loss is not None:
@@ -177,6 +190,21 @@ class RewardTrainer(BaseTrainer, Trainer):
         hidden_TH, weight_VH = target_hidden(model, base, dict(batch))
         policy = self.policy
         return target_log_probs(hidden_TH, weight_VH, batch["target_ids"], policy.temperature, policy.truncation)
+
+    def _replaying(self, batch: Mapping[str, torch.Tensor]) -> contextlib.AbstractContextManager[Any]:
+        """The experts of the batch's tokens are those that were told, of a batch without any the router's own."""
+        return self.replay.replaying(batch.get("routes")) if self.replay else contextlib.nullcontext()
+
+    @torch.no_grad()
+    def _without_replay(self, model: nn.Module, batch: MicroBatch) -> dict[str, torch.Tensor]:
+        """What the gap to the engine would be: one more forward pass, of one micro-batch. Collective under FSDP2."""
+        if self.replay is None:
+            return {}
+        with self.compute_loss_context_manager():
+            log_prob_T, _ = self._log_probs(model, self.base, batch)
+        told_T = batch.get("sampled", torch.full_like(log_prob_T, torch.nan))
+        gap_T = (log_prob_T - told_T).abs()[(batch["weight"] != 0) & ~told_T.isnan()]
+        return {"routes/logp_difference_without": torch.stack([gap_T.sum(), gap_T.new_tensor(len(gap_T))])}
 
     @torch.no_grad()
     def _rated(self, teacher: Teacher, batch: MicroBatch) -> torch.Tensor:
@@ -241,7 +269,7 @@ class RewardTrainer(BaseTrainer, Trainer):
         more forward pass, since which these are is known only then. Collective."""
         entropies = []
         for batch in batches:
-            with self.compute_loss_context_manager():
+            with self._replaying(batch), self.compute_loss_context_manager():
                 entropies.append(self._log_probs(model, self.base, batch)[1])
         mine = torch.cat([each[batch["weight"] != 0] for each, batch in zip(entropies, batches, strict=True)])
         everyone = np.concatenate(gather_object([mine.float().cpu().numpy()]))

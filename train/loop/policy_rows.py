@@ -18,8 +18,9 @@ import torch
 from counterpoint.data.harmony.example_tree import ExampleTree
 from counterpoint.data.harmony.spans import FINAL, Example
 from counterpoint.data.layout.pack import pack
-from counterpoint.data.layout.tree import TreeRow, forest_of, row_of, size_of
+from counterpoint.data.layout.tree import TreeRow, forest_of, places_of, row_of, size_of
 from counterpoint.train.loop.policy_loss import Targets
+from counterpoint.train.model.expert_routes import UNKNOWN
 from counterpoint.train.sampling.rollout import SampledRow
 
 MicroBatch = dict[str, torch.Tensor]
@@ -50,22 +51,28 @@ def micro_batches(
 
     advantage_N, weight_N: of each rollout. group: rollouts that are neighbours and share their prompt. share: of each
     token in a mean over those of the step. What has no sampled token is left out. Beside what `collate` gives, a
-    micro-batch has `advantage`, `weight`, `share`, `row` and, where the engine gave them, `sampled`, each (T,).
+    micro-batch has `advantage`, `weight`, `share`, `row` and, where the engine gave them, `sampled`, each (T,); and of
+    rollouts with routes `routes` (S, layers, experts a token) int16 and `conflicts`, see `_routes`.
     """
     with_targets = [row for row in rows if row.n_sampled]
     parts: list[TreeRow] = []
     members: list[list[PolicyRow]] = []
+    places: list[list[npt.NDArray[np.int64]]] = []
     for _, found in groupby(with_targets, key=lambda row: row.rollout // group):
         of_group = list(found)
         tree = ExampleTree.of([_example(each.row) for each in of_group])
         for first, last in _fitting(tree, budget):
             parts.append(row_of(tree, _range(first, last)))
             members.append(of_group[first:last])
+            places.append(places_of(tree, _range(first, last)))
     batches = []
     for packed in pack([len(part) for part in parts], budget):
         batch = collate([forest_of([parts[number] for number in packed])])
         inside = [row for number in packed for row in members[number]]
-        batches.append({**_tensors(batch), **_facts(inside, advantage_N, weight_N, share)})
+        begins = np.cumsum([0, *(len(parts[number]) for number in packed)])
+        lie = [begin + place for begin, number in zip(begins, packed, strict=False) for place in places[number]]
+        facts = _facts(inside, advantage_N, weight_N, share)
+        batches.append({**_tensors(batch), **facts, **_routes(inside, lie, int(begins[-1]))})
     return batches
 
 
@@ -130,6 +137,26 @@ def _facts(
         ]
         facts["sampled"] = torch.tensor(told, dtype=torch.float32)
     return facts
+
+
+def _routes(rows: Sequence[PolicyRow], places: Sequence[npt.NDArray[np.int64]], size: int) -> MicroBatch:
+    """The experts of the tokens of a tree row, those of the first rollout that holds a token; `UNKNOWN` where no engine
+    said. conflicts: (tokens of which a later one says others, tokens of which it says any)."""
+    known = [row.row.routes for row in rows if row.row.routes is not None]
+    if not known:
+        return {}
+    routes_SLK = np.full((size, *known[0].shape[1:]), UNKNOWN, dtype=np.int16)
+    differing = shared = 0
+    for row, place in zip(rows, places, strict=True):
+        if row.row.routes is not None:
+            told = row.row.routes[: len(place)]
+            place = place[: len(told)]
+            again = routes_SLK[place, 0, 0] != UNKNOWN
+            before, now = np.sort(routes_SLK[place[again]], axis=-1), np.sort(told[again], axis=-1)
+            differing += int((before != now).any((1, 2)).sum())
+            shared += int(again.sum())
+            routes_SLK[place[~again]] = told[~again]
+    return {"routes": torch.from_numpy(routes_SLK), "conflicts": torch.tensor([differing, shared])}
 
 
 def _tensors(batch: dict[str, Any]) -> MicroBatch:

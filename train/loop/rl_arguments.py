@@ -111,4 +111,5 @@ def policy_settings(settings: GrpoRun, n_items: int) -> PolicySettings:
         grpo.iterations,
         grpo.mask_truncated,
         Truncation.of(rollout),
+        rollout.routes == "replay",
     )

@@ -117,6 +117,10 @@ METRICS: Mapping[str, str] = {
     "sampling/importance_sampling_ratio/mean": "`grpo` with another engine: mean ratio",
     "sampling/importance_sampling_ratio/max": "`grpo` with another engine: largest ratio",
     "sampling/capped": "`grpo` with another engine: share of ratios above the cap",
+    "routes/differing": "`rollout.routes: replay`: share of experts that the trainer's router would not have picked",
+    "routes/conflicts": "`rollout.routes: replay`: share of shared tokens that went elsewhere in a later rollout",
+    "routes/logp_difference_without": "`rollout.routes: replay`: mean difference to the engine with the router's own "
+    "picks, of the step's first rows (with replay: `sampling/sampling_logp_difference/mean`)",
     "teacher/reverse_kl": "`grpo.teacher`: mean divergence from the teacher on sampled tokens, nats a token",
     "step_time": "`grpo`: seconds of a step, rollouts included",
 }

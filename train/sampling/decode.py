@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from counterpoint.train.model.attention import LEAN_ATTENTION
+from counterpoint.train.model.expert_routes import RouteRecorder
 from counterpoint.train.model.masks import tree_masks
+from counterpoint.train.sampling.expert_routes import ExpertRoutes
 from counterpoint.train.sampling.kv_cache import SlotCache
 
 Choose = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
@@ -32,12 +34,20 @@ SHRINK = 0.75
 class _Sample:
     number: int
     rows: list[int] = field(default_factory=list)
+    routes: list[ExpertRoutes] = field(default_factory=list)
 
 
 class Decoder:
-    """Draws samples from a gpt-oss model (or a PEFT model around one), at most `slots` at a time."""
+    """Draws samples from a gpt-oss model (or a PEFT model around one), at most `slots` at a time.
 
-    def __init__(self, model: Any, pad_row: int, stop_rows: Sequence[int], slots: int) -> None:
+    recorder: of the experts that tokens go to; `routes` has them of each sample that has ended, by its number: those of
+    all tokens but the last, which is not read.
+    """
+
+    def __init__(
+        self, model: Any, pad_row: int, stop_rows: Sequence[int], slots: int, recorder: RouteRecorder | None = None
+    ) -> None:
+        self.recorder, self.routes = recorder, dict[int, ExpertRoutes]()
         self.model, self.pad_row, self.stop_rows, self.n_slots = model, pad_row, frozenset(stop_rows), slots
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config = inner.config
@@ -57,9 +67,9 @@ class Decoder:
             free = [slot for slot, sample in enumerate(held) if sample is None]
             if waiting and len(free) >= min(len(waiting), max(1, len(held) // REFILL)):
                 taken = [waiting.popleft() for _ in free[: len(waiting)]]
-                self._fill(cache, free[: len(taken)], [prompts[number] for number in taken], next_R)
-                for slot, number in zip(free, taken, strict=False):
-                    held[slot] = _Sample(number)
+                read = self._fill(cache, free[: len(taken)], [prompts[number] for number in taken], next_R)
+                for slot, number, routes in zip(free, taken, read, strict=False):
+                    held[slot] = _Sample(number, routes=routes)
             live = [slot for slot, sample in enumerate(held) if sample is not None]
             if not live:
                 return out
@@ -71,8 +81,9 @@ class Decoder:
 
     def _fill(
         self, cache: SlotCache, slots: Sequence[int], prompts: Sequence[Sequence[int]], next_R: torch.Tensor
-    ) -> None:
-        """Read all but the last token of each prompt into its slot; the last is the first step's."""
+    ) -> list[list[ExpertRoutes]]:
+        """Read all but the last token of each prompt into its slot; the last is the first step's. Their routes, where
+        they are recorded."""
         distinct = list({tuple(prompt): None for prompt in prompts})
         numbers = {prompt: n for n, prompt in enumerate(distinct)}
         of_prompt = torch.tensor([numbers[tuple(prompt)] for prompt in prompts], device=self.device)
@@ -83,12 +94,17 @@ class Decoder:
         cache.reserve(width + 1)
         cache.begin_filling(slot_index, of_prompt, lengths)
         if width == 0:
-            return
+            return [[] for _ in prompts]
         rows_BS = np.full((len(distinct), width), self.pad_row, dtype=np.int64)
         for row_S, prompt in zip(rows_BS, distinct, strict=True):
             row_S[: len(prompt) - 1] = prompt[:-1]
         position_BS = torch.arange(width, device=self.device).expand(len(distinct), -1)
         self._forward(torch.from_numpy(rows_BS).to(self.device), position_BS, self._causal(position_BS), cache)
+        if self.recorder is None:
+            return [[] for _ in prompts]
+        taken = self.recorder.taken()
+        found = taken.reshape(len(distinct), width, *taken.shape[1:])
+        return [[found[numbers[tuple(prompt)], : len(prompt) - 1]] for prompt in prompts]
 
     def _causal(self, position_BS: torch.Tensor) -> dict[str, Any]:
         """Prompts begin at the first column, so the padding of shorter ones comes after all that they see."""
@@ -121,10 +137,15 @@ class Decoder:
         else:
             cache.position_R[index] += 1
             next_R[index] = drawn
+        routes = None if self.recorder is None else self.recorder.taken()
         for slot, sample, row in zip(live, samples, drawn.tolist(), strict=True):
             sample.rows.append(row)
+            if routes is not None:
+                sample.routes.append(routes[slot : slot + 1])
             if row in self.stop_rows or len(sample.rows) == max_new_tokens:
                 out[sample.number] = sample.rows
+                if routes is not None:
+                    self.routes[sample.number] = np.concatenate(sample.routes)
                 held[slot] = None
                 # An ended slot stays where columns are in any case, and at its start costs no further ones.
                 cache.position_R[slot] = 0

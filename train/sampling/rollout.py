@@ -130,22 +130,24 @@ class SampledRow:
 
     completion_ids: from the token after the prompt to the end, results among them; env_mask: 1 for each that was
     sampled, 0 for each that the environment wrote; logprobs: of each, 0 for what the environment wrote and None where
-    the engine gave none, or None where it gives none at all.
+    the engine gave none, or None where it gives none at all. routes: as of `Sampled`, at least those of the
+    tokens that are read before the last sampled one; or None.
     """
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
     env_mask: Sequence[int]
     logprobs: Sequence[float | None] | None = None
+    routes: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
     """One rollout.
 
-    prompt_ids to logprobs: of its last turn, as of `SampledRow`; rows_of_actions: where each action has a prompt of its
-    own, the row of each; earlier_rows: rows of the turns before. actions:
-    what was sampled, by action, and starts: where each begins in completion_ids. called: the calls that were run.
+    prompt_ids to logprobs, routes: of its last turn, as of `SampledRow`; rows_of_actions: where each action has a
+    prompt of its own, the row of each; earlier_rows: rows of the turns before. actions: what was sampled, by action,
+    and starts: where each begins in completion_ids. called: the calls that were run.
     stop: `return` a final; `length` out of tokens; `calls` one more call than allowed; `malformed` neither a final
     nor a call that names a tool; `environment` it said so; `turns` one more user message than allowed; `invalid`
     the environment failed, and `invalid` says how. turn: of the user messages that the rollout is given one after
@@ -173,11 +175,12 @@ class Episode:
     invalid: str | None = None
     seed: int = 0
     requests: Mapping[str, int] = field(default_factory=dict)
+    routes: Any = field(default=None, compare=False, repr=False)
 
     @property
     def rows(self) -> tuple[SampledRow, ...]:
         """Of the last turn: what was sampled, each with what the model was given."""
-        whole = SampledRow(self.prompt_ids, self.completion_ids, self.env_mask, self.logprobs)
+        whole = SampledRow(self.prompt_ids, self.completion_ids, self.env_mask, self.logprobs, self.routes)
         return self.rows_of_actions or (whole,)
 
     @property

@@ -10,8 +10,8 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,9 +19,11 @@ import torch
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony.vocabulary import STOP_IDS
+from counterpoint.train.model.expert_routes import RouteRecorder
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.sampling.decode import Decoder
+from counterpoint.train.sampling.expert_routes import ExpertRoutes
 from counterpoint.train.sampling.truncation import WHOLE, Truncation
 
 # B batch, S prompt length, V rows of the model
@@ -36,12 +38,14 @@ class Sampled:
     """A completion: real ids from the token after the prompt to the stop token, which is among them.
 
     logprobs: of each id under what it was drawn from, None for one that the engine gave none for; None where they were
-    not asked for.
+    not asked for. routes: the experts of all tokens of prompt and completion but the last, (tokens - 1, layers, experts
+    a token); None where they were not asked for.
     """
 
     ids: list[int]
     finish_reason: FinishReason
     logprobs: list[float | None] | None = None
+    routes: ExpertRoutes | None = field(default=None, compare=False, repr=False)
 
 
 def known(logprob: float | None) -> float | None:
@@ -63,7 +67,8 @@ class Sampler:
     batch_rows, batch_tokens: most samples, and most tokens (prompt and completion), that are in progress at a time.
     Which samples share a batch does not affect the draws: each has a generator of its own. stops: asked after every
     token; SamplingStoppedError once it is true (of a sharded model, in process 0). truncation: of the distribution that
-    is drawn from. logprobs: whether samples have them, of greedy ones those at temperature 1.
+    is drawn from. logprobs: whether samples have them, of greedy ones those at temperature 1. routes: the same of
+    routes.
     """
 
     loaded: LoadedModel
@@ -72,6 +77,7 @@ class Sampler:
     stops: Callable[[], bool] | None = None
     truncation: Truncation = WHOLE
     logprobs: bool = False
+    routes: bool = False
 
     def sample(
         self,
@@ -95,8 +101,8 @@ class Sampler:
             for batch in self._batches(prompts, max_new_tokens):
                 drawn = [seeds[i] for i in batch] if temperature > 0 else None
                 found = self._drawn([prompts[i] for i in batch], max_new_tokens, temperature, drawn, stop_rows)
-                for index, (rows, told) in zip(batch, found, strict=True):
-                    out[index] = self._completion(rows, told, stop_rows)
+                for index, (rows, told, routes) in zip(batch, found, strict=True):
+                    out[index] = self._completion(rows, stop_rows, told, routes)
         return [sampled for sampled in out if sampled is not None]
 
     def _batches(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
@@ -118,7 +124,7 @@ class Sampler:
         temperature: float,
         seeds: list[int] | None,
         stop_rows: list[int],
-    ) -> list[tuple[list[int], list[float | None] | None]]:
+    ) -> list[tuple[list[int], list[float | None] | None, ExpertRoutes | None]]:
         loaded, device = self.loaded, next(self.loaded.model.parameters()).device
         longest = len(prompts[0]) + max_new_tokens
         slots = max(1, min(self.batch_rows, self.batch_tokens // longest))
@@ -144,12 +150,21 @@ class Sampler:
                     told[sample].append(value)
             return chosen_B
 
-        drawn = Decoder(loaded.model, loaded.pad_row, stop_rows, slots).run(rows, max_new_tokens, choose)
-        return list(zip(drawn, told if self.logprobs else [None] * len(drawn), strict=True))
+        recorder = RouteRecorder(loaded.model) if self.routes else None
+        decoder = Decoder(loaded.model, loaded.pad_row, stop_rows, slots, recorder)
+        with recorder.recording() if recorder is not None else nullcontext():
+            drawn = decoder.run(rows, max_new_tokens, choose)
+        return [(each, told[n] if self.logprobs else None, decoder.routes.get(n)) for n, each in enumerate(drawn)]
 
-    def _completion(self, rows: Sequence[int], told: list[float | None] | None, stop_rows: Sequence[int]) -> Sampled:
+    def _completion(
+        self,
+        rows: Sequence[int],
+        stop_rows: Sequence[int],
+        told: list[float | None] | None,
+        routes: ExpertRoutes | None,
+    ) -> Sampled:
         reason: FinishReason = "stop" if rows[-1] in stop_rows else "length"
-        return Sampled(self.loaded.vocabulary_map.ids(np.asarray(rows)).tolist(), reason, told)
+        return Sampled(self.loaded.vocabulary_map.ids(np.asarray(rows)).tolist(), reason, told, routes)
 
 
 class SeededNoise:

@@ -24,6 +24,7 @@ from counterpoint.configs.redact import redact
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.sampling.chat_server import is_here
+from counterpoint.train.sampling.expert_routes import told
 from counterpoint.train.sampling.sample import Sampled, known, sample_seed
 from counterpoint.train.sampling.truncation import WHOLE, Truncation
 
@@ -47,6 +48,7 @@ class ServerEngine:
     logprobs: bool = False
     each_alone: ClassVar[bool] = True
     truncation: Truncation = WHOLE
+    routes: bool = False
     _opener: Any = field(init=False, repr=False)
     _slots: threading.Semaphore = field(init=False, repr=False)
 
@@ -58,10 +60,15 @@ class ServerEngine:
 
     @classmethod
     def connected(
-        cls, settings: ServerSettings, *, logprobs: bool = False, truncation: Truncation = WHOLE
+        cls,
+        settings: ServerSettings,
+        *,
+        logprobs: bool = False,
+        truncation: Truncation = WHOLE,
+        routes: bool = False,
     ) -> ServerEngine:
         """The engine, with the name of the server's model. RunError where no server answers."""
-        engine = cls(settings, settings.model or "", logprobs=logprobs, truncation=truncation)
+        engine = cls(settings, settings.model or "", logprobs=logprobs, truncation=truncation, routes=routes)
         if settings.model is None:
             listed = engine._asked("models", None)
             try:
@@ -153,14 +160,16 @@ class ServerEngine:
             raise ModelError(f"{self.settings.url}: it read another prompt than it was given (other ids): {_FIX}")
         logprobs = self._logprobs(drawn, len(ids)) if self.logprobs else None
         stops = body["stop_token_ids"]
+        tokens = len(body["prompt"]) + len(ids)
+        routes = told(choice.get("routed_experts"), tokens, self.settings.url) if self.routes else None
         if reason != "stop":
-            return Sampled(ids, "length", logprobs)
+            return Sampled(ids, "length", logprobs, routes)
         if not ids or ids[-1] not in stops:
             if stopped_by not in stops:
                 raise ModelError(f"{self.settings.url}: it stopped and does not say at which token: {_FIX}")
             ids = [*ids, stopped_by]
             logprobs = [*logprobs, None] if logprobs is not None else None
-        return Sampled(ids, "stop", logprobs)
+        return Sampled(ids, "stop", logprobs, routes)
 
     def _logprobs(self, drawn: Any, count: int) -> list[float | None]:
         if not isinstance(drawn, list) or len(drawn) != count:

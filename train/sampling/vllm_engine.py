@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from counterpoint.configs.schema import VllmSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import device_of, dtype_of
 from counterpoint.train.model.vocabulary_map import MAP_FILE
+from counterpoint.train.sampling.expert_routes import told
 from counterpoint.train.sampling.sample import Sampled, known, sample_seed
 from counterpoint.train.sampling.truncation import WHOLE, Truncation
 
@@ -24,12 +25,13 @@ from counterpoint.train.sampling.truncation import WHOLE, Truncation
 @dataclass
 class VllmEngine:
     """One `vllm.LLM`, with the adapter it puts on every request, if any. logprobs: whether samples have them.
-    truncation: of the distribution that is drawn from."""
+    truncation: of the distribution that is drawn from. routes: whether samples have the experts of their tokens."""
 
     llm: Any
     adapter: Any = None
     logprobs: bool = False
     truncation: Truncation = WHOLE
+    routes: bool = False
 
     @classmethod
     def started(
@@ -43,6 +45,7 @@ class VllmEngine:
         dtype: str | None = None,
         logprobs: bool = False,
         truncation: Truncation = WHOLE,
+        routes: bool = False,
     ) -> VllmEngine:
         """Load `model` (a folder or a name), with LoRA where `adapter` is a folder of one, or for adapters up to `rank`
         that come later (`load_adapter`).
@@ -67,6 +70,8 @@ class VllmEngine:
         if logprobs:
             # After temperature and truncation: the probabilities that the tokens were drawn with.
             options["logprobs_mode"] = "processed_logprobs"
+        if routes:
+            options["enable_return_routed_experts"] = True
         if adapter is not None:
             rank = highest_rank(adapter)
         if rank is not None:
@@ -76,7 +81,7 @@ class VllmEngine:
         if rank is not None:
             options |= {"enable_lora": True, "max_lora_rank": vllm_rank(rank), "max_loras": 1}
         try:
-            engine = cls(vllm.LLM(**options), None, logprobs, truncation)
+            engine = cls(vllm.LLM(**options), None, logprobs, truncation, routes)
         except Exception as error:
             raise ConfigError(f"engine: vllm does not start: {_reason(error)}: see what it wrote above") from error
         if adapter is not None:
@@ -126,7 +131,18 @@ class VllmEngine:
             outputs = self.llm.generate(asked, settings, lora_request=self.adapter, use_tqdm=False)
         except Exception as error:
             raise RunError(f"engine: vllm failed: {_reason(error)}: see what it wrote above") from error
-        return [_sampled(output.outputs[0], stop_ids, self.logprobs) for output in outputs]
+        found = [_sampled(output.outputs[0], stop_ids, self.logprobs) for output in outputs]
+        if not self.routes:
+            return found
+        return [
+            replace(
+                each,
+                routes=told(
+                    getattr(output.outputs[0], "routed_experts", None), len(prompt) + len(each.ids), "engine: vllm"
+                ),
+            )
+            for output, prompt, each in zip(outputs, prompts, found, strict=True)
+        ]
 
 
 def _sampled(output: Any, stop_ids: Sequence[int], logprobs: bool) -> Sampled:

@@ -96,7 +96,11 @@ class FollowingEngine:
 def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
     """The engine of `rollout.engine: vllm` or `server`, which `check_engine` has passed."""
     rollout, model = settings.rollout, settings.model
-    options: dict[str, Any] = {"logprobs": True, "truncation": Truncation.of(rollout)}
+    options: dict[str, Any] = {
+        "logprobs": True,
+        "truncation": Truncation.of(rollout),
+        "routes": rollout.routes == "replay",
+    }
     if rollout.engine == "server":
         return FollowingEngine(folder, ServerEngine.connected(rollout.server, **options))
     options["dtype"] = dtype_name(model, settings.train.device)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -445,17 +446,22 @@ def test_rows_hold_every_sampled_id_once_and_mask_the_rest(steps: list[tuple[int
         prompt_ids: list[int]
         ids: list[int]
         logprobs: list[float | None] | None
+        routes: Any
 
     calls: list[Recorded] = []
     for number, (back, ids) in enumerate(steps):
         old = calls[-back] if 0 < back <= len(calls) else None
         prompt = [9, number] if old is None else [*old.prompt_ids, *old.ids, *ids]
-        calls.append(Recorded(prompt, ids, [-float(n) for n in ids]))
+        routes = np.full((len(prompt) + len(ids) - 1, 1, 1), number)
+        calls.append(Recorded(prompt, ids, [-float(n) for n in ids], routes))
     rows = rows_of(calls)
     assert sorted(number for row in rows for number in row.calls) == list(range(len(calls)))
     for row in rows:
         assert len(row.mask) == len(row.completion_ids) == len(row.logprobs or [])
         whole = row.prompt_ids + row.completion_ids
+        assert row.routes is not None
+        assert len(row.routes) == len(whole) - 1
+        assert row.routes[: len(calls[row.calls[0]].routes)].max() == row.calls[0]
         for number, start in zip(row.calls, row.starts, strict=True):
             begin = len(row.prompt_ids) + start
             assert whole[:begin] == calls[number].prompt_ids

@@ -25,6 +25,7 @@ from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.loop.grpo_trainer import RewardTrainer
 from counterpoint.train.loop.rl_arguments import grpo_arguments, policy_settings
 from counterpoint.train.loop.training_arguments import LoopSettings
+from counterpoint.train.model.expert_routes import routers_of
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.rollout import SampledRow
@@ -53,6 +54,7 @@ class StandIn:
     loaded: LoadedModel
     factor: float
     truncation: Truncation
+    lead: float = 0.0
     adapters: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def load_adapter(self, folder: Path, version: int, lead: bool = True) -> None:
@@ -66,28 +68,41 @@ class StandIn:
         seed: int | Sequence[int] = 0,
         stop_ids: Sequence[int] = STOP_IDS,
     ) -> list[Sampled]:
-        sampler = Sampler(self.loaded, truncation=self.truncation, logprobs=True)
-        return sampler.sample(prompts, max_new_tokens, temperature * self.factor, seed, stop_ids)
+        sampler = Sampler(self.loaded, truncation=self.truncation, logprobs=True, routes=bool(self.lead))
+        hooks = [each.register_forward_hook(self.elsewhere) for each in routers_of(self.loaded.model) if self.lead]
+        try:
+            return sampler.sample(prompts, max_new_tokens, temperature * self.factor, seed, stop_ids)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def elsewhere(self, router: Any, args: Any, output: tuple[torch.Tensor, ...]) -> Any:
+        """Picks by logits that are disturbed, the same for one token, and weighs as the router does."""
+        logits, _, own = output
+        picks = (logits + self.lead * (logits * 1e4).sin()).topk(own.shape[1]).indices
+        return logits, logits.gather(1, picks).softmax(-1), picks
 
 
-def trainer_of(tmp_path: Path, factor: float, **rollout: Any) -> tuple[RewardTrainer, StandIn]:
+def trainer_of(tmp_path: Path, factor: float, lead: float = 0.0, **rollout: Any) -> tuple[RewardTrainer, StandIn]:
     torch.manual_seed(0)
     settings = GrpoRun.model_validate(
         {
             "recipe": "grpo",
+            "model": {"name": "openai/gpt-oss-20b"},
             "data": {"train": {"type": "arithmetic"}},
             "lora": {"rank": 4},
             "rollout": {"temperature": TEMPERATURE, "action_tokens": 8, "completion_tokens": 8, **rollout},
             "rewards": [{"type": "function", "function": f"{tmp_path / 'reward.py'}:odd"}],
             "grpo": {"group": GROUP},
-            "train": {"steps": 2, "batch_rows": GROUP, "device": "cpu"},
+            "train": {"steps": 2, "batch_rows": GROUP, "device": "cpu", "activation_checkpointing": True},
         }
     )
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "reward.py").write_text("def odd(r):\n    return sum(i % 2 for i in r.completion.ids) / 8\n")
     loaded = random_tiny()
     loaded = loaded.with_model(attach_lora(loaded.model, settings.lora))
     renderer = Renderer(loaded.vocabulary, RenderSettings(serving="sampled"))
-    stand_in = StandIn(loaded, factor, Truncation.of(settings.rollout))
+    stand_in = StandIn(loaded, factor, Truncation.of(settings.rollout), lead)
     prompt = EvalPrompt("one", Conversation((Message("user", "6 times 7?"),)), Reference(answer="42"), "number")
     rollouts = Rollouts(
         items_of([prompt], renderer), renderer, FollowingEngine(tmp_path / "engine", stand_in),
@@ -133,6 +148,21 @@ def test_engines_that_agree_need_no_correction(tmp_path: Path, cut: dict[str, An
     step(trainer)
     assert stand_in.adapters == [("adapter-0", files), ("adapter-1", files)]
     assert [path.name for path in (tmp_path / "engine").iterdir()] == ["adapter-1"]
+
+
+def test_tokens_go_where_they_went_when_they_were_sampled(tmp_path: Path) -> None:
+    """The same weights, and a sampler that picks other experts: with its picks the gap is gone, without it is there."""
+    trainer, _ = trainer_of(tmp_path, 1.0, 0.5, engine="server", routes="replay")
+    step(trainer)
+    without = trainer._metrics["routes/logp_difference_without"][-1]
+    assert metric(trainer, "sampling_logp_difference/mean") < 1e-6 < 1e-2 < without
+    assert 0.05 < trainer._metrics["routes/differing"][-1] < 0.9
+    assert trainer._metrics["routes/conflicts"][-1] == 0
+    assert trainer.taught
+    off, _ = trainer_of(tmp_path / "off", 1.0, 0.5, engine="server")
+    step(off)
+    assert metric(off, "sampling_logp_difference/mean") == pytest.approx(without, rel=1e-4)
+    assert not any(name.startswith("routes/") for name in off._metrics)
 
 
 @pytest.mark.parametrize("correction", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "off"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from counterpoint.train.loop.log_probs import target_log_probs
 from counterpoint.train.loop.policy_loss import PolicyLoss, policy_loss
 from counterpoint.train.loop.policy_rows import PolicyRow, filling, micro_batches, targets_of
 from counterpoint.train.loop.step_order import StepOrder
+from counterpoint.train.model.expert_routes import UNKNOWN
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.sampling.rollout import SampledRow
 
@@ -23,7 +26,12 @@ IDS = st.lists(st.integers(1, 3), min_size=1, max_size=6)
 
 def row(prompt: list[int], completion: list[int], mask: list[int] | None = None) -> SampledRow:
     told = [-float(i) for i in range(len(completion))]
-    return SampledRow(prompt, completion, mask or [1] * len(completion), told)
+    routes = np.array([expert(*each) for each in enumerate([*prompt, *completion][:-1])], dtype=np.uint8)
+    return SampledRow(prompt, completion, mask or [1] * len(completion), told, routes.reshape(-1, 1, 2))
+
+
+def expert(position: int, id_: int) -> tuple[int, int]:
+    return position % 100, 100 + id_ % 100
 
 
 @settings(max_examples=150, deadline=None)
@@ -44,6 +52,12 @@ def test_every_sampled_token_is_a_target_once_with_what_is_its_own(data: Any, bu
     for batch in batches:
         tokens = int(batch["input_ids"].shape[1])
         assert tokens <= budget or len(batch["row"].unique()) == 1
+        facts = zip(batch["position_ids"][0].tolist(), batch["input_ids"][0].tolist(), strict=True)
+        unknown = batch["routes"][:, 0, 0] == UNKNOWN
+        wanted_S2 = torch.tensor([expert(*each) for each in facts])
+        assert torch.equal(batch["routes"][:, 0].where(~unknown[:, None], wanted_S2).long(), wanted_S2)
+        assert int(unknown.sum()) <= len(batch["row"].unique())
+        assert batch["conflicts"][0] == 0
         for number in batch["row"].unique():
             of_row = batch["row"] == number
             facts = [batch[name][of_row].tolist() for name in ("target_ids", "advantage", "weight", "sampled")]
@@ -138,3 +152,18 @@ def test_an_epoch_takes_items_once_and_a_step_knows_its_own(items: int, groups: 
         assert len(numbers) == len(set(numbers)) == order.steps * groups
         assert {each for _, each in taken} == {epoch}
     assert StepOrder(items, groups, seed, shuffle=False).of(0)[0] == list(range(groups))
+
+
+def test_what_rollouts_share_goes_where_the_first_of_them_sent_it() -> None:
+    """The order of a token's experts is no difference, and a rollout without routes has no say."""
+    first, later, silent = (SampledRow([1, 2, 3], [n, 5], [1, 1]) for n in (4, 6, 7))
+    told = np.arange(8, dtype=np.uint8).reshape(4, 1, 2)
+    other = told[..., ::-1].copy()
+    other[1] = 9
+    rows = [replace(first, routes=told), replace(later, routes=other), silent]
+    (batch,) = micro_batches([PolicyRow(n, row) for n, row in enumerate(rows)], [1.0] * 3, [1.0] * 3, 3, 99, Collator())
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 5, 7, 5]]
+    assert batch["routes"][:, 0].tolist() == [*told[:, 0].tolist(), [-1, -1], other[3, 0].tolist(), *[[-1, -1]] * 3]
+    assert batch["conflicts"].tolist() == [1, 3]
+    (none,) = micro_batches([PolicyRow(0, silent)], [1.0], [1.0], 1, 99, Collator())
+    assert not {"routes", "conflicts"} & set(none)

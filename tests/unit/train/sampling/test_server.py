@@ -10,11 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
+from counterpoint.train.sampling.expert_routes import encoded
 from counterpoint.train.sampling.server import KEY_VARIABLE, ServerEngine
 from counterpoint.train.sampling.truncation import Truncation
 
@@ -152,6 +154,16 @@ def test_log_probabilities_come_along(server: Fake) -> None:
     server.change = {"logprobs": None}
     with pytest.raises(ModelError, match="no log-probabilities"):
         made.sample([[1]], 4)
+
+
+def test_the_experts_of_tokens_come_along(server: Fake) -> None:
+    made = replace(engine(server), routes=True)
+    with pytest.raises(ModelError, match="--enable-return-routed-experts"):
+        made.sample([[1, 2]], 4)
+    routes = np.arange(8, dtype=np.uint8).reshape(4, 1, 2)
+    server.change = {"routed_experts": encoded(routes)}
+    (found,) = made.sample([[1, 2]], 4)
+    assert np.array_equal(found.routes, routes)  # type: ignore[arg-type]
 
 
 def test_adapters_are_loaded_under_new_names(server: Fake, tmp_path: Path) -> None:

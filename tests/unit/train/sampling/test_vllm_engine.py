@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from counterpoint.configs.errors import ConfigError, RunError
+from counterpoint.configs.errors import ConfigError, ModelError, RunError
 from counterpoint.configs.schema import ModelSettings, SuiteSettings, VllmSettings
 from counterpoint.data.harmony.vocabulary import CALL, RETURN
 from counterpoint.train.model.embedded import tiny_folder
@@ -70,6 +70,14 @@ def test_ids_go_in_and_out(vllm: types.ModuleType) -> None:
     assert (engine.llm.asked[0].stop_token_ids, engine.llm.asked[0].ignore_eos) == ([RETURN, CALL], True)
     assert (engine.llm.options["tensor_parallel_size"], engine.llm.options["skip_tokenizer_init"]) == (2, True)
     assert engine.llm.lora is None
+
+
+def test_the_experts_of_tokens_are_asked_for(vllm: types.ModuleType) -> None:
+    assert "enable_return_routed_experts" not in VllmEngine.started("folder", VllmSettings()).llm.options
+    engine = VllmEngine.started("folder", VllmSettings(), routes=True)
+    assert engine.llm.options["enable_return_routed_experts"] is True
+    with pytest.raises(ModelError, match="engine: vllm: it does not name the experts"):
+        engine.sample([[1]], 4)
 
 
 def test_an_adapter_goes_along(vllm: types.ModuleType, tmp_path: Path) -> None:
