@@ -19,7 +19,7 @@ NegativeKind = Literal[
 
 
 class DpoSettings(Settings):
-    """Pairs and their loss (TRL's DPOTrainer), or completions rated one by one and theirs (TRL's KTOTrainer)."""
+    """Pairs and their loss (TRL's of DPO), or completions rated one by one and theirs (TRL's of KTO)."""
 
     beta: Positive = 0.1
     """Strength of the penalty for moving away from the model before training; larger keeps it closer."""
@@ -44,7 +44,7 @@ class DpoSettings(Settings):
     """Pairs made from one action, each with a different fault, drawn from the seed."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of pairs whose preference is wrong (label noise)."""
+    """Assumed share of pairs whose preference is wrong (label noise), for `robust`."""
 
     wanted_weight: Positive = 1.0
     """For `kto` and `apo_zero_unpaired`: loss weight of wanted completions. Where there are fewer of one kind,
@@ -52,6 +52,11 @@ class DpoSettings(Settings):
 
     unwanted_weight: Positive = 1.0
     """For `kto` and `apo_zero_unpaired`: loss weight of unwanted completions."""
+
+    row_tokens: Count | None = None
+    """Most tokens of a forward pass. The pairs of a step are packed into rows of at most this many, in which the prompt
+    of both sides is computed once; a longer pair is a row of its own. null takes twice `data.max_tokens`, which every
+    pair fits into, and `data.max_tokens` for rated completions."""
 
     @property
     def rated(self) -> bool:
@@ -66,11 +71,15 @@ class DpoSettings(Settings):
             raise ValueError("`negatives` are faults of whole turns: use `loss_on: turn` or `fault` with them")
         if self.loss_on == "fault" and not self.negatives:
             raise ValueError("`loss_on: fault` compares built faults: give `negatives`, or use `loss_on: turn`")
+        if self.label_smoothing and "robust" not in self.losses:
+            raise ValueError(
+                "`label_smoothing` is the noise that `robust` assumes: add it to `losses`, or leave it out"
+            )
         rated = [loss for loss in self.losses if loss in RATED_LOSSES]
         if rated and len(self.losses) > 1:
             raise ValueError(f"`{rated[0]}` takes rated completions and the others take pairs: list it alone")
-        if rated and (self.label_smoothing or self.loss_weights is not None):
-            raise ValueError(f"`label_smoothing` and `loss_weights` belong to pairs, and `{rated[0]}` takes none")
+        if rated and self.loss_weights is not None:
+            raise ValueError(f"`loss_weights` belong to pairs, and `{rated[0]}` takes none")
         if not rated and (self.wanted_weight, self.unwanted_weight) != (1.0, 1.0):
             raise ValueError("`wanted_weight` and `unwanted_weight` belong to `kto` and `apo_zero_unpaired`")
         return self

@@ -213,7 +213,7 @@ class DpoRun(RunSettings):
     """What is compared, and the loss."""
 
     train: TrainSettings = TrainSettings(learning_rate=5e-5)
-    """The loop; `batch_rows` counts pairs, or rated completions."""
+    """The loop; a step takes `batch_rows` x `accumulation` pairs, or rated completions, in each process."""
 
     eval: EvalSettings = EvalSettings()
     """The evaluation by sampling."""
@@ -228,8 +228,9 @@ class DpoRun(RunSettings):
 
     @model_validator(mode="after")
     def _checks(self) -> DpoRun:
-        if self.dpo.losses == ("kto",) and self.train.batch_rows < 2:
-            raise ValueError("`dpo.losses: kto` compares the rows of a batch: set `train.batch_rows` to 2 or more")
+        per_step = self.train.batch_rows * self.train.accumulation * self.launch.processes * self.launch.nodes
+        if self.dpo.losses == ("kto",) and per_step < 2:
+            raise ValueError("`dpo.losses: kto` compares the rows of a step: set `train.batch_rows` to 2 or more")
         if self.dpo.negatives and (off := [name for name, weight in self.data.weights if weight == 0]):
             raise ValueError(
                 f"`data.weights.{off[0]}: 0` does not reach the pairs that `dpo.negatives` makes, whose turns are "

@@ -25,8 +25,8 @@ from counterpoint.recipes.steps import (
 from counterpoint.train.checkpoints.start import with_start
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.held_out import held_out_pairs
-from counterpoint.train.loop.preference_trainers import PreferenceTrainer, RatedTrainer
-from counterpoint.train.loop.rl_arguments import dpo_arguments, kto_arguments, steps_of
+from counterpoint.train.loop.preference_trainer import PreferenceTrainer
+from counterpoint.train.loop.rl_arguments import pair_tokens, preference_arguments, steps_of
 from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import load_vocabulary_of
 from counterpoint.train.run.session import Session, open_session
@@ -73,13 +73,17 @@ def read_pairs(settings: DpoRun, session: Session, prompts: Sequence[EvalPrompt]
     return sets
 
 
-def make_trainer(
-    settings: DpoRun, session: Session, prepared: Prepared, pairs: PairData[Any]
-) -> PreferenceTrainer | RatedTrainer:
-    loaded, steps = prepared.loaded, prepared.steps
-    common: Any = (pairs.pairs, loop_settings(settings, session.path), prepared.identity)
-    rest: Any = {"callbacks": [AttachmentProof()], "extras": loaded.vocabulary_map.save, "stop": session.stop}
-    if settings.dpo.rated:
-        args = kto_arguments(settings, session.path, steps)
-        return RatedTrainer(loaded, args, *common, shuffle=settings.data.shuffle, **rest)
-    return PreferenceTrainer(loaded, dpo_arguments(settings, session.path, steps), *common, **rest)
+def make_trainer(settings: DpoRun, session: Session, prepared: Prepared, pairs: PairData[Any]) -> PreferenceTrainer:
+    loaded = prepared.loaded
+    return PreferenceTrainer(
+        loaded,
+        preference_arguments(settings, session.path, prepared.steps),
+        pairs.pairs,
+        settings.dpo,
+        pair_tokens(settings),
+        loop_settings(settings, session.path),
+        prepared.identity,
+        callbacks=[AttachmentProof()],
+        extras=loaded.vocabulary_map.save,
+        stop=session.stop,
+    )

@@ -100,13 +100,23 @@ def arguments(run: Any) -> Any:
         made: Any = training_arguments.sft_arguments(run, folder, N_ROWS)
     elif isinstance(run, DpoRun):
         steps = rl_arguments.steps_of(run, N_ROWS, world.rows_per_step(run))
-        make = rl_arguments.kto_arguments if run.dpo.rated else rl_arguments.dpo_arguments
-        made = make(run, folder, steps)
+        made = rl_arguments.preference_arguments(run, folder, steps)
+        loop = loop, preference_of(run.dpo), rl_arguments.pair_tokens(run)
     else:
         steps = rl_arguments.steps_of(run, N_ROWS, world.rows_per_step(run) // run.grpo.group)
         made = rl_arguments.grpo_arguments(run, folder, steps)
         loop = loop, rl_arguments.policy_settings(run, N_ROWS)
     return made.to_dict(), plainly(loop), world.rows_per_step(run)
+
+
+def preference_of(dpo: Any) -> float:
+    """The loss of two pairs, or of two completions."""
+    from counterpoint.train.loop.preference_loss import Side, pair_loss, rated_loss
+
+    reference, tokens = torch.tensor([-8.0, -5.0]), torch.tensor([3, 4])
+    one, other = (Side(torch.tensor(policy), reference, tokens) for policy in ([-9.0, -4.0], [-7.0, -7.0]))
+    wanted, drift = torch.tensor([True, False]), torch.tensor(0.5)
+    return float(rated_loss(dpo, one, wanted, drift, 0.5) if dpo.rated else pair_loss(dpo, one, other, 0.5, 0.1))
 
 
 def best(run: Any) -> Any:

@@ -675,7 +675,9 @@ def rows_of_pairs_and_rewards() -> list[Row]:
         Row("dpo.loss_on", "final", "what is compared", "data", lines=({"prompt": "2?", "chosen": [THINKS], "rejected": [THINKS | {"content": "41"}]},)),
         Row("dpo.negatives", ["malformed_header"], "built pairs", "data", base=MADE, lines=chat(THINKS)),
         Row("dpo.negatives_each", 2, "more built pairs", "data", base=MADE, lines=chat(THINKS)),
-        Row("dpo.label_smoothing", 0.1, "arguments of the trainer", "arguments"),
+        Row("dpo.label_smoothing", 0.1, "arguments of the trainer", "arguments", base={"dpo.losses": ["robust"]}),
+        Row("dpo.label_smoothing", 0.1, "is refused", refused="`label_smoothing` is the noise that `robust` assumes"),
+        Row("dpo.row_tokens", 512, "arguments of the trainer", "arguments"),
         Row("dpo.wanted_weight", 2.0, "arguments of the trainer", "arguments", base=rated),
         Row("dpo.unwanted_weight", 2.0, "arguments of the trainer", "arguments", base=rated),
     ]  # fmt: skip

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from datasets import Dataset
+from row_tokenizer import RowTokenizer, restore_stops
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from counterpoint.train.loop.row_tokenizer import RowTokenizer, restore_stops
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.sampling.rollout import SampledRow
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from counterpoint.configs.errors import NoDataError
@@ -11,6 +12,7 @@ from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
 
 if TYPE_CHECKING:
     from counterpoint.configs.schema import TrainingRun
+    from counterpoint.data.dataset.pairs import Pair, Rated
     from counterpoint.data.layout.tree import TreeRow
     from counterpoint.train.plan.memory import Batch
 
@@ -108,22 +110,50 @@ def _pairs(run: DpoRun) -> Work:
     from counterpoint.data.dataset.pair_sets import build_pair_sets
     from counterpoint.train.loop.rl_arguments import steps_of
     from counterpoint.train.model.load import load_vocabulary_of
-    from counterpoint.train.plan.memory import Batch
     from counterpoint.train.run.world import rows_per_step
 
     sets = build_pair_sets(run.data, run.dpo, load_vocabulary_of(run.model), seed=run.seed)
     found = sets.train
     per_step = rows_per_step(cast(Any, run), _processes(run))
     steps = steps_of(run, len(found.pairs), per_step)
-    # Of a rated completion, the other side is the foreign one that it is compared with.
-    both = 2 * min(run.train.batch_rows, len(found.pairs))
-    width = max(pair.tokens for pair in found.pairs)
-    mean = sum(2 * pair.tokens for pair in found.pairs) / len(found.pairs)
-    widths = [pair.tokens for held_out in sets.held_out.values() for pair in held_out.pairs]
-    longest = f"the longest side has {width:,} tokens; {per_step} {found.noun}s a step: {_counted(steps, 'step')}"
-    lines = (*found.lines(), *sets.lines, longest, *_held_out(run, [2 * n for n in widths], found.noun, steps))
-    width = max([width, *widths])
-    return Work(Batch(both, width, both * width), steps, round(steps * per_step * mean), lines)
+    sizes = [_pair_size(pair) for pair in found.pairs]
+    held_out = [_pair_size(pair) for each in sets.held_out.values() for pair in each.pairs]
+    mean = sum(size.width for size in sizes) / len(sizes)
+    longest = f"the longest {found.noun} has {max(size.width for size in sizes):,} tokens; {per_step} a step: "
+    widths = [size.width for size in held_out]
+    lines = (
+        *found.lines(),
+        *sets.lines,
+        longest + _counted(steps, "step"),
+        *_held_out(run, [2 * n for n in widths], found.noun, steps),
+    )
+    return Work(_pair_batch(run, sizes, held_out), steps, round(steps * per_step * mean), lines)
+
+
+def _pair_size(pair: Pair | Rated) -> _Size:
+    """As a tree of its own, in which the prompt comes once and what both sides begin with once."""
+    from counterpoint.data.dataset.pairs import Rated
+
+    prompt = len(pair.prompt_ids)
+    if isinstance(pair, Rated):
+        return _Size(pair.tokens, sum(pair.mask), 1, pair.tokens)
+    both = zip(pair.chosen_ids, pair.rejected_ids, strict=False)
+    shared = sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], both))
+    width = prompt + len(pair.chosen_ids) + len(pair.rejected_ids) - shared
+    return _Size(width, sum(pair.chosen_mask) + sum(pair.rejected_mask), 3, width + 2 * (prompt + shared))
+
+
+def _pair_batch(run: DpoRun, sizes: Sequence[_Size], held_out: Sequence[_Size] = ()) -> Batch:
+    """The largest tree row: of a step of one process as many units as fit, or the longest one."""
+    from counterpoint.train.loop.rl_arguments import pair_tokens
+    from counterpoint.train.plan.memory import Batch
+
+    largest = sorted(sizes, key=lambda size: size.width, reverse=True)[: run.train.batch_rows * run.train.accumulation]
+    longest = max(size.width for size in (*sizes, *held_out))
+    width = max(longest, min(pair_tokens(run), sum(size.width for size in largest)))
+    fitting = max(1, min(len(largest), width // max(1, largest[-1].width)))
+    targets, sequences, keys = (sum(sorted(column)[-fitting:]) for column in list(zip(*largest, strict=True))[1:])
+    return Batch(1, width, min(width, targets), sequences, max(width, keys), longest=longest)
 
 
 def _rollouts(run: GrpoRun) -> Work:
@@ -211,11 +241,14 @@ def _longest(run: TrainingRun, why: str) -> Work:
     """Full rows that carry loss everywhere: the most that the settings let through."""
     from counterpoint.train.plan.memory import Batch
 
-    rows = run.train.batch_rows * (2 if isinstance(run, DpoRun) else 1)
-    width = run.data.max_tokens
+    rows, width = run.train.batch_rows, run.data.max_tokens
     if isinstance(run, SftRun):
         width = run.data.pack_tokens or width
     batch = Batch(rows, width, rows * width)
+    if isinstance(run, DpoRun):
+        unit = width if run.dpo.rated else 2 * width
+        every = [_Size(unit, unit, 3, 2 * unit)] * (rows * run.train.accumulation)
+        batch, width = _pair_batch(run, every), unit
     if isinstance(run, GrpoRun):
         width += run.rollout.completion_tokens
         batch = _rollout_batch(run, run.data.max_tokens)

@@ -147,16 +147,6 @@ def is_fresh(model: torch.nn.Module) -> bool:
     return not any(moved)
 
 
-def keep_reference(model: Any, needed: bool) -> None:
-    """Freeze TRL's copy of the adapter, "ref", or delete it where the reference is the model without an adapter."""
-    if REFERENCE not in model.peft_config:
-        return
-    if not needed:
-        model.delete_adapter(REFERENCE)
-        return
-    _freeze_reference(model)
-
-
 def add_reference(model: PeftModel) -> None:
     """A frozen copy of the adapter as it is now, "ref"."""
     model.add_adapter(REFERENCE, model.peft_config["default"])

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,20 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
-from counterpoint.data.layout.collate import Collator
 from counterpoint.train.adapters.attach import add_reference, as_reference, is_fresh
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.advantages import Advantages, Baseline, Scale, advantages_of, live_groups
-from counterpoint.train.loop.base_trainer import BaseTrainer
 from counterpoint.train.loop.grpo_items import Item
 from counterpoint.train.loop.grpo_rollouts import Rollouts, StepRollouts
 from counterpoint.train.loop.head import target_hidden
 from counterpoint.train.loop.held_out import held_out_rewards
 from counterpoint.train.loop.log_probs import target_log_probs
 from counterpoint.train.loop.policy_loss import PolicyLoss, policy_loss
-from counterpoint.train.loop.policy_metrics import StepMetrics
 from counterpoint.train.loop.policy_rows import MicroBatch, PolicyRow, filling, micro_batches, targets_of
-from counterpoint.train.loop.router_loss import RouterLoss
 from counterpoint.train.loop.step_order import StepOrder
+from counterpoint.train.loop.step_trainer import StepTrainer
 from counterpoint.train.loop.teacher import Teacher
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.expert_routes import RouteReplay
@@ -69,7 +67,7 @@ class PolicySettings:
     replay: bool = False
 
 
-class RewardTrainer(BaseTrainer, Trainer):
+class RewardTrainer(StepTrainer):
     """Trains `loaded.model` on the rewards of its own rollouts.
 
     teacher: rates each sampled token in addition to the rewards. taught: whether any token of the last step had an
@@ -92,28 +90,16 @@ class RewardTrainer(BaseTrainer, Trainer):
         stop: StopSignal | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        self.teacher, self.loaded, self.rollouts, self.policy = teacher, loaded, rollouts, policy
-        for module in loaded.model.modules():  # an adapter that was trained with dropout
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        self.teacher, self.rollouts, self.policy = teacher, rollouts, policy
         if policy.loss.beta and hasattr(loaded.model, "peft_config") and not is_fresh(loaded.model):
             add_reference(loaded.model)
         steps = list(range(args.max_steps * args.world_size))  # each process is given every step
         super().__init__(
-            model=loaded.model,
-            args=args,
-            data_collator=lambda numbers: {},
-            train_dataset=steps,  # pyright: ignore[reportArgumentType]
-            callbacks=callbacks,
+            loaded, args, steps, lambda numbers: {}, loop, identity, callbacks=callbacks, extras=extras, stop=stop
         )
-        self.set_up_loop(loop, identity, extras, stop)
         self.taught = True
-        self.collate = Collator(loaded.vocabulary_map.rows)
         self.replay = RouteReplay(self.base) if policy.replay else None
-        self.router_loss = RouterLoss(self.base) if loop.router_aux_loss_coef else None
-        self.autocast = any(p.dtype == torch.bfloat16 for p in self.base.parameters())
         self._batches: list[MicroBatch] = []
-        self._metrics: defaultdict[str, list[float]] = defaultdict(list)
 
     def held_out(self, sets: Mapping[str, Sequence[Item]]) -> dict[str, float]:
         """The rewards of held-out items under the weights as they are now."""
@@ -122,12 +108,6 @@ class RewardTrainer(BaseTrainer, Trainer):
 
     # ---- a step
 
-    def compute_loss_context_manager(self) -> contextlib.ExitStack:
-        """bfloat16 autocast over a bfloat16 base: adapters stay float32 and multiply in bfloat16."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.autocast))
-        return stack
-
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
@@ -135,33 +115,19 @@ class RewardTrainer(BaseTrainer, Trainer):
         began, step = time.perf_counter(), self.state.global_step
         if step % self.policy.iterations == 0 or not self._batches:
             self._batches = self._rolled_out(step, model)
-        model.train()
-        total = torch.zeros((), device=self.args.device)
-        measured = StepMetrics()
-        for number, batch in enumerate(self._batches):
-            last = number + 1 == len(self._batches)
-            without = self._without_replay(model, batch) if number == 0 else {}
-            with self._replaying(batch), contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    loss, measures = self._loss(model, batch)
-                self.accelerator.backward(loss)
-            measures.means.update(without)
-            measured.add(measures)
-            total += loss.detach()
-        acting = self._log_step(measured.of_all(gather_object), time.perf_counter() - began)
-        self.taught = acting > 0
+        total, measured = self.learn(model, self._batches, partial(self._loss, model), self._replaying)
+        self.keep({**measured.values(), "step_time": time.perf_counter() - began})
+        self.taught = measured.acting > 0
         return total
 
     def _loss(self, model: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
-        """Of a micro-batch, times the processes; keeps in it what later steps on the same rollouts need."""
+        """Of a micro-batch; keeps in it what later steps on the same rollouts need."""
         if self.policy.loss.beta and "reference" not in batch:
             with torch.no_grad(), as_reference(self.base), self._replaying({}):
                 batch["reference"] = self._log_probs(model, self.base, batch)[0]
+        without = self._without_replay(model, batch) if batch is self._batches[0] else {}
         counts: list[torch.Tensor] = []
-        with (
-            self.router_loss.recording() if self.router_loss else contextlib.nullcontext(),
-            self.replay.counting(counts) if self.replay else contextlib.nullcontext(),
-        ):
+        with self.routed(), self.replay.counting(counts) if self.replay else contextlib.nullcontext():
             log_prob_T, entropy_T = self._log_probs(model, self.base, batch)
         if self.policy.iterations > 1 and "old" not in batch:
             batch["old"] = log_prob_T.detach()
@@ -173,17 +139,13 @@ class RewardTrainer(BaseTrainer, Trainer):
             gap_T = (batch["teacher"] - targets.old) * targets.real
             targets = replace(targets, advantage=targets.advantage + self.teacher.weight * gap_T)
         loss, measures = policy_loss(self.policy.loss, log_prob_T, entropy_T, targets)
+        measures.means |= without
         if counts:
             measures.means["routes/differing"] = torch.stack(counts).sum(0)
             measures.means["routes/conflicts"] = batch["conflicts"]
         if gap_T is not None:
             measures.means["teacher/reverse_kl"] = torch.stack([-gap_T.sum(), targets.real.sum().to(gap_T)])
-        if self.router_loss is not None:
-            balance = self.router_loss.read()
-            measures.means["aux_loss"] = torch.stack([balance.detach(), torch.ones_like(balance)])
-            share = self.loop.router_aux_loss_coef / len(self._batches) / self.accelerator.num_processes
-            loss = loss + share * balance
-        return loss * self.accelerator.num_processes, measures
+        return loss, measures
 
     def _log_probs(self, model: nn.Module, base: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probability, entropy) (T,) of the distribution that is sampled from."""
@@ -200,7 +162,7 @@ class RewardTrainer(BaseTrainer, Trainer):
         """What the gap to the engine would be: one more forward pass, of one micro-batch. Collective under FSDP2."""
         if self.replay is None:
             return {}
-        with self.compute_loss_context_manager():
+        with self._replaying({}):
             log_prob_T, _ = self._log_probs(model, self.base, batch)
         told_T = batch.get("sampled", torch.full_like(log_prob_T, torch.nan))
         gap_T = (log_prob_T - told_T).abs()[(batch["weight"] != 0) & ~told_T.isnan()]
@@ -238,10 +200,7 @@ class RewardTrainer(BaseTrainer, Trainer):
         needed = rows if self._computes_all else [each for each in rows if advantages[each.rollout]]
         of_token = 1 / max(1, n_tokens)
         batches = micro_batches(needed, advantages, weights, group, policy.row_tokens, self.collate, of_token)
-        most = max(gather_object([len(batches)]))
-        idle = filling(self.collate, rolled.any_ids)
-        batches += [dict(idle) for _ in range(max(1, most) - len(batches))]
-        moved = [{name: tensor.to(self.args.device) for name, tensor in batch.items()} for batch in batches]
+        moved = self.equally_many(batches, filling(self.collate, rolled.any_ids))
         if policy.top_entropy < 1:
             self._count_uncertain(model, moved)
         return moved
@@ -254,7 +213,7 @@ class RewardTrainer(BaseTrainer, Trainer):
         if policy.groups is None:
             return worth.advantage_N, learned_N
         alive = live_groups(worth, group, policy.groups)
-        self._keep({"groups/learned": len(alive) / policy.groups})
+        self.keep({"groups/learned": len(alive) / policy.groups})
         learned_N = torch.zeros_like(learned_N).view(-1, group).index_fill(0, alive, True).flatten()
         advantage_N = torch.zeros_like(worth.advantage_N)
         if len(alive):
@@ -324,32 +283,9 @@ class RewardTrainer(BaseTrainer, Trainer):
         for name, score_N in zip(self.rollouts.names, score_NK.T, strict=True):
             values[f"rewards/{name}/mean"] = float(score_N.nanmean())
             values[f"rewards/{name}/std"] = _deviation(score_N)
-        self._keep(values)
-
-    def _log_step(self, found: StepMetrics, seconds: float) -> float:
-        self._keep({**found.values(), "step_time": seconds})
-        return found.acting
-
-    def _keep(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            if value == value:
-                self._metrics[name].append(float(value))
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """transformers' numbers with the means, since the last such line, of what the steps have measured."""
-        if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self._metrics.items()}
-            self._metrics.clear()
-        super().log(logs, start_time)
+        self.keep(values)
 
     # ---- checkpoints
-
-    def loop_state(self) -> dict[str, Any]:
-        return {**super().loop_state(), "metrics": dict(self._metrics)}
-
-    def restore_loop(self, state: dict[str, Any]) -> None:
-        super().restore_loop(state)
-        self._metrics.update(state.get("metrics", {}))
 
     def fill_checkpoint(self, folder: Path) -> None:
         super().fill_checkpoint(folder)

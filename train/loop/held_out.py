@@ -23,7 +23,7 @@ from counterpoint.train.sampling.sample import SamplingStoppedError
 if TYPE_CHECKING:
     from counterpoint.train.loop.grpo_items import Item
     from counterpoint.train.loop.grpo_rollouts import Rollouts
-    from counterpoint.train.loop.preference_trainers import PreferenceTrainer, RatedTrainer
+    from counterpoint.train.loop.preference_trainer import PreferenceTrainer
     from counterpoint.train.loop.sft_trainer import CounterpointTrainer
 
 
@@ -119,53 +119,30 @@ def _share(n_rows: int, batch_rows: int, accelerator: Accelerator) -> Iterator[t
         yield (numbers, 1.0) if numbers else ([0], 0.0)
 
 
-@torch.no_grad()
-def held_out_pairs(trainer: PreferenceTrainer | RatedTrainer, sets: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+def held_out_pairs(trainer: PreferenceTrainer, sets: Mapping[str, Sequence[Any]]) -> dict[str, float]:
     """Mean loss of each set; of pairs also `valid_accuracy`, the share whose wanted side is preferred, and
-    `valid_margin`, the mean difference of their implicit rewards.
-
-    Every process takes all rows, because TRL's numbers are means over processes.
-    """
+    `valid_margin`, the mean difference of their implicit rewards. Every process takes a part of the rows."""
     model: Any = trainer.model_wrapped
     was_training = model.training
     model.eval()
-    found = {name: _pair_sums(trainer, model, rows) for name, rows in sets.items()}
+    found = {name: (len(rows), trainer.held_out(rows)) for name, rows in sets.items()}
     model.train(was_training)
-    values = _means("valid", [numbers for each in found.values() for numbers in each])
+    values = _means("valid", list(found.values()))
     for name, each in found.items():
         if name:
-            values |= _means(f"valid_{name}", each)
+            values |= _means(f"valid_{name}", [each])
     return values
 
 
-_PAIR_METRICS = {"accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-
-
-def _pair_sums(trainer: Any, model: Any, rows: Sequence[Any]) -> list[tuple[int, dict[str, float]]]:
-    """(rows, their means) of each batch."""
-    collate = type(trainer.data_collator)(trainer.loaded, rows)
-    size, found = trainer.args.per_device_eval_batch_size, []
-    batches = [list(range(start, min(start + size, len(rows)))) for start in range(0, len(rows), size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        # KTO compares a completion with another row's of its batch.
-        last = batches.pop()
-        batches[-1] += last
-    for numbers in batches:
-        _go_on(trainer)
-        inputs = trainer._prepare_inputs(collate([{ROW: number} for number in numbers]))
-        with trainer.compute_loss_context_manager():
-            means = {"loss": float(trainer.compute_loss(model, inputs))}
-        told = trainer._metrics["eval"]
-        if "rewards/accuracies" in told:
-            means |= {name: float(told[key][-1]) for name, key in _PAIR_METRICS.items()}
-        told.clear()
-        found.append((len(numbers), means))
-    return found
-
-
-def _means(prefix: str, batches: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    rows = sum(n for n, _ in batches)
-    return {f"{prefix}_{name}": sum(n * means[name] for n, means in batches) / rows for name in batches[0][1]}
+def _means(prefix: str, sets: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    total = sum(n for n, _ in sets)
+    names = {"loss": "loss", "accuracy": "rewards/accuracies"}
+    names |= {"margin": "rewards/margins"} if "rewards/accuracies" in sets[0][1] else {}
+    return {
+        f"{prefix}_{name}": sum(n * values[key] for n, values in sets) / total
+        for name, key in names.items()
+        if key in sets[0][1]
+    }
 
 
 def held_out_rewards(

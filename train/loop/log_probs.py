@@ -29,7 +29,15 @@ def target_log_probs(
     again, because what each log-probability is worth is known only by then.
     """
     with torch.autocast(hidden_TH.device.type, enabled=False):
-        return cast(Any, _ChunkedLogProbs.apply(hidden_TH, weight_VH, target_ids_T, temperature, truncation))
+        return cast(Any, _ChunkedLogProbs.apply(hidden_TH, weight_VH, target_ids_T, temperature, truncation, False))[:2]
+
+
+def target_log_probs_and_choices(
+    hidden_TH: torch.Tensor, weight_VH: torch.Tensor, target_ids_T: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`target_log_probs` at temperature 1, and whether each target is the most probable token, (T,) bool."""
+    with torch.autocast(hidden_TH.device.type, enabled=False):
+        return cast(Any, _ChunkedLogProbs.apply(hidden_TH, weight_VH, target_ids_T, 1.0, None, True))
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
@@ -37,25 +45,29 @@ class _ChunkedLogProbs(torch.autograd.Function):
     d entropy / dz = -softmax (log softmax + entropy)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden_TH, weight_VH, target_T, temperature, truncation = inputs
+    def forward(ctx: FunctionCtx, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        hidden_TH, weight_VH, target_T, temperature, truncation, choices = inputs
         wide = torch.promote_types(hidden_TH.dtype, torch.float32)
         log_prob_T, entropy_T = (hidden_TH.new_empty(len(hidden_TH), dtype=wide) for _ in range(2))
+        first_T = torch.zeros_like(target_T, dtype=torch.bool)
         for part, log_softmax_CV in _log_softmax(hidden_TH, weight_VH, target_T, temperature, truncation, wide):
             log_prob_T[part] = log_softmax_CV.gather(1, target_T[part, None])[:, 0]
+            if choices:
+                first_T[part] = log_softmax_CV.argmax(1) == target_T[part]
             # No name for it: the next chunk's would be made while it lives.
             entropy_T[part] = -log_softmax_CV.mul_(log_softmax_CV.exp()).sum(1)
         context = cast(Any, ctx)
         context.save_for_backward(hidden_TH, weight_VH, target_T, entropy_T)
         context.drawn = temperature, truncation
         context.set_materialize_grads(False)
-        return log_prob_T, entropy_T
+        context.mark_non_differentiable(first_T)
+        return log_prob_T, entropy_T, first_T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: torch.Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         context = cast(Any, ctx)
-        d_log_prob_T, d_entropy_T = grads
+        d_log_prob_T, d_entropy_T, _ = grads
         hidden_TH, weight_VH, target_T, entropy_T = context.saved_tensors
         temperature, truncation = context.drawn
         wide = torch.promote_types(hidden_TH.dtype, torch.float32)
@@ -79,7 +91,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 d_hidden_TH[part] = product(d_logits_CV, weight_VH).to(hidden_TH.dtype)
             if d_weight_VH is not None:
                 d_weight_VH.addmm_(d_logits_CV.T, hidden_TH[part].to(wide))
-        return d_hidden_TH, None if d_weight_VH is None else d_weight_VH.to(weight_VH.dtype), None, None, None
+        return d_hidden_TH, None if d_weight_VH is None else d_weight_VH.to(weight_VH.dtype), None, None, None, None
 
 
 def _log_softmax(

@@ -60,7 +60,9 @@ def micro_batches(
     places: list[list[npt.NDArray[np.int64]]] = []
     for _, found in groupby(with_targets, key=lambda row: row.rollout // group):
         of_group = list(found)
-        tree = ExampleTree.of([_example(each.row) for each in of_group])
+        tree = ExampleTree.of(
+            [example_of(each.row.prompt_ids, each.row.completion_ids, each.row.env_mask) for each in of_group]
+        )
         for first, last in _fitting(tree, budget):
             parts.append(row_of(tree, _range(first, last)))
             members.append(of_group[first:last])
@@ -72,7 +74,7 @@ def micro_batches(
         begins = np.cumsum([0, *(len(parts[number]) for number in packed)])
         lie = [begin + place for begin, number in zip(begins, packed, strict=False) for place in places[number]]
         facts = _facts(inside, advantage_N, weight_N, share)
-        batches.append({**_tensors(batch), **facts, **_routes(inside, lie, int(begins[-1]))})
+        batches.append({**tensors_of(batch), **facts, **_routes(inside, lie, int(begins[-1]))})
     return batches
 
 
@@ -110,10 +112,10 @@ def _range(first: int, last: int) -> npt.NDArray[np.int32]:
     return np.arange(first, last, dtype=np.int32)
 
 
-def _example(row: SampledRow) -> Example:
-    weights = np.array([*[0] * len(row.prompt_ids), *row.env_mask], dtype=np.float32)
-    ids = np.array([*row.prompt_ids, *row.completion_ids], dtype=np.int32)
-    return Example("", 0, ids, weights, (weights * FINAL).astype(np.uint8))
+def example_of(prompt_ids: Sequence[int], ids: Sequence[int], mask: Sequence[int]) -> Example:
+    """A prompt and what follows it; mask: 1 for each of `ids` that is a target."""
+    weights = np.array([*[0] * len(prompt_ids), *mask], dtype=np.float32)
+    return Example("", 0, np.array([*prompt_ids, *ids], dtype=np.int32), weights, (weights * FINAL).astype(np.uint8))
 
 
 def _facts(
@@ -159,6 +161,7 @@ def _routes(rows: Sequence[PolicyRow], places: Sequence[npt.NDArray[np.int64]], 
     return {"routes": torch.from_numpy(routes_SLK), "conflicts": torch.tensor([differing, shared])}
 
 
-def _tensors(batch: dict[str, Any]) -> MicroBatch:
+def tensors_of(batch: dict[str, Any]) -> MicroBatch:
+    """What a forward pass takes of a collated batch."""
     names = ("input_ids", "position_ids", "subtree_end", "target_index", "target_ids")
     return {name: batch[name] for name in names}

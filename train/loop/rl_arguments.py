@@ -1,4 +1,4 @@
-"""What TRL calls the settings of `dpo` and `grpo`; next to `training_arguments.py`, the only place that knows."""
+"""What the trainers of `dpo` and `grpo` call their settings; with `training_arguments.py`, the only such place."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 
 from transformers import TrainingArguments
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.kto_config import KTOConfig
 
 from counterpoint.configs.schema import DpoRun, GrpoRun
 from counterpoint.train.loop.grpo_trainer import PolicySettings
@@ -31,37 +29,18 @@ def steps_of(settings: DpoRun | GrpoRun, n_items: int, per_step: int) -> int:
     return steps_of_epochs(train.epochs, math.ceil(n_items / per_step))
 
 
-def dpo_arguments(settings: DpoRun, run_folder: Path, steps: int) -> DPOConfig:
-    """TRL's arguments for a run over pairs."""
-    dpo = settings.dpo
-    args = DPOConfig(
-        **common_arguments(settings, run_folder, steps),
-        router_aux_loss_coef=settings.train.router_aux_loss_coef,
-        max_length=None,
-        beta=dpo.beta,
-        loss_type=list(dpo.losses),
-        loss_weights=list(dpo.loss_weights) if dpo.loss_weights is not None else None,
-        label_smoothing=dpo.label_smoothing,
-        disable_dropout=True,
-        train_sampling_strategy="random" if settings.data.shuffle else "sequential",
-    )
-    return without_data_parallel(args)
+def preference_arguments(settings: DpoRun, run_folder: Path, steps: int) -> TrainingArguments:
+    """transformers' arguments: a batch of the data set is a step's, whose micro-batches the trainer makes itself."""
+    common = common_arguments(settings, run_folder, steps)
+    rows = settings.train.batch_rows * settings.train.accumulation
+    common |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
+    order = "random" if settings.data.shuffle else "sequential"
+    return without_data_parallel(TrainingArguments(**common, train_sampling_strategy=order))
 
 
-def kto_arguments(settings: DpoRun, run_folder: Path, steps: int) -> KTOConfig:
-    """TRL's arguments for a run over rated completions."""
-    dpo = settings.dpo
-    args = KTOConfig(
-        **common_arguments(settings, run_folder, steps),
-        router_aux_loss_coef=settings.train.router_aux_loss_coef,
-        max_length=None,
-        beta=dpo.beta,
-        loss_type=dpo.losses[0],
-        desirable_weight=dpo.wanted_weight,
-        undesirable_weight=dpo.unwanted_weight,
-        disable_dropout=True,
-    )
-    return without_data_parallel(args)
+def pair_tokens(settings: DpoRun) -> int:
+    """Tokens of the largest row of pairs, or of rated completions: both sides of one, or the row of one completion."""
+    return settings.dpo.row_tokens or settings.data.max_tokens * (1 if settings.dpo.rated else 2)
 
 
 def grpo_arguments(settings: GrpoRun, run_folder: Path, steps: int) -> TrainingArguments:

@@ -23,8 +23,6 @@ CARDS = {"24 GB": 24, "48 GB": 48, "80 GB": 80}
 SHORTEST_ROW, LONGEST_ROW = 256, 131_072
 EIGHT_BIT = 2.03
 """Bytes of AdamW's two moments for a number in 8 bits: one each, and a scale for each 256."""
-WHOLE_LOGITS = 9
-"""Tensors of the size of all logits that TRL's preference losses hold, as measured on the tiny model."""
 NO_LORA = LoraSettings(enabled=False)
 Change = tuple[str, Any]
 
@@ -112,9 +110,7 @@ class Estimate:
     def _plan(self) -> Plan:
         model, train = self.run.model, self.run.train
         number = {2: torch.bfloat16, 4: torch.float32}[self.itemsize]
-        paired, rewarded = isinstance(self.run, DpoRun), isinstance(self.run, GrpoRun)
-        # TRL pads these rows on the left or right, and the lean attention leaves padded rows to the eager one.
-        padded = paired and self.batch.rows > 1
+        packed = isinstance(self.run, DpoRun | GrpoRun)  # a step into as many micro-batches as it takes
         weights = weight_bytes(self.shape, model, self.itemsize)
         return Plan(
             self.device,
@@ -124,16 +120,15 @@ class Estimate:
             self.moment_bytes,
             train.activation_checkpointing is True,
             train.activation_checkpointing == "experts",
-            train.accumulation > 1 or rewarded,
+            train.accumulation > 1 or packed,
             self.processes,
             self.run.launch.strategy == "fsdp2" and self.processes > 1,
-            model.attention == "lean" and not padded,
+            model.attention == "lean",
             model.experts == "lean",
             model.norms == "lean",
             getattr(model, "loss", "lean") == "lean",
             model.base == "mxfp4",
-            WHOLE_LOGITS if paired else 0,
-            rewarded,
+            packed,
             self._beside(weights),
             *self._sampled(),
         )
@@ -162,9 +157,9 @@ class Estimate:
             section, name = key.split(".")
             before = getattr(run, section)
             run = run.model_copy(update={section: before.model_copy(update={name: value})})
-            if key == "train.batch_rows" and not isinstance(run, GrpoRun):
+            if key == "train.batch_rows" and isinstance(run, SftRun):
                 batch = _scaled(batch, value / batch.rows, rows=value)
-            elif key in ("data.max_tokens", "data.pack_tokens", "grpo.row_tokens") and value < batch.width:
+            elif (key in ("data.max_tokens", "data.pack_tokens") or name == "row_tokens") and value < batch.width:
                 batch = _scaled(batch, value / batch.width, width=value)
         return Estimate.of(run, batch, self.device)
 
@@ -224,7 +219,7 @@ def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
     for part in ("loss", "attention", "experts", "norms"):
         if getattr(run.model, part, "lean") == "reference":
             yield [(f"model.{part}", "lean")]
-    if run.train.batch_rows > 1 and not isinstance(run, GrpoRun):
+    if run.train.batch_rows > 1 and isinstance(run, SftRun):
         yield [("train.batch_rows", 1), ("train.accumulation", run.train.accumulation * run.train.batch_rows)]
     if not run.train.activation_checkpointing and not full:
         yield [("train.activation_checkpointing", "experts"), ("model.experts", "lean")]
@@ -237,16 +232,16 @@ def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
     if run.lora.enabled and run.lora.experts:
         rank = run.lora.expert_rank or run.lora.rank
         yield from ([("lora.expert_rank", smaller)] for smaller in (8, 4) if smaller < rank)
-    if isinstance(run, GrpoRun):
+    if isinstance(run, DpoRun | GrpoRun):
         tokens = estimate.batch.width
         while tokens > max(2048, estimate.batch.longest):
             tokens = max(tokens // 2, estimate.batch.longest)
-            yield [("grpo.row_tokens", tokens)]
-        if run.rollout.engine == "transformers":
-            rows = run.rollout.batch
-            while rows > 1:
-                rows //= 2
-                yield [("rollout.batch", rows)]
+            yield [(f"{run.recipe}.row_tokens", tokens)]
+    if isinstance(run, GrpoRun) and run.rollout.engine == "transformers":
+        rows = run.rollout.batch
+        while rows > 1:
+            rows //= 2
+            yield [("rollout.batch", rows)]
     if isinstance(run, SftRun):
         pack, tokens = run.data.pack_tokens, min(run.data.max_tokens, estimate.batch.width)
         while tokens >= 2048:

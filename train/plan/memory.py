@@ -31,7 +31,7 @@ class Batch:
     """One forward pass of one process: rows, tokens of the longest, and positions with a target over all rows.
 
     sequences, keys: of all rows, as a flash kernel is given them (`flash_sequences`); 0 for plain rows. longest: of
-    rollouts, tokens of one of them with its prompt; such rows are packed to `width`.
+    rows that are packed to `width`, tokens of the longest rollout with its prompt, or of the longest pair.
     """
 
     rows: int
@@ -53,10 +53,9 @@ class Plan:
     itemsize: bytes of a weight that is not packed. wide: bytes in which products run (4 on a CPU without AMX).
     processes: of the whole run; sharded: FSDP2. accumulates: gradients stay in memory during the next forward pass.
     recompute_experts: the experts' first projection is not kept. lean_*: the paths of section `model`.
-    whole_logits: forward passes whose logits are all held at once (preference training), 0 where the loss runs in
-    chunks. log_probs: the loss is one of log-probabilities and entropies (learning from rewards). beside: bytes of
-    other models in memory, a reference or a teacher. sampled_rows, sampled_width: rollouts that the trainer samples at
-    a time, and tokens of the longest.
+    log_probs: the loss is one of log-probabilities and entropies (learning from rewards and from pairs). beside: bytes
+    of other models in memory, a reference or a teacher. sampled_rows, sampled_width: rollouts that the trainer samples
+    at a time, and tokens of the longest.
     """
 
     device: str
@@ -74,7 +73,6 @@ class Plan:
     lean_norms: bool = True
     lean_loss: bool = True
     packed: bool = False
-    whole_logits: int = 0
     log_probs: bool = False
     beside: int = 0
     sampled_rows: int = 0
@@ -231,8 +229,6 @@ def _last_norm(shape: Shape, batch: Batch, plan: Plan) -> int:
 
 def _loss(shape: Shape, batch: Batch, plan: Plan) -> int:
     hidden, rows, a = shape.hidden, shape.vocabulary, plan.itemsize
-    if plan.whole_logits:
-        return plan.whole_logits * batch.tokens * rows * a + batch.tokens * rows * 4
     targets = batch.targets * hidden * a
     if not plan.lean_loss:
         return targets + batch.targets * rows * (a * (2 if a < 4 else 1) + 8)

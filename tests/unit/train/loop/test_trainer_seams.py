@@ -29,24 +29,6 @@ PUBLIC = {"_replace", "_exit", "_abc_impl"}  # documented: of named tuples, of o
 VALUE = "a value"
 SEAMS: dict[str, str] = {
     "trl.trainer.base_trainer:_BaseTrainer._send_telemetry": "(self)",
-    "trl.trainer.dpo_trainer:DPOTrainer._prepare_dataset": (
-        "(self, dataset: datasets.arrow_dataset.Dataset | datasets.iterable_dataset.IterableDataset, "
-        "processing_class: transformers.tokenization_utils_base.PreTrainedTokenizerBase | "
-        "transformers.processing_utils.ProcessorMixin, args: trl.trainer.dpo_config.DPOConfig, dataset_name: "
-        "str) -> datasets.arrow_dataset.Dataset | datasets.iterable_dataset.IterableDataset"
-    ),
-    "trl.trainer.dpo_trainer:DPOTrainer._save_checkpoint": "(self, model, trial)",
-    "trl.trainer.dpo_trainer:DPOTrainer._set_signature_columns_if_needed": "(self)",
-    "trl.trainer.dpo_trainer:DPOTrainer._signature_columns": VALUE,
-    "trl.trainer.kto_trainer:KTOTrainer._prepare_dataset": (
-        "(self, dataset: datasets.arrow_dataset.Dataset | datasets.iterable_dataset.IterableDataset, "
-        "processing_class: transformers.tokenization_utils_base.PreTrainedTokenizerBase | "
-        "transformers.processing_utils.ProcessorMixin, args: trl.trainer.kto_config.KTOConfig, dataset_name: "
-        "str) -> datasets.arrow_dataset.Dataset | datasets.iterable_dataset.IterableDataset"
-    ),
-    "trl.trainer.kto_trainer:KTOTrainer._save_checkpoint": "(self, model, trial)",
-    "trl.trainer.kto_trainer:KTOTrainer._set_signature_columns_if_needed": "(self)",
-    "trl.trainer.kto_trainer:KTOTrainer._signature_columns": VALUE,
     "trl.trainer.sft_trainer:SFTTrainer._save_checkpoint": "(self, model, trial)",
     "transformers.configuration_utils:PretrainedConfig._attn_implementation": VALUE,
     "transformers.configuration_utils:PretrainedConfig._experts_implementation": VALUE,
