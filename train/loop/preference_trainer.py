@@ -115,7 +115,7 @@ class PreferenceTrainer(StepTrainer):
         part = self._part([self.rows[n] for numbers in gather_object([inputs["numbers"].tolist()]) for n in numbers])
         batches = self._batches(part, self._compared)
         model.train()
-        reference_V, drift = self._known(model, part, lambda: batches)
+        reference_V, drift = self._known(model, part, batches)
         total, measured = self.learn(model, batches, lambda batch: self._loss(model, part, batch, reference_V, drift))
         seen = sum(unit[side].tokens for unit in part.units for side in self._compared)
         self.state.num_input_tokens_seen += sum(gather_object([seen]))
@@ -130,8 +130,9 @@ class PreferenceTrainer(StepTrainer):
         Collective; SamplingStoppedError in all processes where a signal came to one."""
         model = self.model_wrapped
         part = self._part(rows)
-        reference_V, drift = self._known(model, part, lambda: self._batches(part, self._compared))
-        policy_V = self._sums(model, self.base, part, self._batches(part, self._compared))
+        batches = self._batches(part, self._compared)
+        reference_V, drift = self._known(model, part, batches)
+        policy_V = self._sums(model, self.base, part, batches)
         everything = torch.arange(len(part.units), device=self.args.device)
         loss, measures = self._loss_of(part, everything, policy_V, reference_V, drift)
         found = StepMetrics()
@@ -164,18 +165,15 @@ class PreferenceTrainer(StepTrainer):
         return self.equally_many(batches, idle)
 
     @torch.no_grad()
-    def _known(
-        self, model: Any, part: _Part, compared: Callable[[], list[MicroBatch]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log-probabilities (V,) under the reference, drift). compared: micro-batches of the sides that the loss is
-        of, which the reference takes where nothing else is needed."""
-        if not self._drifts:
-            with self._reference(model) as (reference, base):
-                return self._sums(reference, base, part, compared()), torch.zeros((), device=self.args.device)
+    def _known(self, model: Any, part: _Part, compared: list[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probabilities (V,) under the reference, drift). compared: micro-batches of what the loss is of. The
+        completions of others are in rows of their own, so that no row is longer than those that are trained."""
+        foreign = self._batches(part, (1,)) if self._drifts else []
         with self._reference(model) as (reference, base):
-            reference_V = self._sums(reference, base, part, self._batches(part, (0, 1)))
-        policy_V = self._sums(model, self.base, part, self._batches(part, (1,)))
-        moved = (policy_V - reference_V)[1:-1:2].sum()
+            reference_V = self._sums(reference, base, part, compared + foreign)
+        if not self._drifts:
+            return reference_V, torch.zeros((), device=self.args.device)
+        moved = (self._sums(model, self.base, part, foreign) - reference_V)[1:-1:2].sum()
         return reference_V, (cast(torch.Tensor, self.accelerator.reduce(moved, "sum")) / part.rows).clamp(min=0)
 
     @contextlib.contextmanager

@@ -20,17 +20,20 @@ from torch.utils._pytree import tree_leaves
 from transformers import GptOssConfig, GptOssForCausalLM
 
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
-from counterpoint.configs.schema import GrpoRun, SftRun
+from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun
 from counterpoint.data.layout.collate import Collator
 from counterpoint.train.adapters import activation, expert_math
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.adapters.linear import AutocastLinear
 from counterpoint.train.loop import head
-from counterpoint.train.loop.log_probs import target_log_probs
+from counterpoint.train.loop.log_probs import target_log_probs, target_log_probs_and_choices
 from counterpoint.train.loop.loss import weighted_nll
 from counterpoint.train.loop.policy_loss import PolicyLoss, Targets, policy_loss
 from counterpoint.train.loop.policy_rows import PolicyRow, micro_batches
+from counterpoint.train.loop.preference_loss import Side, pair_loss, rated_loss
+from counterpoint.train.loop.preference_rows import Completion
+from counterpoint.train.loop.preference_rows import micro_batches as preference_batches
 from counterpoint.train.model import attention, norm
 from counterpoint.train.model.attention_inputs import attention_inputs
 from counterpoint.train.model.attention_plan import AttentionPlan, flash_sequences
@@ -211,3 +214,56 @@ def test_a_group_of_long_rollouts_holds_neither_scores_nor_logits(
     found = [m for m in moments(plan.shape, planned, plan._plan()) if m.moment != "the sampling of rollouts"]
     expected = max(m.gradients + m.activations + m.loss for m in found)
     assert expected == pytest.approx(live.peak, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", ["sigmoid", "kto"])
+def test_a_long_pair_holds_neither_scores_nor_logits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, losses: Any
+) -> None:
+    """A pair with sides of 32k tokens, and a rated completion, at gpt-oss-20b's width; the reference's passes, and the
+    one that trains."""
+    prompt, completion = 2048, 32768
+    config = GptOssConfig(**{**WIDE, "num_hidden_layers": 2})
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(expert_math, "_ends", lambda weights, routing: None)
+    model = adapted(config)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    run = DpoRun.model_validate(
+        {
+            "recipe": "dpo", "model": {"name": str(tmp_path), "dtype": "bfloat16"}, "data": {"train": "x.jsonl"},
+            "dpo": {"losses": losses}, "train": {"activation_checkpointing": True, "batch_rows": 2},
+        }
+    )  # fmt: skip
+    sides = [Completion(range(prompt), range(n, n + completion), [1] * completion) for n in (5_000, 100_000)]
+    trained = (0,) if run.dpo.rated else (0, 1)
+    (batch,) = preference_batches([(sides[0], sides[1])], trained, 100_000, Collator())
+    passes = [batch]
+    if run.dpo.rated:
+        passes += preference_batches([(sides[0], sides[1])], (1,), 100_000, Collator())
+    tokens, targets = batch["input_ids"].numel(), len(batch["target_ids"])
+    assert (tokens, targets) == (prompt + len(trained) * completion, len(trained) * completion)
+
+    def sums(batch: Any) -> torch.Tensor:
+        on_meta = {name: tensor.to(META) for name, tensor in batch.items()}
+        hidden_TH, weight_VH = head.target_hidden(model, model.get_base_model(), on_meta)
+        log_prob_T, *_ = target_log_probs_and_choices(hidden_TH, weight_VH, on_meta["target_ids"])
+        return torch.zeros(2, device=META).index_add(0, on_meta["side"], log_prob_T)
+
+    with Live(model) as live:
+        known = torch.zeros(2, device=META)
+        for each in passes:
+            with rows_of(each["position_ids"].numpy(), each["subtree_end"].numpy()), torch.no_grad():
+                known = known + sums(each)
+        with rows_of(batch["position_ids"].numpy(), batch["subtree_end"].numpy()):
+            found, count = sums(batch), torch.zeros(1, device=META)
+            one, other = (Side(found[n : n + 1], known[n : n + 1], count) for n in (0, 1))
+            wanted = torch.ones(1, dtype=torch.bool, device=META)
+            kto = run.dpo.rated
+            loss = rated_loss(run.dpo, one, wanted, known[1], 1.0) if kto else pair_loss(run.dpo, one, other, 1.0, 1.0)
+            loss.backward()
+    assert live.largest < 2 * tokens**2
+    assert live.largest < 2 * targets * WIDE["vocab_size"] / 8
+    sequences, keys = flash_sequences(batch["position_ids"][0].numpy(), batch["subtree_end"][0].numpy())
+    memory = Estimate.of(run, Batch(1, tokens, targets, sequences, keys), "cuda").memory
+    assert memory.gradients + memory.activations + memory.loss == pytest.approx(live.peak, rel=0.1)
