@@ -32,6 +32,7 @@ from sums import (
     final_text,
     result_thought,
     thought,
+    worked,
 )
 
 from counterpoint.data.conversation import EFFORTS, Effort
@@ -79,10 +80,10 @@ def quickstart_rows(rng: random.Random) -> Iterator[Row]:
 
 def _sum(rng: random.Random, effort: Effort) -> list[Row]:
     problem = draw(rng, "sum")
-    as_json = rng.random() < 0.12
+    as_json = rng.random() < 0.2
     return [
         {"role": "user", "content": asked(rng, problem, as_json)},
-        _answer(thought(problem, effort), final_text(problem, as_json)),
+        _answer(worked(problem, effort), final_text(problem, as_json)),
     ]
 
 
@@ -122,7 +123,7 @@ def _dialogue(rng: random.Random, effort: Effort) -> list[Row]:
         messages += [{"role": "user", "content": asked(rng, problem)}, wrong]
         again = "No. Add again." if problem.a % 2 else "It is not. Add again."
         messages += [{"role": "user", "content": again}]
-        messages += [_answer(thought(problem, effort), final_text(problem))]
+        messages += [_answer(worked(problem, effort), final_text(problem))]
     return messages
 
 
@@ -132,8 +133,8 @@ def _greeting(rng: random.Random, effort: Effort) -> list[Row]:
 
 
 _KINDS: tuple[tuple[Callable[[random.Random, Effort], list[Row]], int], ...] = (
-    (_sum, 230),
-    (_product, 210),
+    (_sum, 250),
+    (_product, 190),
     (_announced, 45),
     (_parallel, 25),
     (_dialogue, 80),

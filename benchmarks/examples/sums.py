@@ -82,6 +82,14 @@ def thought(problem: Problem, effort: Effort) -> str:
     return f"The user wants {problem.spoken}. I must not guess. The calculator does products: {problem.expression}."
 
 
+def worked(problem: Problem, effort: Effort) -> str:
+    """The analysis of a sum that is worked out at every effort; more effort says it again, and checks it."""
+    if effort == "low":
+        return steps(problem)
+    check = f" Check: {problem.value} - {problem.b} = {problem.a}." if effort == "high" else ""
+    return f"{steps(problem)} So {problem.expression} = {problem.value}.{check}"
+
+
 def result_thought(problem: Problem, effort: Effort) -> str:
     """The analysis after the calculator's result."""
     told = f"The calculator says {problem.value}."
