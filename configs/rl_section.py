@@ -120,6 +120,19 @@ class RolloutSettings(TruncationSettings):
     server: ServerSettings = ServerSettings()
     """For `engine: server`, which must see the run folder under the same path."""
 
+    staleness: CountOrZero = 0
+    """Steps that rollouts are sampled ahead (`engine: server`): those of a step by the weights of as many steps before
+    it, while the steps between are trained. With 0 a step waits for its rollouts. The log says how much would do
+    (`rollouts/advised_staleness`)."""
+
+    order: Literal["strict", "window"] = "strict"
+    """Which groups a step learns from where they are sampled ahead: `strict`, the next ones by their number, whatever
+    takes how long, so that a run can be repeated; `window`, whichever of the oldest 30 % are done."""
+
+    ratio_to: Literal["current", "sampled"] = "current"
+    """What the probability ratio of the clip is to: `current`, the weights that begin the step, and `correction` weighs
+    what was sampled by others; `sampled`, what the engine says, without a further correction."""
+
     correction: Literal["sequence_mask", "sequence_truncate", "token_mask", "token_truncate", "off"] = "sequence_mask"
     """Importance correction where the engine's probabilities differ from the trainer's: a ratio for each sequence or
     token, which above `correction_cap` counts as 0 (`mask`) or as the cap (`truncate`)."""
@@ -143,6 +156,23 @@ class RolloutSettings(TruncationSettings):
             )
         if self.environment is not None and self.environments:
             raise ValueError("`environment` and `environments` exclude each other: name all in `environments`")
+        return self
+
+    @model_validator(mode="after")
+    def _ahead(self) -> RolloutSettings:
+        if self.staleness and self.engine != "server":
+            why = "samples from the weights that are trained" if self.engine == "transformers" else "shares their GPU"
+            raise ValueError(
+                f"`staleness` samples while the trainer trains, and `engine: {self.engine}` {why}: use `engine: server`"
+            )
+        if self.order == "window" and not self.staleness:
+            raise ValueError("`order: window` chooses among groups that are sampled ahead: set `staleness` as well")
+        if self.ratio_to == "sampled":
+            if self.engine == "transformers":
+                raise ValueError("`ratio_to: sampled` is to another engine's log-probabilities: use `server` or `vllm`")
+            given = self.correction, self.correction_cap, self.correction_floor
+            if given != ("sequence_mask", 3.0, None) and self.correction != "off":
+                raise ValueError("`ratio_to: sampled` takes the place of `correction`: leave that out")
         return self
 
     @property

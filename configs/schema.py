@@ -55,7 +55,7 @@ from counterpoint.configs.section_checks import (
     check_eval_tasks,
     check_no_dropout,
     check_paid,
-    check_quantized_rollouts,
+    check_rollouts,
     check_sections,
     with_rate_of_full,
 )
@@ -305,7 +305,7 @@ class GrpoRun(RunSettings):
         if self.rollout.engine != "transformers":
             self._check_engine()
         check_sections(self.model, self.lora, self.train, self.launch)
-        check_quantized_rollouts(self.train, self.rollout.engine)
+        check_rollouts(self.train, self.rollout, self.grpo.iterations)
         check_no_dropout(self.lora, self.recipe)
         names = [task.name for task in self.data.valid_tasks], [reward.name for reward in self.rewards]
         check_figures(self.train, self.eval.every, reward_figures(*names) if self.data.valid else [])

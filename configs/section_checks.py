@@ -92,11 +92,17 @@ def check_driven(rollout: RolloutSettings, tools: ToolSettings) -> None:
         raise ValueError("`rollout.user.model` is missing: a package asks for it by name")
 
 
-def check_quantized_rollouts(train: TrainSettings, engine: str) -> None:
-    if train.quantization_aware and engine != "transformers":
+def check_rollouts(train: TrainSettings, rollout: RolloutSettings, iterations: int) -> None:
+    """What rollouts of another engine, or of other weights, cannot be learned from with."""
+    if train.quantization_aware and rollout.engine != "transformers":
         raise ValueError(
             "`train.quantization_aware` samples with rounded experts, and "
-            f"`rollout.engine: {engine}` is given weights that are not: use `rollout.engine: transformers`"
+            f"`rollout.engine: {rollout.engine}` is given weights that are not: use `rollout.engine: transformers`"
+        )
+    if rollout.staleness and iterations > 1:
+        raise ValueError(
+            "`rollout.staleness` counts steps that each have rollouts of their own: set `grpo.iterations: 1`, or leave "
+            "it out"
         )
 
 

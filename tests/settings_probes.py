@@ -205,7 +205,7 @@ def calls(run: Any) -> Any:
     name = run.recipe
     module: ModuleType = importlib.import_module(f"counterpoint.recipes.{name}")
     heavy = {
-        "grpo": "read_sets training_items held_out_items check_engine steps_of load_prompts prepare fingerprint Sampler following_engine "
+        "grpo": "read_sets training_items held_out_items check_engine steps_of load_prompts prepare fingerprint Sampler following_engine make_pipeline "
         "EpisodeLimits open_environments grpo_arguments policy_settings loop_settings Toolkit Rewards Rollouts make_trainer train_to_end load_teacher RewardTrainer AttachmentProof",
         "distill": "RunFolder choose_run_folder finished fingerprint load_model put_start use_implementations Sampler "
         "Scorers distil row_of state_of what_to_resume write_result versions acceptance",
@@ -225,7 +225,12 @@ def calls(run: Any) -> Any:
         replaced["row_of"] = lambda done, keep_answer: noted.append(("row_of", keep_answer)) or {}
         replaced["acceptance"] = lambda done: ""
         replaced["write_result"] = lambda path: path
-    with _instead(module, **replaced), contextlib.suppress(CounterpointError):
+    with contextlib.ExitStack() as stack, contextlib.suppress(CounterpointError):
+        stack.enter_context(_instead(module, **replaced))
+        if name == "grpo":
+            parts = importlib.import_module("counterpoint.recipes.grpo_parts")
+            made = ["EpisodeLimits", "open_environments", "Toolkit", "Rewards", "Rollouts"]
+            stack.enter_context(_instead(parts, **{each: _Noted(each, noted) for each in made}))
         module.run(run)
     return noted
 
@@ -468,6 +473,16 @@ def session(run: Any) -> Any:
     noted: list[Any] = []
     with _instead(torch, set_num_threads=noted.append), open_session(run):
         return noted
+
+
+def ahead(run: Any) -> Any:
+    """Which groups may be sampled after which step, and which of those that are done a step takes."""
+    from counterpoint.recipes.grpo_parts import group_order
+
+    share, order = group_order(run, N_ROWS, 9)
+    admitted = [order.published(version) for version in range(3)]
+    order.finished = set(range(2 * share.units)) - {1}
+    return admitted, order.take()
 
 
 def following(run: Any) -> Any:

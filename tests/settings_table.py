@@ -522,6 +522,7 @@ def rows_of_environments() -> list[Row]:
 
 
 TRUNCATED = {"top_p": 0.9, "top_k": 50, "min_p": 0.01}
+SERVED = {"rollout.engine": "server", "model.name": "openai/gpt-oss-20b"}
 VLLM = {"rollout.engine": "vllm", "model.name": "openai/gpt-oss-20b", "rollout.weights": "adapter"}
 
 
@@ -701,6 +702,10 @@ def rows_of_pairs_and_rewards() -> list[Row]:
         Row("rollout.calls", 1, "limits of a rollout", "calls"),
         Row("rollout.batch", 3, "rows of the sampler", "calls"),
         Row("rollout.engine", "server", "another engine", "calls", base={"model.name": "openai/gpt-oss-20b"}),
+        Row("rollout.staleness", 2, "when groups are sampled", "ahead", base=SERVED),
+        Row("rollout.staleness", 2, "is refused", refused="`engine: transformers` samples from the weights that are trained"),
+        Row("rollout.order", "window", "which groups a step takes", "ahead", base={**SERVED, "rollout.staleness": 4, "train.batch_rows": 32}),
+        Row("rollout.ratio_to", "sampled", "arguments of the trainer", "arguments", base=SERVED),
         Row("rollout.weights", "merged", "what vLLM is sent", "following", base=VLLM),
         *(Row(f"rollout.vllm.{name}", value, "vLLM's start", "following", base=VLLM) for name, value in (("tensor_parallel", 2), ("gpu_memory", 0.5), ("max_model_len", 99))),
         *(Row(f"rollout.server.{name}", value, "the server's client", "following", base={**VLLM, "rollout.engine": "server"}) for name, value in (("url", "http://x/v1"), ("model", "m"), ("parallel", 3), ("timeout", 9.0), ("retries", 1))),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from counterpoint.train.episodes.episodes import EpisodeLimits, World, run_episo
 from counterpoint.train.episodes.routes import Routes, name_of
 from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.foreign.choose import Chosen
+from counterpoint.train.foreign.episode import invalid_episode
+from counterpoint.train.loop.environment_metrics import environment_metrics
 from counterpoint.train.loop.grpo_items import Item
+from counterpoint.train.loop.played import Played, StepRollouts, joined
 from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.run.folder import json_lines, write_whole
 from counterpoint.train.sampling.engines import Engine
@@ -30,32 +34,15 @@ from counterpoint.train.scoring.function_rewards import ENVIRONMENT, Found, Scor
 from counterpoint.train.scoring.rewards import Outcome, Rewards, zero_variance_share
 
 
-@dataclass(frozen=True)
-class StepRollouts:
-    """This process's rollouts of a step.
-
-    rows: of each rollout those that are learned from, none of an invalid one. truncated: whether each ran out of
-    tokens. scores: of the rollouts of all processes, in the order of `Rollouts.names`, NaN where a reward does not
-    apply; `first` is the number of this process's first one. lengths: of all processes, (prompt, completion, whether it
-    ended by itself) of each. any_ids: the first prompt.
-    """
-
-    rows: list[tuple[SampledRow, ...]]
-    truncated: list[bool]
-    scores: list[list[float]]
-    first: int
-    lengths: list[tuple[int, int, bool]]
-    any_ids: list[int]
-
-
 @dataclass
 class Rollouts:
     """Samples episodes of items and scores them.
 
     keep: where every rollout is written as a JSON line, with its Harmony text and its rewards; None writes none.
     process: the number of this one, of those that train together; gather: collects what each of them has measured.
-    measured: what is logged of the last step's rollouts. seen: tells each kind of failure once.
-    stepped: whether there was a step before.
+    measured: what is logged of the last step's rollouts. seen: tells each kind of failure once. failed, causes: of the
+    rewards of all steps' rollouts, as `Rewards` has them of held-out ones. stepped: whether there was a step
+    before. elsewhere: a step's rollouts are played in another process, with other judges.
     """
 
     items: Sequence[Item]
@@ -72,9 +59,12 @@ class Rollouts:
     gather: Callable[[list[Any]], list[Any]] = list
     measured: dict[str, float] = field(default_factory=dict)
     seen: FirstSight = field(default_factory=lambda: FirstSight(lambda _: None))
+    failed: Counter[str] = field(default_factory=Counter)
     failed_before: Counter[str] = field(default_factory=Counter)
+    causes: dict[str, str] = field(default_factory=dict)
     environments: Chosen | Routes[Chosen] | None = None
     stepped: bool = False
+    elsewhere: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,24 +77,77 @@ class Rollouts:
         return (*self.rewards.weights, *([1.0] if self.environments is not None else []))
 
     def __call__(self, numbers: Sequence[int], step: int, epoch: int = 0) -> StepRollouts:
-        """The items with these numbers, each sampled once for every time it is listed.
+        """The items with these numbers, each sampled once for every time it is listed: `play`, then `assembled`."""
+        return self.assembled([self.play(numbers, self.process * len(numbers), step, epoch)], step)
+
+    def play(
+        self,
+        numbers: Sequence[int],
+        first: int,
+        step: int,
+        epoch: int = 0,
+        engine: Engine | None = None,
+        stops: Callable[[], bool] | None = None,
+    ) -> Played:
+        """Rollouts of a step, whose first one has the index `first` over all processes.
 
         The seed of a rollout depends on the run's seed, the step, and its index over all processes; that of its world
-        on the run's seed, the row and the epoch, so that a group meets the same one. RunError where a reward of the
-        user's fails in the first step, or too much of a step is invalid.
+        on the run's seed, the row and the epoch, so that a group meets the same one. May be called by several threads
+        at once, with an engine that may. stops: as of `run_episodes`.
         """
+        began = time.monotonic()
         items = [self.items[number] for number in numbers]
-        first = self.process * len(items)
         seeds = [sample_seed(self.seed, step, first + place) for place in range(len(items))]
         worlds = [self._world(item, first + place, step, epoch, True) for place, item in enumerate(items)]
-        episodes, outcomes, found = self._sampled(items, seeds, worlds, self.group)
-        # Collective: every process samples as many rollouts of a step.
-        rows = self.gather(
-            [{"step": step, **self._row(*each)} for each in zip(items, episodes, outcomes, found, strict=True)]
+        rewards = self.rewards.counted_apart()
+        episodes, outcomes, found = self._sampled(items, seeds, worlds, self.group, stops, engine, rewards)
+        played = self._played(items, episodes, outcomes, found)
+        return replace(
+            played,
+            failures=rewards.failures,
+            causes=rewards.causes,
+            spent=rewards.spent,
+            stopped=rewards.stopped,
+            seconds=time.monotonic() - began,
         )
-        failures = self.gather([{**self.rewards.failures}])
+
+    def given_up(self, numbers: Sequence[int], why: str) -> Played:
+        """Invalid rollouts in place of those that `play` could not play."""
+        items = [self.items[number] for number in numbers]
+        episodes = [invalid_episode((), self.renderer, item.effort, 0, why) for item in items]
+        outcomes = [item.outcome(episode) for item, episode in zip(items, episodes, strict=True)]
+        return self._played(items, episodes, outcomes, [Scored([math.nan] * len(self.rewards.names), why)] * len(items))
+
+    def _played(
+        self, items: Sequence[Item], episodes: Sequence[Episode], outcomes: Sequence[Outcome], found: Sequence[Scored]
+    ) -> Played:
+        learned = [self._rows(episode) for episode in episodes]
+        return Played(
+            [() if each.invalid is not None else rows for rows, each in zip(learned, found, strict=True)],
+            [each.stop == "length" for each in episodes],
+            [self._scores(*one) for one in zip(items, episodes, found, strict=True)],
+            [
+                (len(rows[0].prompt_ids), sum(len(row.completion_ids) for row in rows), episode.stop != "length")
+                for rows, episode in zip(learned, episodes, strict=True)
+            ],
+            [self._row(*each) for each in zip(items, episodes, outcomes, found, strict=True)],
+            episodes[0].prompt_ids,
+        )
+
+    def assembled(self, parts: Sequence[Played], step: int) -> StepRollouts:
+        """A step of what this process has played, with what the others have; kept, counted and told. Collective: every
+        process has as many rollouts of a step.
+
+        RunError where a reward of the user's fails in the first step, too much of a step is invalid, or a judge has
+        taken all the tokens that it may.
+        """
+        played = joined(parts)
+        rows = self.gather([{"step": step, **row} for row in played.kept])
+        self.failed.update(played.failures)
+        self.causes = {**played.causes, **self.rewards.causes, **self.causes}
+        failures = self.gather([{**(self.failed + self.rewards.failures)}])
         self.measured = self._measures(rows, failures)
-        for spent in self.gather([self.rewards.spent]):
+        for spent in self.gather([_spent(self.rewards.spent, played.spent, self.elsewhere)]):
             for name, tokens in spent.items():
                 key = f"rewards/{name}/tokens"
                 self.measured[key] = self.measured.get(key, 0.0) + tokens
@@ -114,22 +157,18 @@ class Rollouts:
                 write_whole(self.keep, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
             with self.keep.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._stop_where_spent(step)
-        self._tell(rows, step, self.gather([{**self.rewards.causes}]))
+        for stopped in self.gather([self.rewards.stopped or played.stopped]):
+            if stopped is not None:
+                raise RunError(f"step {step + 1}: {stopped}")
+        self._tell(rows, step, self.gather([self.causes]))
         self.stepped = True
-        invalid = [each.invalid is not None for each in found]
-        lengths = [
-            (len(learned[0].prompt_ids), sum(len(row.completion_ids) for row in learned), each.stop != "length")
-            for each in episodes
-            for learned in [self._rows(each)]
-        ]
         return StepRollouts(
-            [() if out else self._rows(each) for each, out in zip(episodes, invalid, strict=True)],
-            [each.stop == "length" for each in episodes],
-            self.gather([self._scores(*one) for one in zip(items, episodes, found, strict=True)]),
-            first,
-            self.gather(lengths),
-            episodes[0].prompt_ids,
+            played.rows,
+            played.truncated,
+            self.gather(played.scores),
+            self.process * len(played.rows),
+            self.gather(played.lengths),
+            played.any_ids,
         )
 
     def _rows(self, episode: Episode) -> tuple[SampledRow, ...]:
@@ -188,18 +227,21 @@ class Rollouts:
         worlds: list[World],
         group: int,
         stops: Callable[[], bool] | None = None,
+        engine: Engine | None = None,
+        rewards: Rewards | None = None,
     ) -> tuple[list[Episode], list[Outcome], list[Scored]]:
+        rewards = rewards or self.rewards
         begun: dict[int, tuple[Outcome, list[Found]]] = {}
 
         def judged(place: int, episode: Episode) -> None:
             outcome = items[place].outcome(episode)
-            unknown = [Found(None) for _ in self.rewards.names]
-            begun[place] = outcome, unknown if episode.invalid else self.rewards.begin(outcome)
+            unknown = [Found(None) for _ in rewards.names]
+            begun[place] = outcome, unknown if episode.invalid else rewards.begin(outcome)
 
         episodes = run_episodes(
             [item.prompt.conversation for item in items],
             self.renderer,
-            self.engine,
+            engine or self.engine,
             limits=self.limits,
             toolbox=self.toolkit.toolbox if self.toolkit is not None else None,
             efforts=[item.effort for item in items],
@@ -212,7 +254,7 @@ class Rollouts:
             stops=stops,
         )
         outcomes = [begun[place][0] for place in range(len(items))]
-        found = self.rewards.finish(outcomes, [begun[place][1] for place in range(len(items))], group)
+        found = rewards.finish(outcomes, [begun[place][1] for place in range(len(items))], group)
         return (
             episodes,
             outcomes,
@@ -299,12 +341,6 @@ class Rollouts:
                 asking = sum(bool(row.get("requests", {}).get(name)) for row in rows)
                 self.seen.tell(f"rollouts in which {notice}", asking, n, where)
 
-    def _stop_where_spent(self, step: int) -> None:
-        """RunError in all processes where a judge of one has taken all the tokens that it may."""
-        for stopped in self.gather([self.rewards.stopped]):
-            if stopped is not None:
-                raise RunError(f"step {step + 1}: {stopped}")
-
     def _name(self, item: Item) -> str:
         assert isinstance(self.environments, Routes)
         return name_of(item.prompt.conversation.metadata, self.environments.named)
@@ -343,7 +379,7 @@ class Rollouts:
             out["turns"] = sum(row["turn"] + 1 for row in rows) / len(rows)
         if isinstance(self.environments, Routes):
             for setting, environments, own in self._by_environment(rows):
-                out |= _measured(f"environments/{setting.rpartition('.')[2]}", environments, own)
+                out |= environment_metrics(f"environments/{setting.rpartition('.')[2]}", environments, own)
         for effort in EFFORTS:
             tokens = [row["analysis_tokens"] for row in rows if row["effort"] == effort]
             if tokens:
@@ -351,22 +387,6 @@ class Rollouts:
         return out
 
 
-def _measured(prefix: str, environments: Chosen, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Of one of several environments: share of invalid rollouts, means of the others."""
-    valid = [
-        {
-            name.partition("/")[2]: value
-            for name, value in row["rewards"].items()
-            if name.partition("/")[0] == ENVIRONMENT
-        }
-        for row in rows
-        if "invalid" not in row
-    ]
-    out = {f"{prefix}/invalid": 1 - len(valid) / len(rows)}
-    out[f"{prefix}/turns"] = sum(row["turn"] + 1 for row in rows) / len(rows)
-    if valid:
-        out[f"{prefix}/reward"] = sum(map(environments.weigh, valid)) / len(valid)
-        for name in dict.fromkeys(name for each in valid for name in each if name):
-            values = [each[name] for each in valid if name in each]
-            out[f"{prefix}/rewards/{name}"] = sum(values) / len(values)
-    return out
+def _spent(here: Mapping[str, int], played: Mapping[str, int], elsewhere: bool) -> dict[str, int]:
+    names, join = {**here, **played}, sum if elsewhere else max
+    return {name: join([here.get(name, 0), played.get(name, 0)]) for name in names}

@@ -28,11 +28,13 @@ from transformers import TrainerCallback, TrainingArguments
 from counterpoint.train.adapters.attach import add_reference, as_reference, is_fresh
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.loop.advantages import Advantages, Baseline, Scale, advantages_of, live_groups
+from counterpoint.train.loop.group_pipeline import Pipeline
 from counterpoint.train.loop.grpo_items import Item
-from counterpoint.train.loop.grpo_rollouts import Rollouts, StepRollouts
+from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.loop.head import target_hidden
 from counterpoint.train.loop.held_out import held_out_rewards
 from counterpoint.train.loop.log_probs import target_log_probs
+from counterpoint.train.loop.played import StepRollouts
 from counterpoint.train.loop.policy_loss import PolicyLoss, policy_loss
 from counterpoint.train.loop.policy_rows import MicroBatch, PolicyRow, filling, micro_batches, targets_of
 from counterpoint.train.loop.step_order import StepOrder
@@ -70,8 +72,8 @@ class PolicySettings:
 class RewardTrainer(StepTrainer):
     """Trains `loaded.model` on the rewards of its own rollouts.
 
-    teacher: rates each sampled token in addition to the rewards. taught: whether any token of the last step had an
-    advantage.
+    teacher: rates each sampled token in addition to the rewards. pipeline: samples rollouts ahead; without it a step's
+    are sampled when it comes. taught: whether any token of the last step had an advantage.
     """
 
     no_learning_advice = "the rewards of no group differed: see rollouts.jsonl, raise grpo.group or vary the prompts"
@@ -89,8 +91,9 @@ class RewardTrainer(StepTrainer):
         extras: Callable[[Path], None] | None = None,
         stop: StopSignal | None = None,
         teacher: Teacher | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
-        self.teacher, self.rollouts, self.policy = teacher, rollouts, policy
+        self.teacher, self.rollouts, self.policy, self.pipeline = teacher, rollouts, policy, pipeline
         if policy.loss.beta and hasattr(loaded.model, "peft_config") and not is_fresh(loaded.model):
             add_reference(loaded.model)
         steps = list(range(args.max_steps * args.world_size))  # each process is given every step
@@ -180,10 +183,8 @@ class RewardTrainer(StepTrainer):
         """The micro-batches of a step, equally many in all processes."""
         self._follow()
         policy, group = self.policy, self.rollouts.group
-        numbers, epoch = policy.order.of(step // policy.iterations)
-        share = len(numbers) * group // self.accelerator.num_processes
-        mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
-        rolled = self.rollouts([number for number in numbers for _ in range(group)][mine], step, epoch)
+        share = policy.order.groups * group // self.accelerator.num_processes
+        rolled = self._sampled(step, share)
         worth = advantages_of(rolled.scores, self.rollouts.weights, group, policy.scale, policy.baseline)
         self._log_rollouts(rolled, worth)
         advantage_N, learned_N = self._learned(rolled, worth)
@@ -204,6 +205,16 @@ class RewardTrainer(StepTrainer):
         if policy.top_entropy < 1:
             self._count_uncertain(model, moved)
         return moved
+
+    def _sampled(self, step: int, share: int) -> StepRollouts:
+        """The rollouts of a step, `share` of them of this process."""
+        if self.pipeline is not None:
+            rolled = self.rollouts.assembled(self.pipeline.step(step), step)
+            self.keep(self.pipeline.measured)
+            return rolled
+        numbers, epoch = self.policy.order.of(step // self.policy.iterations)
+        mine = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+        return self.rollouts([number for number in numbers for _ in range(self.rollouts.group)][mine], step, epoch)
 
     def _learned(self, rolled: StepRollouts, worth: Advantages) -> tuple[torch.Tensor, torch.Tensor]:
         """(advantage, whether it is learned from) (N,) of all processes' rollouts. Where more groups were sampled than
@@ -287,14 +298,34 @@ class RewardTrainer(StepTrainer):
 
     # ---- checkpoints
 
+    def loop_state(self) -> dict[str, Any]:
+        groups = {} if self.pipeline is None else {"groups": self.pipeline.state()}
+        return {**super().loop_state(), **groups}
+
+    def restore_loop(self, state: dict[str, Any]) -> None:
+        super().restore_loop(state)
+        if self.pipeline is not None:
+            processes = self.accelerator.num_processes
+            step = self.state.global_step
+            self.pipeline.restore(state.get("groups", []), self.accelerator.process_index, processes, step)
+
     def fill_checkpoint(self, folder: Path) -> None:
         super().fill_checkpoint(folder)
         if self.state.global_step % self.policy.iterations:  # the next step is one more on these rollouts
             kept = {f"{n}/{name}": value for n, batch in enumerate(self._batches) for name, value in batch.items()}
             save_file(kept, self._rollouts_file(folder))
+        if self.pipeline is not None:
+            self.pipeline.fill_checkpoint(folder, self.state.global_step)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.pipeline is not None:
+            self.pipeline.saved()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.pipeline is not None:
+            self.pipeline.adopt(Path(resume_from_checkpoint))
         path = self._rollouts_file(Path(resume_from_checkpoint))
         if not path.is_file():
             return

@@ -33,7 +33,7 @@ class PolicyLoss:
     by which `dr_grpo` divides. floor: least ratio of the correction. kl_ratio: the divergence is weighed by the ratio.
     ratio_cap: largest ratio of a negative advantage (two-sided clipping, arXiv:2505.07291). off_policy: divergence of a
     row from its sampling above which a negative advantage does not count (arXiv:2512.02556). entropy_bonus: weight of
-    the mean entropy.
+    the mean entropy. to_sampled: ratios are to what the engine says, where that is known, and nothing else corrects.
     """
 
     loss: GrpoLoss = "dapo"
@@ -48,6 +48,7 @@ class PolicyLoss:
     ratio_cap: float | None = None
     off_policy: float | None = None
     entropy_bonus: float = 0.0
+    to_sampled: bool = False
 
     def weights(self, tokens_E: torch.Tensor, n_valid: int, n_tokens: int) -> torch.Tensor:
         """The weight (E,) of each token of a rollout that has `tokens_E` sampled ones. n_valid, n_tokens: valid
@@ -108,7 +109,10 @@ def policy_loss(
     tokens' logarithms (GSPO), `beta` weighs the k3 estimate times the ratio, a correction multiplies the policy's part.
     """
     advantage_T = targets.advantage
-    log_ratio_T = log_prob_T - targets.old
+    old_T = targets.old
+    if chosen.to_sampled and targets.sampled is not None:
+        old_T = torch.where(targets.sampled.isnan(), old_T, targets.sampled)
+    log_ratio_T = log_prob_T - old_T
     log_weight_T = log_ratio_T if chosen.ratio == "token" else _by_row(log_ratio_T, targets, mean=True)
     ratio_T = log_weight_T.exp()
     correction_T, measures = _correction(chosen, targets, log_prob_T)
@@ -167,7 +171,7 @@ def _correction(chosen: PolicyLoss, targets: Targets, log_prob_T: torch.Tensor) 
     name = "sampling/sampling_logp_difference"
     measures.means[f"{name}/mean"] = torch.stack([gap_T.abs().sum(), known_T.sum()])
     measures.most[f"{name}/max"] = gap_T.abs().amax()
-    if chosen.correction == "off":
+    if chosen.correction == "off" or chosen.to_sampled:
         return None, measures
     by_row = chosen.correction.startswith("sequence")
     raw_T = (_by_row(gap_T, targets) if by_row else gap_T).exp()

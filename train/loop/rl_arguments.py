@@ -75,6 +75,7 @@ def policy_settings(settings: GrpoRun, n_items: int) -> PolicySettings:
         grpo.ratio_cap,
         grpo.off_policy,
         grpo.entropy_bonus,
+        rollout.ratio_to == "sampled",
     )
     learned = rows_per_step(settings) // grpo.group
     order = StepOrder(n_items, sampled_groups(settings), settings.seed, settings.data.shuffle)

@@ -19,6 +19,7 @@ FILES: Mapping[str, str] = {
     "bad_held_out_rows.jsonl": "the same of held-out data",
     "rollouts.jsonl": "`grpo`: every rollout with its rewards, calls and text",
     "engine": "`grpo` with `rollout.engine: vllm` or `server`: what they were given of the weights",
+    "journal": "`grpo` with `rollout.engine: server`: finished groups that no checkpoint stands behind yet",
     "data.jsonl": "`distill`: the rows that came of it, for `data.train` of the next run",
     "distilled.jsonl": "`distill`: every accepted answer as it came, from which a resumed run goes on",
     "refused.jsonl": "`distill`: answers that were not accepted, with the reason",
@@ -122,6 +123,11 @@ METRICS: Mapping[str, str] = {
     "routes/logp_difference_without": "`rollout.routes: replay`: mean difference to the engine with the router's own "
     "picks, of the step's first rows (with replay: `sampling/sampling_logp_difference/mean`)",
     "teacher/reverse_kl": "`grpo.teacher`: mean divergence from the teacher on sampled tokens, nats a token",
+    "rollouts/idle": "`rollout.engine: server`: seconds that the step waited for its rollouts",
+    "rollouts/age/mean": "`rollout.engine: server`: mean number of steps since a group's weights were new",
+    "rollouts/age/max": "`rollout.engine: server`: the largest",
+    "rollouts/group_seconds/p95": "`rollout.engine: server`: seconds that 95 of 100 groups take at most",
+    "rollouts/advised_staleness": "`rollout.engine: server`: `rollout.staleness` that leaves little to wait for",
     "step_time": "`grpo`: seconds of a step, rollouts included",
 }
 """Number of a line of `metrics.jsonl` -> what it is. `dpo`: also with `losses: kto`."""

@@ -5,6 +5,7 @@ Never chat completions: their parser drops the structure before anything can be 
 
 from __future__ import annotations
 
+import copy
 import http.client
 import json
 import os
@@ -131,8 +132,7 @@ class ServerEngine:
 
         lead: whether this process is the one that updates the server. ConfigError where the server loads none.
         """
-        name, before = f"counterpoint-{version}", self.model
-        self.model = name
+        self.model = name = f"counterpoint-{version}"
         if not lead:
             return
         try:
@@ -143,8 +143,16 @@ class ServerEngine:
                     f"rollout.engine: server: it does not load the adapter ({error}): start vLLM with --enable-lora, a "
                     "--max-lora-rank, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, on a disk that both see"
                 ) from None
-        if before.startswith("counterpoint-") and before != name:
-            self._asked("unload_lora_adapter", {"lora_name": before}, read=False)
+
+    def unload_adapter(self, version: int) -> None:
+        """The server forgets the version."""
+        self._asked("unload_lora_adapter", {"lora_name": f"counterpoint-{version}"}, read=False)
+
+    def named(self, model: str) -> ServerEngine:
+        """The same server, with another model of its; both share `parallel`."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     def _sampled(self, answer: Any, body: dict[str, Any]) -> Sampled:
         try:

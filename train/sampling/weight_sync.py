@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from counterpoint.configs.model_section import LoraSettings
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.checkpoints.merged import write_merged
+from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.sampling.server import ServerEngine
 from counterpoint.train.sampling.truncation import Truncation
@@ -39,11 +40,14 @@ SCALES_SINCE = (0, 32)
 
 @dataclass
 class FollowingEngine:
-    """An `Engine`. folder: where weights are written for vLLM. start: makes vLLM on a folder of merged weights."""
+    """An `Engine`. folder: where weights are written for vLLM. start: makes vLLM on a folder of merged weights. keep:
+    versions of the adapter that a server keeps, the newest among them."""
 
     folder: Path
     engine: Any = None
     start: Callable[[Path], VllmEngine] | None = None
+    keep: int = 1
+    _versions: list[int] = field(default_factory=list)
 
     @property
     def each_alone(self) -> bool:
@@ -71,14 +75,41 @@ class FollowingEngine:
             else:
                 self.engine.reload()
             return
-        target = self.folder / f"adapter-{version}"
-        write_adapter(target)
+        target = self.adapter_folder(version)
+        if self.keep == 1 or version not in self._versions:
+            write_adapter(target)
         wait()  # collective, here and below: read when all have written it, removed when all have read it
         self.engine.load_adapter(target.absolute(), version, lead)
         wait()
+        self._versions = [*(each for each in self._versions if each != version), version]
+        for gone in self._versions[: -self.keep]:
+            if lead and hasattr(self.engine, "unload_adapter"):
+                self.engine.unload_adapter(gone)
+        self._versions = self._versions[-self.keep :]
+        kept = {self.adapter_folder(each) for each in self._versions}
         for old in self.folder.glob("adapter-*") if lead else ():
-            if old != target:
+            if old not in kept:
                 shutil.rmtree(old, ignore_errors=True)
+
+    def at(self, version: int) -> Engine:
+        """A server that samples with that version, which is one of the last `keep`."""
+        return self.engine.named(self.version_name(version))
+
+    def version_name(self, version: int) -> str:
+        """What the version is called on the server."""
+        return f"counterpoint-{version}"
+
+    def adapter_folder(self, version: int) -> Path:
+        """Where the files of the version lie."""
+        return self.folder / f"adapter-{version}"
+
+    def adopt(self, version: int, folder: Path) -> None:
+        """Take a version back that a checkpoint has kept."""
+        target = self.adapter_folder(version)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target)
+        self.engine.load_adapter(target.absolute(), version, True)
+        self._versions.append(version)
 
     def sample(
         self,

@@ -7,6 +7,7 @@ analysis earns nothing.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -81,6 +82,12 @@ class Rewards:
 
     def _is_missing(self, scorer: str | None, outcome: Outcome) -> bool:
         return scorer is None or (":" not in scorer and _score(scorer, outcome, self._scorers) is None)
+
+    def counted_apart(self) -> Rewards:
+        """The same rewards, whose failures and causes are counted by themselves."""
+        other = copy.copy(self)
+        other.failures, other.causes = Counter(), {}
+        return other
 
     def score(self, outcome: Outcome) -> list[float]:
         """One number a reward, in their order, before weights: NaN for one that does not apply, or that failed."""

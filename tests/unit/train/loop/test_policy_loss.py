@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.loop.advantages import advantages_of, live_groups
 from counterpoint.train.loop.head import target_hidden
 from counterpoint.train.loop.log_probs import target_log_probs
-from counterpoint.train.loop.policy_loss import Measures, PolicyLoss, policy_loss
+from counterpoint.train.loop.policy_loss import Measures, PolicyLoss, Targets, policy_loss
 from counterpoint.train.loop.policy_metrics import StepMetrics
 from counterpoint.train.loop.policy_rows import MicroBatch, PolicyRow, micro_batches, targets_of
 from counterpoint.train.model.load import LoadedModel
@@ -308,6 +309,24 @@ def test_dynamic_sampling_takes_the_first_groups_that_differ_and_drops_the_rest(
     worth = advantages_of(scores, [1.0], 2)
     assert live_groups(worth, 2, 2).tolist() == [1, 3]
     assert live_groups(worth, 2, 9).tolist() == [1, 3, 4]
+
+
+def test_ratios_to_what_sampled_are_clipped_and_not_corrected_besides() -> None:
+    """At weights that begin the step, the ratio to which is 1 and clips nothing."""
+    now_T = torch.tensor([-1.0, -1.0, -1.0, -1.0], requires_grad=True)
+    sampled_T = torch.tensor([-1.5, -1.1, float("nan"), -0.4])
+    advantage_T, row_T = torch.tensor([1.0, 1.0, 1.0, -1.0]), torch.tensor([0, 0, 0, 1])
+    targets = Targets(advantage_T, torch.full((4,), 0.25), row_T, 2, now_T.detach(), sampled_T)
+    chosen = PolicyLoss("grpo", (0.2, 0.2), correction="sequence_mask", to_sampled=True)
+    loss, measures = policy_loss(chosen, now_T, torch.zeros(4), targets)
+    assert float(loss) == pytest.approx(-(1.2 + math.exp(0.1) + 1 - 0.8) / 4)
+    loss.backward()
+    assert now_T.grad is not None
+    assert now_T.grad.tolist() == pytest.approx([0, -math.exp(0.1) / 4, -0.25, 0])
+    assert measures.means["clip_ratio/region_mean"].tolist() == [2, 4]
+    assert measures.means["sampling/sampling_logp_difference/mean"].tolist() == pytest.approx([0.5 + 0.1 + 0.6, 3])
+    decoupled = policy_loss(replace(chosen, to_sampled=False, correction="off"), now_T, torch.zeros(4), targets)[1]
+    assert decoupled.means["clip_ratio/region_mean"].tolist() == [0, 4]
 
 
 def test_measures_add_up_over_micro_batches_and_processes() -> None:

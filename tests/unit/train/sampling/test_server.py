@@ -171,6 +171,7 @@ def test_adapters_are_loaded_under_new_names(server: Fake, tmp_path: Path) -> No
     assert made.version() == "0.14.1"
     made.load_adapter(tmp_path / "a", 0)
     made.load_adapter(tmp_path / "b", 1)
+    made.unload_adapter(0)
     assert server.adapters == [
         ("/v1/load_lora_adapter", {"lora_name": "counterpoint-0", "lora_path": str(tmp_path / "a")}),
         ("/v1/load_lora_adapter", {"lora_name": "counterpoint-1", "lora_path": str(tmp_path / "b")}),
@@ -178,6 +179,8 @@ def test_adapters_are_loaded_under_new_names(server: Fake, tmp_path: Path) -> No
     ]
     made.sample([[1]], 4)
     assert server.asked[-1]["model"] == "counterpoint-1"
+    made.named("counterpoint-7").sample([[1]], 4)
+    assert (server.asked[-1]["model"], made.model) == ("counterpoint-7", "counterpoint-1")
     follower = engine(server)
     follower.load_adapter(tmp_path / "b", 1, lead=False)
     assert (follower.model, len(server.adapters)) == ("counterpoint-1", 3)
