@@ -16,6 +16,7 @@ from counterpoint.configs.base import (
     OneOrMany,
     Positive,
     Settings,
+    Text,
     Unique,
 )
 from counterpoint.configs.data_section import OpeningSettings, Overlap
@@ -181,14 +182,44 @@ class RolloutSettings(TruncationSettings):
         return self.environment is not None or bool(self.environments)
 
 
+class TeacherServerSettings(Settings):
+    """A server that says how likely given tokens are: `prompt_logprobs` of `/v1/completions` (vLLM, or `counterpoint
+    serve`). A key is read from COUNTERPOINT_SERVER_KEY."""
+
+    url: Text = "http://127.0.0.1:8000/v1"
+    """Address, up to `/v1`."""
+
+    model: Text | None = None
+    """Name that the server gives the model; null takes the first one listed."""
+
+    parallel: Count = 16
+    """Concurrent requests of a process."""
+
+    timeout: Positive = 600.0
+    """Timeout of one request in seconds."""
+
+    retries: CountOrZero = 3
+    """Retries of a request that failed in transit or met a busy server."""
+
+
 class TeacherSettings(Settings):
     """A teacher model that scores every sampled token with its log-probability (on-policy distillation)."""
 
-    model: ModelSettings
+    model: ModelSettings | None = None
     """The teacher: a checkpoint of any size with gpt-oss's vocabulary. It is in memory in addition to the model."""
+
+    server: TeacherServerSettings | None = None
+    """The teacher behind a server, in place of `model`: no memory here, and one request for each row that was sampled,
+    before its step. At temperature 1 only."""
 
     weight: Positive = 1.0
     """Weight of the teacher's log-probability minus the model's own, which is added to the advantage of each token."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> TeacherSettings:
+        if (self.model is None) == (self.server is None):
+            raise ValueError("a teacher is a `model` in memory or one behind a `server`: name one of them")
+        return self
 
 
 TAUGHT_LOSSES = ("grpo", "dapo", "dr_grpo", "bnpo", "cispo")

@@ -48,11 +48,17 @@ from counterpoint.configs.foreign_section import ForeignSettings
 from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings, SupervisedModelSettings
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.reward_section import RewardSettings
-from counterpoint.configs.rl_section import GrpoSettings, PromptSettings, RolloutSettings, TeacherSettings
+from counterpoint.configs.rl_section import (
+    GrpoSettings,
+    PromptSettings,
+    RolloutSettings,
+    TeacherServerSettings,
+    TeacherSettings,
+)
 from counterpoint.configs.section_checks import (
-    check_compared,
     check_driven,
     check_eval_tasks,
+    check_grpo,
     check_no_dropout,
     check_paid,
     check_rollouts,
@@ -121,6 +127,7 @@ __all__ = [
     "SupervisedTrainSettings",
     "TaskSettings",
     "TaskToolSettings",
+    "TeacherServerSettings",
     "TeacherSettings",
     "ToolSettings",
     "TrackingSettings",
@@ -287,20 +294,13 @@ class GrpoRun(RunSettings):
 
     @model_validator(mode="after")
     def _checks(self) -> GrpoRun:
-        rows = self.train.batch_rows * self.train.accumulation
-        if rows % self.grpo.group:
-            raise ValueError(
-                f"`train.batch_rows` x `train.accumulation` ({rows}) does not hold whole groups of `grpo.group` "
-                f"({self.grpo.group}): change one of them"
-            )
+        check_grpo(self.grpo, self.train, self.rollout, self.lora)
         if self.launch.strategy == "fsdp2" and self.rollout.engine != "server":
             raise ValueError(
                 "`launch.strategy: fsdp2` has no process with the whole model to sample from: use `ddp`, or "
                 "`rollout.engine: server`"
             )
-        taught = self.grpo.teacher is not None
-        check_compared(self.rollout, self.grpo.beta, taught, self.lora.enabled)
-        check_paid(self.rewards, self.rollout, taught)
+        check_paid(self.rewards, self.rollout, taught=self.grpo.teacher is not None)
         check_driven(self.rollout, self.tools)
         if self.rollout.engine != "transformers":
             self._check_engine()

@@ -10,7 +10,7 @@ from counterpoint.configs.eval_section import TruncationSettings
 from counterpoint.configs.foreign_section import ForeignSettings
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
 from counterpoint.configs.reward_section import RewardSettings
-from counterpoint.configs.rl_section import RolloutSettings
+from counterpoint.configs.rl_section import GrpoSettings, RolloutSettings
 from counterpoint.configs.tool_section import ToolSettings
 from counterpoint.configs.train_section import LaunchSettings, TrainSettings
 
@@ -64,14 +64,24 @@ def check_paid(rewards: Sequence[RewardSettings], rollout: RolloutSettings, taug
         raise ValueError("all `rewards` have weight 0, so nothing would be learned: give one of them a weight")
 
 
-def check_compared(rollout: RolloutSettings, beta: float, taught: bool, adapted: bool) -> None:
-    """What the policy is compared with. A divergence between distributions of which each has lost another part is none.
-
-    adapted: whether an adapter is trained."""
-    if beta and not adapted:
+def check_grpo(grpo: GrpoSettings, train: TrainSettings, rollout: RolloutSettings, lora: LoraSettings) -> None:
+    """Whole groups, and what the policy is compared with: a divergence between distributions of which each has lost
+    another part is none."""
+    rows = train.batch_rows * train.accumulation
+    if rows % grpo.group:
+        raise ValueError(
+            f"`train.batch_rows` x `train.accumulation` ({rows}) does not hold whole groups of `grpo.group` "
+            f"({grpo.group}): change one of them"
+        )
+    if grpo.teacher is not None and grpo.teacher.server is not None and rollout.temperature != 1:
+        raise ValueError(
+            "`grpo.teacher.server` says how likely tokens are at temperature 1, and `rollout.temperature` is "
+            f"{rollout.temperature:g}: set it to 1, or hold the teacher in memory (`grpo.teacher.model`)"
+        )
+    if grpo.beta and not lora.enabled:
         raise ValueError("`grpo.beta` compares with the model under the adapter: set `lora.enabled: true`, or 0")
     cut = next((name for name in TruncationSettings.model_fields if name in rollout.model_fields_set), None)
-    other = "grpo.teacher" if taught else "grpo.beta" if beta else None
+    other = "grpo.teacher" if grpo.teacher is not None else "grpo.beta" if grpo.beta else None
     if other and cut and (rollout.top_p, rollout.top_k, rollout.min_p) != (1.0, None, 0.0):
         raise ValueError(
             f"`rollout.{cut}` cuts the distribution that is learned, and `{other}` compares whole ones: leave one out"

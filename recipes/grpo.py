@@ -19,7 +19,8 @@ from counterpoint.train.loop.group_pipeline import Pipeline
 from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.loop.grpo_trainer import RewardTrainer
 from counterpoint.train.loop.rl_arguments import grpo_arguments, policy_settings, sampled_groups, steps_of
-from counterpoint.train.loop.teacher import load_teacher
+from counterpoint.train.loop.teacher import Teacher, load_teacher
+from counterpoint.train.loop.teacher_server import TeacherServer
 from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import device_of
 from counterpoint.train.run.first_sight import FirstSight
@@ -48,6 +49,9 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         items = training_items(settings, sets, session, parts.renderer, parts.rewards, groups)
         held_out = held_out_items(settings, sets, session, parts.renderer, parts.rewards)
         check_engine(settings)
+        teacher = settings.grpo.teacher
+        if teacher is not None and teacher.server is not None:
+            TeacherServer(teacher.server, teacher.weight).check()
         steps = steps_of(settings, len(items), groups)
         prepared = prepare(settings, session, fingerprint(items, parts.renderer), steps, prompts)
         rollout = settings.rollout
@@ -72,10 +76,16 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         return train_to_end(settings, session, prepared, trainer)
 
 
+def _teacher(settings: GrpoRun) -> Teacher | TeacherServer | None:
+    teacher = settings.grpo.teacher
+    if teacher is None or teacher.server is None:
+        return teacher and load_teacher(teacher, device_of(settings.train.device))
+    return TeacherServer(teacher.server, teacher.weight)
+
+
 def make_trainer(
     settings: GrpoRun, session: Session, prepared: Prepared, rollouts: Rollouts, pipeline: Pipeline | None = None
 ) -> RewardTrainer:
-    teacher = settings.grpo.teacher
     trainer = RewardTrainer(
         prepared.loaded,
         grpo_arguments(settings, session.path, prepared.steps),
@@ -85,7 +95,7 @@ def make_trainer(
         prepared.identity,
         extras=prepared.loaded.vocabulary_map.save,
         stop=session.stop,
-        teacher=teacher and load_teacher(teacher, device_of(settings.train.device)),
+        teacher=_teacher(settings),
         pipeline=pipeline,
     )
     trainer.add_callback(AttachmentProof(lambda: trainer.taught))

@@ -206,7 +206,7 @@ def calls(run: Any) -> Any:
     module: ModuleType = importlib.import_module(f"counterpoint.recipes.{name}")
     heavy = {
         "grpo": "read_sets training_items held_out_items check_engine steps_of load_prompts prepare fingerprint Sampler following_engine make_pipeline "
-        "EpisodeLimits open_environments grpo_arguments policy_settings loop_settings Toolkit Rewards Rollouts make_trainer train_to_end load_teacher RewardTrainer AttachmentProof",
+        "EpisodeLimits open_environments grpo_arguments policy_settings loop_settings Toolkit Rewards Rollouts make_trainer train_to_end load_teacher TeacherServer RewardTrainer AttachmentProof",
         "distill": "RunFolder choose_run_folder finished fingerprint load_model put_start use_implementations Sampler "
         "Scorers distil row_of state_of what_to_resume write_result versions acceptance",
     }[name].split()

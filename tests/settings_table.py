@@ -563,6 +563,10 @@ def rows_of_models() -> list[Row]:
             Row(f"grpo.teacher.model.{name}", value, "is refused for the embedded model", base=teacher, refused=told)
         )
     made += [
+        *(
+            Row(f"grpo.teacher.server.{name}", value, "the server's client", "calls", base={"grpo.teacher.server": {}})
+            for name, value in (("url", "http://x/v1"), ("model", "m"), ("parallel", 3), ("timeout", 9.0), ("retries", 1))
+        ),
         Row("grpo.teacher.weight", 0.5, "weight of its rating", "calls", base=teacher),
         Row("lora.enabled", False, "every weight trains", "model"),
         Row("lora.rank", 3, "rank of the adapters", "model"),

@@ -22,7 +22,7 @@ def check_places(settings: Any, *, trains: bool = True) -> None:
     _check_files(_prompt_paths(getattr(settings, "eval", None)))
     _check_model(settings.model, "model")
     teacher = getattr(getattr(settings, "grpo", None), "teacher", None)
-    if teacher is not None:
+    if teacher is not None and teacher.model is not None:
         _check_model(teacher.model, "grpo.teacher.model")
     if trains:
         _check_output(Path(settings.output))

@@ -8,7 +8,8 @@ examples:
       --apply_chat_template --tasks gsm8k
 
 Clients show the key that it prints (lm_eval reads OPENAI_API_KEY).
-Prompts are written as the run's data.serving says; /v1/chat/completions, /v1/responses and /v1/models are answered.
+Prompts are written as the run's data.serving says; /v1/chat/completions, /v1/responses and /v1/models are answered,
+and /v1/completions with token ids as the prompt (for grpo.teacher.server).
 A client that sends the header X-Session-ID (or asks under /r/NAME/v1) continues the ids that were sampled there.
 """
 
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=count, default=4096, metavar="N", help="longest answer, whatever a request says (4096)"
     )
     parser.add_argument("--batch", type=count, default=32, metavar="N", help="requests sampled together (32)")
+    parser.add_argument(
+        "--return-routed-experts", action="store_true", help="/v1/completions tells the experts of tokens, as vLLM does"
+    )
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter that names none")
     parser.add_argument("--no-adapter", action="store_true", help="the model under the adapter")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -63,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from counterpoint.configs.model_section import ModelSettings
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
+    from counterpoint.train.endpoint.completions import Completions
     from counterpoint.train.endpoint.server import ChatServer
     from counterpoint.train.model.load import device_of
     from counterpoint.train.sampling.sample import Sampler
@@ -72,10 +77,11 @@ def run(args: argparse.Namespace) -> int:
         found = replace(found, adapter=None)
     loaded = open_checkpoint(found, device_of(args.device))
     renderer = Renderer(loaded.vocabulary, found.run.data if found.run is not None else None)
-    sessions = Sessions(Sampler(loaded, batch_rows=args.batch), renderer, args)
+    raw = Completions(Sampler(loaded, batch_rows=args.batch, routes=args.return_routed_experts), args.max_new_tokens)
+    sessions = Sessions(raw, renderer, args)
     name = PurePath(found.source).name or found.source
     try:
-        server = ChatServer(sessions.of, name, os.environ.get(KEY_VARIABLE), port=args.port)
+        server = ChatServer(sessions.of, name, os.environ.get(KEY_VARIABLE), port=args.port, completions=raw.answer)
     except OSError as error:
         raise RunError(f"--port {args.port}: {error.strerror or error}: take another one") from None
     with server:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +69,32 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> Non
         port = taken.getsockname()[1]
         assert main(["serve", "tiny", "--port", str(port), "--device", "cpu"]) == 1
     assert capsys.readouterr().err == f"--port {port}: Address already in use: take another one\n"
+
+
+@pytest.mark.slow
+def test_a_teacher_is_served_by_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`grpo` with the teacher in memory, and behind `counterpoint serve`: the same numbers."""
+    monkeypatch.setenv("COUNTERPOINT_SERVER_KEY", "sesame")
+    command = "import sys; from counterpoint.recipes.cli import main; sys.exit(main())"
+    serve = [sys.executable, "-P", "-c", command, "serve", "tiny", "--port", "0", "--device", "cpu"]
+    environment = {**os.environ, "COUNTERPOINT_SERVE_KEY": "sesame"}
+    common = [
+        "train", "grpo/tiny_teacher", "model.init=random", "train.steps=2", "train.device=cpu", "eval.at_start=false",
+        "eval.at_end=false", "data.valid=[]", "rollout.action_tokens=12", f"output={tmp_path}",
+    ]  # fmt: skip
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[0]
+            assert main([*common, "name=near"]) == 0
+            behind = ["grpo.teacher.model=null", f"grpo.teacher.server.url={url}"]
+            assert main([*common, *behind, "name=far"]) == 0
+        finally:
+            process.terminate()
+    told = []
+    for name in ("near", "far"):
+        (folder,) = tmp_path.glob(f"{name}-*")
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        told.append([row["teacher/reverse_kl"] for row in rows if "teacher/reverse_kl" in row])
+    assert len(told[0]) == 2
+    assert told[1] == pytest.approx(told[0], abs=1e-5)

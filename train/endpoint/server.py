@@ -17,7 +17,7 @@ from counterpoint.train.endpoint.replies import chat_chunks, chat_completion, re
 from counterpoint.train.endpoint.requests import RefusedError, chat_request, responses_request
 
 _PATH = re.compile(
-    r"(?:/r/(?P<rollout>[^/?]+))?/v1/(?P<what>chat/completions|responses|models)(?P<rest>/[^?]*)?(?:\?.*)?"
+    r"(?:/r/(?P<rollout>[^/?]+))?/v1/(?P<what>chat/completions|completions|responses|models)(?P<rest>/[^?]*)?(?:\?.*)?"
 )
 _LONGEST = 64 << 20
 Find = Callable[[str | None], Ledger | None]
@@ -25,10 +25,20 @@ Find = Callable[[str | None], Ledger | None]
 
 class ChatServer:
     """Serves in threads until it is closed. find: the ledger of a rollout's name (None where a request has none), or
-    None where there is no such rollout. port 0 takes a free one. OSError where the port is taken."""
+    None where there is no such rollout. completions: what answers raw completions, None answers none. port 0 takes a
+    free one. OSError where the port is taken."""
 
-    def __init__(self, find: Find, model: str, key: str | None = None, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        find: Find,
+        model: str,
+        key: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        completions: Callable[[dict[str, Any], str], dict[str, Any]] | None = None,
+    ) -> None:
         self.find, self.model, self.key = find, model, key or secrets.token_urlsafe(32)
+        self.completions = completions
         self._http = _Http((host, port), type("Handler", (_Handler,), {"owner": self}))
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), name="endpoint", daemon=True)
         self._thread.start()
@@ -101,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedError(f"{self.path}: known are chat/completions, responses and models under /v1", None, 404)
         rollout = found["rollout"] or self.headers.get("X-Session-ID")
         ledger = self.owner.find(rollout)
-        if ledger is None and found["what"] != "models":
+        if ledger is None and found["what"] not in ("models", "completions"):
             raise RefusedError(f"no rollout {rollout}: it has ended, or never was", None, 404)
         return found["what"], ledger, found["rest"] or ""
 
@@ -115,7 +125,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _sampled(self) -> None:
         body = self._body()
         what, ledger, rest = self._asked_for()
-        if what == "models" or rest or ledger is None:
+        if what == "completions" and self.owner.completions is not None and not rest:
+            model = str(body.get("model") or self.owner.model)
+            self._send(200, json.dumps(self.owner.completions(body, model), ensure_ascii=False))
+            return
+        if what in ("models", "completions") or rest or ledger is None:
             raise RefusedError(f"{what}{rest}: nothing is posted there", None, 405)
         chat = what == "chat/completions"
         if chat:

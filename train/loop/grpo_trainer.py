@@ -40,6 +40,7 @@ from counterpoint.train.loop.policy_rows import MicroBatch, PolicyRow, filling, 
 from counterpoint.train.loop.step_order import StepOrder
 from counterpoint.train.loop.step_trainer import StepTrainer
 from counterpoint.train.loop.teacher import Teacher
+from counterpoint.train.loop.teacher_server import TeacherServer
 from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.expert_routes import RouteReplay
 from counterpoint.train.model.load import LoadedModel
@@ -90,7 +91,7 @@ class RewardTrainer(StepTrainer):
         callbacks: list[TrainerCallback] | None = None,
         extras: Callable[[Path], None] | None = None,
         stop: StopSignal | None = None,
-        teacher: Teacher | None = None,
+        teacher: Teacher | TeacherServer | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
         self.teacher, self.rollouts, self.policy, self.pipeline = teacher, rollouts, policy, pipeline
@@ -137,8 +138,9 @@ class RewardTrainer(StepTrainer):
         targets = targets_of(batch, log_prob_T.detach())
         gap_T = None
         if self.teacher is not None:
-            if "teacher" not in batch:
-                batch["teacher"] = self._rated(self.teacher, batch)
+            if "teacher" not in batch:  # of one behind a server, what fills up alone has none
+                its = self._rated(self.teacher, batch) if isinstance(self.teacher, Teacher) else log_prob_T.detach()
+                batch["teacher"] = its
             gap_T = (batch["teacher"] - targets.old) * targets.real
             targets = replace(targets, advantage=targets.advantage + self.teacher.weight * gap_T)
         loss, measures = policy_loss(self.policy.loss, log_prob_T, entropy_T, targets)
@@ -200,6 +202,9 @@ class RewardTrainer(StepTrainer):
         weights = policy.loss.weights(torch.tensor(n_sampled, dtype=torch.float64), n_valid, n_tokens).tolist()
         needed = rows if self._computes_all else [each for each in rows if advantages[each.rollout]]
         of_token = 1 / max(1, n_tokens)
+        if isinstance(self.teacher, TeacherServer):
+            told = self.teacher.rated([[*each.row.prompt_ids, *each.row.completion_ids] for each in needed])
+            needed = [replace(each, rated=its) for each, its in zip(needed, told, strict=True)]
         batches = micro_batches(needed, advantages, weights, group, policy.row_tokens, self.collate, of_token)
         moved = self.equally_many(batches, filling(self.collate, rolled.any_ids))
         if policy.top_entropy < 1:

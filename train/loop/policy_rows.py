@@ -28,10 +28,12 @@ MicroBatch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class PolicyRow:
-    """A row of a rollout whose sampled tokens are learned. rollout: its number; neighbours are of one group."""
+    """A row of a rollout whose sampled tokens are learned. rollout: its number; neighbours are of one group. rated: a
+    teacher's log-probability of all its tokens but the first, where it was asked before."""
 
     rollout: int
     row: SampledRow
+    rated: Sequence[float] | None = None
 
     @property
     def n_sampled(self) -> int:
@@ -138,6 +140,16 @@ def _facts(
             if sampled
         ]
         facts["sampled"] = torch.tensor(told, dtype=torch.float32)
+    if all(each.rated is not None for each in rows):
+        its = [
+            value
+            for each in rows
+            for value, sampled in zip(
+                (each.rated or ())[len(each.row.prompt_ids) - 1 :], each.row.env_mask, strict=True
+            )
+            if sampled
+        ]
+        facts["teacher"] = torch.tensor(its, dtype=torch.float32)
     return facts
 
 

@@ -37,6 +37,7 @@ class Teacher:
 
 def load_teacher(settings: TeacherSettings, device: torch.device) -> Teacher:
     """The teacher, frozen."""
+    assert settings.model is not None
     model = start_of(settings.model)
     loaded = put_start(load_model(model, device), model)
     if model.adapter is not None:

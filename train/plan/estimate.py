@@ -138,7 +138,7 @@ class Estimate:
         if isinstance(self.run, DpoRun) and self.shape.full:
             return weights
         teacher = self.run.grpo.teacher if isinstance(self.run, GrpoRun) else None
-        if teacher is None:
+        if teacher is None or teacher.model is None:
             return 0
         return weight_bytes(shape_of(teacher.model, NO_LORA), teacher.model, self.itemsize)
 

@@ -84,6 +84,10 @@ class ChatServer:
                 self._cache.execute("insert or ignore into answers values (?, ?)", (key, text))
             return answered
 
+    def answer(self, path: str, body: Mapping[str, Any]) -> Any:
+        """What the server answers to one request, as it comes. RunError where it does not."""
+        return self._asked(path, {"model": self._named(), **body})
+
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
         """Of those who want the same answer at the same time one asks for it, and the others find it in the cache."""
