@@ -94,7 +94,8 @@ class PreferenceTrainer(StepTrainer):
             stop=stop,
         )
         if reference is not None:
-            reference = prepare_fsdp(reference, self.accelerator) if self.is_fsdp_enabled else reference
+            if self.is_fsdp_enabled:
+                prepare_fsdp(reference, self.accelerator)  # in place
             reference.to(self.args.device)
         self.reference: Any = reference
 
@@ -199,7 +200,7 @@ class PreferenceTrainer(StepTrainer):
 
     def _go_on(self) -> None:
         """SamplingStoppedError in every process where a signal came to one while nothing is trained."""
-        if self.model_wrapped.training:
+        if self.model_wrapped is None or self.model_wrapped.training:
             return
         flag = torch.tensor(float(self.stop.received is not None), device=self.args.device)
         if float(cast(torch.Tensor, self.accelerator.reduce(flag, "sum"))) > 0:
