@@ -232,3 +232,7 @@ class LaunchSettings(Settings):
 
     timeout: Positive = 1800.0
     """Seconds that a process waits for the others, before the run ends with an error."""
+
+    sampling_timeout: Positive = 86400.0
+    """Seconds that a process waits for what the others sample and score: rollouts of a step, held-out prompts,
+    evaluations."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from accelerate.utils import gather_object
-
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.recipes.grpo_parts import make_pipeline, open_parts, rollouts_of
 from counterpoint.recipes.grpo_prompts import fingerprint, held_out_items, read_sets, training_items
@@ -24,6 +22,7 @@ from counterpoint.train.loop.teacher_server import TeacherServer
 from counterpoint.train.loop.training_arguments import loop_settings
 from counterpoint.train.model.load import device_of
 from counterpoint.train.run.first_sight import FirstSight
+from counterpoint.train.run.gathering import patient_gather
 from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampler
@@ -64,7 +63,7 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             items,
             engine,
             keep=session.path / "rollouts.jsonl" if session.folder is not None else None,
-            gather=gather_object,  # of every process, once its part of a step's rollouts is sampled
+            gather=patient_gather(settings.launch.sampling_timeout),
             seen=FirstSight(session.warn),
         )
         pipeline = None

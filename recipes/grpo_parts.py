@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from counterpoint.configs.dump import plain
 from counterpoint.configs.environment_section import AnyEnvironment
@@ -103,7 +103,7 @@ def make_pipeline(
         engine,
         settings.grpo.iterations,
         is_main_process(),
-        gather_object,
+        rollouts.gather,
         lambda value: broadcast_object_list([value])[0],
         session.warn,
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from transformers import set_seed
 
 from counterpoint.configs.dump import plain
@@ -36,6 +35,7 @@ from counterpoint.train.loop.callbacks import RunLog
 from counterpoint.train.loop.held_out import HeldOut, Measure
 from counterpoint.train.loop.optimizers import prepare_optimizer
 from counterpoint.train.model.load import LoadedModel, device_of, load_model
+from counterpoint.train.run.gathering import patient_gather
 from counterpoint.train.run.session import Session
 from counterpoint.train.run.world import process_number, rows_per_step, world_size
 from counterpoint.train.scoring.prompts import EvalPrompt
@@ -207,7 +207,7 @@ def add_measurements(settings: TrainingRun, session: Session, prepared: Prepared
         stops=lambda: session.stop.received is not None,
         process=process_number(),
         processes=world_size(),
-        gather=gather_object,
+        gather=patient_gather(settings.launch.sampling_timeout),
         measured=trainer.measured.update,
         tasks=prepared.tasks,
         rolled=prepared.rolled,

@@ -623,6 +623,7 @@ def rows_of_training() -> list[Row]:
         Row("launch.nodes", 2, "the launcher's command", "launched"),
         Row("launch.strategy", "fsdp2", "the launcher's environment", "launched", READING),
         Row("launch.strategy", "fsdp2", "is refused", recipes=("grpo",), refused="has no process with the whole model"),
+        Row("launch.sampling_timeout", 9.0, "how long what is sampled is waited for", seen_in="tests/unit/train/run/test_gathering.py::test_what_is_sampled_is_waited_for_longer_than_a_step"),
         Row("launch.timeout", 9.0, "timeout of the process group", "arguments"),
     ]  # fmt: skip
     return made
