@@ -21,7 +21,7 @@ from counterpoint.configs.base import (
 )
 from counterpoint.configs.data_section import OpeningSettings, Overlap
 from counterpoint.configs.environment_section import AnyEnvironment, EnvironmentName, UserSettings
-from counterpoint.configs.eval_section import PromptTask, ServerSettings, TruncationSettings, VllmSettings
+from counterpoint.configs.eval_section import PromptTask, RolloutServerSettings, TruncationSettings, VllmSettings
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.configs.share import OrShare, check_share, share_of
 
@@ -110,7 +110,7 @@ class RolloutSettings(TruncationSettings):
 
     engine: Literal["transformers", "vllm", "server"] = "transformers"
     """`transformers` samples from the model that is trained; `vllm` loads it a second time in this process, `server`
-    asks a vLLM server, and both are given the new weights before every step's rollouts."""
+    asks vLLM servers, and both are given the new weights before every step's rollouts."""
 
     weights: Literal["adapter", "merged"] = "adapter"
     """What is sent to vLLM: the adapter, or (`vllm` only) the full model with the adapter merged into a copy."""
@@ -118,8 +118,8 @@ class RolloutSettings(TruncationSettings):
     vllm: VllmSettings = VllmSettings(gpu_memory=0.3)
     """Of `engine: vllm`."""
 
-    server: ServerSettings = ServerSettings()
-    """For `engine: server`, which must see the run folder under the same path."""
+    server: RolloutServerSettings = RolloutServerSettings()
+    """Of `engine: server`."""
 
     staleness: CountOrZero = 0
     """Steps that rollouts are sampled ahead (`engine: server`): those of a step by the weights of as many steps before

@@ -2,8 +2,7 @@
 
     RECIPES       recipe -> its class
     SftRun        sections model, lora, data, train, eval, tracking, launch
-    DpoRun        the same, and dpo
-    GrpoRun       the same, and grpo, rollout, rewards, tools
+    DpoRun        the same, and dpo; GrpoRun: the same, and grpo, rollout, rewards, tools
     DistillRun    sections model, data, distill; EvaluateRun: model, eval
 
 The docstring under a field is its documentation and the JSON schema's description (`counterpoint configs schema sft`).
@@ -37,6 +36,7 @@ from counterpoint.configs.eval_section import (
     EvalSettings,
     ForeignTask,
     PromptTask,
+    RolloutServerSettings,
     SamplingSettings,
     ServerSettings,
     SuiteSettings,
@@ -112,6 +112,7 @@ __all__ = [
     "RenderSettings",
     "RewardSettings",
     "RoleSettings",
+    "RolloutServerSettings",
     "RolloutSettings",
     "RunSettings",
     "SamplingSettings",
@@ -388,11 +389,8 @@ def json_schema(recipe: str) -> dict[str, Any]:
     schema = RECIPES[recipe].model_json_schema(schema_generator=_UntitledSchema)
     extends = "A run file next to this one, or a built-in name, whose settings this one changes."
     properties = schema["properties"]
-    schema["properties"] = {
-        "extends": {"type": "string", "description": extends},
-        "recipe": properties.pop("recipe"),
-        **properties,
-    }
+    first = {"extends": {"type": "string", "description": extends}, "recipe": properties.pop("recipe")}
+    schema["properties"] = first | properties
     # What a run file must hold may as well come from the one it extends.
     schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
     for section in ("DataSettings", "PairSettings", "PromptSettings", "QuestionSettings"):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from counterpoint.configs.errors import RunError
 from counterpoint.configs.schema import GrpoRun
+from counterpoint.configs.user_code import resume_command
 from counterpoint.recipes.grpo_parts import make_pipeline, open_parts, rollouts_of
-from counterpoint.recipes.grpo_prompts import fingerprint, held_out_items, read_sets, training_items
+from counterpoint.recipes.grpo_prompts import fingerprint, held_out_items, probes_of, read_sets, training_items
 from counterpoint.recipes.steps import Prepared, add_held_out, prepare, train_to_end
 from counterpoint.train.checkpoints.start import with_start
 from counterpoint.train.loop.callbacks import AttachmentProof
@@ -25,9 +27,11 @@ from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.run.gathering import patient_gather
 from counterpoint.train.run.session import Session, open_session
 from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.following_pool import FollowingPool
+from counterpoint.train.sampling.pool import NoServerError
 from counterpoint.train.sampling.sample import Sampler
 from counterpoint.train.sampling.truncation import Truncation
-from counterpoint.train.sampling.weight_sync import FollowingEngine, check_engine, following_engine
+from counterpoint.train.sampling.weight_sync import check_engine, following_engine
 from counterpoint.train.scoring.prompts import load_prompts
 
 
@@ -55,8 +59,9 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
         prepared = prepare(settings, session, fingerprint(items, parts.renderer), steps, prompts)
         rollout = settings.rollout
         engine: Engine = Sampler(prepared.loaded, batch_rows=rollout.batch, truncation=Truncation.of(rollout))
-        if settings.rollout.engine != "transformers":
-            engine = following_engine(settings, session.path / "engine")
+        if rollout.engine != "transformers":
+            folder, probes = session.path / "engine", probes_of(items, parts.renderer)
+            engine = following_engine(settings, folder, prepared.loaded, probes, session.say, session.warn)
         rollouts = rollouts_of(
             settings,
             parts,
@@ -67,12 +72,26 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
             seen=FirstSight(session.warn),
         )
         pipeline = None
-        if isinstance(engine, FollowingEngine) and settings.rollout.engine == "server":
+        if isinstance(engine, FollowingPool):
+            stack.callback(engine.close)
             pipeline = make_pipeline(settings, session, rollouts, engine, steps, stack)
         trainer = make_trainer(settings, session, prepared, rollouts, pipeline)
         if held_out:
             add_held_out(settings, session, trainer, lambda: trainer.held_out(held_out))
+        return _to_end(settings, session, prepared, trainer)
+
+
+def _to_end(settings: GrpoRun, session: Session, prepared: Prepared, trainer: RewardTrainer) -> int:
+    """Where no server is left, the run ends with a checkpoint (RunError)."""
+    try:
         return train_to_end(settings, session, prepared, trainer)
+    except NoServerError as error:
+        step = trainer.save_now()
+        session.ended("stopped", step=step)
+        if not step:
+            raise
+        command = resume_command(str(session.path), settings)
+        raise RunError(f"{error}; there is a checkpoint of step {step}, `{command}` goes on from it") from None
 
 
 def _teacher(settings: GrpoRun) -> Teacher | TeacherServer | None:

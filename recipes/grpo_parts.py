@@ -37,7 +37,8 @@ from counterpoint.train.model.load import load_vocabulary_of
 from counterpoint.train.run.session import Session
 from counterpoint.train.run.world import is_main_process, process_number, world_size
 from counterpoint.train.sampling.engines import Engine
-from counterpoint.train.sampling.weight_sync import FollowingEngine, following_engine
+from counterpoint.train.sampling.following_pool import FollowingPool, PinnedEngine
+from counterpoint.train.sampling.weight_sync import accepted_servers
 from counterpoint.train.scoring.prompts import load_prompts
 from counterpoint.train.scoring.rewards import Rewards
 
@@ -81,7 +82,7 @@ def rollouts_of(settings: GrpoRun, parts: Parts, items: Sequence[Item], engine: 
 
 
 def make_pipeline(
-    settings: GrpoRun, session: Session, rollouts: Rollouts, engine: FollowingEngine, steps: int, stack: ExitStack
+    settings: GrpoRun, session: Session, rollouts: Rollouts, engine: FollowingPool, steps: int, stack: ExitStack
 ) -> Pipeline:
     """The groups of this process, of `steps` optimizer steps: played in threads of it, or in a process of their own
     where they are sampled while it trains."""
@@ -91,7 +92,7 @@ def make_pipeline(
     run = hashlib.sha256(settled.encode()).hexdigest()[:16]
     journal = Journal(session.path / "journal", process_number(), world_size(), run)
     if settings.rollout.staleness:
-        player = RolloutProcess(child_parts, (settings, data), rollouts, share, journal)
+        player = RolloutProcess(child_parts, (settings, data, engine.folder), rollouts, share, journal)
         rollouts.elsewhere = True
     else:
         player = ThreadPlayer(rollouts, share, journal, lambda version, _: engine.at(version))
@@ -127,16 +128,17 @@ def group_order(settings: GrpoRun, n_items: int, steps: int) -> tuple[Share, Gro
     return share, found
 
 
-def child_parts(stack: ExitStack, given: tuple[GrpoRun, str]) -> tuple[Rollouts, EngineAt]:
+def child_parts(stack: ExitStack, given: tuple[GrpoRun, str, Path]) -> tuple[Rollouts, EngineAt]:
     """What the process of its own plays with. RunError where it reads other prompts than the trainer did."""
-    settings, data = given
+    settings, data, folder = given
     parts = open_parts(settings, stack)
     sets = read_sets(settings, parts.renderer, parts.toolkit, load_prompts(settings.eval.prompts))
     items = items_of(sets.train, parts.renderer, settings.grpo.efforts)
     if fingerprint(items, parts.renderer) != data:
         raise RunError("data.train: the prompts have changed since the run began: start it again")
-    server = following_engine(settings, Path()).engine
-    return rollouts_of(settings, parts, items, server), lambda version, name: server.named(name)
+    servers = accepted_servers(settings, folder)
+    stack.callback(servers.close)
+    return rollouts_of(settings, parts, items, servers), lambda version, name: PinnedEngine(servers, name)
 
 
 def _environments(settings: GrpoRun, stack: ExitStack, toolkit: Toolkit) -> Chosen | Routes[Chosen] | None:

@@ -13,6 +13,7 @@ from counterpoint.configs.errors import ConfigError, DataError, RowError
 from counterpoint.configs.eval_section import SuiteSettings, TaskSettings
 from counterpoint.configs.reward_section import LengthReward
 from counterpoint.configs.schema import GrpoRun, PromptSettings
+from counterpoint.data.conversation import Conversation, Effort, Message
 from counterpoint.data.dataset.row_keys import keys_of
 from counterpoint.data.dataset.split import PROMPT, Mask, Side, by_share, share_line, without_overlap
 from counterpoint.data.dataset.training_rows import Quarantine
@@ -24,6 +25,7 @@ from counterpoint.train.episodes.toolkit import Toolkit
 from counterpoint.train.evals.tasks import build_tasks
 from counterpoint.train.loop.grpo_items import Item, items_of
 from counterpoint.train.run.session import Session
+from counterpoint.train.sampling.adapter_proof import PROBE_TOKENS, PROBES
 from counterpoint.train.scoring.prompts import EvalPrompt
 from counterpoint.train.scoring.rewards import Rewards
 
@@ -204,3 +206,12 @@ def fingerprint(items: list[Item], renderer: Renderer) -> str:
         if item.turn:
             digest.update(repr(item.prompt.follow_ups[item.turn - 1]).encode())
     return digest.hexdigest()
+
+
+def probes_of(items: Sequence[Item], renderer: Renderer) -> list[list[int]]:
+    """Token ids by which a server's adapter is recognised: the ends of a few prompts, evenly spread. Where environments
+    write the prompts, that of an empty message."""
+    asked: list[tuple[Conversation, Effort]]
+    asked = [(item.prompt.conversation, item.effort) for item in items if item.prompt.conversation.messages]
+    chosen = asked[:: max(1, len(asked) // PROBES)][:PROBES] or [(Conversation((Message("user", ""),)), "medium")]
+    return [renderer.prompt(conversation, effort)[-PROBE_TOKENS:] for conversation, effort in chosen]

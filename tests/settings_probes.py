@@ -424,13 +424,13 @@ def sides(run: Any) -> Any:
 
 def engine(run: Any) -> Any:
     """What the engine of an evaluation is made from."""
-    from counterpoint.train.sampling import engines, server, vllm_engine
+    from counterpoint.train.sampling import engines, pool, vllm_engine
 
     noted: list[Any] = []
     note = _Noted("engine", noted)
     kind = SimpleNamespace(connected=note, started=note)
     made = SimpleNamespace(name="m", revision=None, dtype="auto", adapter=None)
-    with _instead(server, ServerEngine=kind), _instead(vllm_engine, VllmEngine=kind), _instead(engines, Sampler=note):
+    with _instead(pool, ServerPool=kind), _instead(vllm_engine, VllmEngine=kind), _instead(engines, Sampler=note):
         loaded: Any = object()
         model: Any = made
         engines.make_engine(run.eval, loaded=loaded, model=model)
@@ -490,10 +490,10 @@ def following(run: Any) -> Any:
     from counterpoint.train.sampling import weight_sync
 
     noted: list[Any] = []
-    kind = SimpleNamespace(connected=_Noted("server", noted), started=_Noted("vllm", noted))
-    with _instead(weight_sync, VllmEngine=kind, ServerEngine=kind):
+    kind = SimpleNamespace(started=_Noted("vllm", noted))
+    with _instead(weight_sync, VllmEngine=kind, FollowingPool=_Noted("server", noted)):
         made = weight_sync.following_engine(run, Path("engine"))
-        if made.start is not None:
+        if getattr(made, "start", None) is not None:
             made.start(Path("merged"))
     return noted
 

@@ -523,6 +523,10 @@ def rows_of_environments() -> list[Row]:
 
 TRUNCATED = {"top_p": 0.9, "top_k": 50, "min_p": 0.01}
 SERVED = {"rollout.engine": "server", "model.name": "openai/gpt-oss-20b"}
+SERVERS = (
+    ("url", ["http://x/v1", "http://y/v1"]), ("url_file", "servers.txt"), ("model", "m"), ("parallel", 3),
+    ("timeout", 9.0), ("retries", 1), ("chunk_tokens", 99), ("wait", 9.0),
+)  # fmt: skip
 VLLM = {"rollout.engine": "vllm", "model.name": "openai/gpt-oss-20b", "rollout.weights": "adapter"}
 
 
@@ -664,7 +668,7 @@ def rows_of_evaluation() -> list[Row]:
         Row("eval.stop_below", 0.9, "the run ends", "due"),
         Row("eval.warn_below", 0.9, "a warning", "due"),
         Row("eval.engine", "vllm", "another engine", "engine"),
-        *(Row(f"eval.server.{name}", value, "the server's client", "engine", base=served) for name, value in (("url", "http://x/v1"), ("model", "m"), ("parallel", 3), ("timeout", 9.0), ("retries", 1))),
+        *(Row(f"eval.server.{name}", value, "the server's client", "engine", base=served) for name, value in SERVERS),
         *(Row(f"eval.vllm.{name}", value, "vLLM's start", "engine", base=local) for name, value in (("tensor_parallel", 2), ("gpu_memory", 0.5), ("max_model_len", 99))),
         Row("eval.scorer_seconds", 1.0, "timeout of a scorer", "scorers"),
         Row("checkpoint", "other_model", "what is evaluated", "loads"),
@@ -713,7 +717,7 @@ def rows_of_pairs_and_rewards() -> list[Row]:
         Row("rollout.ratio_to", "sampled", "arguments of the trainer", "arguments", base=SERVED),
         Row("rollout.weights", "merged", "what vLLM is sent", "following", base=VLLM),
         *(Row(f"rollout.vllm.{name}", value, "vLLM's start", "following", base=VLLM) for name, value in (("tensor_parallel", 2), ("gpu_memory", 0.5), ("max_model_len", 99))),
-        *(Row(f"rollout.server.{name}", value, "the server's client", "following", base={**VLLM, "rollout.engine": "server"}) for name, value in (("url", "http://x/v1"), ("model", "m"), ("parallel", 3), ("timeout", 9.0), ("retries", 1))),
+        *(Row(f"rollout.server.{name}", value, "the server's client", "following", base={**VLLM, "rollout.engine": "server"}) for name, value in (*SERVERS, ("adapters", "http"), ("adapters_port", 9))),
         Row("rollout.routes", "replay", "arguments of the trainer", "arguments", base={**VLLM, "rollout.engine": "server"}),
         Row("rollout.routes", "replay", "what the server is asked for", "following", base={**VLLM, "rollout.engine": "server"}),
         Row("rollout.routes", "replay", "what vLLM is asked for", "following", base=VLLM),

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-from json_server import JsonHandler, serving
+from json_server import serving
 from safetensors.torch import load_file
+from sampling_server import SamplingServer
 
-from counterpoint.configs.schema import ModelSettings
 from counterpoint.recipes.cli import main
 from counterpoint.train.checkpoints.save import checkpoint_name
 from counterpoint.train.model.embedded import tiny_folder
-from counterpoint.train.model.load import load_model
+from counterpoint.train.sampling.vllm_resolver import digest_of
 
 # A random model that is rewarded by its tokens: something to learn from the first step on.
 REWARD = """
@@ -318,59 +318,50 @@ def test_a_teacher_alone_teaches_and_a_resume_goes_on_alike() -> None:
     assert all(bool((end[name] == tensor).all()) for name, tensor in weights(run).items())
 
 
-SAID = "<|channel|>analysis<|message|>1 + 1<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>"
-
-
-class Server(ThreadingHTTPServer):
-    """What is asked of vLLM: answers with one digit by the seed, says how likely each token was, and takes adapters."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.vocabulary = load_model(ModelSettings()).vocabulary
-        self.adapters: list[list[str]] = []
-        self.models: set[str] = set()
-
-
-class Handler(JsonHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def do_GET(self) -> None:  # noqa: N802 (http.server calls it so)
-        self.reply({"version": "0.13.0"} if self.path == "/version" else {"data": [{"id": "base"}]})
-
-    def do_POST(self) -> None:  # noqa: N802 (http.server calls it so)
-        body = self.asked()
-        if self.path == "/v1/load_lora_adapter":
-            self.server.adapters.append(sorted(path.name for path in Path(body["lora_path"]).iterdir()))
-        if self.path.endswith("_adapter"):
-            self.reply("Success")
-            return
-        self.server.models.add(body["model"])
-        ids = self.server.vocabulary.encode_with_specials(SAID.format(body["seed"] % 10))
-        choice = {"token_ids": ids, "finish_reason": "stop", "stop_reason": ids[-1]}
-        self.reply({"choices": [{**choice, "logprobs": {"token_logprobs": [-1.0] * len(ids)}}]})
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serving(Server()) as fake:
-        yield fake
+def server() -> Iterator[SamplingServer]:
+    with serving(SamplingServer()) as made:
+        yield made
 
 
-def test_rollouts_by_a_server_that_is_given_every_step_s_adapter(server: Server, tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    run = train(
-        f"model={{name: '{tiny_folder()}'}}", "lora.enabled=true", "lora.rank=4", "rollout.engine=server",
-        f"rollout.server.url={url}", "rollout.action_tokens=40", "rollout.completion_tokens=40",
-        "rollout.correction=token_truncate",
-    )  # fmt: skip
+SERVED = (
+    f"model={{name: '{tiny_folder()}'}}", "lora.enabled=true", "lora.rank=4", "rollout.engine=server",
+    "rollout.action_tokens=12", "rollout.completion_tokens=12", "train.learning_rate=0.01", "rollout.temperature=2",
+)  # fmt: skip
+
+
+def test_rollouts_by_a_server_that_is_given_every_step_s_adapter(server: SamplingServer) -> None:
+    run = train(*SERVED, f"rollout.server.url={server.url}", "rollout.correction=token_truncate")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3]
-    assert all(line["sampling/importance_sampling_ratio/max"] <= 3 for line in steps)
-    assert all(0 <= line["sampling/capped"] <= 1 for line in steps)
-    assert all(line["sampling/sampling_logp_difference/mean"] > 0 for line in steps)
-    assert server.models == {"counterpoint-0", "counterpoint-1", "counterpoint-2"}
-    assert [("adapter_model.safetensors" in files) for files in server.adapters] == [True] * 3
-    assert [path.name for path in (run / "engine").iterdir()] == ["adapter-2"]
+    assert all(line["sampling/sampling_logp_difference/max"] < 1e-4 for line in steps), "the server has the weights"
+    assert all(line["sampling/capped"] == 0 for line in steps)
+    rolled = [body for body in server.asked if "logprobs" in body]
+    assert {body["model"] for body in rolled} == set(server.loads)
+    run8 = hashlib.sha256(run.name.encode()).hexdigest()[:8]
+    assert [name.rpartition("-")[0] for name in server.loads] == [f"counterpoint-{run8}-{n}" for n in range(3)]
+    assert (list(server.names), server.unloads) == (server.loads[2:], server.loads[:2])
+    kept = {path.name: f"counterpoint-{run8}-{path.name[-1]}-{digest_of(path)}" for path in (run / "engine").iterdir()}
+    assert kept == {"adapter-1": server.loads[1], "adapter-2": server.loads[2]}, "files stay one version longer"
+
+
+@pytest.mark.slow
+def test_a_run_without_servers_ends_with_a_checkpoint_and_goes_on_from_it(
+    server: SamplingServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*SERVED, f"rollout.server.url={server.url}", "rollout.server.wait=0.2", "rollout.server.retries=0")
+    whole = train(*settings, "name=whole")
+    server.dies_after = sum("logprobs" in body for body in server.asked) // 3 + 3
+    server.asked.clear()
+    assert main(["train", "run.yaml", *settings, "name=cut", "train.checkpoint_every=9"]) == 1
+    said = capsys.readouterr().err
+    assert re.search(
+        r"no server is left, for 0\.2 s .*there is a checkpoint of step 1, `counterpoint train .*--resume", said
+    )
+    cut = next(Path().glob("cut-*"))
+    assert json.loads((cut / "run.json").read_text())["step"] == 1
+    assert [path.name for path in (cut / "checkpoints").iterdir()] == [checkpoint_name(1)]
+    server.dies_after = None
+    assert main(["train", "run.yaml", *settings, "name=cut", "train.checkpoint_every=9", "--resume"]) == 0
+    assert curve(cut) == curve(whole)

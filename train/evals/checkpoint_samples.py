@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,7 +80,11 @@ class Planned:
                 require_whole(folder)
         if suite.engine == "transformers":
             loaded = open_checkpoint(self.found, device_of(self.settings.device))
-        return make_engine(suite, loaded=loaded, model=self.found.base, adapter=self.adapter)
+        return make_engine(suite, loaded=loaded, model=self.found.base, adapter=self.adapter, warn=_warn)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def planned(settings: EvaluateRun, found: Found, folder: Path, inherited: bool = False) -> Planned:

@@ -72,9 +72,9 @@ class CounterpointAPI(ModelAPI):
         self.batch = batch
         self._device, self._engine = device, engine
         if engine is None and base_url is not None:
-            from counterpoint.train.sampling.server import ServerEngine
+            from counterpoint.train.sampling.pool import ServerPool
 
-            self._engine = ServerEngine.connected(ServerSettings(url=base_url, model=model_name, parallel=batch))
+            self._engine = ServerPool.connected(ServerSettings(url=(base_url,), model=model_name, parallel=batch))
         elif engine is None:
             from counterpoint.train.checkpoints.find import find_checkpoint
 

@@ -28,6 +28,7 @@ from counterpoint.train.loop.played import Played, StepRollouts, joined
 from counterpoint.train.run.first_sight import FirstSight
 from counterpoint.train.run.folder import json_lines, write_whole
 from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.pool import NoServerError
 from counterpoint.train.sampling.rollout import Episode, SampledRow
 from counterpoint.train.sampling.sample import SamplingStoppedError, sample_seed
 from counterpoint.train.scoring.function_rewards import ENVIRONMENT, Found, Scored
@@ -185,17 +186,21 @@ class Rollouts:
         mine = list(range(self.process, len(items), count))
         seeds = [sample_seed(self.seed, "held-out", items[n].prompt.id, items[n].effort, items[n].turn) for n in mine]
         worlds = [self._world(items[n], 0, 0, 0, False) for n in mine]
-        rows, stopped = [], False
+        rows, stopped, problem = [], False, None
         try:
             episodes, outcomes, found = self._sampled([items[n] for n in mine], seeds, worlds, 1, stops)
             each = zip([items[n] for n in mine], episodes, outcomes, found, strict=True)
             rows = [{**self._row(*one), "reward": self._total(one[0], one[1], one[3])} for one in each]
         except SamplingStoppedError:
             stopped = True
-        shares = self.gather([(rows, stopped)])
-        if any(was_stopped for _, was_stopped in shares):
+        except NoServerError as error:
+            problem = error
+        shares = self.gather([(rows, stopped, problem)])
+        for error in filter(None, (each for *_, each in shares)):
+            raise error
+        if any(was_stopped for _, was_stopped, _ in shares):
             raise SamplingStoppedError
-        return [row for share, _ in shares for row in share]
+        return [row for share, *_ in shares for row in share]
 
     def _world(self, item: Item, place: int, step: int, epoch: int, training: bool) -> World:
         seed = sample_seed(self.seed, "world", item.prompt.id, epoch)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
@@ -45,6 +45,7 @@ from counterpoint.train.loop.training_arguments import LoopSettings
 from counterpoint.train.model.expert_routes import RouteReplay
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.run.signals import StopSignal
+from counterpoint.train.sampling.following_pool import FollowingPool
 from counterpoint.train.sampling.truncation import WHOLE, Truncation
 from counterpoint.train.sampling.weight_sync import FollowingEngine
 
@@ -268,13 +269,15 @@ class RewardTrainer(StepTrainer):
 
     def _follow(self) -> None:
         """Give another engine the weights of now. Collective."""
-        if isinstance(self.rollouts.engine, FollowingEngine):
-            self.rollouts.engine.follow(
+        engine = self.rollouts.engine
+        if isinstance(engine, FollowingEngine | FollowingPool):
+            engine.follow(
                 self.base,
                 lambda folder: self._save(str(folder), self._gathered()),
                 self.state.global_step,
                 lead=self.args.should_save,
                 wait=self.accelerator.wait_for_everyone,
+                share=lambda value: broadcast_object_list([value])[0],
             )
 
     # ---- what is logged
@@ -302,6 +305,13 @@ class RewardTrainer(StepTrainer):
         self.keep(values)
 
     # ---- checkpoints
+
+    def save_now(self) -> int:
+        """A checkpoint of the last whole step, for a run that cannot go on; its number, 0 where there was none."""
+        if self.state.global_step and self.saved_step != self.state.global_step:
+            self._save_checkpoint(self.model_wrapped, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return self.state.global_step
 
     def loop_state(self) -> dict[str, Any]:
         groups = {} if self.pipeline is None else {"groups": self.pipeline.state()}

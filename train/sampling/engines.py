@@ -6,7 +6,7 @@ kind of thing whatever drew it. Their random numbers differ; prompts, limits and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from counterpoint.configs.errors import ConfigError
@@ -39,16 +39,17 @@ def make_engine(
     loaded: LoadedModel | None = None,
     model: ModelSettings | None = None,
     adapter: str | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Engine:
     """The engine of the settings.
 
-    loaded: of `transformers`, the model in memory. model, adapter: of `vllm`, what it loads. ConfigError for a package
-    that is not installed.
+    loaded: of `transformers`, the model in memory. model, adapter: of `vllm`, what it loads. warn: of servers that
+    join and leave. ConfigError for a package that is not installed.
     """
     if settings.engine == "server":
-        from counterpoint.train.sampling.server import ServerEngine
+        from counterpoint.train.sampling.pool import ServerPool
 
-        return ServerEngine.connected(settings.server, truncation=Truncation.of(settings))
+        return ServerPool.connected(settings.server, truncation=Truncation.of(settings), tell=warn, warn=warn)
     if settings.engine == "vllm":
         from counterpoint.train.sampling.vllm_engine import VllmEngine, dtype_name
 

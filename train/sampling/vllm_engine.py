@@ -88,7 +88,7 @@ class VllmEngine:
             engine.load_adapter(Path(adapter), 0)
         return engine
 
-    def load_adapter(self, folder: Path, version: int, lead: bool = True) -> None:
+    def load_adapter(self, folder: Path, version: int) -> None:
         """Sample with the adapter in `folder` from now on. Each version needs a number of its own: vLLM keeps adapters
         and the prefixes computed with them under it."""
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]

@@ -1,4 +1,4 @@
-"""vLLM, in this process or as a server, that samples from the weights that are being trained.
+"""vLLM, in this process or as servers, that samples from the weights that are being trained.
 
 Before the rollouts of every step it is given an adapter (a folder, under a new name each time, so that nothing computed
 with the last one is used again) or the whole merged model.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from counterpoint.configs.model_section import LoraSettings
 from counterpoint.configs.schema import GrpoRun
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.checkpoints.merged import write_merged
-from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.model.load import LoadedModel
+from counterpoint.train.sampling.adapter_files import token
+from counterpoint.train.sampling.following_pool import ACCEPTED, FollowingPool
+from counterpoint.train.sampling.pool import ServerPool
 from counterpoint.train.sampling.sample import Sampled
-from counterpoint.train.sampling.server import ServerEngine
 from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.sampling.vllm_engine import (
     VllmEngine,
@@ -40,19 +42,12 @@ SCALES_SINCE = (0, 32)
 
 @dataclass
 class FollowingEngine:
-    """An `Engine`. folder: where weights are written for vLLM. start: makes vLLM on a folder of merged weights. keep:
-    versions of the adapter that a server keeps, the newest among them."""
+    """An `Engine` of vLLM in this process. folder: where weights are written for it. start: makes vLLM on a folder of
+    merged weights."""
 
     folder: Path
     engine: Any = None
     start: Callable[[Path], VllmEngine] | None = None
-    keep: int = 1
-    _versions: list[int] = field(default_factory=list)
-
-    @property
-    def each_alone(self) -> bool:
-        """Whether each sample is asked for by itself."""
-        return bool(getattr(self.engine, "each_alone", False))
 
     def follow(
         self,
@@ -62,10 +57,11 @@ class FollowingEngine:
         *,
         lead: bool = True,
         wait: Callable[[], None] = lambda: None,
+        share: Callable[[Any], Any] = lambda value: value,
     ) -> None:
-        """Sample from these weights from now on. Called by every process; lead: the one that updates a server.
+        """Sample from these weights from now on. Called by every process; lead: the one that removes old files.
 
-        write_adapter: writes the adapter into a folder. wait: a barrier over all processes.
+        write_adapter: writes the adapter into a folder. wait: a barrier over all processes. share: of servers alone.
         """
         if self.start is not None:
             target = self.folder / "merged"
@@ -75,41 +71,14 @@ class FollowingEngine:
             else:
                 self.engine.reload()
             return
-        target = self.adapter_folder(version)
-        if self.keep == 1 or version not in self._versions:
-            write_adapter(target)
+        target = self.folder / f"adapter-{version}"
+        write_adapter(target)
         wait()  # collective, here and below: read when all have written it, removed when all have read it
-        self.engine.load_adapter(target.absolute(), version, lead)
+        self.engine.load_adapter(target.absolute(), version)
         wait()
-        self._versions = [*(each for each in self._versions if each != version), version]
-        for gone in self._versions[: -self.keep]:
-            if lead and hasattr(self.engine, "unload_adapter"):
-                self.engine.unload_adapter(gone)
-        self._versions = self._versions[-self.keep :]
-        kept = {self.adapter_folder(each) for each in self._versions}
         for old in self.folder.glob("adapter-*") if lead else ():
-            if old not in kept:
+            if old != target:
                 shutil.rmtree(old, ignore_errors=True)
-
-    def at(self, version: int) -> Engine:
-        """A server that samples with that version, which is one of the last `keep`."""
-        return self.engine.named(self.version_name(version))
-
-    def version_name(self, version: int) -> str:
-        """What the version is called on the server."""
-        return f"counterpoint-{version}"
-
-    def adapter_folder(self, version: int) -> Path:
-        """Where the files of the version lie."""
-        return self.folder / f"adapter-{version}"
-
-    def adopt(self, version: int, folder: Path) -> None:
-        """Take a version back that a checkpoint has kept."""
-        target = self.adapter_folder(version)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(folder, target)
-        self.engine.load_adapter(target.absolute(), version, True)
-        self._versions.append(version)
 
     def sample(
         self,
@@ -124,16 +93,21 @@ class FollowingEngine:
         return self.engine.sample(prompts, max_new_tokens, temperature, seed, stop_ids)
 
 
-def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
-    """The engine of `rollout.engine: vllm` or `server`, which `check_engine` has passed."""
+def following_engine(
+    settings: GrpoRun,
+    folder: Path,
+    loaded: LoadedModel | None = None,
+    probes: Sequence[Sequence[int]] = (),
+    tell: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> FollowingEngine | FollowingPool:
+    """The engine of `rollout.engine: vllm` or `server`, which `check_engine` has passed. loaded to warn: as of
+    `FollowingPool`."""
     rollout, model = settings.rollout, settings.model
-    options: dict[str, Any] = {
-        "logprobs": True,
-        "truncation": Truncation.of(rollout),
-        "routes": rollout.routes == "replay",
-    }
+    options = _options(settings)
     if rollout.engine == "server":
-        return FollowingEngine(folder, ServerEngine.connected(rollout.server, **options))
+        options |= {"tell": tell, "warn": warn}
+        return FollowingPool(rollout.server, folder, folder.parent.name, loaded, probes, **options)
     options["dtype"] = dtype_name(model, settings.train.device)
     if rollout.weights == "merged":
         return FollowingEngine(folder, start=lambda target: VllmEngine.started(str(target), rollout.vllm, **options))
@@ -142,14 +116,34 @@ def following_engine(settings: GrpoRun, folder: Path) -> FollowingEngine:
     return FollowingEngine(folder, engine)
 
 
+def accepted_servers(settings: GrpoRun, folder: Path) -> ServerPool:
+    """For a process beside the one that has the `FollowingPool` of `folder`: those servers that count there."""
+    server, accepted = settings.rollout.server, folder / ACCEPTED
+    if accepted.is_file():
+        server = server.model_copy(update={"url_file": str(accepted)})
+    return ServerPool.connected(server, poll=1.0, **_options(settings))
+
+
+def _options(settings: GrpoRun) -> dict[str, Any]:
+    rollout = settings.rollout
+    return {"logprobs": True, "truncation": Truncation.of(rollout), "routes": rollout.routes == "replay"}
+
+
 def check_engine(settings: GrpoRun) -> None:
-    """ConfigError for an engine that is not installed or cannot serve this, RunError for a server that is not there.
+    """ConfigError for an engine that is not installed or cannot serve this, RunError where no server is there.
 
     Starts nothing, so that it can be asked before the model loads.
     """
     rollout = settings.rollout
     if rollout.engine == "server":
-        check_adapter(settings.lora, ServerEngine.connected(rollout.server).version())
+        if rollout.server.adapters == "http":
+            token()
+        pool = ServerPool.connected(rollout.server)
+        try:
+            for member in pool.members:
+                check_adapter(settings.lora, member.server.version())
+        finally:
+            pool.close()
     elif rollout.engine == "vllm":
         version = installed_version()
         check_vocabulary(settings.model.name)

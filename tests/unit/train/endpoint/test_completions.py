@@ -14,8 +14,9 @@ from counterpoint.configs.schema import ServerSettings
 from counterpoint.train.endpoint.completions import Completions
 from counterpoint.train.endpoint.server import ChatServer
 from counterpoint.train.model.tiny import random_tiny
+from counterpoint.train.sampling.pool import ServerPool
 from counterpoint.train.sampling.sample import Sampler
-from counterpoint.train.sampling.server import KEY_VARIABLE, ServerEngine
+from counterpoint.train.sampling.server import KEY_VARIABLE
 from counterpoint.train.sampling.truncation import Truncation
 
 
@@ -26,7 +27,7 @@ def test_a_client_of_vllm_reads_ids_probabilities_and_experts(monkeypatch: pytes
     raw = Completions(Sampler(loaded, routes=True), 8)
     with ChatServer(lambda name: None, "mine", "sesame", completions=raw.answer) as server:
         settings = ServerSettings.model_validate({"url": f"{server.root}/v1"})
-        engine = ServerEngine.connected(settings, logprobs=True, truncation=cut, routes=True)
+        engine = ServerPool.connected(settings, logprobs=True, truncation=cut, routes=True)
         found = engine.sample(prompts, 8, 0.7, [5, 6])
         wanted = Sampler(loaded, truncation=cut, logprobs=True, routes=True).sample(prompts, 8, 0.7, [5, 6])
         for one, other in zip(found, wanted, strict=True):
