@@ -45,7 +45,8 @@ from counterpoint.configs.eval_section import (
 )
 from counterpoint.configs.figures import check_figures, held_out_figures, reward_figures
 from counterpoint.configs.foreign_section import ForeignSettings
-from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings, SupervisedModelSettings
+from counterpoint.configs.launch_section import RewardLaunchSettings, ServeSettings
+from counterpoint.configs.model_section import LoraSettings, ModelSettings, SupervisedModelSettings
 from counterpoint.configs.preference_section import DpoSettings
 from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.configs.rl_section import (
@@ -63,6 +64,8 @@ from counterpoint.configs.section_checks import (
     check_paid,
     check_rollouts,
     check_sections,
+    check_serve,
+    check_served,
     with_rate_of_full,
 )
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
@@ -110,6 +113,7 @@ __all__ = [
     "RateSettings",
     "ReadSettings",
     "RenderSettings",
+    "RewardLaunchSettings",
     "RewardSettings",
     "RoleSettings",
     "RolloutServerSettings",
@@ -117,6 +121,7 @@ __all__ = [
     "RunSettings",
     "SamplingSettings",
     "SchemaSettings",
+    "ServeSettings",
     "ServedSettings",
     "ServerSettings",
     "Settings",
@@ -285,8 +290,8 @@ class GrpoRun(RunSettings):
     eval: EvalSettings = EvalSettings()
     """The evaluation by sampling."""
 
-    launch: LaunchSettings = LaunchSettings()
-    """Processes and machines."""
+    launch: RewardLaunchSettings = RewardLaunchSettings()
+    """Processes, machines and servers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -304,35 +309,14 @@ class GrpoRun(RunSettings):
         check_paid(self.rewards, self.rollout, taught=self.grpo.teacher is not None)
         check_driven(self.rollout, self.tools)
         if self.rollout.engine != "transformers":
-            self._check_engine()
+            check_served(self.rollout, self.model, self.lora, self.launch)
+        check_serve(self.launch, self.rollout)
         check_sections(self.model, self.lora, self.train, self.launch)
         check_rollouts(self.train, self.rollout, self.grpo.iterations)
         check_no_dropout(self.lora, self.recipe)
         names = [task.name for task in self.data.valid_tasks], [reward.name for reward in self.rewards]
         check_figures(self.train, self.eval.every, reward_figures(*names) if self.data.valid else [])
         return self
-
-    def _check_engine(self) -> None:
-        """What vLLM cannot serve is reported here, before anything loads."""
-        engine, lora = self.rollout.engine, self.lora
-        where = f"`rollout.engine: {engine}`"
-        if self.model.name == EMBEDDED_MODEL:
-            raise ValueError(f"{where} loads no embedded model, whose vocabulary is a part: name another `model.name`")
-        if engine == "vllm" and self.launch.processes * self.launch.nodes > 1:
-            raise ValueError(f"{where} is one process: set `rollout.engine: server` with several")
-        if self.rollout.weights == "merged":
-            if engine == "server":
-                raise ValueError(f"{where} is given adapters only: set `rollout.weights: adapter`, or `engine: vllm`")
-            if self.model.base == "mxfp4":
-                raise ValueError("`rollout.weights: merged` writes into the experts: set `model.base: bf16`")
-            return
-        merged = "set `rollout.engine: vllm` and `rollout.weights: merged`"
-        if self.model.init == "random":
-            raise ValueError(f"{where} cannot load a base that is random: set `model.init: pretrained`, or {merged}")
-        if not lora.enabled:
-            raise ValueError(f"{where} with `rollout.weights: adapter` needs `lora.enabled: true`; else {merged}")
-        if lora.dora:
-            raise ValueError(f"{where}: vLLM serves no DoRA adapters: set `lora.dora: false`, or {merged}")
 
 
 class DistillRun(RunSettings):

@@ -8,7 +8,8 @@ from typing import Any
 from counterpoint.configs.environment_section import check_asked_by_package
 from counterpoint.configs.eval_section import TruncationSettings
 from counterpoint.configs.foreign_section import ForeignSettings
-from counterpoint.configs.model_section import LoraSettings, ModelSettings
+from counterpoint.configs.launch_section import RewardLaunchSettings
+from counterpoint.configs.model_section import EMBEDDED_MODEL, LoraSettings, ModelSettings
 from counterpoint.configs.reward_section import RewardSettings
 from counterpoint.configs.rl_section import GrpoSettings, RolloutSettings
 from counterpoint.configs.tool_section import ToolSettings
@@ -123,6 +124,46 @@ def check_no_dropout(lora: LoraSettings, recipe: str) -> None:
             f"`lora.dropout` is for `recipe: sft`: {recipe} compares probabilities, which must be those of the whole "
             "adapter: leave it out"
         )
+
+
+def check_served(rollout: RolloutSettings, model: ModelSettings, lora: LoraSettings, launch: LaunchSettings) -> None:
+    """What vLLM cannot serve is reported here, before anything loads."""
+    engine = rollout.engine
+    where = f"`rollout.engine: {engine}`"
+    if model.name == EMBEDDED_MODEL:
+        raise ValueError(f"{where} loads no embedded model, whose vocabulary is a part: name another `model.name`")
+    if engine == "vllm" and launch.processes * launch.nodes > 1:
+        raise ValueError(f"{where} is one process: set `rollout.engine: server` with several")
+    if rollout.weights == "merged":
+        if engine == "server":
+            raise ValueError(f"{where} is given adapters only: set `rollout.weights: adapter`, or `engine: vllm`")
+        if model.base == "mxfp4":
+            raise ValueError("`rollout.weights: merged` writes into the experts: set `model.base: bf16`")
+        return
+    merged = "set `rollout.engine: vllm` and `rollout.weights: merged`"
+    if model.init == "random":
+        raise ValueError(f"{where} cannot load a base that is random: set `model.init: pretrained`, or {merged}")
+    if not lora.enabled:
+        raise ValueError(f"{where} with `rollout.weights: adapter` needs `lora.enabled: true`; else {merged}")
+    if lora.dora:
+        raise ValueError(f"{where}: vLLM serves no DoRA adapters: set `lora.dora: false`, or {merged}")
+
+
+def check_serve(launch: RewardLaunchSettings, rollout: RolloutSettings) -> None:
+    """Servers that the run starts itself are those that it samples on."""
+    if not launch.serve.servers:
+        return
+    if rollout.engine != "server":
+        raise ValueError(f"`launch.serve` is for `rollout.engine: server`, and it is {rollout.engine}")
+    if launch.nodes > 1:
+        raise ValueError(
+            "`launch.serve` starts servers on one machine: with `launch.nodes` start them yourself, and name them in "
+            "`rollout.server.url`"
+        )
+    server = rollout.server
+    others = "url" in server.model_fields_set and tuple(server.url) != launch.serve.urls  # its own are recorded
+    if others or "url_file" in server.model_fields_set:
+        raise ValueError("`launch.serve` starts the servers: leave `rollout.server.url` and `url_file` out")
 
 
 def _check_sharded(model: ModelSettings, lora: LoraSettings, train: TrainSettings, launch: LaunchSettings) -> None:

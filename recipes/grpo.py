@@ -37,7 +37,7 @@ from counterpoint.train.scoring.prompts import load_prompts
 
 def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -> int:
     """Train as `settings` say; arguments and exit codes as of `recipes.sft.run`."""
-    settings = with_start(settings)
+    settings = _on_own_servers(with_start(settings))
     with open_session(settings, resume, overwrite) as session, ExitStack() as stack:
         parts = open_parts(settings, stack)
         for note in parts.toolkit.notes:
@@ -92,6 +92,14 @@ def _to_end(settings: GrpoRun, session: Session, prepared: Prepared, trainer: Re
             raise
         command = resume_command(str(session.path), settings)
         raise RunError(f"{error}; there is a checkpoint of step {step}, `{command}` goes on from it") from None
+
+
+def _on_own_servers(settings: GrpoRun) -> GrpoRun:
+    """With the addresses of the servers that `train` has started for this run, where it has."""
+    if not settings.launch.serve.servers:
+        return settings
+    server = settings.rollout.server.model_copy(update={"url": settings.launch.serve.urls})
+    return settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"server": server})})
 
 
 def _teacher(settings: GrpoRun) -> Teacher | TeacherServer | None:

@@ -580,6 +580,15 @@ def launched(run: Any) -> Any:
     return launch_command(run.launch, [], where), launch_environment(run.launch, "cuda", where)
 
 
+def beside(run: Any) -> Any:
+    """The commands of the servers that are started, their GPUs, and where they are asked."""
+    from counterpoint.recipes.commands.train_servers import devices_of, server_command
+
+    serve = run.launch.serve
+    commands = [server_command(run, serve.command, serve.port + number) for number in range(serve.servers)]
+    return commands, devices_of(run, {}, lambda: 8), serve.urls
+
+
 def folder(run: Any) -> Any:
     """The run folder that would be made."""
     from counterpoint.train.run.folder import choose_run_folder

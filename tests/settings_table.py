@@ -527,6 +527,7 @@ SERVERS = (
     ("url", ["http://x/v1", "http://y/v1"]), ("url_file", "servers.txt"), ("model", "m"), ("parallel", 3),
     ("timeout", 9.0), ("retries", 1), ("chunk_tokens", 99), ("wait", 9.0),
 )  # fmt: skip
+SERVES = {"launch.serve.servers": 1}
 VLLM = {"rollout.engine": "vllm", "model.name": "openai/gpt-oss-20b", "rollout.weights": "adapter"}
 
 
@@ -718,6 +719,7 @@ def rows_of_pairs_and_rewards() -> list[Row]:
         Row("rollout.weights", "merged", "what vLLM is sent", "following", base=VLLM),
         *(Row(f"rollout.vllm.{name}", value, "vLLM's start", "following", base=VLLM) for name, value in (("tensor_parallel", 2), ("gpu_memory", 0.5), ("max_model_len", 99))),
         *(Row(f"rollout.server.{name}", value, "the server's client", "following", base={**VLLM, "rollout.engine": "server"}) for name, value in (*SERVERS, ("adapters", "http"), ("adapters_port", 9))),
+        *(Row(f"launch.serve.{name}", value, "the servers that are started", "beside", base={**VLLM, "rollout.engine": "server", **base}) for name, value, base in (("servers", 2, {}), ("gpus", 2, SERVES), ("port", 9000, SERVES), ("command", "/opt/vllm", SERVES), ("arguments", ["--enforce-eager"], SERVES))),
         Row("rollout.routes", "replay", "arguments of the trainer", "arguments", base={**VLLM, "rollout.engine": "server"}),
         Row("rollout.routes", "replay", "what the server is asked for", "following", base={**VLLM, "rollout.engine": "server"}),
         Row("rollout.routes", "replay", "what vLLM is asked for", "following", base=VLLM),

@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     """
     from counterpoint.configs.load import load_run
     from counterpoint.data.formats.registry import check_format
+    from counterpoint.recipes.commands.launch import signals_to_handle
     from counterpoint.recipes.commands.places import check_places
+    from counterpoint.recipes.commands.train_servers import needs_servers, train_with_servers
 
     config, settings_given, resume = args.config, list(args.settings), args.resume
     of_run_folder = False
@@ -73,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
     check_places(settings)
     if settings.recipe != "distill":
         arguments = ["train", config, *settings_given, *(["--resume", resume] if resume else [])]
-        _launch(settings, [*arguments, *(["--overwrite"] if args.overwrite else [])])
+        arguments += ["--overwrite"] if args.overwrite else []
+        if needs_servers(settings):
+            return train_with_servers(settings, arguments, os.environ, signals_to_handle())
+        _launch(settings, arguments)
     return import_module(_RECIPES[settings.recipe]).run(settings, resume=resume, overwrite=args.overwrite)
 
 

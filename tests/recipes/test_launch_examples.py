@@ -6,18 +6,25 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from counterpoint.configs.load import load_run
+from counterpoint.configs.schema import GrpoRun
 from counterpoint.recipes.commands.launch import launch_command
+from counterpoint.recipes.commands.train_servers import needs_servers, server_command
 
 FOLDER = Path(__file__).parents[2] / "docs" / "launch"
 STAND_INS = {
     "scontrol": '#!/bin/bash\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n"\n',
-    "srun": '#!/bin/bash\nshift\nfor n in 0 1; do SLURM_NODEID=$n "$@"; done\n',
-    "counterpoint": "#!/usr/bin/env python3\nimport json, os, sys\n"
-    "print(json.dumps({'arguments': sys.argv[1:], 'environment': dict(os.environ)}))\n",
+    "srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nfor n in 0 1; do SLURM_NODEID=$n "$@"; done\n',
+    **dict.fromkeys(
+        ("counterpoint", "vllm"),
+        "#!/usr/bin/env python3\nimport json, os, sys\n"
+        "said = {'program': os.path.basename(sys.argv[0]), 'arguments': sys.argv[1:], 'environment': dict(os.environ)}\n"
+        "os.write(1, (json.dumps(said) + '\\n').encode())\n",
+    ),
 }
 
 
@@ -68,3 +75,63 @@ def test_skypilot(tmp_path: Path) -> None:
         )  # fmt: skip
         check(call, rank, "10.0.0.1")
         assert f"data.train={task['envs']['DATA']}" in call["arguments"]
+
+
+def check_rewards(calls: list[dict[str, Any]], urls: list[str]) -> None:
+    """One trainer with a right command line, and the servers that it names."""
+    trainer = next(call for call in calls if call["program"] == "counterpoint")
+    servers = [call for call in calls if call["program"] == "vllm"]
+    command, name, *settings, resume, which = trainer["arguments"]
+    assert (command, resume, which) == ("train", "--resume", "auto")
+    run = load_run(name, settings)
+    assert isinstance(run, GrpoRun)
+    assert (run.rollout.engine, list(run.rollout.server.url), run.rollout.server.adapters) == ("server", urls, "http")
+    assert (run.launch.processes, run.launch.strategy, run.launch.serve.servers) == (8, "fsdp2", 0)
+    assert needs_servers(run, {}) is False
+    ports = {call["arguments"][call["arguments"].index("--port") + 1] for call in servers}
+    assert ports == {url.rpartition(":")[2].removesuffix("/v1") for url in urls}
+    for call in servers:
+        environment = call["environment"]
+        assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+        assert environment["COUNTERPOINT_ADAPTERS_URL"].endswith(f":{run.rollout.server.adapters_port}")
+        wanted = server_command(run, "vllm", int(call["arguments"][call["arguments"].index("--port") + 1]))
+        given = call["arguments"][call["arguments"].index("--enable-lora") :]
+        assert given == wanted[wanted.index("--enable-lora") : wanted.index("--tensor-parallel-size")]
+
+
+def test_slurm_with_servers(tmp_path: Path) -> None:
+    calls = started(
+        (FOLDER / "slurm_rl.sh").read_text(), tmp_path, "grpo/gpt_oss_20b_servers", SLURM_JOB_NODELIST="node[1-2]",
+        SLURM_GPUS_ON_NODE="8",
+    )  # fmt: skip
+    check_rewards(calls, [f"http://node2:{8100 + gpu}/v1" for gpu in range(8)])
+
+
+def test_skypilot_with_servers(tmp_path: Path) -> None:
+    task = yaml.safe_load((FOLDER / "skypilot_rl.yaml").read_text())
+    calls = []
+    for rank in ("0", "1"):
+        calls += started(
+            task["run"], tmp_path, **task["envs"], COUNTERPOINT_ADAPTERS_TOKEN="t", SKYPILOT_NODE_IPS="10.0.0.1\n10.0.0.2",
+            SKYPILOT_NODE_RANK=rank, SKYPILOT_NUM_GPUS_PER_NODE="8", VLLM=str(tmp_path / "vllm"),
+        )  # fmt: skip
+    check_rewards(calls, [f"http://10.0.0.2:{8100 + gpu}/v1" for gpu in range(8)])
+
+
+def test_kubernetes_with_servers() -> None:
+    found = {
+        (each["kind"], each["metadata"]["name"]): each
+        for each in yaml.safe_load_all((FOLDER / "kubernetes_rl.yaml").read_text())
+    }
+    job = found["Job", "counterpoint-trainer"]["spec"]["template"]["spec"]
+    program, command, name, *settings, resume, which = job["containers"][0]["args"]
+    assert (program, command, resume, which) == ("counterpoint", "train", "--resume", "auto")
+    run = load_run(name, settings)
+    assert isinstance(run, GrpoRun)
+    assert (run.rollout.server.url_file, run.rollout.server.adapters) == ("/servers/urls", "http")
+    assert job["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == run.launch.processes
+    assert "/servers/urls" in job["initContainers"][0]["args"][0]
+    (server,) = found["StatefulSet", "counterpoint-servers"]["spec"]["template"]["spec"]["containers"]
+    given = server["args"][server["args"].index("--enable-lora") :]
+    wanted = server_command(run, "vllm", 8000)
+    assert given == wanted[wanted.index("--enable-lora") : wanted.index("--tensor-parallel-size")]

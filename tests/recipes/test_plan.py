@@ -25,7 +25,7 @@ NAMED = re.compile(r"(one|eight) GPUs? of (\d+) GB")
 GPUS = {"one": 1, "eight": 8}
 
 
-VARIANTS = ("_second_stage", "_multi_gpu", "_kto", "_repair", "_vllm")
+VARIANTS = ("_second_stage", "_multi_gpu", "_kto", "_repair", "_vllm", "_servers")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,10 @@ def test_every_shipped_run_file_is_planned(capsys: pytest.CaptureFixture[str], n
     assert (named is None) == (run.model.name == "tiny")
     on = [] if named is None else ["--device", "cuda", "--memory", named[2]]
     assert cli.main(["plan", name, *on]) == 0
-    assert named is None or GPUS[named[1]] == run.launch.processes * run.launch.nodes  # type: ignore[union-attr]
+    launch = run.launch  # type: ignore[union-attr]
+    serve = getattr(launch, "serve", None)
+    served = serve.servers * serve.gpus if serve is not None else 0
+    assert named is None or GPUS[named[1]] == launch.processes * launch.nodes + served
     lines = capsys.readouterr().out.splitlines()
     titles = [line[:9].strip() for line in lines if line[:9].strip()]
     full = not run.lora.enabled  # type: ignore[union-attr]
