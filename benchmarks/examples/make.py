@@ -10,6 +10,8 @@ sums.jsonl              prompts of sums with `answer`, for `grpo`; sums_eval.jso
 products.jsonl          prompts of products with `answer`; products_eval.jsonl held-out ones with the expected `call`
 counter.jsonl           prompts of sums for the environment `Calculator`; counter_held_out.jsonl held-out
                         ones; counter_start.jsonl Harmony rows that guess more often than they use the calculator
+shop.jsonl              cases for the environment `Shop`; shop_held_out.jsonl held-out ones; shop_start.jsonl Harmony
+                        rows that handle most of them badly
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bias import bias_rows
-from demonstrations import counter_prompts, counter_rows
+from demonstrations import counter_prompts, counter_rows, shop_cases, shop_rows
 from habits import base_rows, spoiled_rows, weak_rows
 from probes import probe_rows
 from sums import (
@@ -233,6 +235,9 @@ def write_all(folder: Path) -> None:
         "counter.jsonl": counter_prompts(random.Random(11), draw, N_PROMPTS),
         "counter_held_out.jsonl": counter_prompts(random.Random(16), draw, N_EVAL, held=True),
         "counter_start.jsonl": counter_rows(random.Random(12), draw),
+        "shop_start.jsonl": shop_rows(random.Random(13)),
+        "shop.jsonl": shop_cases(random.Random(14), N_PROMPTS),
+        "shop_held_out.jsonl": shop_cases(random.Random(15), N_EVAL, held=True),
         "probes.jsonl": probe_rows(),
         "bias_probes.jsonl": bias_rows(),
     }

@@ -35,7 +35,10 @@ class Calculator(Environment):
 
 
 DONE = "###DONE###"
-POLICY = "You work for a shop. Look an order up before you change it. A refund needs the customer's consent."
+POLICY = (
+    "You work for a shop. Look an order up before you change it. What came broken is refunded, what is old is not. "
+    "A refund needs the customer's consent."
+)
 PERSONA = (
     "You are a customer, not an assistant. Your case: {case} Say one short thing at a time, reveal facts only when "
     f"asked. When your case is settled, or cannot be, write {DONE} alone."

@@ -127,3 +127,27 @@ def test_a_start_is_shown_the_prompts_that_its_environment_has() -> None:
     with made("Calculator") as environments:
         run_episodes([asked], RENDERER, engine, environments=environments)
     assert engine.asked[0][0] == RENDERER.prompt(shown, "medium")
+
+
+def test_a_case_of_the_shop_is_shown_as_it_is_met(shop: Environments) -> None:
+    (row, *_) = load_rows(SourceSettings(path="example:shop"))
+    engine = ScriptedEngine(VOCABULARY, ["<|return|>"])
+    world = World(row.conversation.metadata)
+    run_episodes([row.conversation], RENDERER, engine, environments=shop, worlds=[world])
+    shown = load_prompts("example:shop_start")[0].conversation
+    opening = replace(shown.messages[0], content=world.row["case"])
+    assert engine.asked[0][0] == RENDERER.prompt(replace(shown, messages=(opening,)), "medium")
+
+
+def test_the_cases_of_the_shop_are_solved_by_the_book(shop: Environments) -> None:
+    for path in ("example:shop", "example:shop_held_out"):
+        for found in load_rows(SourceSettings(path=path))[:20]:
+            row = dict(found.conversation.metadata)
+            order, price = row["order"], row["orders"][row["order"]]["price"]
+            find = use("find_order", f'{{"order_id": "{order}"}}')
+            refund = use("refund", f'{{"order_id": "{order}", "amount": {price}}}')
+            asks, told, no = say(f"Shall I refund {price} for order {order}?"), say(f"{price} is refunded."), say("No.")
+            due = row["amount"] > 0
+            by_the_book, hasty = ([find, asks, refund, told], [find, refund, told]) if due else ([find, no], [no])
+            assert play(shop, row, *by_the_book).earned["solved"] == 1.0
+            assert play(shop, row, *hasty).earned["solved"] == 0.0
