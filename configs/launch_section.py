@@ -24,7 +24,7 @@ class ServeSettings(Settings):
     """Port of the first; the others have the next ones."""
 
     command: Text = "vllm"
-    """vLLM's program: a path where it is in an environment of its own."""
+    """The program of vLLM: a path where it is in an environment of its own."""
 
     arguments: tuple[Text, ...] = ()
     """Further arguments of `vllm serve`."""

@@ -161,8 +161,8 @@ def check_serve(launch: RewardLaunchSettings, rollout: RolloutSettings) -> None:
             "`rollout.server.url`"
         )
     server = rollout.server
-    others = "url" in server.model_fields_set and tuple(server.url) != launch.serve.urls  # its own are recorded
-    if others or "url_file" in server.model_fields_set:
+    own = launch.serve.urls, type(server).model_fields["url"].default  # recorded by a run, or by none
+    if tuple(server.url) not in own or server.url_file is not None:
         raise ValueError("`launch.serve` starts the servers: leave `rollout.server.url` and `url_file` out")
 
 
