@@ -39,4 +39,4 @@ class RewardLaunchSettings(LaunchSettings):
     """Processes on one or several machines, and the servers that sample for them."""
 
     serve: ServeSettings = ServeSettings()
-    """vLLM servers beside the training processes, on one machine."""
+    """Servers of vLLM beside the training processes, on one machine."""
