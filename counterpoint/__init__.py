@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from counterpoint.train.model.load import load_model as load_model
     from counterpoint.train.sampling.rollout import Rollout as Rollout
     from counterpoint.train.sampling.sample import Sampler as Sampler
+    from counterpoint.train.sampling.truncation import Truncation as Truncation
 
     __version__: str
 
@@ -64,6 +65,7 @@ _HOMES = {
     "load_model": "train.model.load",
     "Rollout": "train.sampling.rollout",
     "Sampler": "train.sampling.sample",
+    "Truncation": "train.sampling.truncation",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 

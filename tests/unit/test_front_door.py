@@ -28,9 +28,11 @@ SIGNATURES = {
     "ModelSettings": "*name *adapter *revision *init *dtype *base *attention *experts *norms *kernels",
     "Renderer": "vocabulary settings=None",
     "Rollout": "row id effort prompt turns ended seed=0 messages=() env=None",
-    "Sampler": "loaded batch_rows=32 batch_tokens=65536 stops=None",
+    "Sampler": "loaded batch_rows=32 batch_tokens=65536 stops=None truncation=Truncation(top_p=1.0, top_k=0, min_p=0.0) "
+    "logprobs=False routes=False",
     "Tool": "name description='' parameters=None",
     "ToolError": "text",
+    "Truncation": "top_p=1.0 top_k=0 min_p=0.0",
     "attach_lora": "model lora=None",
     "check": "ids *tools *builtin_tools *effort *response_format *vocabulary *finish_reason *policy",
     "explain": "item renderer *effort *max_tokens *turns",

@@ -184,7 +184,8 @@ def test_rows_that_cannot_be_rated(tmp_path: Path) -> None:
     ("settings", "told"),
     [
         ({"losses": ["kto", "sft"]}, "list it alone"),
-        ({"losses": "kto", "label_smoothing": 0.1}, "belong to pairs"),
+        ({"losses": "kto", "label_smoothing": 0.1}, "the noise that `robust` assumes"),
+        ({"losses": "kto", "loss_weights": [1.0]}, "belong to pairs"),
         ({"wanted_weight": 2.0}, "belong to `kto`"),
     ],
 )
