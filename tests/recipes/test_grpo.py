@@ -365,3 +365,24 @@ def test_a_run_without_servers_ends_with_a_checkpoint_and_goes_on_from_it(
     server.dies_after = None
     assert main(["train", "run.yaml", *settings, "name=cut", "train.checkpoint_every=9", "--resume"]) == 0
     assert curve(cut) == curve(whole)
+
+
+@pytest.mark.slow
+def test_rollouts_ahead_of_the_step_are_sampled_by_older_weights(server: SamplingServer) -> None:
+    ahead = (*SERVED, f"rollout.server.url={server.url}", "rollout.staleness=2", "train.steps=5")
+    run = train(*ahead, "rollout.correction=token_truncate", "train.checkpoint_every=2", "name=whole")
+    steps = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+    assert [line["rollouts/age/max"] for line in steps] == [0, 1, 2, 2, 2]
+    differs = [line["sampling/sampling_logp_difference/mean"] for line in steps]
+    assert differs[0] < 1e-4 < differs[2], "the first step is sampled by its own weights"
+    run8 = hashlib.sha256(run.name.encode()).hexdigest()[:8]
+    rolled = [body["model"].rpartition("-")[0] for body in server.asked if "logprobs" in body]
+    assert set(rolled) == {f"counterpoint-{run8}-{n}" for n in range(3)}, "of steps 0 to 4, sampled two steps before"
+    assert not list((run / "journal").glob("*"))
+    newest = run / "checkpoints" / checkpoint_name(4)
+    assert {path.name for path in (newest / "adapters").iterdir()} == {"2", "3"}
+    shutil.rmtree(run / "checkpoints" / checkpoint_name(5))
+    shutil.rmtree(run / "adapter")
+    end = curve(run)
+    assert main(["train", str(run / "config.yaml"), "--resume", str(run)]) == 0
+    assert curve(run) == end
