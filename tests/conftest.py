@@ -36,6 +36,7 @@ PACKAGES = {
     "[bitsandbytes": "bitsandbytes",
     "[torchao": "torchao",
     "test_real_vllm": "vllm",
+    "test_vllm_resolver": "vllm",
     "test_tensorboard": "tensorboard",
     "test_mlflow": "mlflow",
     "test_similarity.py": "rapidfuzz",
