@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from forks import CLI, TINY_RUN, Forks, wait_for
-from json_server import serving_json
+from json_server import serving
 from safetensors.torch import load_file
+from sampling_server import SamplingServer
 
-from counterpoint.configs.schema import ModelSettings
 from counterpoint.train.model.embedded import tiny_folder
-from counterpoint.train.model.load import load_model
 
 SETTINGS = (
     "model.init=random", "lora.enabled=true", "train.steps=3", "train.device=cpu", "train.log_every=1",
@@ -88,33 +87,23 @@ def test_two_processes_learn_as_one(
 @pytest.mark.slow
 def test_rewards_are_learned_from_in_sharded_processes_as_in_one(forks: Forks, tmp_path: Path) -> None:
     """FSDP2: no process has the whole model, and a server samples, which is given the gathered adapter of every step."""
-    vocabulary = load_model(ModelSettings()).vocabulary
     adapters: list[dict[str, torch.Tensor]] = []
 
-    def answer(path: str, body: Any) -> Any:
-        if path == "/version":
-            return {"version": "0.32.0"}
-        if path == "/v1/models":
-            return {"data": [{"id": "base"}]}
-        if path.endswith("_adapter"):
-            if "lora_path" in body:
-                adapters.append(load_file(Path(body["lora_path"]) / "adapter_model.safetensors"))
-            return "Success"
-        said = "<|channel|>analysis<|message|>" + " 1 +" * (body["seed"] % 5) + "<|end|>"
-        ids = vocabulary.encode_with_specials(f"{said}<|start|>assistant<|channel|>final<|message|>7<|return|>")
-        told = [-1 - (body["seed"] + n) % 7 / 4 for n in range(len(ids))]
-        choice = {"token_ids": ids, "finish_reason": "stop", "stop_reason": ids[-1]}
-        return {"choices": [{**choice, "logprobs": {"token_logprobs": told}}]}
+    class Keeping(SamplingServer):
+        def load(self, name: str, folder: Path) -> None:
+            adapters.append(load_file(folder / "adapter_model.safetensors"))
+            super().load(name, folder)
 
     (tmp_path / "reward.py").write_text(REWARD)
-    with serving_json(answer) as url:
+    with serving(Keeping()) as server:
         settings = (
-            "rollout.engine=server", f"rollout.server.url={url}/v1", f"model.name={tiny_folder()}", PROMPTS,
+            "rollout.engine=server", f"rollout.server.url={server.url}", f"model.name={tiny_folder()}", PROMPTS,
             f"rewards={REWARDS}", "rollout.action_tokens=60", "rollout.completion_tokens=60", "model.init=pretrained",
             "grpo.row_tokens=400", "rollout.correction=token_truncate", "train.checkpoint_every=2",
         )  # fmt: skip
         one = run(forks, "grpo/tiny_sums", tmp_path / "one", 32, 1, *settings)
         first, adapters[:] = list(adapters), []
+        server.forget()
         sharded = f"{TINY_RUN}:sharded_command"
         two = run(
             forks, "grpo/tiny_sums", tmp_path / "two", 16, 2, *settings, "launch.strategy=fsdp2", function=sharded
