@@ -44,19 +44,17 @@ def steps(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("config", "rows", "settings", "keys"),
     [
-        # The loss of pairs alone: TRL takes the mean of the `sft` part over each process's own tokens.
         pytest.param(
             "dpo/tiny_format",
             8,
-            ("dpo.losses=sigmoid", "dpo.loss_weights=null", ROWS),
+            ("dpo.losses=[sigmoid, sft]", "dpo.loss_weights=[1.0, 0.5]", ROWS),
             ("rewards/margins", "logps/chosen"),
             marks=pytest.mark.slow,
         ),
-        # Without the estimate of how far the model moved, which pairs rows within a process.
         pytest.param(
             "dpo/tiny_rated",
             8,
-            ("dpo.losses=apo_zero_unpaired", ROWS),
+            ("dpo.losses=kto", ROWS),
             ("rewards/margins", "logps/chosen"),
             marks=pytest.mark.slow,
         ),
