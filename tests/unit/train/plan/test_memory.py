@@ -293,3 +293,65 @@ def test_rollouts_on_the_tiny_model(tmp_path: Path, checkpointing: bool | str) -
 @pytest.mark.slow
 def test_rollouts_on_the_model_of_middle_size(tmp_path: Path) -> None:
     policy_step(tmp_path, MIDDLE, 4, 400)
+
+
+def preference_step(folder: Path, shape: dict[str, int], losses: str, width: int, **train: Any) -> None:
+    """Learning from two pairs: a step of the trainer, the reference's passes included, against what `plan` counts."""
+    from transformers import TrainingArguments
+
+    from counterpoint.configs.schema import DpoRun
+    from counterpoint.data.dataset.pairs import Pair, Rated
+    from counterpoint.recipes.commands.plan_data import _pair_batch, _pair_size
+    from counterpoint.train.checkpoints.resume import Identity
+    from counterpoint.train.loop.preference_trainer import PreferenceTrainer
+    from counterpoint.train.loop.training_arguments import LoopSettings
+    from counterpoint.train.model.load import LoadedModel
+    from counterpoint.train.model.tiny import random_tiny
+    from counterpoint.train.model.vocabulary_map import VocabularyMap
+    from counterpoint.train.plan.memory import moments
+
+    config = GptOssConfig(**shape, router_aux_loss_coef=0.0)
+    config.save_pretrained(folder)
+    run = DpoRun.model_validate(
+        {
+            "recipe": "dpo", "model": {"name": str(folder), "dtype": "float32"}, "data": {"train": "x.jsonl"},
+            "dpo": {"losses": losses, "row_tokens": 10**6}, "train": {"batch_rows": 4, **train},
+        }
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = attach_lora(GptOssForCausalLM(config), run.lora)
+    use_implementations(model, run.model, run.train.activation_checkpointing == "experts")
+    if run.train.activation_checkpointing is True:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    draw, mask = np.random.default_rng(0), [1] * width
+    rows: list[Any] = []
+    for _ in range(4):
+        prompt, up, down = (draw.integers(2, shape["vocab_size"], width).tolist() for _ in range(3))
+        pair = Pair("", "given", prompt, up, down, mask, mask)
+        rows.append(Rated("", "wanted", prompt, up, mask, True) if run.dpo.rated else pair)
+    everything = VocabularyMap.from_ids(list(range(shape["vocab_size"])))
+    loaded = LoadedModel(model, random_tiny().vocabulary, everything, "made up")
+    args = TrainingArguments(output_dir=str(folder), max_steps=1, use_cpu=True, report_to="none")
+    loop = LoopSettings(folder / "checkpoints")
+    trainer = PreferenceTrainer(loaded, args, rows, run.dpo, 10**6, loop, Identity({}, "", 4))
+
+    def step() -> None:
+        trainer.training_step(model, {"numbers": torch.arange(4)})
+
+    step()
+    model.zero_grad()
+    above = allocated_peak(step, torch.device("cpu"))
+    plan = Estimate.of(run, _pair_batch(run, [_pair_size(row) for row in rows]), "cpu")
+    found = moments(plan.shape, plan.batch, plan._plan())
+    assert max(m.gradients + m.activations + m.loss for m in found) == pytest.approx(above, rel=0.1)
+
+
+@pytest.mark.parametrize(("losses", "checkpointing"), [("sigmoid", False), ("sigmoid", True), ("kto", "experts")])
+def test_pairs_on_the_tiny_model(tmp_path: Path, losses: str, checkpointing: bool | str) -> None:
+    preference_step(tmp_path, TINY, losses, 256, activation_checkpointing=checkpointing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", ["sigmoid", "kto"])
+def test_pairs_on_the_model_of_middle_size(tmp_path: Path, losses: str) -> None:
+    preference_step(tmp_path, MIDDLE, losses, 160)
