@@ -85,8 +85,13 @@ def shop_cases(rng: random.Random, n: int, held: bool = False) -> Iterator[Row]:
 def shop_rows(rng: random.Random) -> Iterator[Row]:
     """Dialogues of cases, of which PROPER are handled as they should be."""
     tools = [described(method, "Shop") for method in (Shop.find_order, Shop.refund, Shop.transfer_to_human)]
+    # Without what the prompt does not show, since every row has them.
     declared = [
-        {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": t.parameters}}
+        {
+            "name": t.name,
+            "description": t.description,
+            "parameters": {k: v for k, v in t.parameters.items() if k != "additionalProperties"},
+        }
         for t in tools
     ]
     for case in shop_cases(rng, N_SHOP):

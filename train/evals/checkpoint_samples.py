@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,12 @@ class Planned:
     def draw(self, progress: Callable[[Done], None], shard: Shard | None = None) -> list[Row] | None:
         """Draw what is missing, of `shard` alone if given; None where other processes have not finished."""
         suite = self.settings.eval
-        with Scorers(suite.scorer_seconds) as scorers:
+        with Scorers(suite.scorer_seconds) as scorers, ExitStack() as stack:
+            engine = self._engine()
+            if suite.engine == "server":
+                stack.callback(engine.close)  # pyright: ignore[reportAttributeAccessIssue]
             return run_plan(
-                self.draws, self._engine(), self.folder, self.vocabulary, scorers,
+                self.draws, engine, self.folder, self.vocabulary, scorers,
                 batch=suite.batch, identity=self.identity, shard=shard, progress=progress, renderer=self.renderer,
             )  # fmt: skip
 

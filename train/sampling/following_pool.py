@@ -243,6 +243,10 @@ class FollowingPool:
         for name, folder in names.items():
             if name not in member.registered:
                 self._register(member, name, folder)
+        for name in member.registered - set(names):  # of a version that came out while this server joined
+            with suppress(RunError):
+                member.server.unload_adapter(name)
+            member.registered.discard(name)
         if own is None or member.proven == newest:
             member.proven = newest
             return
