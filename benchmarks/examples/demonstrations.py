@@ -90,7 +90,7 @@ def shop_rows(rng: random.Random) -> Iterator[Row]:
         {
             "name": t.name,
             "description": t.description,
-            "parameters": {k: v for k, v in t.parameters.items() if k != "additionalProperties"},
+            "parameters": {k: v for k, v in (t.parameters or {}).items() if k != "additionalProperties"},
         }
         for t in tools
     ]
