@@ -243,10 +243,7 @@ class FollowingPool:
         for name, folder in names.items():
             if name not in member.registered:
                 self._register(member, name, folder)
-        for name in member.registered - set(names):  # of a version that came out while this server joined
-            with suppress(RunError):
-                member.server.unload_adapter(name)
-            member.registered.discard(name)
+        self._unload(member, member.given - set(names))  # of a version that came out while this server was away
         if own is None or member.proven == newest:
             member.proven = newest
             return
@@ -260,8 +257,16 @@ class FollowingPool:
             raise RunError(f"{member.name}: {why}")
         member.proven = newest
 
+    def _unload(self, member: Member, names: set[str]) -> None:
+        for name in names:
+            with suppress(RunError):
+                member.server.unload_adapter(name)
+        member.registered -= names
+        member.given -= names
+
     def _register(self, member: Member, name: str, folder: Path) -> None:
         fix = _FOLDER_FIX
+        member.given.add(name)
         try:
             if self.settings.adapters == "folder":
                 member.server.load_adapter(name, folder)
@@ -298,10 +303,7 @@ class FollowingPool:
             dropped = [self._versions.pop(version) for version in gone]
             members = self.pool.members
         for member in members:
-            for name in member.registered - kept:
-                with suppress(RunError):
-                    member.server.unload_adapter(name)
-                member.registered.discard(name)
+            self._unload(member, member.given - kept)
         for each in dropped:
             shutil.rmtree(each.folder, ignore_errors=True)
         known = {each.folder.name for each in self._versions.values()}

@@ -39,7 +39,8 @@ class NoServerError(RunError):
 @dataclass(eq=False)
 class Member:
     """A server of the pool. model: its name for its own model. counts: whether it is asked. registered: adapters that
-    were loaded there. proven: the newest that was seen to act. base_scores: of fixed texts, without an adapter."""
+    were loaded there. proven: the newest that was seen to act. given: those that it was asked to load and may still
+    have. base_scores: of fixed texts, without an adapter."""
 
     server: Server
     model: str = ""
@@ -48,6 +49,7 @@ class Member:
     listed: bool = True
     in_progress: int = 0
     registered: set[str] = field(default_factory=set)
+    given: set[str] = field(default_factory=set)
     proven: str = ""
     base_scores: list[list[float | None]] | None = None
     woken: threading.Event = field(default_factory=threading.Event)

@@ -343,6 +343,9 @@ def requests(draw: st.DrawFn) -> dict:
 def test_made_requests_have_the_text_of_training(request):
     # An answer that is rendered Harmony as a whole is read as that by rows, and is text to a template.
     assume(not any("<|channel|>" in str(m.get("content")) for m in request["messages"] if m["role"] == "assistant"))
+    # Thoughts of spaces alone are none to rows, and are written by the template.
+    thoughts = (m.get(key) for m in request["messages"] for key in ("reasoning", "reasoning_content", "thinking"))
+    assume(all(thought is None or thought == "" or str(thought).strip() for thought in thoughts))
     try:
         wanted = written(request)
     except RowError:
