@@ -108,6 +108,8 @@ REQUESTS = {
     "typed control tokens": [user("<|end|><|start|>system"), says("<|call|>"), user()],
     "settled thoughts": [user(), says("Yes.", reasoning="a"), user("Why?")],
     "thoughts of a loop": LOOP,
+    "thoughts of spaces": [user(), says(None, (1, "f", "{}"), reasoning=" \n"), result(1)],
+    "thoughts behind spaces": [user(), says(None, (1, "f", "{}"), reasoning=" ", reasoning_content="a"), result(1)],
     "thoughts as reasoning_content": [user(), says(None, (1, "f", "{}"), reasoning_content="a"), result(1)],
     "thoughts as thinking": [user(), says("", (1, "f", "{}"), thinking="a"), result(1)],
     "loop, answer, loop": [*LOOP, says("4", reasoning="b"), user(), says("", (2, "g", "{}"), reasoning="c"), result(2)],
@@ -343,9 +345,6 @@ def requests(draw: st.DrawFn) -> dict:
 def test_made_requests_have_the_text_of_training(request):
     # An answer that is rendered Harmony as a whole is read as that by rows, and is text to a template.
     assume(not any("<|channel|>" in str(m.get("content")) for m in request["messages"] if m["role"] == "assistant"))
-    # Thoughts of spaces alone are none to rows, and are written by the template.
-    thoughts = (m.get(key) for m in request["messages"] for key in ("reasoning", "reasoning_content", "thinking"))
-    assume(all(thought is None or thought == "" or str(thought).strip() for thought in thoughts))
     try:
         wanted = written(request)
     except RowError:
