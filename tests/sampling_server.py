@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class SamplingServer(ThreadingHTTPServer):
         self.dies_after: int | None = None
         self.refuses_adapters = False
         self.lock = threading.Lock()
+        self.counting, self.in_progress = threading.Lock(), 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Who asked has gone."""
@@ -55,11 +57,13 @@ class SamplingServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def forget(self) -> None:
-        """As new; the model stays in memory."""
+        """As new, once nothing is in progress; the model stays in memory."""
+        self.working.set()
+        while self.in_progress:
+            time.sleep(0.01)
         self.asked, self.loads, self.unloads, self.faults = [], [], [], []
         self.deaf, self.poison, self.dies_after = False, None, None
         self.refuses_adapters = False
-        self.working.set()
         for name in list(self.names):
             self.names.pop(name)
         if isinstance(self.model, PeftModel):
@@ -129,6 +133,15 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, {"data": [{"id": name} for name in (BASE, *self.server.names)]})
 
     def do_POST(self) -> None:
+        with self.server.counting:
+            self.server.in_progress += 1
+        try:
+            self.answer()
+        finally:
+            with self.server.counting:
+                self.server.in_progress -= 1
+
+    def answer(self) -> None:
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path.endswith("_adapter") and server.refuses_adapters:

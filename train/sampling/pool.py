@@ -133,14 +133,14 @@ class ServerPool:
             threading.Thread(target=self._read_again, name="servers", daemon=True).start()
 
     def close(self) -> None:
-        """Forget all servers; requests in progress end."""
+        """Forget all servers; requests in progress end, and none is begun any more."""
         self._closed.set()
         with self._changed:
             members = list(self._members.values())
             self._changed.notify_all()
         for member in members:
             member.woken.set()
-            member.server.cut()
+            member.server.close()
 
     # ---- sampling
 
@@ -289,7 +289,10 @@ class ServerPool:
         return [
             member
             for member in self._members.values()
-            if member.counts and member.listed and (self.only is None or member.server.url in self.only)
+            if member.counts
+            and member.listed
+            and not self._closed.is_set()
+            and (self.only is None or member.server.url in self.only)
         ]
 
     def wake(self) -> None:

@@ -58,6 +58,7 @@ class Server:
         self.url, self.timeout = url, timeout
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self._closed = False
         # A proxy of the environment cannot reach a server on this machine.
         direct = [urllib.request.ProxyHandler({})] if is_here(url) else []
         self._opener = urllib.request.build_opener(*direct, _Http(self._note), _Https(self._note))
@@ -117,6 +118,8 @@ class Server:
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
+        if self._closed:
+            raise ServerFailedError(f"{where}: closed")
         try:
             request = urllib.request.Request(url, data, headers)
             with self._opener.open(request, timeout=timeout or self.timeout) as response:
@@ -143,9 +146,16 @@ class Server:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
+    def close(self) -> None:
+        """`cut`, and every later request raises ServerFailedError as well."""
+        self._closed = True
+        self.cut()
+
     def _note(self, connected: socket.socket) -> None:
         with self._lock:
             self._sockets.add(connected)
+        if self._closed:
+            self.cut()
 
     def _sampled(self, answer: Any, body: dict[str, Any], routes: bool) -> Sampled:
         where, logprobs = redact(self.url), "logprobs" in body

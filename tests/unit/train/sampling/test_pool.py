@@ -162,6 +162,18 @@ def test_none_left_is_told_in_one_line(connect: Connect) -> None:
         drawn(pool)
 
 
+def test_a_closed_pool_asks_no_more(one: SamplingServer, connect: Connect) -> None:
+    pool = connect(one)
+    [member] = pool.members
+    pool.close()
+    with pytest.raises(RunError, match="closed"):
+        member.server.models()
+    one.forget()
+    with pytest.raises(RunError):
+        drawn(pool)
+    assert not one.asked
+
+
 def test_a_file_of_servers_is_read_again(
     one: SamplingServer, two: SamplingServer, connect: Connect, tmp_path: Path
 ) -> None:
