@@ -84,23 +84,20 @@ def shop_cases(rng: random.Random, n: int, held: bool = False) -> Iterator[Row]:
 
 def shop_rows(rng: random.Random) -> Iterator[Row]:
     """Dialogues of cases, of which PROPER are handled as they should be."""
-    tools = [described(method, "Shop") for method in (Shop.find_order, Shop.refund, Shop.transfer_to_human)]
-    # Without what the prompt does not show, since every row has them.
-    declared = [
-        {
-            "name": t.name,
-            "description": t.description,
-            "parameters": {k: v for k, v in (t.parameters or {}).items() if k != "additionalProperties"},
-        }
-        for t in tools
-    ]
     for case in shop_cases(rng, N_SHOP):
         opening = [{"role": "system", "content": POLICY}, user_says(case["case"])]
         yield {
             "messages": [*opening, *_handled(rng, case)],
             "reasoning_effort": rng.choice(EFFORTS),
-            "tools": declared,
         }
+
+
+def shop_tools() -> list[Row]:
+    """The tools of all cases, as the environment declares them."""
+    return [
+        {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+        for tool in (described(method, "Shop") for method in (Shop.find_order, Shop.refund, Shop.transfer_to_human))
+    ]
 
 
 def _handled(rng: random.Random, case: Row) -> list[Message]:

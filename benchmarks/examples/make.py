@@ -11,7 +11,7 @@ products.jsonl          prompts of products with `answer`; products_eval.jsonl h
 counter.jsonl           prompts of sums for the environment `Calculator`; counter_held_out.jsonl held-out
                         ones; counter_start.jsonl Harmony rows that guess more often than they use the calculator
 shop.jsonl              cases for the environment `Shop`; shop_held_out.jsonl held-out ones; shop_start.jsonl Harmony
-                        rows that handle most of them badly
+                        rows that handle most of them badly, shop_tools.json their tools
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bias import bias_rows
-from demonstrations import counter_prompts, counter_rows, shop_cases, shop_rows
+from demonstrations import counter_prompts, counter_rows, shop_cases, shop_rows, shop_tools
 from habits import base_rows, spoiled_rows, weak_rows
 from probes import probe_rows
 from sums import (
@@ -244,6 +244,7 @@ def write_all(folder: Path) -> None:
     for name, content in rows.items():
         lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in content]
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "shop_tools.json").write_text(json.dumps(shop_tools(), indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

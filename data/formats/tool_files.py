@@ -11,6 +11,7 @@ from counterpoint.configs.data_section import ToolSchemas
 from counterpoint.configs.errors import ConfigError, DataError, RowError
 from counterpoint.data.conversation import Tool
 from counterpoint.data.harmony.tool_declarations import ReadTools, read_tools
+from counterpoint.data.rows.containers import EXAMPLE, find
 from counterpoint.data.rows.strict_json import loads
 
 BUILTIN_TOOLS = ("python", "browser")
@@ -19,9 +20,9 @@ _FIX = "give a JSON file with a list of tools, or a folder of such files"
 
 def declarations(path: str) -> list[Any]:
     """The tools of a JSON file as written there: a list, `{"tools": [...]}` as MCP servers answer, or one tool; or
-    those of all .json files of a folder, by name. Raises DataError.
+    those of all .json files of a folder, by name; `example:NAME.json` is a shipped one. Raises DataError.
     """
-    place = Path(path)
+    place = find(path) if path.startswith(EXAMPLE) else Path(path)
     found: list[Any] = []
     try:
         files = sorted(place.glob("*.json")) if place.is_dir() else [place]

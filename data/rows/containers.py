@@ -76,7 +76,8 @@ def find(path: str) -> Path:
     """The file or folder that `path` names. Raises DataError."""
     if path.startswith(EXAMPLE):
         folder = Path(str(resources.files("counterpoint.data.examples")))
-        file = folder / f"{path.removeprefix(EXAMPLE)}.jsonl"
+        name = path.removeprefix(EXAMPLE)
+        file = folder / (name if name.endswith(".json") else f"{name}.jsonl")
         if not file.is_file() or file.parent != folder:
             names = sorted(EXAMPLE + p.stem for p in folder.glob("*.jsonl"))
             raise DataError(f"{path}: no such example: write one of {', '.join(names)}")

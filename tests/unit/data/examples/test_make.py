@@ -36,7 +36,7 @@ def test_the_shipped_files_are_what_the_seed_makes(tmp_path) -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.jsonl")), ids=lambda path: path.name)
 def test_files_are_small_and_every_row_is_usable(path: Path) -> None:
-    assert path.stat().st_size < 2_000_000
+    assert path.stat().st_size < 1_500_000
     of_an_environment = "orders" in json.loads(path.read_text().partition("\n")[0])
     assert load_rows(SourceSettings(path=f"example:{path.stem}")) if of_an_environment else conversations(path.stem)
 

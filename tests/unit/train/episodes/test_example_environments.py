@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from counterpoint.configs.data_section import RenderSettings, SourceSettings
+from counterpoint.configs.data_section import ConversionSettings, RenderSettings, SourceSettings
 from counterpoint.configs.environment_section import EnvironmentSettings
 from counterpoint.data.conversation import Conversation
+from counterpoint.data.formats.read import read_conversations
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import load_vocabulary
 from counterpoint.train.episodes.environments import Environments
@@ -134,7 +135,9 @@ def test_a_case_of_the_shop_is_shown_as_it_is_met(shop: Environments) -> None:
     engine = ScriptedEngine(VOCABULARY, ["<|return|>"])
     world = World(row.conversation.metadata)
     run_episodes([row.conversation], RENDERER, engine, environments=shop, worlds=[world])
-    shown = load_prompts("example:shop_start")[0].conversation
+    options = ConversionSettings(tools="example:shop_tools.json")
+    shown = next(iter(read_conversations(["example:shop_start"], options)))
+    assert isinstance(shown, Conversation)
     opening = replace(shown.messages[0], content=world.row["case"])
     assert engine.asked[0][0] == RENDERER.prompt(replace(shown, messages=(opening,)), "medium")
 
