@@ -9,7 +9,8 @@ examples:
 
 Clients show the key that it prints (lm_eval reads OPENAI_API_KEY).
 Prompts are written as the run's data.serving says; /v1/chat/completions, /v1/responses and /v1/models are answered,
-and /v1/completions with token ids as the prompt (for grpo.teacher.server).
+and /v1/completions with token ids as the prompt (for grpo.teacher.server, and with --enable-lora for
+rollout.engine: server, which then needs no vLLM).
 A client that sends the header X-Session-ID (or asks under /r/NAME/v1) continues the ids that were sampled there.
 """
 
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--return-routed-experts", action="store_true", help="/v1/completions tells the experts of tokens, as vLLM does"
     )
+    parser.add_argument(
+        "--enable-lora", action="store_true", help="clients load adapters (/v1/load_lora_adapter), as of vLLM"
+    )
     parser.add_argument("--base", metavar="MODEL", help="base model of an adapter that names none")
     parser.add_argument("--no-adapter", action="store_true", help="the model under the adapter")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -60,14 +64,16 @@ def run(args: argparse.Namespace) -> int:
     check_checkpoint(args.checkpoint)
 
     import os
+    import threading
     from dataclasses import replace
     from pathlib import PurePath
 
-    from counterpoint.configs.errors import RunError
+    from counterpoint.configs.errors import ConfigError, RunError
     from counterpoint.configs.model_section import ModelSettings
     from counterpoint.data.harmony.render import Renderer
     from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
     from counterpoint.train.endpoint.completions import Completions
+    from counterpoint.train.endpoint.served_adapters import ServedAdapters
     from counterpoint.train.endpoint.server import ChatServer
     from counterpoint.train.model.load import device_of
     from counterpoint.train.sampling.sample import Sampler
@@ -75,13 +81,19 @@ def run(args: argparse.Namespace) -> int:
     found = find_checkpoint(args.checkpoint, ModelSettings(name=args.base) if args.base else None)
     if args.no_adapter:
         found = replace(found, adapter=None)
+    if args.enable_lora and found.adapter is not None:
+        raise ConfigError(
+            f"--enable-lora: {args.checkpoint} has an adapter already: add --no-adapter, or serve its base"
+        )
     loaded = open_checkpoint(found, device_of(args.device))
     renderer = Renderer(loaded.vocabulary, found.run.data if found.run is not None else None)
-    raw = Completions(Sampler(loaded, batch_rows=args.batch, routes=args.return_routed_experts), args.max_new_tokens)
-    sessions = Sessions(raw, renderer, args)
-    name = PurePath(found.source).name or found.source
+    name, lock = PurePath(found.source).name or found.source, threading.Lock()
+    adapters = ServedAdapters(loaded, name, lock) if args.enable_lora else None
+    sampler = Sampler(loaded, batch_rows=args.batch, routes=args.return_routed_experts)
+    raw = Completions(sampler, args.max_new_tokens, adapters, lock)
+    sessions, key = Sessions(raw, renderer, args), os.environ.get(KEY_VARIABLE)
     try:
-        server = ChatServer(sessions.of, name, os.environ.get(KEY_VARIABLE), port=args.port, completions=raw.answer)
+        server = ChatServer(sessions.of, name, key, port=args.port, completions=raw.answer, adapters=adapters)
     except OSError as error:
         raise RunError(f"--port {args.port}: {error.strerror or error}: take another one") from None
     with server:
@@ -100,7 +112,7 @@ class Sessions:
         from collections import Counter, OrderedDict
 
         from counterpoint.train.episodes.episodes import EpisodeLimits
-        from counterpoint.train.evals.inspect_batches import Batches
+        from counterpoint.train.sampling.request_batches import Batches
 
         self.batches, self.renderer, self.args = Batches(engine, args.batch), renderer, args
         self.limits = EpisodeLimits(args.max_new_tokens, completion_tokens=1 << 20, calls=1 << 20)
@@ -125,7 +137,7 @@ class Sessions:
 
     def sample(self, ids: list[int], tokens: int, asked: Asked, seed: int) -> Sampled:
         """As the client asks. With a seed, or without, the n-th request for one prompt always gets the same sample."""
-        from counterpoint.train.evals.inspect_batches import Request
+        from counterpoint.train.sampling.request_batches import Request
         from counterpoint.train.sampling.sample import sample_seed
 
         own = asked.want("seed", None)

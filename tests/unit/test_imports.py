@@ -40,7 +40,7 @@ ARROWS = {
     "train/sampling": "harmony model checkpoints",
     "train/episodes": "user_code rows formats harmony sampling",
     "train/scoring": "user_code rows formats harmony sampling episodes",
-    "train/endpoint": "formats harmony sampling episodes scoring",
+    "train/endpoint": "formats harmony model adapters sampling episodes scoring",
     "train/bridges": "",
     "train/foreign": "harmony sampling episodes endpoint",
     "train/serving": "formats harmony sampling",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
@@ -177,10 +177,13 @@ def _freeze_reference(model: PeftModel) -> None:
             parameter.requires_grad_(False)
 
 
-def load_lora(model: PreTrainedModel, folder: str | Path, trainable: bool = False) -> PeftModel:
+def load_lora(
+    model: PreTrainedModel | PeftModel, folder: str | Path, trainable: bool = False, name: str = "default"
+) -> PeftModel:
     """Put a saved PEFT adapter (safetensors) on `model`, with the same choice of paths as `attach_lora`.
 
-    ModelError where the folder holds none, or one that is damaged or of another model.
+    A model that has adapters gets one more, which is not active. ModelError where the folder holds none, or one that is
+    damaged or of another model.
     """
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder}: no adapter_model.safetensors: give the folder of a saved adapter")
@@ -191,7 +194,12 @@ def load_lora(model: PreTrainedModel, folder: str | Path, trainable: bool = Fals
         # Experimental in PEFT, and not in a saved configuration: each loaded one is given the layers anew.
         config._register_custom_module(cast(Any, CUSTOM_MODULES))
         with _quiet_peft():
-            return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=trainable)
+            if not isinstance(model, PeftModel):
+                return PeftModel.from_pretrained(model, str(folder), name, config=config, is_trainable=trainable)
+            weights = load_peft_weights(str(folder), device=str(model.device))
+            model.add_adapter(name, config)
+            set_peft_model_state_dict(model, weights, name)
+            return model
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -1,20 +1,25 @@
 """`/v1/completions` over the project's own sampler: token ids in and out, in the fields of vLLM that training reads.
 
-One request at a time: for trying what asks such a server, and for a small teacher; a large model belongs into vLLM.
+Requests that come together are sampled together. For trying what asks such a server, and for a small teacher; a large
+model belongs into vLLM.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.endpoint.requests import RefusedError
+from counterpoint.train.endpoint.served_adapters import ServedAdapters
+from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.sampling.expert_routes import encoded
+from counterpoint.train.sampling.request_batches import Batches, Request
 from counterpoint.train.sampling.sample import Sampled, Sampler, inference
 from counterpoint.train.sampling.truncation import Truncation
 
@@ -28,14 +33,22 @@ _FIXED = {
 
 
 class Completions:
-    """Answers requests, also from several threads. longest: tokens of an answer, whatever a request says.
+    """Answers requests, also from several threads. longest: tokens of an answer, whatever a request says. adapters:
+    those that it samples with by their names; None samples with the model, whatever it is called.
 
     It is an `Engine` too, so that what samples beside it takes its turn.
     """
 
-    def __init__(self, sampler: Sampler, longest: int) -> None:
-        self.sampler, self.longest = sampler, longest
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        sampler: Sampler,
+        longest: int,
+        adapters: ServedAdapters | None = None,
+        lock: threading.Lock | None = None,
+    ) -> None:
+        self.sampler, self.longest, self.adapters = sampler, longest, adapters
+        self._lock = lock or threading.Lock()
+        self._batches = Batches(self, sampler.batch_rows)
 
     def sample(
         self,
@@ -46,8 +59,18 @@ class Completions:
         stop_ids: Sequence[int] = STOP_IDS,
     ) -> list[Sampled]:
         """See `Engine`."""
+        with self.model("") as loaded:
+            return replace(self.sampler, loaded=loaded).sample(prompts, max_new_tokens, temperature, seed, stop_ids)
+
+    @contextmanager
+    def model(self, name: str) -> Iterator[LoadedModel]:
+        """The model of that name, for one caller at a time; the empty name is that of the model itself."""
         with self._lock:
-            return self.sampler.sample(prompts, max_new_tokens, temperature, seed, stop_ids)
+            if self.adapters is None:
+                yield self.sampler.loaded
+                return
+            with self.adapters.active(name or self.adapters.name) as loaded:
+                yield loaded
 
     def answer(self, body: Mapping[str, Any], model: str) -> dict[str, Any]:
         """RefusedError for what cannot be answered."""
@@ -58,19 +81,12 @@ class Completions:
         tokens = min(_number(body, "max_tokens", 16, 0), self.longest)
         top_k = max(0, _number(body, "top_k", 0, -1))
         cut = Truncation(_real(body, "top_p", 1.0, 1.0), top_k, _real(body, "min_p", 0.0, 1.0))
-        sampler = replace(self.sampler, truncation=cut, logprobs=body.get("logprobs") is not None)
+        way = _Way(self, model, cut, body.get("logprobs") is not None)
+        temperature, seed = _real(body, "temperature", 1.0, 100.0), _number(body, "seed", 0, 0)
         stops = body.get("stop_token_ids")
-        with self._lock:
-            sampled = Sampled([], "length", [])
-            if tokens:
-                (sampled,) = sampler.sample(
-                    [ids],
-                    tokens,
-                    _real(body, "temperature", 1.0, 100.0),
-                    [_number(body, "seed", 0, 0)],
-                    STOP_IDS if stops is None else stops,
-                )
-            scores = self._scores(ids) if body.get("prompt_logprobs") is not None else None
+        request = Request(ids, tokens, temperature, seed, STOP_IDS if stops is None else tuple(stops), way)
+        sampled = self._batches.put(request).result() if tokens else Sampled([], "length", [])
+        scores = self._scores(ids, model) if body.get("prompt_logprobs") is not None else None
         stopped = sampled.finish_reason == "stop"
         choice: dict[str, Any] = {
             "index": 0,
@@ -79,7 +95,7 @@ class Completions:
             "prompt_token_ids": ids,
             "finish_reason": sampled.finish_reason,
             "stop_reason": sampled.ids[-1] if stopped else None,
-            "logprobs": {"token_logprobs": sampled.logprobs} if sampler.logprobs else None,
+            "logprobs": {"token_logprobs": sampled.logprobs} if way.logprobs else None,
             "prompt_logprobs": None,
         }
         if scores is not None:
@@ -109,18 +125,39 @@ class Completions:
         return ids
 
     @torch.no_grad()
-    def _scores(self, ids: Sequence[int]) -> list[float]:
+    def _scores(self, ids: Sequence[int], name: str) -> list[float]:
         """Log-probabilities of all ids but the first, at temperature 1."""
-        model = self.sampler.loaded.model
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        device = next(model.parameters()).device
-        row_S = torch.from_numpy(self.sampler.loaded.vocabulary_map.rows(list(ids))).to(device)
         out: list[float] = []
-        with inference(model):
+        with self.model(name) as loaded, inference(loaded.model):
+            model: Any = loaded.model
+            causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+            row_S = torch.from_numpy(loaded.vocabulary_map.rows(list(ids))).to(next(model.parameters()).device)
             hidden_SH = causal.model(input_ids=row_S[None], use_cache=False).last_hidden_state[0, :-1]
             for hidden_CH, row_C in zip(hidden_SH.split(ROWS), row_S[1:].split(ROWS), strict=True):
                 out += causal.lm_head(hidden_CH).float().log_softmax(-1).gather(1, row_C[:, None])[:, 0].tolist()
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """An `Engine`: how a request is sampled. Equal ones share a batch."""
+
+    owner: Completions
+    model: str
+    truncation: Truncation
+    logprobs: bool
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        stop_ids: Sequence[int] = STOP_IDS,
+    ) -> list[Sampled]:
+        with self.owner.model(self.model) as loaded:
+            sampler = replace(self.owner.sampler, loaded=loaded, truncation=self.truncation, logprobs=self.logprobs)
+            return sampler.sample(prompts, max_new_tokens, temperature, seed, stop_ids)
 
 
 def _number(body: Mapping[str, Any], name: str, default: int, least: int) -> int:

@@ -10,14 +10,17 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from counterpoint.train.endpoint.ledger import Ledger
 from counterpoint.train.endpoint.replies import chat_chunks, chat_completion, response, response_events
 from counterpoint.train.endpoint.requests import RefusedError, chat_request, responses_request
 
+if TYPE_CHECKING:
+    from counterpoint.train.endpoint.served_adapters import ServedAdapters
+
 _PATH = re.compile(
-    r"(?:/r/(?P<rollout>[^/?]+))?/v1/(?P<what>chat/completions|completions|responses|models)(?P<rest>/[^?]*)?(?:\?.*)?"
+    r"(?:/r/(?P<rollout>[^/?]+))?/v1/(?P<what>chat/completions|completions|responses|models|(?:un)?load_lora_adapter)(?P<rest>/[^?]*)?(?:\?.*)?"
 )
 _LONGEST = 64 << 20
 Find = Callable[[str | None], Ledger | None]
@@ -25,8 +28,8 @@ Find = Callable[[str | None], Ledger | None]
 
 class ChatServer:
     """Serves in threads until it is closed. find: the ledger of a rollout's name (None where a request has none), or
-    None where there is no such rollout. completions: what answers raw completions, None answers none. port 0 takes a
-    free one. OSError where the port is taken."""
+    None where there is no such rollout. completions: what answers raw completions, None answers none. adapters: those
+    that clients load. port 0 takes a free one. OSError where the port is taken."""
 
     def __init__(
         self,
@@ -36,9 +39,10 @@ class ChatServer:
         host: str = "127.0.0.1",
         port: int = 0,
         completions: Callable[[dict[str, Any], str], dict[str, Any]] | None = None,
+        adapters: ServedAdapters | None = None,
     ) -> None:
         self.find, self.model, self.key = find, model, key or secrets.token_urlsafe(32)
-        self.completions = completions
+        self.completions, self.adapters = completions, adapters
         self._http = _Http((host, port), type("Handler", (_Handler,), {"owner": self}))
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), name="endpoint", daemon=True)
         self._thread.start()
@@ -111,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedError(f"{self.path}: known are chat/completions, responses and models under /v1", None, 404)
         rollout = found["rollout"] or self.headers.get("X-Session-ID")
         ledger = self.owner.find(rollout)
-        if ledger is None and found["what"] not in ("models", "completions"):
+        if ledger is None and found["what"] in ("chat/completions", "responses"):
             raise RefusedError(f"no rollout {rollout}: it has ended, or never was", None, 404)
         return found["what"], ledger, found["rest"] or ""
 
@@ -120,7 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
         if what != "models":
             raise RefusedError(f"{what}: send it by POST", None, 405)
         model = {"id": self.owner.model, "object": "model", "created": 0, "owned_by": "counterpoint"}
-        self._send(200, json.dumps(model if rest else {"object": "list", "data": [model]}))
+        names = self.owner.adapters.names if self.owner.adapters is not None else []
+        listed = [model, *({**model, "id": name, "parent": self.owner.model} for name in names)]
+        self._send(200, json.dumps(model if rest else {"object": "list", "data": listed}))
 
     def _sampled(self) -> None:
         body = self._body()
@@ -129,7 +135,14 @@ class _Handler(BaseHTTPRequestHandler):
             model = str(body.get("model") or self.owner.model)
             self._send(200, json.dumps(self.owner.completions(body, model), ensure_ascii=False))
             return
-        if what in ("models", "completions") or rest or ledger is None:
+        if what.endswith("load_lora_adapter") and self.owner.adapters is not None and not rest:
+            if what.startswith("un"):
+                self.owner.adapters.unload(body.get("lora_name"))
+            else:
+                self.owner.adapters.load(body.get("lora_name"), body.get("lora_path"))
+            self._send(200, json.dumps("Success"))
+            return
+        if what not in ("chat/completions", "responses") or rest or ledger is None:
             raise RefusedError(f"{what}{rest}: nothing is posted there", None, 405)
         chat = what == "chat/completions"
         if chat:

@@ -28,9 +28,9 @@ from counterpoint.data.conversation import Effort
 from counterpoint.data.harmony.completion import Completion, parse_completion
 from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.harmony.vocabulary import Vocabulary, load_vocabulary
-from counterpoint.train.evals.inspect_batches import Batches, Request
 from counterpoint.train.evals.inspect_messages import METADATA, conversation_of, effort_of, output_of
 from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.request_batches import Batches, Request
 from counterpoint.train.sampling.sample import Sampler, sample_seed
 from counterpoint.train.scoring.scorers import Reference, Scorers
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import Sampled
 
@@ -17,17 +18,22 @@ WAIT = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt with its limits; `future` gets the completion, or the engine's error."""
+    """One prompt with its limits; `future` gets the completion, or the engine's error.
+
+    engine: what samples it, instead of that of all; those of one batch are equal.
+    """
 
     prompt: Sequence[int]
     max_new_tokens: int
     temperature: float
     seed: int
+    stop_ids: tuple[int, ...] = STOP_IDS
+    engine: Engine | None = None
     future: Future[Sampled] = field(default_factory=Future)
 
     @property
-    def limits(self) -> tuple[int, float]:
-        return self.max_new_tokens, self.temperature
+    def limits(self) -> tuple[int, float, tuple[int, ...], Engine | None]:
+        return self.max_new_tokens, self.temperature, self.stop_ids, self.engine
 
 
 class Batches:
@@ -69,11 +75,12 @@ class Batches:
         if not requests:
             return
         try:
-            found = self.engine.sample(
+            found = (requests[0].engine or self.engine).sample(
                 [request.prompt for request in requests],
                 requests[0].max_new_tokens,
                 requests[0].temperature,
                 [request.seed for request in requests],
+                requests[0].stop_ids,
             )
         except BaseException as error:
             for request in requests:
