@@ -2,10 +2,10 @@
 
     python benchmarks/staleness.py FOLDER [--seeds N] [--staleness S ...] [--steps N]
 
-The weak model is trained once, and served by `counterpoint serve --enable-lora` in a process of its own; each learns an
-adapter of rank 16 from rollouts of that server, and samples its held-out sums eight times an effort at the end. What
-FOLDER has already is not run again. Printed: the share of right answers, and the mean difference to the first staleness
-with its lower 95 % bound, over pairs of equal seeds (Student's t).
+The weak model is trained once, and served by `counterpoint serve --enable-lora` in a process of its own; each run
+learns an adapter of rank 16 from rollouts of that server, and samples its held-out sums eight times an effort at the
+end. What FOLDER has already is not run again. Printed: the share of right answers, and the mean difference to the first
+staleness with its lower 95 % bound, over pairs of equal seeds (Student's t).
 """
 
 from __future__ import annotations
@@ -24,18 +24,12 @@ KEY = "benchmark"
 
 
 def counterpoint(*words: str) -> list[str]:
-    return [
-        sys.executable,
-        "-P",
-        "-c",
-        "import sys; from counterpoint.recipes.cli import main; sys.exit(main())",
-        *words,
-    ]
+    return [sys.executable, "-P", "-c", "from counterpoint.recipes.cli import main; raise SystemExit(main())", *words]
 
 
 def weak_model(folder: Path) -> Path:
     if not (done := sorted(folder.glob("weak/tiny_weak-*/model/model.safetensors"))):
-        command = counterpoint("train", "sft/tiny_weak", f"output.dir={folder / 'weak'}")
+        command = counterpoint("train", "sft/tiny_weak", f"output={folder / 'weak'}")
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         done = sorted(folder.glob("weak/tiny_weak-*/model/model.safetensors"))
     return done[-1].parent
@@ -57,7 +51,7 @@ def trained(folder: Path, model: Path, url: str, staleness: int, seed: int, step
     command = counterpoint(
         "train", "grpo/tiny_sums", f"model.name={model}", "lora.enabled=true", "lora.rank=16", "rollout.engine=server",
         f"rollout.server.url={url}", f"rollout.staleness={staleness}", "train.learning_rate=2e-3",
-        f"train.steps={steps}", f"train.seed={seed}", f"eval.every={steps}", "eval.samples=8", f"output.dir={output}",
+        f"train.steps={steps}", f"seed={seed}", f"eval.every={steps}", "eval.samples=8", f"output={output}",
     )  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = answers(sorted(output.glob("tiny_sums-*"))[-1])

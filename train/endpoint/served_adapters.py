@@ -49,6 +49,7 @@ class ServedAdapters:
                 raise RefusedError(f"The lora adapter {name!r} cannot be found.", None, 404)
             del self._names[name]
             if self._names:
+                self._model.set_adapter(next(iter(self._names)))  # PEFT warns of an active one that is deleted
                 self._model.delete_adapter(name)
             else:
                 self._model = self._model.unload()
