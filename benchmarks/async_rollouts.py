@@ -1,12 +1,17 @@
 """How long a trainer waits for its rollouts, by staleness and order: the scheduler of `train/loop/group_order.py` with
 simulated servers, of which two die and one joins.
 
-    python benchmarks/async_rollouts.py [--step SECONDS ...] [--steps N] [--seed N]
+    python benchmarks/async_rollouts.py [--step SECONDS ...] [--steps N] [--seed N ...] [--parallel N]
 
 Discrete events, no clock: the seconds are simulated. A group is 8 rollouts, a rollout 4 actions with tools of 2 seconds
 between them; an action takes a log-normal time with a mean of 10 seconds (sigma 1). 8 servers of 16 requests each;
 servers 2 and 5 die after 0.2 and 0.4 of the steps, and what they were sampling is sampled again elsewhere; one joins
-after 0.6. Times belong to the group, the rollout and the action, so that every schedule meets the same ones.
+after 0.6. Times belong to the group, the rollout and the action, so that every schedule meets the same ones. Where all
+servers are full, requests of the step that is due first go first, as in `train/sampling/pool.py`; `by arrival` beside
+it.
+
+`least` is what no scheduler can fall below: the same draws, with a free server for every request at once, none of which
+dies. A step then waits for its longest rollouts alone, which begin when the weights that sample them are published.
 """
 
 from __future__ import annotations
@@ -16,7 +21,6 @@ import heapq
 import itertools
 import math
 import random
-from collections import deque
 from dataclasses import dataclass, field
 
 from counterpoint.train.loop.group_order import GroupOrder
@@ -28,14 +32,18 @@ Request = tuple[int, int, int]
 
 @dataclass
 class Fleet:
-    """Servers, requests that wait, and what happens next. now: simulated seconds."""
+    """Servers, requests that wait, and what happens next. parallel: requests of a server. by_step: whether those of the
+    step that is due first go first, rather than the earliest. now: simulated seconds."""
 
     seed: int
+    parallel: float = PARALLEL
+    by_step: bool = True
     now: float = 0.0
     events: list[tuple[float, int, str, tuple[int, ...]]] = field(default_factory=list)
     busy: dict[int, set[Request]] = field(default_factory=lambda: {n: set() for n in range(SERVERS)})
     where: dict[Request, tuple[int, int]] = field(default_factory=dict)
-    waiting: deque[Request] = field(default_factory=deque)
+    waiting: list[tuple[int, int, Request]] = field(default_factory=list)
+    places: dict[Request, tuple[int, int]] = field(default_factory=dict)
     left: dict[int, int] = field(default_factory=dict)
     began: dict[int, float] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
@@ -50,15 +58,18 @@ class Fleet:
             self.ask((group, rollout, 0))
 
     def ask(self, request: Request) -> None:
-        self.waiting.append(request)
+        """Whose server has died keeps its place."""
+        turn = request[0] // GROUPS if self.by_step else 0
+        place = self.places.setdefault(request, (turn, next(self.count)))
+        heapq.heappush(self.waiting, (*place, request))
         self.assign()
 
     def assign(self) -> None:
         while self.waiting:
             server = min(self.busy, key=lambda n: len(self.busy[n]))
-            if len(self.busy[server]) >= PARALLEL:
+            if len(self.busy[server]) >= self.parallel:
                 return
-            request = self.waiting.popleft()
+            *_, request = heapq.heappop(self.waiting)
             attempt = next(self.count)
             self.busy[server].add(request)
             self.where[request] = server, attempt
@@ -74,8 +85,7 @@ class Fleet:
         if what == "dies":
             for request in sorted(self.busy.pop(about[0])):
                 del self.where[request]
-                self.waiting.appendleft(request)
-            self.assign()
+                self.ask(request)
         elif what == "joins":
             self.busy[about[0]] = set()
             self.assign()
@@ -103,11 +113,13 @@ class Fleet:
         return group
 
 
-def simulated(order: GroupOrder, steps: int, step: float, seed: int) -> tuple[float, float, float, list[list[int]]]:
+def simulated(
+    order: GroupOrder, steps: int, step: float, fleet: Fleet, disturbed: bool = True
+) -> tuple[float, float, float, list[list[int]]]:
     """(share of the time that the trainer waits, mean and largest age, the groups of each step)."""
-    fleet, idle, ages, batches = Fleet(seed), 0.0, list[int](), list[list[int]]()
+    idle, ages, batches = 0.0, list[int](), list[list[int]]()
     whole = steps * step
-    for when, what, server in ((0.2, "dies", 2), (0.4, "dies", 5), (0.6, "joins", SERVERS)):
+    for when, what, server in ((0.2, "dies", 2), (0.4, "dies", 5), (0.6, "joins", SERVERS)) if disturbed else ():
         fleet.at(when * whole, what, server)
     for version in range(steps):
         for group in order.published(version):
@@ -134,26 +146,37 @@ def main() -> None:
         "--step", type=float, nargs="+", default=[40.0, 80.0, 160.0], help="seconds of a step's training"
     )
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--parallel", type=int, default=PARALLEL, help="requests that a server takes at a time")
     args = parser.parse_args()
     last = args.steps * GROUPS
-    print(f"{'step':>6}  {'order':8} staleness   idle  age mean, max")
-    for step in args.step:
-        for windowed, staleness in ((False, 0), (False, 1), (False, 2), (False, 4), (True, 2), (True, 4)):
-            order = GroupOrder.windowed(GROUPS, last, staleness) if windowed else GroupOrder(GROUPS, last, staleness)
-            idle, mean, oldest, batches = simulated(order, args.steps, step, args.seed)
-            assert sorted(group for batch in batches for group in batch) == list(range(last)), "each once"
-            assert oldest <= order.most_age
-            assert windowed or batches == [list(range(n, n + GROUPS)) for n in range(0, last, GROUPS)]
-            name = "window" if windowed else "strict"
-            print(f"{step:6.0f}  {name:8} {staleness:9}  {100 * idle:4.0f} %  {mean:.1f}, {oldest}")
-    fleet = Fleet(args.seed)
-    for group in range(64):
-        fleet.begin(group)
-        while group not in [fleet.next(math.inf)]:
-            pass
-    times = sorted(fleet.seconds)
-    print(f"a group alone: half take {times[32]:.0f} s, 95 of 100 {times[60]:.0f} s")
+    for seed in args.seed:
+        fleet = Fleet(seed, args.parallel)
+        for group in range(64):
+            fleet.begin(group)
+            while group not in [fleet.next(math.inf)]:
+                pass
+        times = sorted(fleet.seconds)
+        print(f"seed {seed}: of groups alone half take {times[32]:.0f} s, 95 of 100 {times[60]:.0f} s")
+        print(f"{'step':>6}  {'order':8} staleness    idle  by arrival   least  age mean, max")
+        for step in args.step:
+            for windowed, staleness in (*((False, n) for n in range(5)), (True, 2), (True, 4)):
+                make = GroupOrder.windowed if windowed else GroupOrder
+                order = make(GROUPS, last, staleness)
+                idle, mean, oldest, batches = simulated(order, args.steps, step, Fleet(seed, args.parallel))
+                assert sorted(group for batch in batches for group in batch) == list(range(last)), "each once"
+                assert oldest <= order.most_age
+                assert windowed or batches == [list(range(n, n + GROUPS)) for n in range(0, last, GROUPS)]
+                arrival, *_ = simulated(
+                    make(GROUPS, last, staleness), args.steps, step, Fleet(seed, args.parallel, by_step=False)
+                )
+                least, *_ = simulated(make(GROUPS, last, staleness), args.steps, step, Fleet(seed, math.inf), False)
+                assert least <= min(idle, arrival) + 1e-9
+                name = "window" if windowed else "strict"
+                print(
+                    f"{step:6.0f}  {name:8} {staleness:9}  {100 * idle:4.1f} %      {100 * arrival:4.1f} %  "
+                    f"{100 * least:4.1f} %  {mean:.1f}, {oldest}"
+                )
 
 
 if __name__ == "__main__":

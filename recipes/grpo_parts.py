@@ -95,7 +95,7 @@ def make_pipeline(
         player = RolloutProcess(child_parts, (settings, data, engine.folder), rollouts, share, journal)
         rollouts.elsewhere = True
     else:
-        player = ThreadPlayer(rollouts, share, journal, lambda version, _: engine.at(version))
+        player = ThreadPlayer(rollouts, share, journal, lambda version, *_: engine.at(version))
     engine.keep = order.most_age + 1
     pipeline = Pipeline(
         order,
@@ -138,7 +138,7 @@ def child_parts(stack: ExitStack, given: tuple[GrpoRun, str, Path]) -> tuple[Rol
         raise RunError("data.train: the prompts have changed since the run began: start it again")
     servers = accepted_servers(settings, folder)
     stack.callback(servers.close)
-    return rollouts_of(settings, parts, items, servers), lambda version, name: PinnedEngine(servers, name)
+    return rollouts_of(settings, parts, items, servers), lambda _, name, step: PinnedEngine(servers, name, step)
 
 
 def _environments(settings: GrpoRun, stack: ExitStack, toolkit: Toolkit) -> Chosen | Routes[Chosen] | None:

@@ -46,7 +46,7 @@ class Servers:
         self.live = list(range(8))
         self.disturbed, self.draw, self.lock, self.asked = disturbed, draw, threading.Lock(), 0
 
-    def at(self, version: int, name: str) -> Any:
+    def at(self, version: int, name: str, step: int = 0) -> Any:
         assert name == f"v{version}"
         return Pinned(self, version)
 
@@ -99,7 +99,7 @@ def play_in_a_process(stack: ExitStack, given: Any) -> tuple[Rollouts, EngineAt]
     rollouts = rollouts_of(stack.enter_context(Rewards([AnswerReward(type="answer")])))
     servers = Servers(False, random.Random(0))
 
-    def at(version: int, name: str) -> Any:
+    def at(version: int, name: str, step: int) -> Any:
         if name == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
         return servers.at(version, name)

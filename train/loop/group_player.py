@@ -14,8 +14,9 @@ from counterpoint.train.loop.grpo_rollouts import Rollouts
 from counterpoint.train.sampling.engines import Engine
 from counterpoint.train.sampling.sample import SamplingStoppedError
 
-EngineAt = Callable[[int, str], Engine]
-"""Version of the weights, and its name -> the engine that samples from it. Thread-safe, as the engine is."""
+EngineAt = Callable[[int, str, int], Engine]
+"""Version of the weights, its name, and the step that is to learn from the samples -> the engine that samples from it.
+Thread-safe, as the engine is."""
 Done = Callable[[int, BaseException | None], None]
 """Called with the number of a group once it is in the journal, or with what ends the run."""
 
@@ -67,7 +68,7 @@ class ThreadPlayer:
     def _play(self, number: int, version: int, name: str) -> None:
         try:
             items, first, step, epoch = self._share.of(number)
-            engine = self._engine_at(version, name)
+            engine = self._engine_at(version, name, step)
             played = self._rollouts.play(items, first, step, epoch, engine, lambda: self._closed)
             self._journal.write(number, version, name, played)
         except SamplingStoppedError:

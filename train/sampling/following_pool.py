@@ -21,7 +21,8 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.sampling.adapter_files import AdapterFiles, token
 from counterpoint.train.sampling.adapter_proof import OwnScores, own_scores, why_refused
-from counterpoint.train.sampling.pool import Member, ServerPool
+from counterpoint.train.sampling.member import Member
+from counterpoint.train.sampling.pool import ServerPool
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.sampling.server import completion_body
 from counterpoint.train.sampling.vllm_resolver import FILES, TOKEN_VARIABLE, URL_VARIABLE, digest_of
@@ -46,10 +47,11 @@ class _Version:
 
 @dataclass(frozen=True)
 class PinnedEngine:
-    """An `Engine` with one version's adapter; thread-safe."""
+    """An `Engine` with one version's adapter; thread-safe. turn: as of `ServerPool.sample`."""
 
     pool: ServerPool
     adapter: str
+    turn: int = 0
     each_alone: bool = True
 
     def sample(
@@ -61,7 +63,7 @@ class PinnedEngine:
         stop_ids: Sequence[int] = STOP_IDS,
     ) -> list[Sampled]:
         """See `ServerPool.sample`; every sample has its log-probabilities."""
-        return self.pool.sample(prompts, max_new_tokens, temperature, seed, stop_ids, self.adapter)
+        return self.pool.sample(prompts, max_new_tokens, temperature, seed, stop_ids, self.adapter, self.turn)
 
 
 class FollowingPool:

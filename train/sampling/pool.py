@@ -7,19 +7,20 @@ that is out is asked again and again, and joins once it has done some work.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from counterpoint.configs.errors import ConfigError, CounterpointError, RunError
-from counterpoint.configs.redact import redact
 from counterpoint.configs.schema import ServerSettings
 from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.sampling.expert_routes import ExpertRoutes, joined
+from counterpoint.train.sampling.member import Member, listed_in
+from counterpoint.train.sampling.priority_lock import PriorityLock
 from counterpoint.train.sampling.sample import Sampled, sample_seed
 from counterpoint.train.sampling.server import BUSY, Server, ServerFailedError, completion_body
 from counterpoint.train.sampling.truncation import WHOLE, Truncation
@@ -34,35 +35,6 @@ _REFUSED = frozenset({401, 403, 404})
 
 class NoServerError(RunError):
     """No server has been left for `server.wait` seconds."""
-
-
-@dataclass(eq=False)
-class Member:
-    """A server of the pool. model: its name for its own model. counts: whether it is asked. registered: adapters that
-    were loaded there. proven: the newest that was seen to act. given: those that it was asked to load and may still
-    have. base_scores: of fixed texts, without an adapter."""
-
-    server: Server
-    model: str = ""
-    counts: bool = False
-    was_in: bool = False
-    listed: bool = True
-    in_progress: int = 0
-    registered: set[str] = field(default_factory=set)
-    given: set[str] = field(default_factory=set)
-    proven: str = ""
-    base_scores: list[list[float | None]] | None = None
-    woken: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def name(self) -> str:
-        return redact(self.server.url)
-
-
-def listed_in(path: Path) -> list[str]:
-    """The addresses in a file, one a line; blank lines and comments (#) are left out. OSError where it is gone."""
-    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return list(dict.fromkeys(filter(None, lines)))
 
 
 class ServerPool:
@@ -96,6 +68,7 @@ class ServerPool:
         self._changed = threading.Condition(threading.RLock())
         self._members: dict[str, Member] = {}
         self._tried: dict[str, str] = {}
+        self._door, self._arrivals = PriorityLock(), itertools.count()
         self._empty_since = time.monotonic()
         self._last_failure = ""
         self._closed = threading.Event()
@@ -152,8 +125,10 @@ class ServerPool:
         seed: int | Sequence[int] = 0,
         stop_ids: Sequence[int] = STOP_IDS,
         adapter: str | None = None,
+        turn: int = 0,
     ) -> list[Sampled]:
         """See `Engine`. adapter: the name of one that is loaded on every server; None samples the servers' own model.
+        turn: where all servers are full, completions of the lowest go first, and of those the earliest.
 
         NoServerError once no server has been left for `wait` seconds, RunError for a request that every server refuses,
         ModelError for answers whose ids cannot be known.
@@ -161,7 +136,10 @@ class ServerPool:
         seeds = [sample_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
 
         def one(number: int) -> Sampled:
-            return self._completion(prompts[number], max_new_tokens, temperature, seeds[number], stop_ids, adapter)
+            place = turn, next(self._arrivals)
+            return self._completion(
+                prompts[number], max_new_tokens, temperature, seeds[number], stop_ids, adapter, place
+            )
 
         if len(prompts) == 1:
             return [one(0)]
@@ -181,6 +159,7 @@ class ServerPool:
         seed: int,
         stop_ids: Sequence[int],
         adapter: str | None,
+        place: tuple[int, int],
     ) -> Sampled:
         """One completion, a chunk at a time; the first has `seed` itself."""
         ids: list[int] = []
@@ -194,7 +173,7 @@ class ServerPool:
             body = completion_body(
                 "", [*prompt, *ids], most, temperature, own, stop_ids, self.logprobs, self.truncation
             )
-            found, before = self._answer(body, adapter, before)
+            found, before = self._answer(body, adapter, before, place)
             ids += found.ids
             logprobs += found.logprobs or ()
             routes = joined(routes, found.routes)
@@ -202,11 +181,13 @@ class ServerPool:
                 return Sampled(ids, found.finish_reason, logprobs if self.logprobs else None, routes)
             chunk += 1
 
-    def _answer(self, body: dict[str, object], adapter: str | None, before: Member | None) -> tuple[Sampled, Member]:
+    def _answer(
+        self, body: dict[str, object], adapter: str | None, before: Member | None, place: tuple[int, int]
+    ) -> tuple[Sampled, Member]:
         """What a server samples, and which; `before` is preferred, since it has computed the prefix."""
         tries = 0  # that may have failed by the request itself
         while True:
-            with self._slot(before) as member:
+            with self._slot(before, place) as member:
                 try:
                     return member.server.completed({**body, "model": adapter or member.model}, self.routes), member
                 except ServerFailedError as error:
@@ -224,9 +205,10 @@ class ServerPool:
                 self.take_out(member, failed)
 
     @contextmanager
-    def _slot(self, before: Member | None) -> Iterator[Member]:
-        """A server with room for a request, the one with the fewest. NoServerError where none is left."""
-        with self._changed:
+    def _slot(self, before: Member | None, place: tuple[int, int]) -> Iterator[Member]:
+        """A server with room for a request, the one with the fewest; the lowest place has the next. NoServerError where
+        none is left."""
+        with self._door.held(place), self._changed:
             while True:
                 room = [each for each in self.wait_for_one() if each.in_progress < self.settings.parallel]
                 if room:

@@ -213,7 +213,7 @@ def test_what_ends_a_group_ends_the_step(tmp_path: Path) -> None:
 
     with Rewards([AnswerReward(type="answer")]) as rewards:
         pipeline = pipeline_of(
-            tmp_path, rollouts_of(rewards), lambda version, _: Gone(Servers(False, random.Random()), version), 2
+            tmp_path, rollouts_of(rewards), lambda version, *_: Gone(Servers(False, random.Random()), version), 2
         )
         with pytest.raises(RunError, match="status 400"):
             pipeline.step(0)

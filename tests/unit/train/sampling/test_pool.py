@@ -122,6 +122,23 @@ def test_which_server_answers_changes_nothing(one: SamplingServer, two: Sampling
     assert two.asked
 
 
+def test_where_servers_are_full_the_lowest_turn_goes_first_and_then_the_earliest(
+    one: SamplingServer, connect: Connect
+) -> None:
+    pool = connect(one, parallel=1)
+    one.working.clear()
+    with ThreadPoolExecutor(6) as threads:
+        asked = []
+        for n, turn in enumerate((5, 4, 2, 3, 2, 1)):
+            asked.append(threads.submit(pool.sample, PROMPTS[:1], 3, 1.0, [n], STOPS, None, turn))
+            # The first is at the server, the second waits for room, and the others wait for that one.
+            until(lambda n=n: one.asked and pool._door._held == (n > 0) and len(pool._door._waiting) == max(0, n - 1))
+        one.working.set()
+        found = [each.result()[0] for each in asked]
+    assert [body["seed"] for body in one.asked] == [0, 1, 5, 2, 4, 3]
+    assert found == pool.sample(PROMPTS[:1] * 6, 3, 1.0, list(range(6)), STOPS)
+
+
 def test_a_hung_server_is_out_in_time_and_joins_once_it_works(
     one: SamplingServer, two: SamplingServer, connect: Connect, told: list[str]
 ) -> None:
