@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from json_server import serving
 from safetensors.torch import load_file
 from sampling_server import SamplingServer
 
+from counterpoint.recipes import grpo, grpo_parts
+from counterpoint.recipes.cli import main
+from counterpoint.train.loop.rollout_process import RolloutProcess
 from counterpoint.train.model.embedded import tiny_folder
 
 KILLED_RUN = Path(__file__).parents[1] / "killed_run.py"
@@ -34,6 +39,50 @@ tracking: {{wandb: "off"}}
 REWARD = (
     "def odd(completion, reference):\n    return sum(i % 2 for i in completion.ids) / max(1, len(completion.ids))\n"
 )
+
+
+TIMES = re.compile(r"rollouts/|per_second|time|seconds|memory|flos")
+
+
+@pytest.mark.slow
+def test_without_staleness_threads_and_a_process_of_their_own_are_the_synchronous_loop_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and all other figures that are no times, rollouts, the adapter and the optimizer's moments."""
+    (tmp_path / "run.yaml").write_text(RUN)
+    (tmp_path / "reward.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    make = grpo.make_pipeline
+
+    def process_of(settings: Any, session: Any, rollouts: Any, engine: Any, *more: Any) -> Any:
+        def player(own: Any, share: Any, journal: Any, engine_at: Any) -> RolloutProcess:
+            data = grpo.fingerprint(list(own.items), own.renderer)
+            return RolloutProcess(grpo_parts.child_parts, (settings, data, engine.folder), own, share, journal)
+
+        monkeypatch.setattr(grpo_parts, "ThreadPlayer", player)
+        return make(settings, session, rollouts, engine, *more)
+
+    ways = {"synchronous": lambda *_: None, "threads": make, "process": process_of}
+    ends, curves, rolled = [], [], []
+    with serving(SamplingServer()) as server:
+        for name, way in ways.items():
+            monkeypatch.setattr(grpo, "make_pipeline", way)
+            settings = (f"rollout.server.url={server.url}", f"name={name}", "grpo.epsilon=0.1", "grpo.oversample=1.5")
+            assert main(["train", "run.yaml", *settings]) == 0
+            (folder,) = tmp_path.glob(f"{name}-*")
+            assert (folder / "journal").is_dir() == (name != "synchronous")
+            kept = [*folder.glob("adapter/*.safetensors"), *(folder / "checkpoints").glob("*5/*")]
+            ends.append({path.name: path.read_bytes() for path in kept if path.suffix in (".safetensors", ".pt")})
+            rolled.append((folder / "rollouts.jsonl").read_text())
+            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            curves.append([{key: value for key, value in line.items() if not TIMES.search(key)} for line in lines])
+    assert len([line for line in curves[0] if "loss" in line]) == 5
+    assert any(line.get("grad_norm") for line in curves[0])
+    for n in (1, 2):
+        assert rolled[n] == rolled[0]
+        assert curves[n] == curves[0]
+        assert ends[n] == ends[0]
+    assert {"adapter_model.safetensors", "optimizer.pt"} <= set(ends[0])
 
 
 def run(folder: Path, *args: str, kills: str = "") -> int:
