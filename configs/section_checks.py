@@ -27,6 +27,12 @@ def check_sections(model: ModelSettings, lora: LoraSettings, train: TrainSetting
         raise ValueError(
             "`train.activation_checkpointing: experts` is a part of the lean experts under an adapter: use `true`"
         )
+    if train.activation_offload and train.activation_checkpointing is not True:
+        raise ValueError(
+            "`train.activation_offload` keeps what whole layers are computed again from, and "
+            f"`train.activation_checkpointing` is {str(train.activation_checkpointing).lower()}: set it to true, or "
+            "leave the offload out"
+        )
     if lora.enabled and (train.frozen or train.frozen_layers):
         name = "frozen" if train.frozen else "frozen_layers"
         raise ValueError(

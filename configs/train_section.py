@@ -118,6 +118,10 @@ class TrainSettings(Settings):
     """Compute activations again in the backward pass: `true` those of whole layers (counted for LoRA on 20b: two fifths
     more operations), `experts` the widest only, which are half of them (a fifth more; LoRA on lean experts)."""
 
+    activation_offload: bool = False
+    """Keep what whole layers are computed again from (`activation_checkpointing: true`) in pinned host memory until the
+    backward pass; it comes back one layer ahead. Spares a GPU's memory in long rows, and changes no number."""
+
     frozen: Annotated[tuple[ModelPart, ...], Unique, OneOrMany] = ()
     """Parts of the model that full fine-tuning leaves as they are, in all layers (biases and sinks with their part)."""
 

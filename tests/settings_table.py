@@ -606,6 +606,7 @@ def rows_of_training() -> list[Row]:
         Row("train.rates.experts", 2.0, "groups of the optimizer", "arguments"),
         Row("train.rates.router", 2.0, "groups of the optimizer", "arguments", base={"lora.router": True}),
         *(Row(f"train.rates.{part}", 2.0, "groups of the optimizer", "arguments", base=FULL) for part in ("embeddings", "head", "norms")),
+        Row("train.activation_offload", True, "inputs of layers go to the host", "arguments", base={"train.activation_checkpointing": True}),
         Row("train.frozen", ["experts"], "what trains", "model", base=FULL),
         Row("train.frozen_layers", [0], "what trains", "model", base=FULL),
         Row("train.keep_best", "channel_correct", "the best step is the result", "best"),

@@ -115,6 +115,8 @@ def _lines(
     cards = {} if budget is None else {f"this {'GPU' if estimate.device == 'cuda' else 'machine'}": budget}
     if estimate.device == "cuda":
         cards |= {name: size * GIB for name, size in CARDS.items()}
+    if estimate.host_bytes:
+        lines.append(f"host     {_size(estimate.host_bytes)} of pinned memory{where}, for train.activation_offload")
     lines += _titled("fits", [_fit(estimate, name, size) for name, size in cards.items()])
     kept = run.train.keep_checkpoints
     lines.append(
@@ -172,6 +174,7 @@ def _as_dict(
         "tokens": work.tokens,
         "largest_batch": asdict(work.batch),
         "memory": {**dict(estimate.memory.parts()), "peak": estimate.memory.total, "moment": estimate.memory.moment},
+        "host_bytes": estimate.host_bytes,
         "fits": {name: estimate.fits(size) for name, size in budgets.items()},
         "changes": {
             name: None if found is None else dict(found)

@@ -37,6 +37,7 @@ FREE_SETTINGS = (
     "rollout.server.wait",
     "train.accumulation",
     "train.activation_checkpointing",
+    "train.activation_offload",
     "train.batch_rows",
     "train.checkpoint_every",
     "train.device",

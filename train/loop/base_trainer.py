@@ -87,7 +87,7 @@ class BaseTrainer(_Base):
         self.learning = LearningWatch(loop.no_learning_steps, rows)
         self._prepare_packed()
         self.remove_callback(PrinterCallback)
-        for callback in filter(None, (loop.quantized, _StepEvents(self))):  # rounded before a resumed run evaluates
+        for callback in filter(None, (loop.quantized, loop.offload, _StepEvents(self))):  # rounded, then evaluated
             self.add_callback(callback)
 
     def _prepare_packed(self) -> None:

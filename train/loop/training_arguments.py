@@ -10,6 +10,7 @@ from typing import Any
 from trl.trainer.sft_config import SFTConfig
 
 from counterpoint.configs.schema import RateSettings, SftRun, TrainingRun, TrainSettings
+from counterpoint.train.loop.activation_offload import Offload
 from counterpoint.train.loop.loss_guard import SpikePolicy
 from counterpoint.train.loop.quantized import Quantized
 from counterpoint.train.model.library_versions import checkpointing_arguments
@@ -27,7 +28,7 @@ class LoopSettings:
 
     checkpoints: their folder; keep: how many are kept; router_aux_loss_coef: factor of the load-balancing loss, 0 for
     none; lean_loss: hold the logits of a chunk of positions at a time; rates: factors of the learning rate;
-    quantized: of training that knows its rounding.
+    quantized: of training that knows its rounding; offload: activation_offload.py.
     """
 
     checkpoints: Path
@@ -40,6 +41,7 @@ class LoopSettings:
     no_learning_steps: int = 5
     rates: RateSettings = field(default_factory=RateSettings)
     quantized: Quantized | None = None
+    offload: Offload | None = None
 
 
 def total_steps(settings: SftRun, n_rows: int, processes: int | None = None) -> int:
@@ -65,6 +67,7 @@ def loop_settings(settings: TrainingRun, run_folder: Path) -> LoopSettings:
         no_learning_steps=train.no_learning_steps,
         rates=train.rates,
         quantized=Quantized(train.quantization_from, settings.seed) if train.quantization_aware else None,
+        offload=Offload() if train.activation_offload else None,
     )
     if not isinstance(settings, SftRun):
         return common

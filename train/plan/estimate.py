@@ -13,7 +13,7 @@ from counterpoint.configs.model_section import LoraSettings
 from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun, TrainingRun
 from counterpoint.train.model.load import dtype_of
 from counterpoint.train.model.precision import compute_dtype
-from counterpoint.train.plan.memory import Batch, Memory, Plan, peak
+from counterpoint.train.plan.memory import Batch, Memory, Plan, host_bytes, peak
 from counterpoint.train.plan.shape import MXFP4_BYTES, Shape, shape_of, weight_bytes
 
 GIB = 1 << 30
@@ -73,6 +73,11 @@ class Estimate:
         return peak(self.shape, self.batch, self._plan())
 
     @property
+    def host_bytes(self) -> int:
+        """Pinned host memory of one process."""
+        return host_bytes(self.shape, self.batch, self._plan())
+
+    @property
     def checkpoint_bytes(self) -> int:
         """One checkpoint: what trained, and the optimizer's state."""
         return int(self.shape.trainable * (self.trained_itemsize + self.moment_bytes))
@@ -119,6 +124,7 @@ class Estimate:
             weights + self._rounded_bytes,
             self.moment_bytes,
             train.activation_checkpointing is True,
+            train.activation_offload and train.activation_checkpointing is True,
             train.activation_checkpointing == "experts",
             train.accumulation > 1 or packed,
             self.processes,
@@ -225,6 +231,8 @@ def _candidates(estimate: Estimate) -> Iterator[list[Change]]:
         yield [("train.activation_checkpointing", "experts"), ("model.experts", "lean")]
     if run.train.activation_checkpointing is not True:
         yield [("train.activation_checkpointing", True)]
+    if not run.train.activation_offload and estimate.device == "cuda":
+        yield [("train.activation_checkpointing", True), ("train.activation_offload", True)]
     if not full and run.model.base == "bf16" and estimate.shape.packable > 1e9:
         yield [("model.base", "mxfp4")]
     if run.train.optimizer == "adamw":

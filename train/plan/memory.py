@@ -52,7 +52,8 @@ class Plan:
 
     itemsize: bytes of a weight that is not packed. wide: bytes in which products run (4 on a CPU without AMX).
     processes: of the whole run; sharded: FSDP2. accumulates: gradients stay in memory during the next forward pass.
-    recompute_experts: the experts' first projection is not kept. lean_*: the paths of section `model`.
+    offloads: what is computed again from waits in host memory. recompute_experts: the experts' first projection is not
+    kept. lean_*: the paths of section `model`.
     log_probs: the loss is one of log-probabilities and entropies (learning from rewards and from pairs). beside: bytes
     of other models in memory, a reference or a teacher. sampled_rows, sampled_width: rollouts that the trainer samples
     at a time, and tokens of the longest.
@@ -64,6 +65,7 @@ class Plan:
     weights: int
     optimizer_bytes: float = 8.0
     checkpointing: bool = False
+    offloads: bool = False
     recompute_experts: bool = False
     accumulates: bool = False
     processes: int = 1
@@ -110,7 +112,14 @@ def moments(shape: Shape, batch: Batch, plan: Plan) -> list[Memory]:
     """Memory at each moment that can be the worst."""
     one_layer, inputs = layer_bytes(shape, batch, plan), batch.tokens * shape.hidden * plan.itemsize
     saved = shape.layers * inputs if plan.checkpointing else shape.layers * one_layer
+    waiting = saved  # of the backward pass
+    if plan.offloads:
+        # On the device: the newest input, in the backward pass the next one on its way, and those that stay.
+        stay = (shape.layers if plan.device == "cpu" else 0 if shape.full else 1) * inputs
+        saved, waiting = stay + inputs, stay + 2 * inputs
     again = one_layer if plan.checkpointing else 0
+    # Its input, and the gradient of the embeddings' output, which checkpointing has require one.
+    first = 2 * inputs if plan.checkpointing else 0
     top = _last_norm(shape, batch, plan)
     # When attention's turn comes, what the experts saved is gone.
     attention = _attention_backward(shape, batch, plan) - _expert_bytes(shape, batch, plan)
@@ -128,11 +137,11 @@ def moments(shape: Shape, batch: Batch, plan: Plan) -> list[Memory]:
     found = [
         replace(base, gradients=held, activations=saved + top, loss=_loss(shape, batch, plan), moment="the loss"),
         replace(
-            base, gradients=last, activations=saved + again + backward + 2 * inputs,
+            base, gradients=last, activations=waiting + again + backward + 2 * inputs,
             moment="the backward pass of the last layer",
         ),
         replace(
-            base, gradients=gradients, activations=one_layer + backward + 2 * inputs,
+            base, gradients=gradients, activations=one_layer + backward + 2 * inputs + first,
             moment="the backward pass of the first layer",
         ),
         replace(base, gradients=gradients, activations=_step(shape, plan), moment="the optimizer's step"),
@@ -141,6 +150,14 @@ def moments(shape: Shape, batch: Batch, plan: Plan) -> list[Memory]:
     if plan.device == "cuda":
         found = [replace(m, other=m.other + int(FRAGMENTATION * (m.activations + m.loss))) for m in found]
     return found
+
+
+def host_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
+    """Pinned host memory of a process for activation offload. torch's allocator of it rounds up to a power of two."""
+    if not plan.offloads or plan.device != "cuda":
+        return 0
+    inputs = batch.tokens * shape.hidden * plan.itemsize
+    return (shape.layers - (not shape.full)) * (1 << (inputs - 1).bit_length())
 
 
 def layer_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:

@@ -221,6 +221,8 @@ def _out_of_memory(settings: TrainingRun) -> RunError:
     if again:
         now = str(train.activation_checkpointing).lower()
         advice.append(f"set train.activation_checkpointing={again} (now {now})")
+    elif not train.activation_offload:
+        advice.append("set train.activation_offload=true")
     return RunError(f"out of memory: {' or '.join(advice)}, then --resume; or start over with a lower {tokens}")
 
 

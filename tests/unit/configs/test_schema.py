@@ -148,6 +148,15 @@ def test_experts_are_computed_again_where_they_are_lean_and_frozen(recipe: str, 
         RECIPES[recipe].model_validate({**values, **settings})
 
 
+@pytest.mark.parametrize("checkpointing", [False, "experts"])
+def test_offload_is_of_whole_layers_that_are_computed_again(checkpointing: bool | str) -> None:
+    train = {"activation_offload": True, "activation_checkpointing": checkpointing}
+    with pytest.raises(
+        ValueError, match=rf"`train.activation_checkpointing` is {str(checkpointing).lower()}: set it to true"
+    ):
+        RECIPES["sft"].model_validate({"recipe": "sft", "data": {"train": "rows.jsonl"}, "train": train})
+
+
 GRPO = {"data": {"train": ({"type": "file", "path": "rows.jsonl"},)}, "rewards": ({"type": "channel"},)}
 
 

@@ -32,6 +32,7 @@ SEAMS: dict[str, str] = {
     "trl.trainer.sft_trainer:SFTTrainer._save_checkpoint": "(self, model, trial)",
     "transformers.configuration_utils:PretrainedConfig._attn_implementation": VALUE,
     "transformers.configuration_utils:PretrainedConfig._experts_implementation": VALUE,
+    "transformers.modeling_utils:PreTrainedModel._gradient_checkpointing_func": VALUE,
     "transformers.trainer:Trainer._get_grad_norm": "(self, model, grad_norm=None)",
     "transformers.trainer:Trainer._get_num_items_in_batch": (
         "(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None"

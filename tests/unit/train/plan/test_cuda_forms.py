@@ -27,6 +27,7 @@ from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.adapters.linear import AutocastLinear
 from counterpoint.train.loop import head
+from counterpoint.train.loop.activation_offload import PlainCopies, offload_checkpoints
 from counterpoint.train.loop.log_probs import target_log_probs, target_log_probs_and_choices
 from counterpoint.train.loop.loss import weighted_nll
 from counterpoint.train.loop.policy_loss import PolicyLoss, Targets, policy_loss
@@ -63,7 +64,7 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if type(tensor) is torch.Tensor:
+            if type(tensor) is torch.Tensor and tensor.is_meta:
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self.known:
                     self.known.add(storage._cdata)
@@ -156,6 +157,37 @@ def test_the_plan_for_a_gpu_is_what_the_tensors_of_a_step_take(
     )  # fmt: skip
     memory = Estimate.of(run, Batch(1, TOKENS, TOKENS), "cuda").memory
     assert memory.gradients + memory.activations + memory.loss == pytest.approx(live.peak, rel=0.05)
+
+
+def test_inputs_of_layers_in_host_memory_take_no_device_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`train.activation_offload` at gpt-oss-20b's width: what the device holds falls by all layers' inputs but the
+    embeddings' output, which is a leaf, and two more."""
+    config = GptOssConfig(**{**WIDE, "vocab_size": 8192})
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(expert_math, "_ends", lambda weights, routing: None)
+    monkeypatch.setattr(PlainCopies, "start", lambda *args: None)  # there is no data
+    peaks: list[int] = []
+    for offloads in (False, True):
+        model = adapted(config)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if offloads:
+            offload_checkpoints(model)
+        for parameter in model.parameters():  # of a micro-batch before, which are not counted
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        with causal(TOKENS), Live(model) as live:
+            live.known |= {p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None}
+            step(model, TOKENS)
+        run = SftRun.model_validate(
+            {
+                "recipe": "sft", "model": {"name": str(tmp_path), "dtype": "bfloat16"}, "data": {"train": "x.jsonl"},
+                "train": {"activation_checkpointing": True, "activation_offload": offloads, "accumulation": 2},
+            }
+        )  # fmt: skip
+        estimate = Estimate.of(run, Batch(1, TOKENS, TOKENS), "cuda")
+        assert estimate.memory.activations + estimate.memory.loss == pytest.approx(live.peak, rel=0.03)
+        peaks.append(live.peak)
+        assert estimate.host_bytes == offloads * (LAYERS - 1) * 2**26  # 47 MB, and what pinning rounds them up to
+    assert peaks[0] - peaks[1] == pytest.approx((LAYERS - 3) * TOKENS * 2880 * 2, rel=0.01)
 
 
 @pytest.mark.parametrize("branches", [0, 2])
