@@ -136,7 +136,7 @@ def check_served(rollout: RolloutSettings, model: ModelSettings, lora: LoraSetti
     """What vLLM cannot serve is reported here, before anything loads."""
     engine = rollout.engine
     where = f"`rollout.engine: {engine}`"
-    if model.name == EMBEDDED_MODEL:
+    if model.name == EMBEDDED_MODEL and (engine == "vllm" or launch.serve.servers):  # `counterpoint serve` has it
         raise ValueError(f"{where} loads no embedded model, whose vocabulary is a part: name another `model.name`")
     if engine == "vllm" and launch.processes * launch.nodes > 1:
         raise ValueError(f"{where} is one process: set `rollout.engine: server` with several")
