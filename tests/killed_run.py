@@ -45,7 +45,12 @@ def arm(place: str, at: int) -> None:
 for each in filter(None, os.environ.get("KILLS", "").split(",")):
     arm(each.partition(":")[0], int(each.partition(":")[2]))
 
-if __name__ == "__main__":
+
+def command(arguments: list[str]) -> int:
     from counterpoint.recipes.cli import main
 
-    sys.exit(main(sys.argv[1:]))
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

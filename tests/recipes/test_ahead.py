@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ahead_run import REWARD, RUN
 from json_server import serving
 from safetensors.torch import load_file
 from sampling_server import SamplingServer
@@ -19,28 +20,8 @@ from sampling_server import SamplingServer
 from counterpoint.recipes import grpo, grpo_parts
 from counterpoint.recipes.cli import main
 from counterpoint.train.loop.rollout_process import RolloutProcess
-from counterpoint.train.model.embedded import tiny_folder
 
 KILLED_RUN = Path(__file__).parents[1] / "killed_run.py"
-RUN = f"""
-recipe: grpo
-extends: grpo/tiny_sums
-model: {{name: '{tiny_folder()}'}}
-output: .
-lora: {{enabled: true, rank: 4, experts: false}}
-rollout: {{engine: server, action_tokens: 10, completion_tokens: 10}}
-rewards:
-  - {{type: function, function: "reward.py:odd"}}
-grpo: {{group: 4}}
-train: {{steps: 5, batch_rows: 8, checkpoint_every: 2, learning_rate: 0.02}}
-eval: {{at_start: false, at_end: false, samples: 1, max_new_tokens: 2, efforts: low}}
-tracking: {{wandb: "off"}}
-"""
-REWARD = (
-    "def odd(completion, reference):\n    return sum(i % 2 for i in completion.ids) / max(1, len(completion.ids))\n"
-)
-
-
 TIMES = re.compile(r"rollouts/|per_second|time|seconds|memory|flos")
 
 
