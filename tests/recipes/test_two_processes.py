@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from json_server import serving
 from safetensors.torch import load_file
 from sampling_server import SamplingServer
 
+from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
+from counterpoint.train.export.exporter import export
 from counterpoint.train.model.embedded import tiny_folder
 
 SETTINGS = (
@@ -23,6 +26,7 @@ REWARD = "def odd(completion, reference):\n    return sum(i % 2 for i in complet
 REWARDS = '[{type: function, function: "reward.py:odd"}]'
 SHORT = ("rollout.completion_tokens=10", "rollout.action_tokens=10", f"rewards={REWARDS}")
 PROMPTS = "data.train={type: file, path: example:sums, size: 16}"
+SHARDED = f"{TINY_RUN}:sharded_command"
 ROWS = "data.train={path: example:quickstart, rows: 40}"
 
 
@@ -102,9 +106,8 @@ def test_rewards_are_learned_from_in_sharded_processes_as_in_one(forks: Forks, t
         one = run(forks, "grpo/tiny_sums", tmp_path / "one", 32, 1, *settings)
         first, adapters[:] = list(adapters), []
         server.forget()
-        sharded = f"{TINY_RUN}:sharded_command"
         two = run(
-            forks, "grpo/tiny_sums", tmp_path / "two", 16, 2, *settings, "launch.strategy=fsdp2", function=sharded
+            forks, "grpo/tiny_sums", tmp_path / "two", 16, 2, *settings, "launch.strategy=fsdp2", function=SHARDED
         )
     assert len(steps(one)) == len(steps(two)) == 3
     for ours, theirs in zip(steps(two), steps(one), strict=True):
@@ -117,3 +120,50 @@ def test_rewards_are_learned_from_in_sharded_processes_as_in_one(forks: Forks, t
         for name, tensor in wanted.items():
             torch.testing.assert_close(given[name], tensor, rtol=1e-3, atol=1e-5)
     assert any(bool(tensor.any()) for name, tensor in adapters[-1].items() if "lora_B" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "settings", "keys"),
+    [
+        ("quickstart", (), ("loss_final", "loss_analysis")),
+        ("dpo/tiny_format", (ROWS, "dpo.beta=0.1"), ("rewards/margins", "logps/chosen", "entropy")),
+        ("dpo/tiny_rated", (ROWS, "dpo.beta=0.1"), ("rewards/margins", "logps/chosen", "kl")),
+    ],
+    ids=["sft", "dpo", "kto"],
+)
+def test_all_weights_are_trained_in_shards_as_in_one_process(
+    forks: Forks, tmp_path: Path, config: str, settings: tuple[str, ...], keys: tuple[str, ...]
+) -> None:
+    # A gradient of nothing but rounding is a whole step to Adam; beside an epsilon it is none.
+    full = (*settings, "lora.enabled=false", "train.learning_rate=1e-3", "train.adam_epsilon=1e-2")
+    one = run(forks, config, tmp_path / "one", 8, 1, *full)
+    parts = (*full, "launch.strategy=fsdp2", "train.checkpoint_every=1", "train.keep_checkpoints=3")
+    two = run(forks, config, tmp_path / "two", 4, 2, *parts, function=SHARDED)
+    assert len(steps(one)) == len(steps(two)) == 3
+    for ours, theirs in zip(steps(two), steps(one), strict=True):
+        assert ours["grad_norm"] > 0
+        for key in ("loss", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-5), key
+        for key in keys:  # differences of sums over hundreds of tokens, in float32
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-4), key
+    whole, result = (load_file(path / "model" / "model.safetensors") for path in (one, two))
+    assert whole.keys() == result.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(result[name], tensor, rtol=0, atol=1e-5)
+
+    last = find_checkpoint(str(two / "checkpoints" / "step-000003"))
+    opened = open_checkpoint(last).model.state_dict()
+    assert all(torch.equal(opened[name], tensor) for name, tensor in result.items())
+    export(last, "bf16", tmp_path / "merged")
+    written = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.equal(written[name], tensor.bfloat16()) for name, tensor in result.items())
+
+    told = steps(two)
+    shutil.rmtree(two / "checkpoints" / "step-000003")
+    shutil.rmtree(two / "model")
+    resumed = run(forks, config, tmp_path / "two", 4, 2, *parts, "--resume", function=SHARDED)
+    assert resumed == two
+    assert steps(two)[-1]["loss"] == told[-1]["loss"]
+    again = load_file(two / "model" / "model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in result.items())

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
 from counterpoint.train.adapters.attach import DOWN, GATE_UP, lora_parts, whole
+from counterpoint.train.model.sharded import reshard
 
 REPORT_FILE = "adapter.jsonl"
 _PROBE_KEYS = ("input_ids", "position_ids", "attention_mask")
@@ -144,6 +145,7 @@ def routing_of(model: Any, batch: dict[str, Any]) -> Routing | None:
     finally:
         for hook in hooks:
             hook.remove()
+        reshard(model)  # it is called before the optimizer's step
     kept_N = _not_padding(model, batch)
     picks = torch.stack([picks_NK.sort(-1).values[kept_N].cpu() for picks_NK in seen])
     return Routing(picks, routers[0].num_experts)

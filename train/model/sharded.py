@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
@@ -26,3 +27,12 @@ def gathered_weights(model: torch.nn.Module, keep: bool) -> dict[str, torch.Tens
         if keep:
             weights[name] = whole.detach().cpu()
     return weights
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Free what a forward pass without a backward pass has left gathered: of a model under FSDP2 the last norm and the
+    head. Between a backward pass and the optimizer's step, `zero_grad` and the next forward pass would take these stale
+    copies for the parameters."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
