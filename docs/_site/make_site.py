@@ -20,6 +20,9 @@ CSS = """
   .md-typeset table:not([class]) td { display: block; min-width: 0; }
   .md-typeset table:not([class]) thead { display: none; }
   .md-typeset table:not([class]) td { border-top: 0; padding: .2em .8em; }
+  .md-typeset table:not([class]) td[data-column]::before {
+    content: attr(data-column) ": "; color: var(--md-default-fg-color--light);
+  }
   .md-typeset table:not([class]) td:first-child {
     border-top: .05rem solid var(--md-typeset-table-color); padding-top: .8em;
   }
@@ -66,11 +69,33 @@ def linked(text: str, page: str, names: set[str]) -> str:
     return "".join(parts)
 
 
-def without_hosts(site: Path) -> None:
-    """Takes out the script that the generator asks a host for: where a page is a file, the search does without it."""
+def finish(site: Path) -> None:
+    """What the generator leaves to do in every page."""
     for page in site.rglob("*.html"):
-        text = page.read_text(encoding="utf-8")
-        page.write_text(re.sub(r'<script src="https?://[^>]*></script>', "", text), encoding="utf-8")
+        text = without_hosts(page.read_text(encoding="utf-8"))
+        page.write_text(re.sub(r"<table>.*?</table>", labelled, text, flags=re.DOTALL), encoding="utf-8")
+
+
+def without_hosts(text: str) -> str:
+    """Takes out the script that the generator asks a host for: where a page is a file, the search does without it."""
+    return re.sub(r'<script src="https?://[^>]*></script>', "", text)
+
+
+def labelled(table: re.Match[str]) -> str:
+    """A table whose cells name their column, all but the first of a row: on a phone they stand below each other."""
+    heads = [re.sub(r"<[^>]+>", "", head).strip() for head in re.findall(r"<th[^>]*>(.*?)</th>", table[0], re.DOTALL)]
+
+    def row(found: re.Match[str]) -> str:
+        names = iter(heads)
+
+        def cell(opened: re.Match[str]) -> str:
+            name, first = next(names, ""), opened.start() == found[0].find("<td")
+            label = f' data-column="{name.replace(chr(34), "&quot;")}"' if name and not first else ""
+            return f"<td{label}{opened[1]}>"
+
+        return re.sub(r"<td([^>]*)>", cell, found[0])
+
+    return re.sub(r"<tr>.*?</tr>", row, table[0], flags=re.DOTALL)
 
 
 if __name__ == "__main__":
@@ -78,5 +103,5 @@ if __name__ == "__main__":
     if "--serve" in sys.argv:
         raise SystemExit(subprocess.call([sys.executable, "-m", "zensical", "serve"], cwd=ROOT))
     code = subprocess.call([sys.executable, "-m", "zensical", "build", "--strict"], cwd=ROOT)
-    without_hosts(SITE)
+    finish(SITE)
     raise SystemExit(code)

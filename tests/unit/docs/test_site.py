@@ -154,3 +154,13 @@ def headings(text: str) -> list[str]:
 def slug(heading: str) -> str:
     """As Python-Markdown makes it."""
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def test_cells_name_their_column_but_for_the_first_of_a_row() -> None:
+    table = (
+        '<table><thead><tr><th>a</th><th><code>b</code> "c"</th></tr></thead>'
+        '<tbody><tr><td>1</td><td class="x">2</td></tr></tbody></table>'
+    )
+    labelled = script(str(ROOT / "docs" / "_site" / "make_site.py")).labelled
+    found = re.sub(r"<table>.*?</table>", labelled, table, flags=re.DOTALL)
+    assert found == table.replace('<td class="x">', '<td data-column="b &quot;c&quot;" class="x">')
