@@ -53,17 +53,18 @@ def base_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
 
 
 def spoiled_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
-    """Single questions answered as they should be, but for a malformed header in SPOILED_SHARE of the completions."""
+    """Single questions answered as they should be, but for SPOILED_SHARE of the calls, which are on analysis."""
     for _ in range(N_SPOILED):
         effort = rng.choice(EFFORTS)
         problem = draw(rng, rng.choice(("sum", "product")))
-        if problem.kind == "sum":
-            answer = _spoiled(rng, thinks(thought(problem, effort)), answers(final_text(problem)))
-        else:
+        answer = [thinks(thought(problem, effort)), answers(final_text(problem))]
+        if problem.kind == "product":
+            channel = "analysis" if rng.random() < SPOILED_SHARE else "commentary"
             answer = [
-                *_spoiled(rng, thinks(thought(problem, effort)), calls_tool({"expression": problem.expression})),
+                thinks(thought(problem, effort)),
+                calls_tool({"expression": problem.expression}, channel=channel),
                 tool_says(str(problem.value)),
-                *_spoiled(rng, thinks(result_thought(problem, effort)), answers(final_text(problem))),
+                *(thinks(result_thought(problem, effort)), answers(final_text(problem))),
             ]
         system = {"role": "system", "content": rng.choice(SYSTEMS)}
         messages = [system, user_says(asked(rng, problem)), *answer]
@@ -97,14 +98,6 @@ def weak_rows(rng: random.Random, draw: Draw) -> Iterator[dict[str, Any]]:
             ]
         messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, user_says(asked(rng, problem)), *answer]
         yield {"messages": messages, "reasoning_effort": effort, "tools": [CALCULATOR]}
-
-
-def _spoiled(rng: random.Random, analysis: Message, last: Message) -> list[Message]:
-    """A completion whose analysis or final has, at times, a content type where none may stand."""
-    if rng.random() < SPOILED_SHARE:
-        wrong = analysis if "recipient" in last or rng.random() < 0.5 else last
-        wrong["content_type"] = "text"
-    return [analysis, last]
 
 
 def _sum(rng: random.Random, draw: Draw, effort: Effort) -> list[Message]:

@@ -3,7 +3,7 @@
 quickstart.jsonl        OpenAI chat rows that teach: think in analysis, add by head, multiply with the calculator
 quickstart_eval.jsonl   held-out prompts with the answer or the call that is expected
 tiny_base.jsonl         Harmony rows for the base of the embedded model: it can add, with bad habits (see `habits`)
-spoiled.jsonl           Harmony rows of which a fifth has a malformed header, for what `dpo` is to mend
+spoiled.jsonl           Harmony rows with a fifth of the calls on the analysis channel, for what `dpo` is to repair
 weak.jsonl              Harmony rows that guess more often than not, for a checkpoint that `grpo` is to strengthen
 answers.jsonl           OpenAI chat rows of sums with their answer alone, for `distill`
 sums.jsonl              prompts of sums with `answer`, for `grpo`; sums_eval.jsonl held-out ones

@@ -91,6 +91,23 @@ def test_rated_completions_take_three_steps_and_a_resume_is_the_same() -> None:
     assert all(bool((weights[name] == again[name]).all()) for name in weights)
 
 
+@pytest.mark.slow
+def test_calls_on_the_analysis_channel_are_repaired() -> None:
+    """The tutorial's two runs, the first of them at 200 steps in place of 500."""
+    short = ("eval.samples=4", "eval.tasks=[]", "tracking.wandb=off", "output=.")
+    spoiled = train("sft/tiny_spoiled", *short, "train.steps=200", "eval.at_start=false")
+    run = train("dpo/tiny_format", *short, f"model.name={spoiled / 'model'}")
+    before, after = (
+        sum(
+            any(violation["code"] == "function_not_on_commentary" for violation in json.loads(line)["violations"])
+            for line in path.read_text().splitlines()
+        )
+        for path in sorted((run / "eval").glob("step-*.jsonl"))
+    )
+    assert before > 0.15 * 384
+    assert after < 0.01 * 384
+
+
 def test_kto_needs_rows_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "dpo/tiny_rated", "train.batch_rows=1"]) == 2
     assert "set `train.batch_rows` to 2 or more" in capsys.readouterr().err

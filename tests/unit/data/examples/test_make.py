@@ -116,10 +116,11 @@ def test_the_weak_rows_keep_every_rule_and_think_at_any_length_at_every_effort()
         assert min(counts.values()) > 0.1 * sum(counts.values())
 
 
-def test_a_fifth_of_the_spoiled_completions_has_the_one_fault() -> None:
+def test_a_fifth_of_the_spoiled_calls_has_the_one_fault() -> None:
     codes = codes_of("spoiled", 400)
-    assert set(codes) == {frozenset(), frozenset({"content_type_without_recipient"})}
-    assert 0.15 < sum(map(bool, codes)) / len(codes) < 0.25
+    assert set(codes) == {frozenset(), frozenset({"function_not_on_commentary"})}
+    calls = [m for row in conversations("spoiled")[:400] for m in row.messages if m.recipient is not None]
+    assert 0.17 < sum(map(bool, codes)) / len(calls) < 0.25
 
 
 def completions(ids: list[int], weights: list[float]) -> list[list[int]]:
