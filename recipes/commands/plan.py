@@ -20,7 +20,7 @@ from counterpoint.configs.errors import ConfigError
 from counterpoint.recipes.commands.argument_types import positive
 
 if TYPE_CHECKING:
-    from counterpoint.configs.schema import TrainingRun
+    from counterpoint.configs.schema import DistillRun, TrainingRun
     from counterpoint.recipes.commands.plan_data import Work
     from counterpoint.train.plan.estimate import Change, Estimate
     from counterpoint.train.plan.trial_steps import Measured
@@ -45,10 +45,12 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     from counterpoint.configs.load import load_run
-    from counterpoint.configs.schema import TrainingRun
+    from counterpoint.configs.schema import DistillRun, TrainingRun
     from counterpoint.data.formats.registry import check_name
 
     settings: Any = load_run(args.config, args.settings, check_format=check_name)
+    if isinstance(settings, DistillRun):
+        return _distill(settings, args)
     if not isinstance(settings, TrainingRun):
         raise ConfigError(f"{args.config}: `recipe: {settings.recipe}` trains nothing, so there is nothing to plan")
 
@@ -67,6 +69,35 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_as_dict(estimate, work, budget, rate, measured)))
     else:
         print("\n".join(_lines(estimate, work, budget, rate, measured)))
+    return 0 if fits else 1
+
+
+def _distill(settings: DistillRun, args: argparse.Namespace) -> int:
+    """Whether the model and its samples fit; tokens a second and steps are of training."""
+    from counterpoint.recipes.commands.plan_distill import memory_of, most_at_a_time, width_of
+    from counterpoint.train.model.load import device_of
+    from counterpoint.train.plan.estimate import USABLE
+
+    if args.measure or args.tokens_per_second:
+        raise ConfigError("--measure, --tokens-per-second: `recipe: distill` trains nothing: leave them out")
+    wanted = args.device or settings.device
+    device = device_of("auto").type if wanted == "auto" else wanted
+    width, lines = width_of(settings)
+    memory = memory_of(settings, device, settings.distill.batch, width)
+    budget = args.memory * GIB if args.memory else _memory_here(device)
+    most = None if budget is None else most_at_a_time(settings, device, width, USABLE * budget)
+    fits = most is None or most >= settings.distill.batch
+    parts = {name: size for name, size in memory.parts() if size}
+    if args.json:
+        made = {"model": settings.model.name, "device": device, "width": width, "fits": fits, "largest_batch": most}
+        print(json.dumps({**made, "memory": {**parts, "peak": memory.total}}))
+        return 0 if fits else 1
+    print("\n".join([f"model    {settings.model.name} on {device}", *_titled("data", lines)]))
+    print(f"memory   {_size(memory.total)} while {settings.distill.batch} samples of {width:,} tokens are drawn")
+    print("\n".join(f"         {name:<12}{_size(size):>10}" for name, size in parts.items()))
+    if budget is not None:
+        told = f"yes, up to distill.batch={most}" if fits else f"no; distill.batch={most} would" if most else "no"
+        print(f"fits     {_size(budget)}: {told}")
     return 0 if fits else 1
 
 

@@ -25,7 +25,10 @@ NAMED = re.compile(r"(one|eight) GPUs? of (\d+) GB")
 GPUS = {"one": 1, "eight": 8}
 
 
-VARIANTS = ("_second_stage", "_multi_gpu", "_kto", "_repair", "_vllm", "_servers")
+VARIANTS = (
+    "_second_stage", "_multi_gpu", "_kto", "_repair", "_vllm", "_servers", "120b_tools", "120b_environment",
+    "120b_judge", "_one_gpu",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,42 @@ def test_every_shipped_run_file_is_planned(capsys: pytest.CaptureFixture[str], n
     titles = [line[:9].strip() for line in lines if line[:9].strip()]
     full = not run.lora.enabled  # type: ignore[union-attr]
     assert titles == ["model", "full" if full else "lora", "data", "memory", "fits", "disk", "time"]
+
+
+@pytest.mark.parametrize("name", [name for name in builtin.names() if load_run(name).recipe == "distill"])
+def test_every_shipped_run_file_that_distils_is_planned(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    run, path = load_run(name), builtin.find(name)
+    assert path is not None
+    named = NAMED.search(builtin.description(path))
+    assert (named is None) == (run.model.name == "tiny")
+    on = [] if named is None else ["--device", "cuda", "--memory", named[2]]
+    assert cli.main(["plan", name, *on]) == 0
+    titles = [line[:9].strip() for line in capsys.readouterr().out.splitlines() if line[:9].strip()]
+    assert titles == ["model", "data", "memory", "fits"]
+
+
+def test_what_samples_for_distillation_is_bounded_by_keys_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = ("distill/gpt_oss_120b", "--device", "cuda", "--memory", "80")
+    code, plan = planned(capsys, *gpu, "distill.batch=10")
+    # 36 layers of 8 heads of 64, a half of them with a window of 128; the cache of the others grows by half
+    columns = 18 * (1024 + 4096) * 3 // 2 + 18 * 128
+    assert code == 0
+    assert plan["memory"]["activations"] == 10 * (2 * columns * 8 * 64 * 2 + 201_088 * 8)
+    most = plan["largest_batch"]
+    assert planned(capsys, *gpu, f"distill.batch={most}")[0] == 0
+    assert planned(capsys, *gpu, f"distill.batch={most + 1}")[0] == 1
+    assert cli.main(["plan", *gpu, f"distill.batch={most + 1}"]) == 1
+    assert f"no; distill.batch={most} would" in capsys.readouterr().out
+    assert cli.main(["plan", "distill/tiny_sums", "--measure"]) == 2
+    assert "trains nothing" in capsys.readouterr().err
+
+
+def test_questions_that_are_there_are_read_for_the_plan_of_distillation(capsys: pytest.CaptureFixture[str]) -> None:
+    code, plan = planned(capsys, "distill/tiny_sums", "--memory", "1")
+    assert code == 0
+    assert plan["width"] == 98 + 96
+    assert cli.main(["plan", "distill/tiny_sums"]) == 0
+    assert "300 questions, the longest of 98 tokens; up to 8 samples each" in capsys.readouterr().out
 
 
 def test_what_is_planned_is_what_happens(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -288,6 +288,14 @@ def _other(shape: Shape, plan: Plan) -> int:
     return plan.beside + (CUDA_CONTEXT if plan.device == "cuda" else 0)
 
 
+def while_sampling(shape: Shape, weights: int, itemsize: int, device: str, rows: int, width: int) -> Memory:
+    """Memory of a model that draws `rows` samples at a time and trains nothing; `width` counts prompts as well."""
+    plan = Plan(device, itemsize, itemsize, weights, sampled_rows=rows, sampled_width=width)
+    cache = _sampling(shape, plan)
+    lost = int(FRAGMENTATION * cache) if device == "cuda" else 0
+    return Memory(weights, 0, 0, 0, cache, 0, _other(shape, plan) + lost, "the sampling")
+
+
 def _sampling(shape: Shape, plan: Plan) -> int:
     """Keys and values of all rollouts that are sampled at a time, and the logits of one token of each. The cache grows
     by half at a time; every second layer keeps a window."""
