@@ -12,7 +12,7 @@ from counterpoint.configs.schema import GrpoRun
 from counterpoint.configs.user_code import resume_command
 from counterpoint.recipes.grpo_parts import make_pipeline, open_parts, rollouts_of
 from counterpoint.recipes.grpo_prompts import fingerprint, held_out_items, probes_of, read_sets, training_items
-from counterpoint.recipes.steps import Prepared, add_held_out, prepare, train_to_end
+from counterpoint.recipes.steps import Prepared, add_held_out, on_servers, prepare, train_to_end
 from counterpoint.train.checkpoints.start import with_start
 from counterpoint.train.loop.callbacks import AttachmentProof
 from counterpoint.train.loop.group_pipeline import Pipeline
@@ -84,7 +84,8 @@ def run(settings: GrpoRun, resume: str | None = None, overwrite: bool = False) -
 def _to_end(settings: GrpoRun, session: Session, prepared: Prepared, trainer: RewardTrainer) -> int:
     """Where no server is left, the run ends with a checkpoint (RunError)."""
     try:
-        return train_to_end(settings, session, prepared, trainer)
+        served = trainer.served if on_servers(settings) else None
+        return train_to_end(settings, session, prepared, trainer, served=served)
     except NoServerError as error:
         step = trainer.save_now()
         session.ended("stopped", step=step)

@@ -37,7 +37,8 @@ from counterpoint.train.model.load import load_vocabulary_of
 from counterpoint.train.run.session import Session
 from counterpoint.train.run.world import is_main_process, process_number, world_size
 from counterpoint.train.sampling.engines import Engine
-from counterpoint.train.sampling.following_pool import FollowingPool, PinnedEngine
+from counterpoint.train.sampling.following_pool import FollowingPool
+from counterpoint.train.sampling.pinned import PinnedEngine
 from counterpoint.train.sampling.weight_sync import accepted_servers
 from counterpoint.train.scoring.prompts import load_prompts
 from counterpoint.train.scoring.rewards import Rewards

@@ -23,7 +23,7 @@ from counterpoint.train.adapters.parts import freeze
 from counterpoint.train.adapters.routing import ExpertReport
 from counterpoint.train.checkpoints.resume import Identity
 from counterpoint.train.checkpoints.start import check_adapter_base, put_start
-from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
+from counterpoint.train.evals.hook import ChannelEval, Served, channel_verdict, read_points
 from counterpoint.train.evals.publish import PAGE, write_report
 from counterpoint.train.evals.report_data import run_report
 from counterpoint.train.evals.rollouts import RolloutPool
@@ -102,12 +102,17 @@ def evaluation_tasks(settings: TrainingRun, prompts: Sequence[EvalPrompt] = ()) 
     if not tasks and not learned:
         check_taken(suite, ())
     used = [task for task in built if task.rollout is not None]
-    if used and settings.launch.strategy == "fsdp2":
+    if used and settings.launch.strategy == "fsdp2" and not on_servers(settings):
         raise ConfigError("eval: tools, turns and rewards need the whole model, which `fsdp2` parts: use `ddp`")
     with RolloutPool() as pool:
         for task in used:
             pool.of(task)
     return (built[0], built[1:]) if asked is not None else (None, built)
+
+
+def on_servers(settings: TrainingRun) -> bool:
+    """Whether servers sample the evaluations of a run: those that sample its rollouts."""
+    return isinstance(settings, GrpoRun) and settings.rollout.engine == "server"
 
 
 def of_the_run(settings: TrainingRun) -> dict[str, Any]:
@@ -138,14 +143,20 @@ def load_trainable(settings: TrainingRun, revision: str | None = None) -> Loaded
 
 
 def train_to_end(
-    settings: TrainingRun, session: Session, prepared: Prepared, trainer: BaseTrainer, n_bad: int = 0
+    settings: TrainingRun,
+    session: Session,
+    prepared: Prepared,
+    trainer: BaseTrainer,
+    n_bad: int = 0,
+    served: Served | None = None,
 ) -> int:
     """Train, save the result, write the report. The exit code: 143 or 130 where a signal ended it before its last step.
 
-    n_bad: rows, trained or held out, that could not be used. RunError where a threshold of the evaluation ended it.
+    n_bad: rows, trained or held out, that could not be used. served: the servers that sample evaluations. RunError
+    where a threshold of the evaluation ended it.
     """
     trainer.warn = session.warn
-    hook = add_measurements(settings, session, prepared, trainer)
+    hook = add_measurements(settings, session, prepared, trainer, served)
     best = KeepBest(trainer, settings.train, session.say)
     if settings.train.keep_best or settings.train.stop_when:
         trainer.add_callback(best)
@@ -188,7 +199,9 @@ def add_held_out(settings: TrainingRun, session: Session, trainer: BaseTrainer, 
     trainer.add_callback(HeldOut(trainer, measure, settings.eval.every, settings.eval.at_start, session.say))
 
 
-def add_measurements(settings: TrainingRun, session: Session, prepared: Prepared, trainer: BaseTrainer) -> ChannelEval:
+def add_measurements(
+    settings: TrainingRun, session: Session, prepared: Prepared, trainer: BaseTrainer, served: Served | None = None
+) -> ChannelEval:
     """Metrics, experts, and the evaluation by sampling, in which every process has a share."""
     trainer.add_callback(ExpertReport(session.path, session.tracker.scalars))
     writes = session.folder is not None
@@ -211,6 +224,7 @@ def add_measurements(settings: TrainingRun, session: Session, prepared: Prepared
         measured=trainer.measured.update,
         tasks=prepared.tasks,
         rolled=prepared.rolled,
+        served=served,
     )
     trainer.add_callback(hook)
     return hook

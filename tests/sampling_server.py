@@ -2,7 +2,8 @@
 
 In a thread (`serving(SamplingServer())`), or by `main` a process of its own that can be killed (tests/forks.py). With COUNTERPOINT_ADAPTERS_URL it downloads unknown adapters as the plugin of vLLM does. `working`: cleared, requests for samples wait, while
 /v1/models still answers; `faults`: statuses to answer first; `poison`: a prompt that always
-fails; `dies_after`: so many samples with log-probabilities, nothing is answered any more; `deaf`: adapters are taken and not used.
+fails; `dies_after`: so many samples with log-probabilities, nothing is answered any more; `deaf`: adapters are taken and not used;
+`routes`: the experts of tokens are told.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from peft import PeftModel
 
 from counterpoint.configs.model_section import ModelSettings
 from counterpoint.train.model.load import LoadedModel, load_model
+from counterpoint.train.sampling.expert_routes import encoded
 from counterpoint.train.sampling.sample import Sampler, inference
+from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.sampling.vllm_resolver import TOKEN_VARIABLE, URL_VARIABLE, cache_folder, fetch
 
 BASE = "base"
@@ -42,7 +45,7 @@ class SamplingServer(ThreadingHTTPServer):
         self.faults: list[int] = []
         self.working = threading.Event()
         self.working.set()
-        self.deaf = False
+        self.deaf = self.routes = False
         self.poison: list[int] | None = None
         self.dies_after: int | None = None
         self.refuses_adapters = False
@@ -62,7 +65,7 @@ class SamplingServer(ThreadingHTTPServer):
         while self.in_progress:
             time.sleep(0.01)
         self.asked, self.loads, self.unloads, self.faults = [], [], [], []
-        self.deaf, self.poison, self.dies_after = False, None, None
+        self.deaf, self.routes, self.poison, self.dies_after = False, False, None, None
         self.refuses_adapters = False
         for name in list(self.names):
             self.names.pop(name)
@@ -98,13 +101,16 @@ class SamplingServer(ThreadingHTTPServer):
 
     def _sampled(self, model: Any, body: dict[str, Any]) -> dict[str, Any]:
         prompt = body["prompt"]
-        sampler = Sampler(self.loaded.with_model(model))
+        cut = Truncation(body.get("top_p", 1.0), max(0, body.get("top_k", 0)), body.get("min_p", 0.0))
+        sampler = Sampler(self.loaded.with_model(model), truncation=cut, routes=self.routes)
         stops = body.get("stop_token_ids", [])
         found = sampler.sample([prompt], body["max_tokens"], body["temperature"], [body.get("seed", 0)], stops)[0]
         choice: dict[str, Any] = {
             "token_ids": found.ids, "prompt_token_ids": prompt, "finish_reason": found.finish_reason,
             "stop_reason": found.ids[-1] if found.finish_reason == "stop" else None,
         }  # fmt: skip
+        if found.routes is not None:
+            choice["routed_experts"] = encoded(found.routes)
         if "logprobs" in body:
             scores = self._scores(model, [*prompt, *found.ids], body["temperature"])
             choice["logprobs"] = {"token_logprobs": scores[len(prompt) - 1 :]}

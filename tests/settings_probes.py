@@ -333,7 +333,8 @@ def sampling(run: Any) -> Any:
     prompts = load_prompts(run.eval.prompts)
     with _instead(hook, Sampler=Sampler):
         loaded: Any = None
-        hook.sample_all(loaded, Renderer(load_vocabulary()), hook.planned(prompts, run.eval), run.eval, run.seed)
+        engine: Any = hook.in_memory(loaded, run.eval)
+        hook.sample_all(engine, Renderer(load_vocabulary()), hook.planned(prompts, run.eval), run.eval, run.seed)
     return calls
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from counterpoint.configs.errors import ConfigError, RunError
+from counterpoint.configs.eval_section import ReadyTask
 from counterpoint.configs.schema import GrpoRun
 
 STARTED = "COUNTERPOINT_SERVERS_STARTED"
@@ -71,10 +72,22 @@ def server_command(settings: GrpoRun, program: str, port: int) -> list[str]:
     command += ["--enable-lora", "--max-lora-rank", str(vllm_rank(rank)), "--max-loras", str(rollout.staleness + 2)]
     command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
     command += ["--tensor-parallel-size", str(serve.gpus)]
-    command += ["--max-model-len", str(settings.data.max_tokens + rollout.completion_tokens)]
+    command += ["--max-model-len", str(settings.data.max_tokens + _longest(settings))]
     if rollout.routes == "replay":
         command += ["--enable-return-routed-experts"]
     return [*command, *serve.arguments]
+
+
+def _longest(settings: GrpoRun) -> int:
+    """Most tokens after a prompt, of rollouts and of evaluations."""
+    from counterpoint.train.scoring.ready_tasks import settled
+
+    hook = settings.eval
+    tasks = [settled(task) if isinstance(task, ReadyTask) else task for task in hook.tasks]
+    own = [getattr(task, "completion_tokens", None) or 0 for task in tasks]
+    actions = [task.max_new_tokens or 0 for task in tasks]
+    tools = hook.completion_tokens if hook.tools is not None and hook.tools.any else 0
+    return max(settings.rollout.completion_tokens, hook.max_new_tokens, tools, *own, *actions)
 
 
 @dataclass

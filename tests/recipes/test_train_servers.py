@@ -172,6 +172,14 @@ def test_the_command_is_vllms(tmp_path: Path) -> None:
     assert command[-2:] == ["--kv-cache-dtype", "fp8"]
     longest = run.data.max_tokens + run.rollout.completion_tokens
     assert command[command.index("--max-model-len") + 1] == str(longest)
+    for given, tokens in (
+        ("eval.max_new_tokens=9000", 9000),
+        ("eval.tasks=[{type: arithmetic, max_new_tokens: 9001}]", 9001),
+        ("eval={tools: {python: true}, completion_tokens: 9002}", 9002),
+        ("eval.tasks=[{type: file, path: rows.jsonl, completion_tokens: 9003}]", 9003),
+    ):
+        longer = server_command(settings(given), "vllm", 8100)
+        assert longer[longer.index("--max-model-len") + 1] == str(run.data.max_tokens + tokens), given
     assert command[command.index("--tensor-parallel-size") + 1] == "2"
     assert command[command.index("--max-lora-rank") + 1] in {"8", "16", "32"}
 

@@ -1,8 +1,8 @@
 """The eval hook: fixed prompts at each effort, sampled from the live model while it trains, every output checked.
 
-It never changes a run: random state is restored (a run with and without it has the same losses bit for bit), and when
-it fails, it warns and training continues. `stop_below` ends a run, with a checkpoint; a process of a sharded model that
-could not sample ends it too, without one.
+Where servers sample a run's rollouts, they sample its evaluations too. It never changes a run: random state is restored
+(a run with and without it has the same losses bit for bit), and when it fails, it warns and training continues.
+`stop_below` ends a run, with a checkpoint; a process of a sharded model that could not sample ends it too, without one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from counterpoint.train.evals.tasks import Task
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.run.folder import METRICS, json_lines
+from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.pinned import PinnedEngine
+from counterpoint.train.sampling.pool import NoServerError
 from counterpoint.train.sampling.sample import Sampled, Sampler, SamplingStoppedError, sample_seed
 from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.scoring.prompts import EvalPrompt, clustered
@@ -53,7 +56,7 @@ class Log(Protocol):
 @dataclass(frozen=True, slots=True)
 class EvalPoint:
     """One evaluation. step 0 is before training; `base` is the model with its adapter off. tasks: of each task, its
-    means."""
+    means. engine: what sampled."""
 
     step: int
     who: Who
@@ -61,6 +64,7 @@ class EvalPoint:
     summary: Summary
     lengths: Lengths = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    engine: str = "transformers"
 
     def line(self) -> str:
         """One line for a terminal."""
@@ -90,7 +94,8 @@ class EvalPoint:
         told = {} if grown is None else {"effort_growth": grown.value}
         correct = self.summary.correct.as_dict()
         told["channel_correct_low"], told["channel_correct_high"] = correct["low"], correct["high"]
-        return {"step": self.step, "who": self.who, "seconds": round(self.seconds, 3), **self.scalars(), **told}
+        began = {"step": self.step, "who": self.who, "engine": self.engine, "seconds": round(self.seconds, 3)}
+        return {**began, **self.scalars(), **told}
 
 
 def _worth(key: str, mean: float) -> bool:
@@ -106,20 +111,24 @@ def planned(prompts: Sequence[EvalPrompt], settings: SamplingSettings) -> list[A
     return [(p, e, k) for p in prompts for e in settings.efforts for k in range(settings.samples)]
 
 
+def in_memory(loaded: LoadedModel, settings: SamplingSettings, stops: Callable[[], bool] | None = None) -> Sampler:
+    """What samples the model in memory as `settings` say; stops: as of `Sampler`."""
+    return Sampler(loaded, batch_rows=settings.batch, stops=stops, truncation=Truncation.of(settings))
+
+
 def sample_all(
-    loaded: LoadedModel,
-    renderer: Renderer,
-    plan: Sequence[Asked],
-    settings: SamplingSettings,
-    seed: int,
-    stops: Callable[[], bool] = lambda: False,
+    engine: Engine, renderer: Renderer, plan: Sequence[Asked], settings: SamplingSettings, seed: int
 ) -> list[tuple[Asked, Sampled]]:
-    """A sample of each; its seed depends on prompt, effort and number alone. stops: as of `Sampler`."""
+    """A sample of each; its seed depends on prompt, effort and number alone."""
     ids = [renderer.prompt(prompt.conversation, effort) for prompt, effort, _ in plan]
     seeds = [sample_seed(seed, prompt.id, effort, k) for prompt, effort, k in plan]
-    sampler = Sampler(loaded, batch_rows=settings.batch, stops=stops, truncation=Truncation.of(settings))
-    sampled = sampler.sample(ids, settings.max_new_tokens, settings.temperature, seeds)
+    sampled = engine.sample(ids, settings.max_new_tokens, settings.temperature, seeds)
     return list(zip(plan, sampled, strict=True))
+
+
+Served = Callable[[Who], PinnedEngine]
+"""Gives the servers the weights of now, and returns what samples there. Called by every process of a run, and raises
+the same in all of them."""
 
 
 class _OutOfStepError(RunError):
@@ -134,8 +143,8 @@ class ChannelEval(TrainerCallback):
     scalars `eval/...` and a table of samples. say, warn: a line each. stops: whether a signal wants the run to end,
     asked all the time. process, processes: the number of this one, and how many there are; gather: collects from all
     of them. measured: gets the numbers of each point. tasks: sampled as well. rolled: the prompts as a task, where they
-    are rolled out (with tools, say). `points` holds what was measured, `stopped` the reason where `stop_below` ended
-    the run.
+    are rolled out (with tools, say). served: the servers that sample in place of the model in memory. `points` holds
+    what was measured, `stopped` the reason where `stop_below` ended the run.
     """
 
     def __init__(
@@ -157,8 +166,9 @@ class ChannelEval(TrainerCallback):
         measured: Callable[[dict[str, float]], None] = lambda _: None,
         tasks: Sequence[Task] = (),
         rolled: Task | None = None,
+        served: Served | None = None,
     ) -> None:
-        self.rolled = rolled
+        self.rolled, self.served = rolled, served
         self.draws = plan([*([] if rolled is None else [rolled]), *tasks], renderer, seed)
         prompts = [] if rolled is not None else prompts
         self.stops, self.process, self.processes, self.gather = stops, process, processes, gather
@@ -189,14 +199,21 @@ class ChannelEval(TrainerCallback):
     def measure(self, step: int, who: Who, control: TrainerControl | None = None) -> EvalPoint | None:
         """Sample, check, write and log; None when it failed, which only warns, or a signal came meanwhile."""
         began = time.monotonic()
+        engine: Engine | None = None
         try:
-            samples = self._samples(step, who)
+            if self.served is not None:
+                engine = self.served(who).evaluating(Truncation.of(self.settings), self.stops)
+        except NoServerError as error:
+            return self._failed(step, error)
+        try:
+            samples = self._samples(step, who, engine)
             if self.folder is None:
                 return None
             prompts, by_task = self._by_task(samples)
             seconds = time.monotonic() - began
             summary = summarise([sample for sample in prompts if not sample.more.get("invalid")])
-            point = EvalPoint(step, who, seconds, summary, _lengths(samples), by_task)
+            engine_name = "transformers" if engine is None else "server"
+            point = EvalPoint(step, who, seconds, summary, _lengths(samples), by_task, engine_name)
             rows = self._write(self.folder, point, samples)
         except _OutOfStepError:
             raise
@@ -206,8 +223,7 @@ class ChannelEval(TrainerCallback):
                 control.should_save = control.should_training_stop = True
             return None
         except Exception as error:
-            self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training continues")
-            return None
+            return self._failed(step, error)
         self.points.append(point)
         self._first = self._first or [{name: row[name] for name in _COMPARED} for row in rows]
         if who == "tuned":
@@ -217,6 +233,9 @@ class ChannelEval(TrainerCallback):
             self._compare(point, rows)
             self._thresholds(point, control)
         return point
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self.warn(f"the evaluation at step {step} failed ({type(error).__name__}: {error}); training continues")
 
     def _by_task(self, samples: Sequence[Judged]) -> tuple[list[Judged], dict[str, dict[str, float]]]:
         """The samples of the prompts, and of each task its means; also of prompts that are rolled out."""
@@ -229,12 +248,12 @@ class ChannelEval(TrainerCallback):
             prompts += of_tasks[self.rolled.name]
         return prompts, means
 
-    def _samples(self, step: int, who: Who) -> list[Judged]:
+    def _samples(self, step: int, who: Who, served: Engine | None) -> list[Judged]:
         """Every sample in order, checked and scored: each process has its share."""
         found: list[tuple[int, Judged]] = []
         failure: Exception | None = None
         try:
-            found = self._share(step, who)
+            found = self._share(step, who, served)
         except _OutOfStepError:
             raise
         except Exception as error:
@@ -252,52 +271,53 @@ class ChannelEval(TrainerCallback):
             raise failure
         return [judged for _, judged in sorted(found, key=lambda each: each[0])]
 
-    def _share(self, step: int, who: Who) -> list[tuple[int, Judged]]:
-        """This process's samples with their place in the plan. A sharded model is sampled by all processes together,
-        and then each judges its share."""
+    def _share(self, step: int, who: Who, served: Engine | None) -> list[tuple[int, Judged]]:
+        """This process's samples with their place in the plan. A sharded model in memory is sampled by all processes
+        together, and then each judges its share."""
         asked = planned(self.prompts, self.settings)
         mine = range(self.process, len(asked), self.processes)
-        if is_sharded(self.loaded.model):
-            sampled = self._sampled(step, who, asked)
-            samples = [(place, *sampled[place]) for place in mine]
+        engine = served or in_memory(self.loaded, self.settings, self.stops)
+        if served is None and is_sharded(self.loaded.model):
+            whole = self._sampled_together(step, who, engine, asked)
+            sampled = [whole[place] for place in mine]
         else:
-            sampled = self._sampled(step, who, [asked[place] for place in mine])
-            samples = [(place, *each) for place, each in zip(mine, sampled, strict=True)]
+            with self._who(who):
+                plan = [asked[place] for place in mine]
+                sampled = sample_all(engine, self.renderer, plan, self.settings, self.seed)
         out: list[tuple[int, Judged]] = []
         with Scorers() as scorers:
-            for place, (prompt, effort, k), sample in samples:
+            for place, ((prompt, effort, k), sample) in zip(mine, sampled, strict=True):
                 if self.stops():
                     raise SamplingStoppedError
                 ids, reason, vocabulary = sample.ids, sample.finish_reason, self.loaded.vocabulary
                 out.append((place, judge(prompt, effort, k, ids, reason, vocabulary, scorers)))
-        return out + self._of_tasks(who, len(asked))
+        with self._who(who):
+            return out + self._of_tasks(engine, len(asked))
 
-    def _of_tasks(self, who: Who, first: int) -> list[tuple[int, Judged]]:
+    def _of_tasks(self, engine: Engine, first: int) -> list[tuple[int, Judged]]:
         """This process's samples of tasks; their places follow those of the prompts."""
         out: list[tuple[int, Judged]] = []
         places = iter(range(first, first + len(self.draws)))
         parts = [[(next(places), draw) for draw in block] for block in blocks(self.draws)]
         mine = [each for part in parts[self.process :: self.processes] for each in part]
-        truncation = Truncation.of(self.settings)
-        sampler = Sampler(self.loaded, batch_rows=self.settings.batch, stops=self.stops, truncation=truncation)
-        with RolloutPool() as pool, Scorers() as scorers, self._who(who):
+        with RolloutPool() as pool, Scorers() as scorers:
             for task in dict.fromkeys(draw.task.name for _, draw in mine):
                 own = [(place, draw) for place, draw in mine if draw.task.name == task]
-                samples = drawn([draw for _, draw in own], sampler, self.renderer, pool, scorers, self.stops)
+                samples = drawn([draw for _, draw in own], engine, self.renderer, pool, scorers, self.stops)
                 out += [(place, sample) for (place, _), sample in zip(own, samples, strict=True)]
         return out
 
-    def _sampled(self, step: int, who: Who, plan: Sequence[Asked]) -> list[tuple[Asked, Sampled]]:
+    def _sampled_together(
+        self, step: int, who: Who, engine: Engine, plan: Sequence[Asked]
+    ) -> list[tuple[Asked, Sampled]]:
         """RunError where it fails in a process that holds a part of the model: the others would wait for it here, or
         receive what it sends for the next step."""
         try:
             with self._who(who):
-                return sample_all(self.loaded, self.renderer, plan, self.settings, self.seed, self.stops)
+                return sample_all(engine, self.renderer, plan, self.settings, self.seed)
         except SamplingStoppedError:
             raise
         except Exception as error:
-            if not is_sharded(self.loaded.model):
-                raise
             raise _OutOfStepError(
                 f"the evaluation at step {step} failed in a process that holds a part of the model "
                 f"({type(error).__name__}: {error}): continue from the newest checkpoint with --resume"

@@ -149,7 +149,8 @@ def run_report(run_folder: Path) -> Report:
     sides = {who: side for who, side in sides.items() if side.rows}
     if not sides:
         raise DataError(f"{run_folder}: its eval hook measured nothing: use `counterpoint evaluate {run_folder}`")
-    facts = _run_facts(run_folder)
+    engines = dict.fromkeys(str(point["engine"]) for point in points if "engine" in point)
+    facts = [*_run_facts(run_folder), *([("engine", ", ".join(engines))] if engines else [])]
     return Report(
         title=run_folder.name,
         tuned=sides.get(TUNED),

@@ -46,6 +46,7 @@ from counterpoint.train.model.expert_routes import RouteReplay
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.run.signals import StopSignal
 from counterpoint.train.sampling.following_pool import FollowingPool
+from counterpoint.train.sampling.pinned import PinnedEngine
 from counterpoint.train.sampling.truncation import WHOLE, Truncation
 from counterpoint.train.sampling.weight_sync import FollowingEngine
 
@@ -105,6 +106,15 @@ class RewardTrainer(StepTrainer):
         self.taught = True
         self.replay = RouteReplay(self.base) if policy.replay else None
         self._batches: list[MicroBatch] = []
+        self._followed: int | None = None
+
+    def served(self, who: str) -> PinnedEngine:
+        """What samples on the servers from the weights as they are now; who: `base`, without the adapter. Collective:
+        all processes raise the same."""
+        self._follow()
+        engine = self.rollouts.engine
+        assert isinstance(engine, FollowingPool), "servers sample"
+        return engine.at(None if who == "base" else self.state.global_step)
 
     def held_out(self, sets: Mapping[str, Sequence[Item]]) -> dict[str, float]:
         """The rewards of held-out items under the weights as they are now."""
@@ -268,9 +278,9 @@ class RewardTrainer(StepTrainer):
         return bool(loss.beta or loss.entropy_bonus or self.teacher or self.router_loss) or self.policy.top_entropy < 1
 
     def _follow(self) -> None:
-        """Give another engine the weights of now. Collective."""
+        """Give another engine the weights of now, where it has not got them. Collective."""
         engine = self.rollouts.engine
-        if isinstance(engine, FollowingEngine | FollowingPool):
+        if isinstance(engine, FollowingEngine | FollowingPool) and self._followed != self.state.global_step:
             engine.follow(
                 self.base,
                 lambda folder: self._save(str(folder), self._gathered()),
@@ -279,6 +289,7 @@ class RewardTrainer(StepTrainer):
                 wait=self.accelerator.wait_for_everyone,
                 share=lambda value: broadcast_object_list([value])[0],
             )
+            self._followed = self.state.global_step
 
     # ---- what is logged
 

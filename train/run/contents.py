@@ -135,6 +135,7 @@ METRICS: Mapping[str, str] = {
 EVALUATION_METRICS: Mapping[str, str] = {
     "step": "optimizer steps done",
     "who": "`tuned`, or `base` for the model without its adapter",
+    "engine": "what sampled: `transformers`, the model in memory, or `server`, those of `rollout.server`",
     "seconds": "time of the evaluation",
     "channel_correct": "share of samples that break no rule of the checker",
     "channel_correct_low": "lower end of its 95% interval",

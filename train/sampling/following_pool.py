@@ -22,6 +22,7 @@ from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.sampling.adapter_files import AdapterFiles, token
 from counterpoint.train.sampling.adapter_proof import OwnScores, own_scores, why_refused
 from counterpoint.train.sampling.member import Member
+from counterpoint.train.sampling.pinned import PinnedEngine
 from counterpoint.train.sampling.pool import ServerPool
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.sampling.server import completion_body
@@ -43,27 +44,6 @@ _HTTP_FIX = (
 class _Version:
     name: str
     folder: Path
-
-
-@dataclass(frozen=True)
-class PinnedEngine:
-    """An `Engine` with one version's adapter; thread-safe. turn: as of `ServerPool.sample`."""
-
-    pool: ServerPool
-    adapter: str
-    turn: int = 0
-    each_alone: bool = True
-
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        seed: int | Sequence[int] = 0,
-        stop_ids: Sequence[int] = STOP_IDS,
-    ) -> list[Sampled]:
-        """See `ServerPool.sample`; every sample has its log-probabilities."""
-        return self.pool.sample(prompts, max_new_tokens, temperature, seed, stop_ids, self.adapter, self.turn)
 
 
 class FollowingPool:
@@ -164,9 +144,9 @@ class FollowingPool:
         assert self._newest is not None, "follow comes first"
         return self.at(self._newest).sample(prompts, max_new_tokens, temperature, seed, stop_ids)
 
-    def at(self, version: int) -> PinnedEngine:
-        """Samples with that version, which is one of the last `keep`."""
-        return PinnedEngine(self.pool, self.version_name(version))
+    def at(self, version: int | None) -> PinnedEngine:
+        """Samples with that version, which is one of the last `keep`; None without an adapter, from the base."""
+        return PinnedEngine(self.pool, None if version is None else self.version_name(version))
 
     def version_name(self, version: int) -> str:
         """What the version is called on the servers."""

@@ -11,9 +11,10 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from counterpoint.configs.errors import ConfigError, CounterpointError, RunError
 from counterpoint.configs.schema import ServerSettings
@@ -21,8 +22,8 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS
 from counterpoint.train.sampling.expert_routes import ExpertRoutes, joined
 from counterpoint.train.sampling.member import Member, listed_in
 from counterpoint.train.sampling.priority_lock import PriorityLock
-from counterpoint.train.sampling.sample import Sampled, sample_seed
-from counterpoint.train.sampling.server import BUSY, Server, ServerFailedError, completion_body
+from counterpoint.train.sampling.sample import Sampled, SamplingStoppedError, sample_seed
+from counterpoint.train.sampling.server import BUSY, Server, ServerFailedError, Wanted, completion_body
 from counterpoint.train.sampling.truncation import WHOLE, Truncation
 
 POLL_SECONDS = 5.0
@@ -30,6 +31,7 @@ POLL_TIMEOUT = 10.0
 FAILED_POLLS = 2
 MOST_PAUSE = 60.0
 MOST_THREADS = 256
+STOP_SECONDS = 0.2
 _REFUSED = frozenset({401, 403, 404})
 
 
@@ -62,7 +64,7 @@ class ServerPool:
         pause: float = 1.0,
     ) -> None:
         self.settings, self.poll, self.pause = settings, poll, pause
-        self.logprobs, self.truncation, self.routes = logprobs, truncation, routes
+        self.wanted = Wanted(truncation, logprobs, routes)
         self.admit, self.ready, self._tell, self._warn = admit, ready, tell, warn
         self.only: set[str] | None = None
         self._changed = threading.Condition(threading.RLock())
@@ -126,42 +128,45 @@ class ServerPool:
         stop_ids: Sequence[int] = STOP_IDS,
         adapter: str | None = None,
         turn: int = 0,
+        wanted: Wanted | None = None,
+        stops: Callable[[], bool] | None = None,
     ) -> list[Sampled]:
         """See `Engine`. adapter: the name of one that is loaded on every server; None samples the servers' own model.
-        turn: where all servers are full, completions of the lowest go first, and of those the earliest.
+        turn: where all servers are full, completions of the lowest go first, and of those the earliest. wanted: in
+        place of the pool's own. stops: SamplingStoppedError once it is true; no request is waited for.
 
         NoServerError once no server has been left for `wait` seconds, RunError for a request that every server refuses,
         ModelError for answers whose ids cannot be known.
         """
         seeds = [sample_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+        wanted, over = wanted or self.wanted, threading.Event()
 
-        def one(number: int) -> Sampled:
-            place = turn, next(self._arrivals)
-            return self._completion(
-                prompts[number], max_new_tokens, temperature, seeds[number], stop_ids, adapter, place
-            )
+        def one(n: int) -> Sampled:
+            body = completion_body("", prompts[n], max_new_tokens, temperature, seeds[n], stop_ids, wanted)
+            return self._completion(body, wanted, adapter, (turn, next(self._arrivals)), over)
 
-        if len(prompts) == 1:
+        if len(prompts) == 1 and stops is None:
             return [one(0)]
-        with ThreadPoolExecutor(min(MOST_THREADS, max(1, len(prompts))), "request") as pool:
-            futures = [pool.submit(one, number) for number in range(len(prompts))]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        threads = ThreadPoolExecutor(min(MOST_THREADS, max(1, len(prompts))), "request")
+        futures = [threads.submit(one, number) for number in range(len(prompts))]
+        waiting = set(futures)
+        try:
+            while waiting:
+                done, waiting = wait(waiting, None if stops is None else STOP_SECONDS, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                if waiting and stops is not None and stops():
+                    raise SamplingStoppedError
+        finally:
+            over.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+        return [future.result() for future in futures]
 
     def _completion(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-        seed: int,
-        stop_ids: Sequence[int],
-        adapter: str | None,
-        place: tuple[int, int],
+        self, body: dict[str, Any], wanted: Wanted, adapter: str | None, place: tuple[int, int], over: threading.Event
     ) -> Sampled:
-        """One completion, a chunk at a time; the first has `seed` itself."""
+        """One completion, a chunk at a time; the first has the seed of `body` itself. over: nobody waits for it."""
+        prompt, max_new_tokens, seed = body["prompt"], body["max_tokens"], body["seed"]
         ids: list[int] = []
         logprobs: list[float | None] = []
         routes: ExpertRoutes | None = None
@@ -170,26 +175,32 @@ class ServerPool:
         while True:
             most = min(self.settings.chunk_tokens, max_new_tokens - len(ids))
             own = seed if chunk == 0 else sample_seed(seed, "chunk", chunk)
-            body = completion_body(
-                "", [*prompt, *ids], most, temperature, own, stop_ids, self.logprobs, self.truncation
-            )
-            found, before = self._answer(body, adapter, before, place)
+            asked = {**body, "prompt": [*prompt, *ids], "max_tokens": most, "seed": own}
+            found, before = self._answer(asked, wanted.routes, adapter, before, place, over)
             ids += found.ids
             logprobs += found.logprobs or ()
             routes = joined(routes, found.routes)
             if found.finish_reason == "stop" or len(found.ids) < most or len(ids) >= max_new_tokens:
-                return Sampled(ids, found.finish_reason, logprobs if self.logprobs else None, routes)
+                return Sampled(ids, found.finish_reason, logprobs if wanted.logprobs else None, routes)
             chunk += 1
 
     def _answer(
-        self, body: dict[str, object], adapter: str | None, before: Member | None, place: tuple[int, int]
+        self,
+        body: dict[str, Any],
+        routes: bool,
+        adapter: str | None,
+        before: Member | None,
+        place: tuple[int, int],
+        over: threading.Event,
     ) -> tuple[Sampled, Member]:
         """What a server samples, and which; `before` is preferred, since it has computed the prefix."""
         tries = 0  # that may have failed by the request itself
         while True:
             with self._slot(before, place) as member:
+                if over.is_set():
+                    raise SamplingStoppedError
                 try:
-                    return member.server.completed({**body, "model": adapter or member.model}, self.routes), member
+                    return member.server.completed({**body, "model": adapter or member.model}, routes), member
                 except ServerFailedError as error:
                     failed = error
             before, status = None, failed.status

@@ -15,6 +15,7 @@ import urllib.request
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -34,6 +35,15 @@ _FIX = "start vLLM 0.10.2 or later, or set `engine: transformers`"
 
 NO_PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 """Named in every request: what one leaves out, vLLM takes from the model's generation settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What samples are drawn from, and what they have beside their ids: as of `Sampler`."""
+
+    truncation: Truncation = WHOLE
+    logprobs: bool = False
+    routes: bool = False
 
 
 class ServerFailedError(RunError):
@@ -197,8 +207,7 @@ def completion_body(
     temperature: float,
     seed: int,
     stop_ids: Sequence[int],
-    logprobs: bool = False,
-    truncation: Truncation = WHOLE,
+    wanted: Wanted = Wanted(),
 ) -> dict[str, Any]:
     """A request for one completion of token ids."""
     return {
@@ -212,11 +221,11 @@ def completion_body(
         "return_token_ids": True,
         "skip_special_tokens": False,
         "n": 1,
-        "top_p": truncation.top_p,
-        "top_k": truncation.top_k or -1,
-        "min_p": truncation.min_p,
+        "top_p": wanted.truncation.top_p,
+        "top_k": wanted.truncation.top_k or -1,
+        "min_p": wanted.truncation.min_p,
         **NO_PENALTIES,
-        **({"logprobs": 0} if logprobs else {}),
+        **({"logprobs": 0} if wanted.logprobs else {}),
     }
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from counterpoint.configs.eval_section import EvalSettings
 from counterpoint.data.conversation import Conversation, Effort, Message
 from counterpoint.data.harmony.render import Renderer
@@ -64,7 +66,9 @@ def test_a_planted_drift_is_named_at_its_effort_and_channel() -> None:
     assert '<span class="lost">French</span>' in table
 
 
-def test_the_hook_warns_of_a_planted_drift_and_of_a_planted_effort_collapse(tmp_path: Path) -> None:
+def test_the_hook_warns_of_a_planted_drift_and_of_a_planted_effort_collapse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hook as a run has it, its samples planted: before training in English and longer at high effort, then short
     and in French."""
     prompts = [EvalPrompt(str(n), Conversation((Message("user", f"{n} + 1?"),)), Reference(), None) for n in range(8)]
@@ -76,7 +80,7 @@ def test_the_hook_warns_of_a_planted_drift_and_of_a_planted_effort_collapse(tmp_
     )
     said: dict[Effort, str] = {}
 
-    def planted(step: int, who: str, plan: Any) -> Any:
+    def planted(engine: Any, renderer: Any, plan: Any, *_: Any) -> Any:
         out = []
         for asked in plan:
             text = f"<|channel|>analysis<|message|>{said[asked[1]]}<|end|><|start|>assistant<|channel|>final<|message|>{FINAL}"
@@ -84,7 +88,7 @@ def test_the_hook_warns_of_a_planted_drift_and_of_a_planted_effort_collapse(tmp_
             out.append((asked, Sampled(ids, "stop", None)))
         return out
 
-    hook._sampled = planted  # type: ignore[method-assign]
+    monkeypatch.setattr("counterpoint.train.evals.hook.sample_all", planted)
     said.update(low=ENGLISH, high=" ".join([ENGLISH] * 6))
     assert hook.measure(0, "tuned") is not None
     hook.measure(5, "tuned")

@@ -182,7 +182,7 @@ def test_training_hook_and_evaluate_reward_a_tool_task_alike_for_equal_seeds(tmp
             process=process,
             processes=2,
         )  # what the other process draws is missing here
-        lines |= {place: sample.more["rewards"] for place, sample in hook._share(0, "tuned")}
+        lines |= {place: sample.more["rewards"] for place, sample in hook._share(0, "tuned", None)}
     assert [lines[place] for place in sorted(lines)] == evaluated
 
     with Toolkit([CALCULATOR]) as toolkit, Rewards(task.rollout.rewards if task.rollout else ()) as made:
