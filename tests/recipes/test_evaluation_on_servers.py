@@ -235,3 +235,20 @@ def test_sharded_processes_share_an_evaluation_with_tools(server: SamplingServer
     assert found == in_memory(run, tmp_path / "memory")
     assert {row["task"] for row in found["step-000002-tuned"]} >= {"sums", "arithmetic"}
     assert all("turns" in row for row in found["step-000002-tuned"] if row["task"] == "sums")
+
+
+def test_a_server_that_names_no_experts_is_refused_before_anything_loads(
+    server: SamplingServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (f"rollout.server.url={server.url}", "rollout.routes=replay")
+    assert main(["train", "run.yaml", *settings]) == 1
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+    assert re.search(r"does not name the experts of its tokens .*--enable-return-routed-experts", err)
+    assert "parameters train" not in out
+    assert [body for body in server.asked if "logprobs" in body] == []
+    server.routes = True
+    run = train(*settings, "eval.every=null")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("routes/differing" in line for line in lines)
+    assert list(evaluated(run)) == ["step-000000-base", "step-000002-tuned"]

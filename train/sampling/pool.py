@@ -44,7 +44,7 @@ class ServerPool:
 
     admit: what a server has to pass before it counts, beside answering; RunError where it does not. tell, warn: of
     servers that join and leave. logprobs, truncation, routes: as of `VllmEngine`. each_alone: what waits for samples
-    asks for each by itself (sampling_desk.py).
+    asks for each by itself (sampling_desk.py). With `routes` a server has to tell them before it counts.
     """
 
     each_alone = True
@@ -332,8 +332,9 @@ class ServerPool:
         server = member.server
         try:
             member.model = self.settings.model or self._listed(member)
-            if member.was_in:  # what answers and samples nothing is still hung
-                server.completed(completion_body(member.model, [STOP_IDS[0]], 1, 0.0, 0, STOP_IDS))
+            if member.was_in or self.wanted.routes:  # what answers and samples nothing is still hung
+                body = completion_body(member.model, [STOP_IDS[0]], 1, 0.0, 0, STOP_IDS)
+                server.completed(body, self.wanted.routes)
             while True:  # a version may come out meanwhile
                 self.admit(member)
                 with self._changed:

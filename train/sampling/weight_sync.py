@@ -138,7 +138,7 @@ def check_engine(settings: GrpoRun) -> None:
     if rollout.engine == "server":
         if rollout.server.adapters == "http":
             token()
-        pool = ServerPool.connected(rollout.server)
+        pool = ServerPool.connected(rollout.server, **_options(settings))
         try:
             for member in pool.members:
                 check_adapter(settings.lora, member.server.version())

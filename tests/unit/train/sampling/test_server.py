@@ -161,10 +161,14 @@ def test_log_probabilities_come_along(server: Fake, engine: Connect) -> None:
 
 
 def test_the_experts_of_tokens_come_along(server: Fake, engine: Connect) -> None:
+    routes = np.arange(12, dtype=np.uint8).reshape(6, 1, 2)
+    proof = {"routed_experts": encoded(routes[:2])}
+    with pytest.raises(RunError, match="--enable-return-routed-experts"):
+        engine(routes=True)
+    server.changes = [proof]
     with pytest.raises(ModelError, match="--enable-return-routed-experts"):
         engine(routes=True).sample([[1, 2]], 4)
-    routes = np.arange(12, dtype=np.uint8).reshape(6, 1, 2)
-    server.change = {"routed_experts": encoded(routes[:4])}
+    server.changes, server.change = [proof], {"routed_experts": encoded(routes[:4])}
     (found,) = engine(routes=True).sample([[1, 2]], 4)
     assert np.array_equal(found.routes, routes[:4])  # type: ignore[arg-type]
     first = {
@@ -174,7 +178,7 @@ def test_the_experts_of_tokens_come_along(server: Fake, engine: Connect) -> None
         "routed_experts": encoded(9 + routes[:2]),
     }
     then = {"token_ids": [8, RETURN], "routed_experts": encoded(routes[:4])}
-    server.changes = [first, then]
+    server.changes = [proof, first, then]
     (found,) = engine(routes=True, chunk_tokens=1).sample([[1, 2]], 3)
     assert (found.ids, [body["prompt"] for body in server.asked[-2:]]) == ([7, 8, RETURN], [[1, 2], [1, 2, 7]])
     wanted = np.concatenate([9 + routes[:2], routes[2:4]])
