@@ -21,13 +21,15 @@ from counterpoint.configs.base import (
 )
 from counterpoint.configs.data_section import OpeningSettings, Overlap
 from counterpoint.configs.environment_section import AnyEnvironment, EnvironmentName, UserSettings
-from counterpoint.configs.eval_section import PromptTask, RolloutServerSettings, TruncationSettings, VllmSettings
+from counterpoint.configs.eval_section import PromptTask, TruncationSettings
 from counterpoint.configs.model_section import ModelSettings
+from counterpoint.configs.server_section import RolloutServerSettings, VllmSettings
 from counterpoint.configs.share import OrShare, check_share, share_of
 
 _SET_ELSEWHERE = {
     "samples": "grpo.group",
     "temperature": "rollout.temperature",
+    **{name: f"rollout.{name}" for name in TruncationSettings.model_fields},
     "max_new_tokens": "rollout.action_tokens",
     "efforts": "grpo.efforts",
     "rewards": "rewards",

@@ -36,12 +36,9 @@ from counterpoint.configs.eval_section import (
     EvalSettings,
     ForeignTask,
     PromptTask,
-    RolloutServerSettings,
     SamplingSettings,
-    ServerSettings,
     SuiteSettings,
     TaskSettings,
-    VllmSettings,
 )
 from counterpoint.configs.figures import check_figures, held_out_figures, reward_figures
 from counterpoint.configs.foreign_section import ForeignSettings
@@ -68,6 +65,7 @@ from counterpoint.configs.section_checks import (
     check_served,
     with_rate_of_full,
 )
+from counterpoint.configs.server_section import RolloutServerSettings, ServerSettings, VllmSettings
 from counterpoint.configs.source_columns import ColumnSettings, RoleSettings
 from counterpoint.configs.target_section import BadTargetSettings, ChannelWeights
 from counterpoint.configs.tool_section import BrowserSettings, TaskToolSettings, ToolSettings

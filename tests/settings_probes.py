@@ -365,7 +365,7 @@ def plan(run: Any) -> Any:
     draws = checkpoint_samples.plan(tasks, Renderer(load_vocabulary()), run.seed)
     return [
         (d.key, d.seed, list(d.prompt_ids), d.prompt.scorer, d.prompt.reference.answer, d.task.max_new_tokens,
-         d.task.temperature) for d in draws
+         d.task.temperature, d.task.truncation) for d in draws
     ]  # fmt: skip
 
 
@@ -381,7 +381,7 @@ def worlds(run: Any) -> Any:
     processes = [{sample.more["rewards"].pop(name, None) for sample in seen} for name in ("process", "parent")]
     return [
         [(s.prompt.task, s.prompt.id, s.effort, s.sample, s.score, s.more) for s in seen],
-        [draw.task.temperature for draw in draws],
+        [(draw.task.temperature, draw.task.truncation) for draw in draws],
         [each.prompt.reference.prompt for each in seen],
         [len(found) for found in processes],
     ]

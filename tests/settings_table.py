@@ -313,7 +313,8 @@ def rows_of_tasks() -> list[Row]:
             row("instructions", "Be brief.", "developer message")
             row("tools.declared", ["python"], "declared tools")
             row("follow_ups", ["Sure?"], "later turns", **({"probe": "tasks"} if where == "eval.tasks" else {}))
-            for name, value in (("efforts", ["low"]), ("samples", 2), ("max_new_tokens", 9), ("temperature", 0.5)):
+            drawn = (("efforts", ["low"]), ("samples", 2), ("max_new_tokens", 9), ("temperature", 0.5))
+            for name, value in (*drawn, *TRUNCATED.items()):
                 if where == "eval.tasks":
                     row(name, value, "what is drawn")
                 else:
@@ -409,6 +410,7 @@ def rows_of_packages() -> list[Row]:
         ("type", "arithmetic", "items of another source"), ("path", "other_prompts.jsonl", "other rows"),
         ("name", "mine", "name of the task"), ("size", 2, "number of rows"), ("efforts", ["high"], "what is drawn"),
         ("samples", 2, "what is drawn"), ("temperature", 0.5, "how it is drawn"), ("max_new_tokens", 3, "an action is cut"),
+        *((name, value, "how it is drawn") for name, value in TRUNCATED.items()),
     ):  # fmt: skip
         made.append(Row(f"{path}.{name}", value, effect, "plan", only, base))
     for name, value, _ in USER_SEEN:
@@ -504,7 +506,8 @@ def rows_of_environments() -> list[Row]:
         )
         row("efforts", ["high"], "what is drawn", probe=drawn)
         row("samples", 2, "what is drawn", probe=drawn)
-        row("temperature", 0.5, "how it is drawn", probe=drawn)
+        for name, value in (("temperature", 0.5), *TRUNCATED.items()):
+            row(name, value, "how it is drawn", probe=drawn)
         row("max_new_tokens", 3, "an action is cut", probe=drawn)
         row("completion_tokens", 40, "a turn is cut")
         row("calls", 1, "fewer calls")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from counterpoint.configs.user_code import is_foreign
 from counterpoint.train.checkpoints.find import Found
 from counterpoint.train.evals.task_rollouts import tools_of
 from counterpoint.train.evals.tasks import task_settings
+from counterpoint.train.sampling.truncation import Truncation
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def of_run(settings: EvaluateRun, found: Found) -> OfRun:
         names = ("prompts", "max_new_tokens", "temperature", *TruncationSettings.model_fields)
         kept = {name: getattr(hook, name) for name in names}
         changed |= {n: value for n, value in kept.items() if n == "prompts" or n not in chosen.model_fields_set}
-        more = _held_out(run, notices, hook.prompts) if isinstance(run, GrpoRun) else []
+        more = _held_out(run, chosen, notices, hook.prompts) if isinstance(run, GrpoRun) else []
         if more:
             asked = task_settings(chosen.model_copy(update=changed))
             changed |= {"prompts": None, "tasks": (*asked, *more)}
@@ -90,15 +91,18 @@ def _rolled(run: GrpoRun, notices: list[str]) -> dict[str, Any]:
     }
 
 
-def _held_out(run: GrpoRun, notices: list[str], asked: str | None) -> list[TaskSettings]:
-    """The held-out rows of a run that learned with tools or in an environment, sampled as its rollouts are."""
+def _held_out(run: GrpoRun, chosen: SuiteSettings, notices: list[str], asked: str | None) -> list[TaskSettings]:
+    """The held-out rows of a run that learned with tools or in an environment, sampled as its rollouts are, but for
+    what `chosen` sets of the distribution."""
     if run.rollout.environments:
         notices.append("held-out rows of several environments are left out: name a task of each in a run file")
         return []
     if not run.tools.any and run.rollout.environment is None:
         return []
-    limits: dict[str, Any] = {"max_new_tokens": run.rollout.action_tokens, "temperature": run.rollout.temperature}
-    limits |= {"efforts": run.grpo.efforts or None}
+    rollout = run.rollout
+    drawn = {"temperature": rollout.temperature, **asdict(Truncation.of(rollout))}
+    limits: dict[str, Any] = {name: value for name, value in drawn.items() if name not in chosen.model_fields_set}
+    limits |= {"max_new_tokens": rollout.action_tokens, "efforts": run.grpo.efforts or None}
     out: list[TaskSettings] = []
     for task in run.data.valid_tasks:
         path = getattr(task, "path", None)

@@ -27,6 +27,7 @@ from counterpoint.train.checkpoints.save import checkpoint_name
 from counterpoint.train.evals.hook import ChannelEval
 from counterpoint.train.model.embedded import tiny_folder
 from counterpoint.train.model.load import load_model
+from counterpoint.train.sampling.server import KEY_VARIABLE
 from counterpoint.train.scoring.prompts import load_prompts
 
 SERVER = f"{Path(__file__).parents[1] / 'sampling_server.py'}:main"
@@ -51,7 +52,9 @@ eval:
   top_p: 0.9
   top_k: 40
   min_p: 0.01
-  tasks: [{{type: arithmetic, size: 3, samples: 1, temperature: 0, max_new_tokens: 8, efforts: [low]}}]
+  tasks:
+    - {{type: arithmetic, size: 3, samples: 1, temperature: 0, max_new_tokens: 8, efforts: [low]}}
+    - {{type: arithmetic, name: own, size: 3, samples: 1, temperature: 0.6, top_k: 0, top_p: 0.7, efforts: [low]}}
 tracking: {{wandb: "off"}}
 """
 REWARD = "def odd(completion, reference):\n    return sum(i % 2 for i in completion.ids) / len(completion.ids)\n"
@@ -127,14 +130,14 @@ def test_an_evaluation_on_a_server_is_that_of_the_model_in_memory(server: Sampli
     assert {body["model"] for body in asked} == {"base", *versions}
     for model in ("base", *versions):
         own = [body for body in asked if body["model"] == model]
-        assert len(own) == 3 * 2 * 2 + 3
+        assert len(own) == 3 * 2 * 2 + 3 + 3
         greedy = [body for body in own if body["temperature"] == 0]
         assert {body["max_tokens"] for body in greedy} == {8}
         assert len(greedy) == 3
-        assert len({body["seed"] for body in own}) == len(own)
-        drawn = {(body["temperature"], body["max_tokens"]) for body in own if body not in greedy}
-        assert drawn == {(0.8, 12)}
-        assert {(body["top_p"], body["top_k"], body["min_p"]) for body in own} == {(0.9, 40, 0.01)}
+        names = ("temperature", "max_tokens", "top_p", "top_k", "min_p")
+        assert {tuple(body[name] for name in names) for body in own} == {
+            (0.8, 12, 0.9, 40, 0.01), (0, 8, 0.9, 40, 0.01), (0.6, 12, 0.7, -1, 0.01)
+        }  # fmt: skip
     rolled = [body for body in server.asked if "logprobs" in body]
     assert {(body["top_p"], body["top_k"], body["min_p"]) for body in rolled} == {(1.0, -1, 0.0)}
     points = [json.loads(line) for line in (run / "eval" / "metrics.jsonl").read_text().splitlines()]
@@ -146,6 +149,23 @@ def test_an_evaluation_on_a_server_is_that_of_the_model_in_memory(server: Sampli
     assert losses(without) == losses(run), "an evaluation changes no run"
 
 
+@pytest.mark.slow
+def test_counterpoint_serve_samples_an_evaluation(
+    forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "sesame")
+    port = free_port()
+    command = ["serve", str(tiny_folder()), "--enable-lora", "--port", str(port)]
+    serve = forks.start(CLI, command, folder=tmp_path, COUNTERPOINT_SERVE_KEY="sesame")
+    try:
+        serve.until("/v1  model")
+        run = train(f"rollout.server.url=http://127.0.0.1:{port}/v1")
+    finally:
+        serve.send(signal.SIGKILL)
+    assert evaluated(run) == in_memory(run, tmp_path / "memory")
+
+
+@pytest.mark.slow
 def test_rollouts_ahead_and_an_evaluation_share_the_servers(server: SamplingServer, tmp_path: Path) -> None:
     """Each with its own version: the evaluation with that of its step, whatever is sampled ahead meanwhile."""
     run = train(f"rollout.server.url={server.url}", "rollout.staleness=1")
@@ -154,18 +174,23 @@ def test_rollouts_ahead_and_an_evaluation_share_the_servers(server: SamplingServ
     assert sorted(rolled) == ["0"] * 16, "both steps are sampled by the first weights"
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def until(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not true():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_server_is_killed_in_an_evaluation(server: SamplingServer, forks: Forks, tmp_path: Path) -> None:
     """Its prompts go to the other, and every sample is as it would have been."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     other = forks.start(SERVER, port, folder=tmp_path)
     settings = (f"rollout.server.url=[{server.url}, 'http://127.0.0.1:{port}/v1']", "rollout.server.parallel=1")
     run = forks.start(CLI, ["train", "run.yaml", *settings, "eval.samples=20"], folder=tmp_path)
@@ -178,7 +203,7 @@ def test_a_server_is_killed_in_an_evaluation(server: SamplingServer, forks: Fork
         other.send(signal.SIGKILL)
     (folder,) = tmp_path.glob("run-*")
     sent = len([body for body in of_evaluations(server) if "-1-" in body["model"]])
-    assert 20 < sent < 3 * 2 * 20 + 3, "both had a share of the evaluation of step 1"
+    assert 20 < sent < 3 * 2 * 20 + 6, "both had a share of the evaluation of step 1"
     assert len([line for line in run.told().splitlines() if f"{port}/v1 is out, 1 left" in line]) == 1
     assert evaluated(folder) == in_memory(folder, tmp_path / "memory")
 

@@ -19,7 +19,7 @@ from counterpoint.train.evals.sampling_plan import Draw
 from counterpoint.train.evals.tasks import Task
 from counterpoint.train.foreign.choose import Chosen, open_environments
 from counterpoint.train.foreign.environments import ForeignEnvironments
-from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.engines import Engine, cut
 from counterpoint.train.sampling.rollout import Episode
 from counterpoint.train.scoring.function_rewards import Found, Scored
 from counterpoint.train.scoring.outcome import Outcome, asked_in, outcome_of
@@ -97,7 +97,7 @@ def played(
     episodes = run_episodes(
         [draw.prompt.conversation for draw in draws],
         renderer,
-        engine,
+        cut(engine, task.truncation),
         limits=EpisodeLimits(task.max_new_tokens, rollout.completion_tokens, rollout.calls),
         toolbox=None if toolkit is None else toolkit.toolbox,
         efforts=[draw.effort for draw in draws],
@@ -137,7 +137,7 @@ def drawn(
     task = draws[0].task
     if task.rollout is not None:
         return played(draws, engine, renderer, pool, scorers, stops)
-    found = engine.sample(
+    found = cut(engine, task.truncation).sample(
         [draw.prompt_ids for draw in draws], task.max_new_tokens, task.temperature, [draw.seed for draw in draws]
     )
     return [

@@ -22,7 +22,7 @@ from counterpoint.train.evals.journal import Journal, Row, merge, require_idle, 
 from counterpoint.train.evals.rollouts import RolloutPool, played
 from counterpoint.train.evals.sampling_plan import Draw, fingerprint, groups
 from counterpoint.train.run.folder import write_whole
-from counterpoint.train.sampling.engines import Engine
+from counterpoint.train.sampling.engines import Engine, cut
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.scoring.scorers import Scorers
 
@@ -151,7 +151,7 @@ def _plain(value: Any) -> Any:
 def _drawn(group: Sequence[Draw], engine: Engine, vocabulary: Vocabulary, scorers: Scorers) -> list[Row]:
     started = time.perf_counter()
     task = group[0].task
-    found = engine.sample(
+    found = cut(engine, task.truncation).sample(
         [draw.prompt_ids for draw in group], task.max_new_tokens, task.temperature, [draw.seed for draw in group]
     )
     seconds = time.perf_counter() - started

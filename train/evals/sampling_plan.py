@@ -23,6 +23,7 @@ from counterpoint.train.evals.journal import Key
 from counterpoint.train.evals.tasks import Task
 from counterpoint.train.foreign.bridge import code_of, installed
 from counterpoint.train.sampling.sample import sample_seed
+from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.scoring.prompts import EvalPrompt
 
 
@@ -96,6 +97,8 @@ def fingerprint(draws: Sequence[Draw], identity: Mapping[str, Any]) -> str:
     for draw in draws:
         prompt, truth = draw.prompt, draw.prompt.reference
         digest.update(repr((draw.key, draw.seed, draw.prompt_hash, *_limits(draw)[:2])).encode())
+        if draw.task.truncation is not None:
+            digest.update(repr(draw.task.truncation).encode())
         digest.update(repr((prompt.scorer, prompt.cluster, truth.answer, truth.calls, truth.schema)).encode())
         if draw.task.environment is not None:
             digest.update(repr((draw.world, dict(prompt.conversation.metadata))).encode())
@@ -112,6 +115,6 @@ def fingerprint(draws: Sequence[Draw], identity: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _limits(draw: Draw) -> tuple[int, float, str]:
+def _limits(draw: Draw) -> tuple[int, float, str, Truncation | None]:
     own = "" if draw.task.rollout is None else draw.task.name
-    return draw.task.max_new_tokens, draw.task.temperature, own
+    return draw.task.max_new_tokens, draw.task.temperature, own, draw.task.truncation

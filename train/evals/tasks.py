@@ -22,6 +22,7 @@ from counterpoint.configs.eval_section import (
     ReasoningGymTask,
     SuiteSettings,
     TaskSettings,
+    TruncationSettings,
 )
 from counterpoint.data.conversation import Effort
 from counterpoint.data.formats.tool_files import read_tool_names
@@ -40,6 +41,7 @@ from counterpoint.train.evals.task_rollouts import (
     with_follow_ups,
 )
 from counterpoint.train.foreign.bridge import listed_tasks
+from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.scoring.environment_rows import load_rows, of_environment, row_prompt
 from counterpoint.train.scoring.prompts import BUILT_IN, EvalPrompt, as_probes, clustered, load_prompts
 from counterpoint.train.scoring.ready_tasks import ready_prompts, settled
@@ -53,7 +55,8 @@ _ANSWERED = "<|channel|>final<|message|>Yes.<|return|>"
 @dataclass(frozen=True, slots=True)
 class Task:
     """Items and how they are sampled. notices: what a reader of the results should know. environment: in which they
-    are. rollout: how they are rolled out, None where each is answered at once."""
+    are. rollout: how they are rolled out, None where each is answered at once. truncation: of the distribution that is
+    drawn from, None for that of the suite."""
 
     name: str
     prompts: tuple[EvalPrompt, ...]
@@ -64,6 +67,7 @@ class Task:
     notices: tuple[str, ...] = ()
     environment: EnvironmentTask | ForeignTask | None = None
     rollout: TaskRollout | None = None
+    truncation: Truncation | None = None
 
     @property
     def size(self) -> int:
@@ -140,7 +144,16 @@ def _build(task: TaskSettings, name: str, suite: SuiteSettings, guard: Guard, ro
         notices=tuple(notices),
         environment=own,
         rollout=rollout,
+        truncation=_truncation(task, suite),
     )
+
+
+def _truncation(task: TaskSettings, suite: SuiteSettings) -> Truncation | None:
+    """What the task sets of its own, with the suite's where it is null; None where that is the suite's."""
+    names = TruncationSettings.model_fields
+    own = {name: value for name in names if (value := getattr(task, name)) is not None}
+    found = Truncation.of(suite.model_copy(update=own))
+    return None if found == Truncation.of(suite) else found
 
 
 def _scored(prompt: EvalPrompt, task: TaskSettings) -> EvalPrompt:

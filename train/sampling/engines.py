@@ -7,7 +7,7 @@ kind of thing whatever drew it. Their random numbers differ; prompts, limits and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from counterpoint.configs.errors import ConfigError
 from counterpoint.configs.model_section import ModelSettings
@@ -33,6 +33,23 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Cuttable(Protocol):
+    """An engine whose distribution can be truncated otherwise."""
+
+    def cut(self, truncation: Truncation) -> Engine:
+        """The same one, drawing from this part of the distribution."""
+        ...
+
+
+def cut(engine: Engine, truncation: Truncation | None) -> Engine:
+    """The engine, drawing from this part of the distribution; None leaves its own."""
+    if truncation is None:
+        return engine
+    assert isinstance(engine, Cuttable), f"{type(engine).__name__} draws from the whole distribution"
+    return engine.cut(truncation)
+
+
 def make_engine(
     settings: SuiteSettings,
     *,
@@ -47,9 +64,11 @@ def make_engine(
     join and leave. ConfigError for a package that is not installed.
     """
     if settings.engine == "server":
+        from counterpoint.train.sampling.pinned import PinnedEngine
         from counterpoint.train.sampling.pool import ServerPool
 
-        return ServerPool.connected(settings.server, truncation=Truncation.of(settings), tell=warn, warn=warn)
+        pool = ServerPool.connected(settings.server, truncation=Truncation.of(settings), tell=warn, warn=warn)
+        return PinnedEngine(pool, None)
     if settings.engine == "vllm":
         from counterpoint.train.sampling.vllm_engine import VllmEngine, dtype_name
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from counterpoint.data.harmony.vocabulary import STOP_IDS
+from counterpoint.train.sampling.pool import ServerPool
 from counterpoint.train.sampling.sample import Sampled
 from counterpoint.train.sampling.server import Wanted
 from counterpoint.train.sampling.truncation import Truncation
-
-if TYPE_CHECKING:
-    from counterpoint.train.sampling.pool import ServerPool
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,14 @@ class PinnedEngine:
             prompts, max_new_tokens, temperature, seed, stop_ids, self.adapter, self.turn, self.wanted, self.stops
         )
 
+    def cut(self, truncation: Truncation) -> Self:
+        """See `Cuttable`."""
+        return replace(self, wanted=replace(self.wanted or self.pool.wanted, truncation=truncation))
+
     def evaluating(self, truncation: Truncation, stops: Callable[[], bool]) -> Self:
         """The same adapter, drawn from as an evaluation wants it: without what only a loss needs of a sample."""
         return replace(self, wanted=Wanted(truncation), stops=stops)
+
+    def close(self) -> None:
+        """See `ServerPool.close`."""
+        self.pool.close()

@@ -11,8 +11,8 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -104,6 +104,10 @@ class Sampler:
                 for index, (rows, told, routes) in zip(batch, found, strict=True):
                     out[index] = self._completion(rows, stop_rows, told, routes)
         return [sampled for sampled in out if sampled is not None]
+
+    def cut(self, truncation: Truncation) -> Self:
+        """See `Cuttable`."""
+        return replace(self, truncation=truncation)
 
     def _batches(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
         """Indices by falling length; those of similar length share slots, the largest come first."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from counterpoint.data.harmony.vocabulary import STOP_IDS, Vocabulary
 from counterpoint.train.sampling.sample import Sampled
+from counterpoint.train.sampling.truncation import Truncation
 
 Script = Callable[[list[int], int], str | list[int]]
 
@@ -37,6 +38,10 @@ class ScriptedEngine:
             self._cut(self.script(list(prompt), own), max_new_tokens, stop_ids)
             for prompt, own in zip(prompts, seeds, strict=True)
         ]
+
+    def cut(self, truncation: Truncation) -> ScriptedEngine:
+        """See `Cuttable`; a script has no distribution."""
+        return self
 
     def _cut(self, answer: str | list[int], max_new_tokens: int, stop_ids: Sequence[int]) -> Sampled:
         ids = self.vocabulary.encode_with_specials(answer) if isinstance(answer, str) else list(answer)

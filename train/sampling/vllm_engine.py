@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from counterpoint.configs.errors import ConfigError, RunError
 from counterpoint.configs.model_section import EMBEDDED_MODEL, ModelSettings
@@ -143,6 +143,10 @@ class VllmEngine:
             )
             for output, prompt, each in zip(outputs, prompts, found, strict=True)
         ]
+
+    def cut(self, truncation: Truncation) -> Self:
+        """See `Cuttable`."""
+        return replace(self, truncation=truncation)
 
 
 def _sampled(output: Any, stop_ids: Sequence[int], logprobs: bool) -> Sampled:
