@@ -7,12 +7,11 @@ to `vocabulary_folder()` while it loads and restored afterwards.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from counterpoint.configs.errors import ModelError
+from counterpoint.data.harmony.once import once
 from counterpoint.data.harmony.vocabulary import CHANNEL, START, vocabulary_folder
 
 if TYPE_CHECKING:
@@ -20,26 +19,24 @@ if TYPE_CHECKING:
 
 _VARIABLE = "TIKTOKEN_ENCODINGS_BASE"
 _ASSISTANT = 173781
-_loading = threading.Lock()
 
 
-@lru_cache(maxsize=1)
+@once
 def official_encoding() -> HarmonyEncoding:
     """The one instance of openai-harmony's gpt-oss encoding (0.2 s and 53 MB the first time; never a network)."""
     from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
-    with _loading:
-        before = os.environ.get(_VARIABLE)
-        os.environ[_VARIABLE] = str(vocabulary_folder())
-        try:
-            return load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
-        except Exception as error:
-            raise ModelError(f"openai-harmony cannot load its vocabulary ({error}): unset {_VARIABLE}") from error
-        finally:
-            if before is None:
-                del os.environ[_VARIABLE]
-            else:
-                os.environ[_VARIABLE] = before
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = str(vocabulary_folder())
+    try:
+        return load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+    except Exception as error:
+        raise ModelError(f"openai-harmony cannot load its vocabulary ({error}): unset {_VARIABLE}") from error
+    finally:
+        if before is None:
+            del os.environ[_VARIABLE]
+        else:
+            os.environ[_VARIABLE] = before
 
 
 def is_fork() -> bool:

@@ -13,12 +13,12 @@ import codecs
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from counterpoint.data.harmony.codes import Code
+from counterpoint.data.harmony.once import once
 from counterpoint.data.harmony.vocabulary import N_TEXT, N_VOCAB, Vocabulary, load_vocabulary
 
 PARTIAL, MARKUP, INK, SPECIAL = 1, 2, 4, 8
@@ -30,7 +30,7 @@ _MARKUP = re.compile(rb"<\|(?:start|end|message|channel|constrain|return|call)\|
 Fault = tuple[Code, int, str]
 
 
-@lru_cache(maxsize=1)
+@once
 def token_flags() -> npt.NDArray[np.uint8]:
     """Flags by id, shape (N_VOCAB,): one table, since every vocabulary of this project has o200k's ids."""
     flags = bytearray(N_VOCAB)

@@ -19,7 +19,6 @@ import tempfile
 from array import array
 from binascii import a2b_base64
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +28,7 @@ import tiktoken
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony.fast_encoder import fast_encoder
+from counterpoint.data.harmony.once import once
 from counterpoint.data.harmony.split import BREAK, MARK, SPLIT, SPLIT_OF_PIECES, joined, marked, pieces
 
 STARTOFTEXT, ENDOFTEXT = 199998, 199999
@@ -210,7 +210,7 @@ def byte_ids(vocabulary: Vocabulary) -> list[int]:
     return [vocabulary._encoding.encode_single_token(bytes([b])) for b in range(256)]
 
 
-@lru_cache(maxsize=1)
+@once
 def load_vocabulary() -> Vocabulary:
     """The full o200k vocabulary (about 0.5 s the first time in a process, then cached)."""
     return Vocabulary(_ranks_bytes(), fingerprint=_FINGERPRINT)
