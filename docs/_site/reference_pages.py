@@ -161,8 +161,14 @@ def codes_page() -> str:
 
 
 def run_files_page() -> str:
-    """Every shipped run file: what it is for, and its text."""
+    """Every shipped run file: a table of what each is for, and its text."""
     lines = ["# Run files", "", "`counterpoint configs cp NAME my.yaml` copies one; `train NAME` runs it as it is.", ""]
+    lines += ["| run file | what it is for |", "|---|---|"]
+    for name in builtin.names():
+        path = builtin.find(name)
+        assert path is not None
+        lines.append(f"| [{name}](#{name.replace('/', '')}) | {_cell(builtin.description(path))} |")
+    lines.append("")
     for name in builtin.names():
         path = builtin.find(name)
         assert path is not None

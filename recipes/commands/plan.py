@@ -4,6 +4,7 @@ counterpoint plan sft/gpt_oss_20b_lora data.train=mine.jsonl
 counterpoint plan my.yaml --device cuda --memory 48 --tokens-per-second 9000
 counterpoint plan quickstart --measure
 
+Of `recipe: distill`, which trains nothing: memory of the model and of the samples that are drawn at a time.
 Needs neither weights nor a GPU. Exit code 1 where the run does not fit the device."""
 
 from __future__ import annotations
