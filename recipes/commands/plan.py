@@ -149,6 +149,9 @@ def _lines(
         cards |= {name: size * GIB for name, size in CARDS.items()}
     if estimate.host_bytes:
         lines.append(f"host     {_size(estimate.host_bytes)} of pinned memory{where}, for train.activation_offload")
+    if estimate.device == "cuda":
+        kept = f"of at most {_size(estimate.kept_bytes)} at a time, less where less memory is free"
+        lines.append(f"         sampling by this process keeps keys and values {kept}")
     lines += _titled("fits", [_fit(estimate, name, size) for name, size in cards.items()])
     kept = run.train.keep_checkpoints
     lines.append(

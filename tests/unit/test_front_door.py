@@ -28,7 +28,7 @@ SIGNATURES = {
     "ModelSettings": "*name *adapter *revision *init *dtype *base *attention *experts *norms *kernels",
     "Renderer": "vocabulary settings=None",
     "Rollout": "row id effort prompt turns ended seed=0 messages=() env=None",
-    "Sampler": "loaded batch_rows=32 batch_tokens=65536 stops=None truncation=Truncation(top_p=1.0, top_k=0, min_p=0.0) "
+    "Sampler": "loaded batch_rows=32 batch_tokens=262144 stops=None truncation=Truncation(top_p=1.0, top_k=0, min_p=0.0) "
     "logprobs=False routes=False",
     "Tool": "name description='' parameters=None",
     "ToolError": "text",

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from counterpoint.train.model.attention_plan import BLOCKED, AttentionPlan, Block, Sequences, causal_plan
+from counterpoint.train.model.cached_attention import Cached, cached_attention
 from counterpoint.train.model.kernel_attention import KernelAttention, kernel_serves
 from counterpoint.train.model.precision import compute_dtype, on_cuda
 
@@ -36,7 +37,7 @@ def lean_attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: AttentionPlan | torch.Tensor | None,
+    attention_mask: AttentionPlan | Cached | torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -45,9 +46,13 @@ def lean_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(B, S, H, D) from query (B, H, S, D), key and value (B, G, S, D).
 
-    `attention_mask` is a plan (tree rows), None (plain causal rows), or an additive mask (a cache, padding), which goes
-    to transformers' eager attention, as do types and devices without a fused kernel.
+    `attention_mask` is a plan (tree rows), None (plain causal rows), our cache (one new token a row), or an additive
+    mask (another cache, padding), which goes to transformers' eager attention, as do types and devices without a fused
+    kernel.
     """
+    sinks = s_aux if s_aux is not None else cast(torch.Tensor, module.sinks)
+    if hasattr(attention_mask, "kept"):
+        return cached_attention(query, sinks, cast(Any, attention_mask), cast(Any, module).layer_idx, scaling), None
     plan = attention_mask
     if plan is None:
         plan = causal_plan(query.shape[0], query.shape[2], sliding_window, query.device)
@@ -55,7 +60,6 @@ def lean_attention_forward(
     if not fused:
         mask = plan.dense(query.dtype) if isinstance(plan, AttentionPlan) else plan
         return eager_attention_forward(module, query, key, value, cast(Any, mask), scaling, dropout, **kwargs)
-    sinks = s_aux if s_aux is not None else cast(torch.Tensor, module.sinks)
     function: Any = _CpuAttention if _cpu_serves(query) else _CudaAttention
     if kernel_serves(query):
         function = KernelAttention

@@ -11,6 +11,7 @@ import torch
 
 from counterpoint.configs.model_section import LoraSettings
 from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun, TrainingRun
+from counterpoint.train.model.cached_attention import DEFAULT_BATCH_TOKENS
 from counterpoint.train.model.load import dtype_of
 from counterpoint.train.model.precision import compute_dtype
 from counterpoint.train.plan.memory import Batch, Memory, Plan, host_bytes, peak
@@ -76,6 +77,12 @@ class Estimate:
     def host_bytes(self) -> int:
         """Pinned host memory of one process."""
         return host_bytes(self.shape, self.batch, self._plan())
+
+    @property
+    def kept_bytes(self) -> int:
+        """Keys and values of full layers while this process samples, in an evaluation or for rollouts; at most."""
+        shape = self.shape
+        return DEFAULT_BATCH_TOKENS * (shape.layers // 2) * 2 * shape.key_width * self.itemsize
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from counterpoint.train.adapters.expert_math import ROWS_AT_A_TIME, UNPACKED_EXPERTS
+from counterpoint.train.model.cached_attention import DEFAULT_BATCH_TOKENS
 from counterpoint.train.plan.shape import Shape
 
 MIB = 1 << 20
@@ -297,8 +298,13 @@ def while_sampling(shape: Shape, weights: int, itemsize: int, device: str, rows:
 
 
 def _sampling(shape: Shape, plan: Plan) -> int:
-    """Keys and values of all rollouts that are sampled at a time, and the logits of one token of each. The cache grows
-    by half at a time; every second layer keeps a window."""
-    full = shape.layers // 2
-    columns = full * 3 * plan.sampled_width // 2 + (shape.layers - full) * min(shape.window, plan.sampled_width)
-    return plan.sampled_rows * (2 * columns * shape.key_width * plan.itemsize + shape.vocabulary * 8)
+    """While rollouts are sampled: their keys and values in the full layers' pool, which grows by half at a time, and in
+    a ring of one window of each row and sliding layer; what one full layer gathers of the pool, and its scores twice in
+    float32; and the logits of one token of each row."""
+    rows, width = plan.sampled_rows, plan.sampled_width
+    pair, full = 2 * shape.key_width * plan.itemsize, shape.layers // 2
+    used = min(rows * width, max(width, DEFAULT_BATCH_TOKENS))
+    pool = min(3 * used // 2, max(width, DEFAULT_BATCH_TOKENS))
+    rings = rows * (shape.layers - full) * min(shape.window, width) * pair
+    attention = used * (pair + 8 * shape.heads)
+    return pool * full * pair + rings + attention + rows * shape.vocabulary * 8

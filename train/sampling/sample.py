@@ -19,18 +19,18 @@ import torch
 
 from counterpoint.configs.errors import ModelError
 from counterpoint.data.harmony.vocabulary import STOP_IDS
+from counterpoint.train.model.cached_attention import DEFAULT_BATCH_TOKENS
 from counterpoint.train.model.expert_routes import RouteRecorder
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.sharded import is_sharded
 from counterpoint.train.sampling.decode import Decoder
 from counterpoint.train.sampling.expert_routes import ExpertRoutes
+from counterpoint.train.sampling.kv_cache import tokens_that_fit
 from counterpoint.train.sampling.truncation import WHOLE, Truncation
 
 # B batch, S prompt length, V rows of the model
 
 FinishReason = Literal["stop", "length"]
-DEFAULT_BATCH_TOKENS = 65_536
-"""Tokens in the cache at a time: chosen, not measured; samples do not depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class Sampler:
     A model that is sharded over processes (FSDP2) needs all of them for every forward pass: each of them samples the
     same prompts, and takes the tokens that process 0 chose.
 
-    batch_rows, batch_tokens: most samples, and most tokens (prompt and completion), that are in progress at a time.
-    Which samples share a batch does not affect the draws: each has a generator of its own. stops: asked after every
-    token; SamplingStoppedError once it is true (of a sharded model, in process 0). truncation: of the distribution that
-    is drawn from. logprobs: whether samples have them, of greedy ones those at temperature 1. routes: the same of
-    routes.
+    batch_rows, batch_tokens: most samples that are in progress, and most tokens (of prompts and of what is drawn) whose
+    keys and values are kept, at a time; on a GPU fewer where less memory is free. Which samples share a batch does not
+    affect the draws: each has a generator of its own. stops: asked after every token; SamplingStoppedError once it is
+    true (of a sharded model, in process 0). truncation: of the distribution that is drawn from. logprobs: whether
+    samples have them, of greedy ones those at temperature 1. routes: the same of routes.
     """
 
     loaded: LoadedModel
@@ -97,29 +97,18 @@ class Sampler:
         stop_rows = self.loaded.vocabulary_map.rows(list(stop_ids)).tolist()
         seeds = [sample_seed(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else seed
         out: list[Sampled | None] = [None] * len(prompts)
+        # The longest come first, and prompts that are read together are of like length.
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         with inference(self.loaded.model):
-            for batch in self._batches(prompts, max_new_tokens):
-                drawn = [seeds[i] for i in batch] if temperature > 0 else None
-                found = self._drawn([prompts[i] for i in batch], max_new_tokens, temperature, drawn, stop_rows)
-                for index, (rows, told, routes) in zip(batch, found, strict=True):
-                    out[index] = self._completion(rows, stop_rows, told, routes)
+            drawn = [seeds[i] for i in order] if temperature > 0 else None
+            found = self._drawn([prompts[i] for i in order], max_new_tokens, temperature, drawn, stop_rows)
+        for index, (rows, told, routes) in zip(order, found, strict=True):
+            out[index] = self._completion(rows, stop_rows, told, routes)
         return [sampled for sampled in out if sampled is not None]
 
     def cut(self, truncation: Truncation) -> Self:
         """See `Cuttable`."""
         return replace(self, truncation=truncation)
-
-    def _batches(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
-        """Indices by falling length; those of similar length share slots, the largest come first."""
-        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        batch: list[int] = []
-        for index in order:
-            if batch and 2 * (len(prompts[index]) + max_new_tokens) < len(prompts[batch[0]]) + max_new_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
 
     def _drawn(
         self,
@@ -130,11 +119,11 @@ class Sampler:
         stop_rows: list[int],
     ) -> list[tuple[list[int], list[float | None] | None, ExpertRoutes | None]]:
         loaded, device = self.loaded, next(self.loaded.model.parameters()).device
-        longest = len(prompts[0]) + max_new_tokens
-        slots = max(1, min(self.batch_rows, self.batch_tokens // longest))
         rows = [loaded.vocabulary_map.rows(np.asarray(prompt)).tolist() for prompt in prompts]
         noise = None if seeds is None else SeededNoise(seeds, temperature, device, self.truncation)
         sharded = is_sharded(loaded.model)
+        # Processes that share a model must keep step, whatever each has free.
+        tokens = self.batch_tokens if sharded else min(self.batch_tokens, tokens_that_fit(loaded.model))
         told: list[list[float | None]] = [[] for _ in prompts]
 
         def choose(scores_BV: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
@@ -155,7 +144,7 @@ class Sampler:
             return chosen_B
 
         recorder = RouteRecorder(loaded.model) if self.routes else None
-        decoder = Decoder(loaded.model, loaded.pad_row, stop_rows, slots, recorder)
+        decoder = Decoder(loaded.model, loaded.pad_row, stop_rows, self.batch_rows, tokens, recorder)
         with recorder.recording() if recorder is not None else nullcontext():
             drawn = decoder.run(rows, max_new_tokens, choose)
         return [(each, told[n] if self.logprobs else None, decoder.routes.get(n)) for n, each in enumerate(drawn)]

@@ -10,7 +10,7 @@ from counterpoint.data.harmony.vocabulary import CALL, CHANNEL, RETURN, byte_ids
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
-from counterpoint.train.sampling.sample import DEFAULT_BATCH_TOKENS, Sampler, sample_seed
+from counterpoint.train.sampling.sample import Sampler, sample_seed
 
 
 @pytest.fixture(scope="module")
@@ -159,15 +159,6 @@ def test_a_peft_model_samples_with_and_without_its_adapter() -> None:
     assert Sampler(tuned).sample(asked, 10) != without
     with peft_model.disable_adapter():
         assert Sampler(tuned).sample(asked, 10) == without
-
-
-def test_prompts_of_like_length_share_slots(loaded) -> None:
-    """With the 20 new tokens: 120, 80, 80 | 40, 27, 25."""
-    lengths = [5, 100, 20, 7, 60, 60]
-    sampler = Sampler(loaded, batch_rows=3, batch_tokens=260)
-    batches = list(sampler._batches([[0] * n for n in lengths], max_new_tokens=20))
-    assert batches == [[1, 4, 5], [2, 3, 0]]
-    assert next(iter(Sampler(loaded)._batches([[0] * DEFAULT_BATCH_TOKENS], 1))) == [0]
 
 
 def test_an_empty_prompt_is_refused(loaded) -> None:
