@@ -259,7 +259,7 @@ def test_what_a_layer_costs_is_what_the_benchmarks_say() -> None:
     }
     assert found == {
         ("experts, bf16", False): (439, 41.3, 0),
-        ("experts, mxfp4", False): (573, 61.5, 2),
+        ("experts, mxfp4", False): (573, 61.5, 1),
         ("attention, full", False): (19, 1.6, 0),
         ("attention, sliding", False): (19, 1.6, 0),
         ("experts, bf16", True): (111, 10.7, 0),

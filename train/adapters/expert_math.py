@@ -75,12 +75,13 @@ class Routing(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What backward reads besides its inputs: h before the activation (None: compute it again), and x A and a A of the
-    two adapters."""
+    """What backward reads besides its inputs: h before the activation (None: compute it again), x A and a A of the two
+    adapters, and what forward waited for (see `_ends`)."""
 
     hidden_RJ: torch.Tensor | None
     low_up_Rr: torch.Tensor | None
     low_down_Rr: torch.Tensor | None
+    ends: list[int] | None = None
 
 
 class Gradient(NamedTuple):
@@ -194,14 +195,14 @@ def grouped_forward(
     a_RI = activated(h_RJ, base)
     low_down_Rr = _low_rank(a_RI, down, routing.end_E)
     out_RH = _project_all(a_RI, base.w2, base.b2, down, low_down_Rr, routing, ends)
-    return combine(out_RH, routing.slot_NK, weight_NK), Saved(h_RJ, low_up_Rr, low_down_Rr)
+    return combine(out_RH, routing.slot_NK, weight_NK), Saved(h_RJ, low_up_Rr, low_down_Rr, ends)
 
 
 def grouped_backward(
     dy_NH: torch.Tensor, x_NH: torch.Tensor, weight_NK: torch.Tensor, routing: Routing, base: ExpertWeights,
     up: Adapter | None, down: Adapter | None, saved: Saved, want_x: bool,
 ) -> Gradient:  # fmt: skip
-    end_E, row_R, ends = routing.end_E, routing.row_R, _ends(base, routing)
+    end_E, row_R, ends = routing.end_E, routing.row_R, saved.ends
     weight_R1 = by_row(weight_NK, routing.slot_NK)[:, None].to(x_NH.dtype)
     dy_RH = dy_NH[row_R]
     g_RI = _times_base(dy_RH, base.w2, routing, ends, transposed=True)

@@ -137,8 +137,11 @@ class _LeanExperts(torch.autograd.Function):
         if inputs[-1]:
             saved = saved._replace(hidden_RJ=None)
         context = cast(Any, ctx)
-        context.save_for_backward(hidden_NH, weight_NK, *routing, w1, b1, w2, b2, a_up, b_up, a_down, b_down, *saved)
+        context.save_for_backward(
+            hidden_NH, weight_NK, *routing, w1, b1, w2, b2, a_up, b_up, a_down, b_down, *saved[:-1]
+        )  # fmt: skip
         context.constants = ((scale_up, merged_up), (scale_down, merged_down), shape)
+        context.ends = saved.ends
         return out_NH
 
     @staticmethod
@@ -157,7 +160,7 @@ class _LeanExperts(torch.autograd.Function):
         with torch.autocast(hidden_NH.device.type, enabled=False):
             gradient = run(
                 grads[0].contiguous(), hidden_NH, weight_NK, Routing(row_R, slot_NK, end_E), weights, up, down,
-                Saved(*saved), context.needs_input_grad[0],
+                Saved(saved[0], saved[1], saved[2], context.ends), context.needs_input_grad[0],
             )  # fmt: skip
         return (
             gradient.hidden_NH, gradient.weight_NK, None, None, None, None, None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,36 @@ def test_tree_rows_fit_the_declared_operators(branches: int) -> None:
         place = torch.empty(1, tokens, dtype=torch.long, device=META)
         inputs = attention_inputs(model, place, torch.empty_like(place))
         step(model, tokens, position_ids=place, **inputs)
+
+
+@pytest.mark.parametrize(("packed", "layers"), [(False, 1), (False, 3), (True, 1), (True, 3)])
+def test_how_often_a_micro_batch_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, packed: bool, layers: int
+) -> None:
+    """Four times for what its rows are, and, where torch's operators unpack MXFP4, once a layer for the rows of each
+    expert. Reading anything else from a tensor without data would be an error."""
+    tokens, waits = 256, list[str]()
+    position_BS, end_BS = np.arange(tokens)[None], np.full((1, tokens), tokens)
+
+    def arrays(self: AttentionPlan) -> Any:
+        waits.extend(("positions", "ends"))
+        return position_BS, end_BS
+
+    def ends(base: Any, routing: Any) -> list[int] | None:
+        if not hasattr(base.w1, "some"):
+            return None
+        waits.append("rows of experts")
+        return [tokens * 4 // 32 * n for n in range(33)]
+
+    found = cached_property(arrays)
+    found.__set_name__(AttentionPlan, "_arrays")
+    monkeypatch.setattr(AttentionPlan, "_arrays", found)
+    monkeypatch.setattr(expert_math, "_ends", ends)
+    model = adapted(GptOssConfig(**{**WIDE, "num_hidden_layers": layers, "vocab_size": 1024}), packed=packed)
+    place = torch.empty(1, tokens, dtype=torch.long, device=META)
+    step(model, tokens, position_ids=place, **attention_inputs(model, place, torch.empty_like(place)))
+    kinds = {"sliding_attention", "full_attention"} & set(model.config.layer_types)
+    assert len(waits) == 2 * len(kinds) + (layers if packed else 0)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
