@@ -141,6 +141,7 @@ class Estimate:
             model.norms == "lean",
             getattr(model, "loss", "lean") == "lean",
             model.base == "mxfp4",
+            model.kernels == "triton" and self.device == "cuda",
             packed,
             self._beside(weights),
             *self._sampled(),

@@ -54,10 +54,10 @@ class Plan:
     itemsize: bytes of a weight that is not packed. wide: bytes in which products run (4 on a CPU without AMX).
     processes: of the whole run; sharded: FSDP2. accumulates: gradients stay in memory during the next forward pass.
     offloads: what is computed again from waits in host memory. recompute_experts: the experts' first projection is not
-    kept. lean_*: the paths of section `model`.
-    log_probs: the loss is one of log-probabilities and entropies (learning from rewards and from pairs). beside: bytes
-    of other models in memory, a reference or a teacher. sampled_rows, sampled_width: rollouts that the trainer samples
-    at a time, and tokens of the longest.
+    kept. lean_*: the paths of section `model`. kernels: those of our own, on a GPU. log_probs: the loss is one of
+    log-probabilities and entropies (learning from rewards and from pairs). beside: bytes of other models in memory, a
+    reference or a teacher. sampled_rows, sampled_width: rollouts that the trainer samples at a time, and tokens of the
+    longest.
     """
 
     device: str
@@ -76,6 +76,7 @@ class Plan:
     lean_norms: bool = True
     lean_loss: bool = True
     packed: bool = False
+    kernels: bool = False
     log_probs: bool = False
     beside: int = 0
     sampled_rows: int = 0
@@ -202,6 +203,10 @@ def _experts_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
     numbers = _factor_numbers(shape)
     if not plan.lean_experts or shape.experts_train:
         return 2 * shape.expert_numbers() * plan.itemsize
+    if plan.device == "cuda" and plan.kernels:
+        # Of the first projection: its gradient, that of its input, and the input in the experts' order. Nothing is
+        # unpacked.
+        return routed * 2 * (inner + hidden) * plan.itemsize + 2 * numbers * plan.itemsize
     if plan.device == "cuda":
         # Unpacked numbers, four bytes to look up each two of them, and what they are multiplied to before it is copied.
         some = min(shape.experts, UNPACKED_EXPERTS) if plan.packed else 0
@@ -226,6 +231,8 @@ def _attention_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
     n, query, key = batch.tokens, shape.query_width, shape.key_width
     if not plan.lean_attention:
         return 2 * batch.rows * shape.heads * batch.width**2 * plan.itemsize
+    if plan.device == "cuda" and plan.kernels:
+        return n * (plan.itemsize * (3 * query + 4 * key) + 4 * shape.heads)
     if plan.device == "cuda":
         return n * plan.itemsize * (5 * query + 4 * key) + flash_scratch(shape, batch, plan.itemsize)
     # Flat copies and one call's blocks with keys and values repeated for every head; gradients add up in float32.

@@ -27,6 +27,7 @@ from counterpoint.train.adapters import activation, expert_math
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.adapters.implementations import use_implementations
 from counterpoint.train.adapters.linear import AutocastLinear
+from counterpoint.train.kernels.registry import put_in_use
 from counterpoint.train.loop import head
 from counterpoint.train.loop.activation_offload import PlainCopies, offload_checkpoints
 from counterpoint.train.loop.log_probs import target_log_probs, target_log_probs_and_choices
@@ -153,6 +154,59 @@ def test_the_plan_for_a_gpu_is_what_the_tensors_of_a_step_take(
     run = SftRun.model_validate(
         {
             "recipe": "sft", "model": {"name": str(tmp_path), "dtype": "bfloat16", "base": base},
+            "data": {"train": "x.jsonl"}, "train": {"activation_checkpointing": checkpointing},
+        }
+    )  # fmt: skip
+    memory = Estimate.of(run, Batch(1, TOKENS, TOKENS), "cuda").memory
+    assert memory.gradients + memory.activations + memory.loss == pytest.approx(live.peak, rel=0.05)
+
+
+def as_kernels_allocate() -> dict[str, Any]:
+    """In place of the Triton kernels: the tensors that they make, and no others (train/kernels)."""
+
+    def swiglu(h: torch.Tensor, *constants: float) -> torch.Tensor:
+        return h.new_empty(len(h), h.shape[1] // 2)
+
+    def swiglu_backward(h: Any, g: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return g
+
+    def grouped(x: torch.Tensor, weight: Any, rows: int, transposed: bool = False, **more: Any) -> torch.Tensor:
+        return x.new_empty(rows, weight.shape[1 if transposed else 2])
+
+    def attention(q: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, heads, tokens, size = q.shape
+        return q.new_empty(rows, tokens, heads, size), q.new_empty(rows, heads, tokens, dtype=torch.float32)
+
+    def attention_backward(d: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *rest: Any) -> tuple[torch.Tensor, ...]:
+        keys = [torch.empty_like(part.transpose(1, 2), memory_format=torch.contiguous_format) for part in (k, v)]
+        return torch.empty_like(out), keys[0], keys[1], torch.empty_like(lse)
+
+    return {
+        "swiglu": (swiglu, swiglu_backward), "grouped": (grouped, lambda end_E, rows: rows),
+        "attention": (attention, attention_backward),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("base", ["bf16", "mxfp4"])
+@pytest.mark.parametrize("checkpointing", [False, "experts", True])
+def test_the_plan_of_kernels_is_what_their_tensors_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, base: str, checkpointing: bool | str
+) -> None:
+    config = GptOssConfig(**{**WIDE, "vocab_size": 8192})
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(expert_math, "_ends", lambda *args: pytest.fail("a kernel waits for nothing"))
+    model = adapted(config, checkpointing == "experts", base == "mxfp4")
+    if checkpointing is True:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    put_in_use(as_kernels_allocate(), "meta")
+    try:
+        with causal(TOKENS), Live(model) as live:
+            step(model, TOKENS)
+    finally:
+        put_in_use({})
+    run = SftRun.model_validate(
+        {
+            "recipe": "sft", "model": {"name": str(tmp_path), "dtype": "bfloat16", "base": base, "kernels": "triton"},
             "data": {"train": "x.jsonl"}, "train": {"activation_checkpointing": checkpointing},
         }
     )  # fmt: skip
