@@ -153,6 +153,13 @@ def _lines(
         kept = f"of at most {_size(estimate.kept_bytes)} at a time, less where less memory is free"
         lines.append(f"         sampling by this process keeps keys and values {kept}")
     lines += _titled("fits", [_fit(estimate, name, size) for name, size in cards.items()])
+    if estimate.host_bytes:
+        each = run.launch.processes
+        lines.append(
+            f"host     {_size(each * estimate.host_bytes)} of a machine's main memory: "
+            + (f"{each} rollout processes" if each > 1 else "the rollout process")
+            + " (rollout.staleness); what tools and rewards start comes on top"
+        )
     kept = run.train.keep_checkpoints
     lines.append(
         f"disk     {_size(estimate.disk_bytes)}: {_size(estimate.checkpoint_bytes)} a checkpoint, {kept} kept and one "
@@ -217,6 +224,7 @@ def _as_dict(
             if not estimate.fits(size)
             for found in [changes_to_fit(estimate, size)]
         },
+        "host_bytes": estimate.host_bytes * estimate.run.launch.processes,
         "checkpoint_bytes": estimate.checkpoint_bytes,
         "disk_bytes": estimate.disk_bytes,
         "seconds": None if rate is None or work.tokens is None else work.tokens / rate,

@@ -135,6 +135,15 @@ def test_a_plan_of_rollouts_counts_the_teacher(capsys: pytest.CaptureFixture[str
     assert with_teacher == 4 * 305_744  # the tiny model, in float32
 
 
+def test_rollout_processes_take_main_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    served = ("grpo/tiny_sums", "model.name=openai/gpt-oss-20b", "lora.enabled=true", "rollout.engine=server")
+    _, synchronous = planned(capsys, *served)
+    _, ahead = planned(capsys, *served, "rollout.staleness=2", "launch.processes=2")
+    assert (synchronous["host_bytes"], ahead["host_bytes"]) == (0, 2 * 680 << 20)
+    cli.main(["plan", *served, "rollout.staleness=2"])
+    assert "680.0 MiB of a machine's main memory: the rollout process (rollout.staleness)" in capsys.readouterr().out
+
+
 def test_a_stated_rate_gives_the_time(capsys: pytest.CaptureFixture[str]) -> None:
     _, plan = planned(capsys, "quickstart", "--tokens-per-second", "1000")
     assert plan["seconds"] == plan["tokens"] / 1000

@@ -24,6 +24,9 @@ CARDS = {"24 GB": 24, "48 GB": 48, "80 GB": 80}
 SHORTEST_ROW, LONGEST_ROW = 256, 131_072
 EIGHT_BIT = 2.03
 """Bytes of AdamW's two moments for a number in 8 bits: one each, and a scale for each 256."""
+ROLLOUT_PROCESS = 680 << 20
+"""Bytes of main memory of a process that plays rollouts beside a trainer's: modules and vocabulary, no model (678 MiB
+measured in a run)."""
 NO_LORA = LoraSettings(enabled=False)
 Change = tuple[str, Any]
 
@@ -96,12 +99,19 @@ class Estimate:
             self.shape.trainable * self.trained_itemsize
         )
 
+    @property
+    def host_bytes(self) -> int:
+        """Main memory of the rollout process beside each trainer process; programs of tools and rewards are not in
+        it."""
+        return ROLLOUT_PROCESS if isinstance(self.run, GrpoRun) and self.run.rollout.staleness else 0
+
     def fits(self, budget: float) -> bool:
         """Whether a process fits into `budget` bytes of device memory, of which vLLM in this process has its share."""
         run = self.run
         rollout = run.rollout if isinstance(run, GrpoRun) else None
         taken = rollout.vllm.gpu_memory if rollout is not None and rollout.engine == "vllm" else 0
-        return self.memory.total <= (USABLE - taken) * budget
+        beside = self.host_bytes if self.device == "cpu" else 0
+        return self.memory.total + beside <= (USABLE - taken) * budget
 
     def longest_row(self, budget: float) -> int:
         """Tokens of the longest row that fits into `budget` with these settings, in steps of 256; 0 for none."""
