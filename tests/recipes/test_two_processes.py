@@ -14,9 +14,13 @@ from json_server import serving
 from safetensors.torch import load_file
 from sampling_server import SamplingServer
 
+from counterpoint.configs.model_section import ModelSettings
 from counterpoint.train.checkpoints.find import find_checkpoint, open_checkpoint
 from counterpoint.train.export.exporter import export
+from counterpoint.train.export.layer_files import LayerFiles
+from counterpoint.train.export.mxfp4 import How, write_mxfp4
 from counterpoint.train.model.embedded import tiny_folder
+from counterpoint.train.model.load import load_model
 
 SETTINGS = (
     "model.init=random", "lora.enabled=true", "train.steps=3", "train.device=cpu", "train.log_every=1",
@@ -38,6 +42,16 @@ def run(
     group = forks.group(function, [*command, f"output={folder.name}"], folder=folder.parent, processes=processes)
     assert wait_for(group) == [0] * processes, "".join(fork.told() for fork in group)
     return next(path.parent for path in folder.glob("*/metrics.jsonl"))
+
+
+def mxfp4_base(folder: Path) -> Path:
+    """The embedded model as an original checkpoint has it, its experts in MXFP4."""
+    tiny = load_model("tiny")
+    files = LayerFiles(folder, {}, 3)
+    write_mxfp4(files, tiny, How("nearest"), lambda _: None)
+    files.finish()
+    tiny.vocabulary_map.save(folder)
+    return folder
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
@@ -87,7 +101,29 @@ def test_two_processes_learn_as_one(
 
 
 @pytest.mark.slow
-def test_rewards_are_learned_from_in_sharded_processes_as_in_one(forks: Forks, tmp_path: Path) -> None:
+def test_rewards_on_an_mxfp4_base_are_learned_from_in_two_processes_as_in_one(forks: Forks, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(REWARD)
+    settings = (
+        f"rewards={REWARDS}", "rollout.completion_tokens=40", "rollout.action_tokens=40", "train.adam_epsilon=1e-4",
+        PROMPTS, f"model.name={mxfp4_base(tmp_path / 'base')}", "model.init=pretrained", "model.base=mxfp4",
+    )  # fmt: skip
+    one = run(forks, "grpo/tiny_sums", tmp_path / "one", 32, 1, *settings)
+    two = run(forks, "grpo/tiny_sums", tmp_path / "two", 16, 2, *settings)
+    assert (two / "rollouts.jsonl").read_text() == (one / "rollouts.jsonl").read_text()
+    assert len(steps(one)) == len(steps(two)) == 3
+    for ours, theirs in zip(steps(two), steps(one), strict=True):
+        assert ours["grad_norm"] > 0
+        for key in ("loss", "grad_norm", "reward", "entropy"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-5), key
+    first, second = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (one, two))
+    assert max(float(tensor.abs().max()) for name, tensor in first.items() if "experts" in name and "lora_B" in name)
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["bf16", "mxfp4"])
+def test_rewards_are_learned_from_in_sharded_processes_as_in_one(forks: Forks, tmp_path: Path, base: str) -> None:
     """FSDP2: no process has the whole model, and a server samples, which is given the gathered adapter of every step."""
     adapters: list[dict[str, torch.Tensor]] = []
 
@@ -97,11 +133,14 @@ def test_rewards_are_learned_from_in_sharded_processes_as_in_one(forks: Forks, t
             super().load(name, folder)
 
     (tmp_path / "reward.py").write_text(REWARD)
+    name = mxfp4_base(tmp_path / "base") if base == "mxfp4" else tiny_folder()
     with serving(Keeping()) as server:
+        server.loaded = load_model(ModelSettings(name=str(name), base=base))  # pyright: ignore[reportArgumentType]
+        server.model = server.loaded.model
         settings = (
-            "rollout.engine=server", f"rollout.server.url={server.url}", f"model.name={tiny_folder()}", PROMPTS,
+            "rollout.engine=server", f"rollout.server.url={server.url}", f"model.name={name}", PROMPTS,
             f"rewards={REWARDS}", "rollout.action_tokens=60", "rollout.completion_tokens=60", "model.init=pretrained",
-            "grpo.row_tokens=400", "rollout.correction=token_truncate", "train.checkpoint_every=2",
+            f"model.base={base}", "grpo.row_tokens=400", "rollout.correction=token_truncate", "train.checkpoint_every=2",
         )  # fmt: skip
         one = run(forks, "grpo/tiny_sums", tmp_path / "one", 32, 1, *settings)
         first, adapters[:] = list(adapters), []
