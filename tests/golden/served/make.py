@@ -44,7 +44,7 @@ Answer = dict[str, Any]
 OFFICIAL_TEMPLATE = str(Path(importlib.util.find_spec("trl").origin).with_name("chat_templates") / "gptoss.jinja")
 """TRL ships a copy of gpt-oss's template."""
 
-_STARTS_WITHIN = 300.0
+_STARTS_WITHIN = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +135,12 @@ def vllm_server(python: str, date: str = DATE) -> Iterator[str]:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
-        with _server(command, variables, "/health") as url:
+        with running(command, variables, "/health") as url:
             yield url
 
 
 @contextlib.contextmanager
-def _server(command: list[str], variables: Mapping[str, str], health: str) -> Iterator[str]:
+def running(command: list[str], variables: Mapping[str, str], health: str) -> Iterator[str]:
     """A server that runs while the context is open: its URL. RuntimeError where it does not start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
