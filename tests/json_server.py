@@ -19,9 +19,9 @@ class JsonHandler(BaseHTTPRequestHandler):
     def asked(self) -> Any:
         return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
-    def reply(self, value: Any) -> None:
+    def reply(self, value: Any, status: int = 200) -> None:
         data = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

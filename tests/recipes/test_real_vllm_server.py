@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm_exchanges import RECORDED, exchanges, shape
 from vllm_server import adapter_server
 from wide_tiny import write_wide_tiny
 
@@ -87,6 +88,12 @@ def logits(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
 
 def picked(distribution: torch.Tensor, ids: list[int]) -> torch.Tensor:
     return distribution.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+
+
+def test_its_answers_are_as_those_that_were_recorded(setup: Setup) -> None:
+    """Those that tests without vLLM read."""
+    recorded = json.loads(RECORDED.read_text())
+    assert shape(exchanges(setup.url.removesuffix("/v1"))) == shape(recorded)
 
 
 def test_given_tokens_are_as_likely_as_in_memory(setup: Setup, ours: LoadedModel) -> None:

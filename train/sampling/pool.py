@@ -307,7 +307,7 @@ class ServerPool:
             member.woken.clear()
             if not member.counts:
                 why = self._join(member)
-                if why and why != told and (member.was_in or not self._alone):
+                if why and why != told and (member.was_in or not self._alone) and not self._closed.is_set():
                     self._warn(f"server {member.name} does not count: {why}")
                 failed, told, pause = 0, why, min(MOST_PAUSE, 2 * pause) if why else self.poll
             elif self._answers(member):

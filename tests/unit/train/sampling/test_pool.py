@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,22 @@ def test_a_request_that_every_server_fails_at_ends(one: SamplingServer, two: Sam
     one.poison = two.poison = PROMPTS[0]
     with pytest.raises(RunError, match=r"status 500.*injected"):
         pool.sample([PROMPTS[0]], 4)
+
+
+def test_a_request_that_closing_cuts_is_no_fault_of_the_server(
+    one: SamplingServer, two: SamplingServer, connect: Connect, told: list[str]
+) -> None:
+    pool = connect(one, two)
+    one.working.clear()
+    (member,) = [each for each in pool.members if each.server.url == one.url]
+    pool.take_out(member, RunError("a reason"))
+    until(lambda: one.asked)  # it has to sample before it counts again, and waits
+    pool.close()
+    one.working.set()
+    for thread in threading.enumerate():
+        if thread.name == f"server {member.name}":
+            thread.join(20)
+    assert not [line for line in told if "does not count" in line]
 
 
 def test_none_left_is_told_in_one_line(connect: Connect) -> None:
