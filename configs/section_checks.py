@@ -132,7 +132,9 @@ def check_no_dropout(lora: LoraSettings, recipe: str) -> None:
         )
 
 
-def check_served(rollout: RolloutSettings, model: ModelSettings, lora: LoraSettings, launch: LaunchSettings) -> None:
+def check_served(
+    rollout: RolloutSettings, model: ModelSettings, lora: LoraSettings, launch: RewardLaunchSettings
+) -> None:
     """What vLLM cannot serve is reported here, before anything loads."""
     engine = rollout.engine
     where = f"`rollout.engine: {engine}`"

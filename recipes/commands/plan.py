@@ -147,8 +147,8 @@ def _lines(
     cards = {} if budget is None else {f"this {'GPU' if estimate.device == 'cuda' else 'machine'}": budget}
     if estimate.device == "cuda":
         cards |= {name: size * GIB for name, size in CARDS.items()}
-    if estimate.host_bytes:
-        lines.append(f"host     {_size(estimate.host_bytes)} of pinned memory{where}, for train.activation_offload")
+    if estimate.pinned_bytes:
+        lines.append(f"host     {_size(estimate.pinned_bytes)} of pinned memory{where}, for train.activation_offload")
     if estimate.device == "cuda":
         kept = f"of at most {_size(estimate.kept_bytes)} at a time, less where less memory is free"
         lines.append(f"         sampling by this process keeps keys and values {kept}")
@@ -216,7 +216,7 @@ def _as_dict(
         "tokens": work.tokens,
         "largest_batch": asdict(work.batch),
         "memory": {**dict(estimate.memory.parts()), "peak": estimate.memory.total, "moment": estimate.memory.moment},
-        "host_bytes": estimate.host_bytes,
+        "pinned_bytes": estimate.pinned_bytes,
         "fits": {name: estimate.fits(size) for name, size in budgets.items()},
         "changes": {
             name: None if found is None else dict(found)

@@ -14,7 +14,7 @@ from counterpoint.configs.schema import DpoRun, GrpoRun, SftRun, TrainingRun
 from counterpoint.train.model.cached_attention import DEFAULT_BATCH_TOKENS
 from counterpoint.train.model.load import dtype_of
 from counterpoint.train.model.precision import compute_dtype
-from counterpoint.train.plan.memory import Batch, Memory, Plan, host_bytes, peak
+from counterpoint.train.plan.memory import Batch, Memory, Plan, peak, pinned_bytes
 from counterpoint.train.plan.shape import MXFP4_BYTES, Shape, shape_of, weight_bytes
 
 GIB = 1 << 30
@@ -77,9 +77,9 @@ class Estimate:
         return peak(self.shape, self.batch, self._plan())
 
     @property
-    def host_bytes(self) -> int:
+    def pinned_bytes(self) -> int:
         """Pinned host memory of one process."""
-        return host_bytes(self.shape, self.batch, self._plan())
+        return pinned_bytes(self.shape, self.batch, self._plan())
 
     @property
     def kept_bytes(self) -> int:

@@ -154,7 +154,7 @@ def moments(shape: Shape, batch: Batch, plan: Plan) -> list[Memory]:
     return found
 
 
-def host_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
+def pinned_bytes(shape: Shape, batch: Batch, plan: Plan) -> int:
     """Pinned host memory of a process for activation offload. torch's allocator of it rounds up to a power of two."""
     if not plan.offloads or plan.device != "cuda":
         return 0

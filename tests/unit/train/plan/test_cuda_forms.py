@@ -241,7 +241,7 @@ def test_inputs_of_layers_in_host_memory_take_no_device_memory(monkeypatch: pyte
         estimate = Estimate.of(run, Batch(1, TOKENS, TOKENS), "cuda")
         assert estimate.memory.activations + estimate.memory.loss == pytest.approx(live.peak, rel=0.03)
         peaks.append(live.peak)
-        assert estimate.host_bytes == offloads * (LAYERS - 1) * 2**26  # 47 MB, and what pinning rounds them up to
+        assert estimate.pinned_bytes == offloads * (LAYERS - 1) * 2**26  # 47 MB, and what pinning rounds them up to
     assert peaks[0] - peaks[1] == pytest.approx((LAYERS - 3) * TOKENS * 2880 * 2, rel=0.01)
 
 
