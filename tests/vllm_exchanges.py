@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.data.harmony.vocabulary import STOP_IDS
-from counterpoint.train.sampling.server import completion_body
+from counterpoint.train.sampling.server import Wanted, completion_body
 from counterpoint.train.sampling.truncation import Truncation
 
 RECORDED = Path(__file__).parent / "golden" / "served" / "vllm-0.32.0-exchanges.json"
@@ -25,8 +25,8 @@ PROMPT = [200006, 1428, 200008, 2578, 220, 3020, 326, 220, 1161, 13, 200007, 200
 REQUESTS: list[tuple[str, dict[str, Any] | None]] = [
     ("/version", None),
     ("/v1/models", None),
-    ("/v1/completions", completion_body("base", PROMPT, 3, 0.7, 11, STOP_IDS, True, Truncation(0.9, 40, 0.01))),
-    ("/v1/completions", completion_body("base", [*PROMPT, 200005, 17196, 200008, 3020, 200002, 200006], 2, 0, 0, [173781], True)),
+    ("/v1/completions", completion_body("base", PROMPT, 3, 0.7, 11, STOP_IDS, Wanted(Truncation(0.9, 40, 0.01), logprobs=True))),
+    ("/v1/completions", completion_body("base", [*PROMPT, 200005, 17196, 200008, 3020, 200002, 200006], 2, 0, 0, [173781], Wanted(logprobs=True))),
     ("/v1/completions", {"model": "base", "prompt": PROMPT, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}),
     ("/v1/completions", completion_body("counterpoint-00000000-1-000000000000", PROMPT, 1, 0, 0, STOP_IDS)),
     ("/v1/completions", completion_body("base", [201088], 1, 0, 0, STOP_IDS)),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 PROMPT = 1_024
 """Tokens of a prompt where there is no data to read."""
+MOST = 1 << 16
 
 
 def width_of(run: DistillRun) -> tuple[int, list[str]]:
@@ -52,6 +53,10 @@ def memory_of(run: DistillRun, device: str, rows: int, width: int) -> Memory:
 
 
 def most_at_a_time(run: DistillRun, device: str, width: int, budget: float) -> int:
-    """The largest `distill.batch` with which the run fits into `budget` bytes; 0 for none."""
-    first, second = (memory_of(run, device, rows, width).total for rows in (0, 1))
-    return max(0, int((budget - first) // (second - first)))
+    """The largest `distill.batch`, up to MOST, with which the run fits into `budget` bytes; 0 for none."""
+    low, high = 0, MOST + 1
+    while low + 1 < high:
+        middle = (low + high) // 2
+        fits = memory_of(run, device, middle, width).total <= budget
+        low, high = (middle, high) if fits else (low, middle)
+    return low

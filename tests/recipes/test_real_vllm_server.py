@@ -29,7 +29,7 @@ from counterpoint.data.harmony.vocabulary import STOP_IDS, load_vocabulary
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.model.load import LoadedModel, load_model
 from counterpoint.train.sampling.adapter_files import AdapterFiles
-from counterpoint.train.sampling.server import Server, completion_body
+from counterpoint.train.sampling.server import Server, Wanted, completion_body
 from counterpoint.train.sampling.truncation import Truncation
 from counterpoint.train.sampling.vllm_resolver import CACHE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, digest_of
 
@@ -114,7 +114,7 @@ def test_samples_are_of_the_distribution_that_was_asked_for(
     """Their log-probabilities are those of the cut distribution in memory, where a token that is cut has none."""
     apart = 0.0
     for seed in range(6):
-        body = completion_body("base", PROMPT, 48, temperature, seed, STOP_IDS, True, truncation)
+        body = completion_body("base", PROMPT, 48, temperature, seed, STOP_IDS, Wanted(truncation, logprobs=True))
         found = Server(setup.url).completed(body)
         assert found == Server(setup.url).completed(body), "a seed is a sample"
         whole = logits(ours.model, [*PROMPT, *found.ids])[len(PROMPT) - 1 :] / temperature
