@@ -215,7 +215,9 @@ def _experts_backward(shape: Shape, batch: Batch, plan: Plan) -> int:
         gradients_of_rows = routed * 3 * inner * plan.itemsize + min(routed, ROWS_AT_A_TIME) * 8 * inner * 4
         again = routed * (hidden + 3 * inner) * plan.itemsize + unpacked + made * 2 * inner
         through_the_first = routed * (hidden + 2 * inner) * plan.itemsize + unpacked + made * hidden
-        phases = [gradients_of_rows, through_the_first, *([again] if plan.recompute_experts else [])]
+        # Of the first projection: its gradient, that of its input, both in the experts' order, and the input.
+        first_factors = routed * 2 * (hidden + inner) * plan.itemsize
+        phases = [gradients_of_rows, through_the_first, first_factors, *([again] if plan.recompute_experts else [])]
         return max(phases) + 2 * numbers * plan.itemsize
     # One expert at a time, the busiest one with about one and a half times its share.
     one = min(batch.tokens, 3 * routed // (2 * shape.experts))
