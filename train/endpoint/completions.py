@@ -84,6 +84,8 @@ class Completions:
         way = _Way(self, model, cut, body.get("logprobs") is not None)
         temperature, seed = _real(body, "temperature", 1.0, 100.0), _number(body, "seed", 0, 0)
         stops = body.get("stop_token_ids")
+        if stops is not None and not (isinstance(stops, list) and all(type(id_) is int and id_ >= 0 for id_ in stops)):
+            raise RefusedError("stop_token_ids: a list of token ids is needed", "stop_token_ids")
         request = Request(ids, tokens, temperature, seed, STOP_IDS if stops is None else tuple(stops), way)
         sampled = self._batches.put(request).result() if tokens else Sampled([], "length", [])
         scores = self._scores(ids, model) if body.get("prompt_logprobs") is not None else None

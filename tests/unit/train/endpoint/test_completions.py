@@ -48,3 +48,4 @@ def test_a_client_of_vllm_reads_ids_probabilities_and_experts(monkeypatch: pytes
         assert refused({"prompt": prompts[0], "n": 2}).startswith("n: 2 is not served here")
         assert refused({"prompt": prompts[0], "top_p": 2}) == "top_p: 2 is no number from 0 to 1"
         assert refused({"prompt": prompts[0], "max_tokens": -1}).startswith("max_tokens")
+        assert refused({"prompt": prompts[0], "stop_token_ids": [[1]]}).startswith("stop_token_ids: a list")
