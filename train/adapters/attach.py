@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
@@ -198,7 +199,8 @@ def load_lora(
                 return PeftModel.from_pretrained(model, str(folder), name, config=config, is_trainable=trainable)
             weights = load_peft_weights(str(folder), device=str(model.device))
             model.add_adapter(name, config)
-            set_peft_model_state_dict(model, weights, name)
+            if unknown := set_peft_model_state_dict(model, weights, name).unexpected_keys:
+                raise ValueError(f"{len(unknown)} tensors belong to nothing here, the first {unknown[0]}")
             return model
     except Exception as error:
         if is_out_of_memory(error):
@@ -207,6 +209,16 @@ def load_lora(
         raise ModelError(
             f"{folder}: no adapter of this model ({reason}): is the copy complete, and the base right?"
         ) from error
+
+
+def without_lora(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with its own layers again, whatever an adapter that failed to load has left around them."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                setattr(module, name, child.get_base_layer())
+    vars(model).pop("peft_config", None)
+    return model
 
 
 def attachment_table(model: torch.nn.Module) -> AttachmentTable:

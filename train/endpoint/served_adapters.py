@@ -12,7 +12,7 @@ from typing import Any
 from peft import PeftModel
 
 from counterpoint.configs.errors import ModelError
-from counterpoint.train.adapters.attach import load_lora
+from counterpoint.train.adapters.attach import load_lora, without_lora
 from counterpoint.train.endpoint.requests import RefusedError
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.sampling.vllm_resolver import TOKEN_VARIABLE, URL_VARIABLE, cache_folder, fetch
@@ -75,6 +75,11 @@ class ServedAdapters:
         try:
             self._model = load_lora(self._model, folder, name=name)
         except ModelError as error:
+            # PEFT has put its layers in place by then, and those tensors that fit.
+            if not self._names:
+                self._model = without_lora(self.loaded.model)
+            elif name in self._model.peft_config:
+                self._model.delete_adapter(name)
             raise RefusedError(str(error)) from None
         self._names[name] = folder
 

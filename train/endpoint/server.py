@@ -144,6 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if what not in ("chat/completions", "responses") or rest or ledger is None:
             raise RefusedError(f"{what}{rest}: nothing is posted there", None, 405)
+        if self.owner.adapters is not None and body.get("model") in self.owner.adapters.names:
+            raise RefusedError(f"model: {body['model']}: adapters are sampled by /v1/completions alone", "model")
         chat = what == "chat/completions"
         if chat:
             asked = chat_request(body)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from counterpoint.configs.errors import RunError
 from counterpoint.configs.model_section import LoraSettings, ModelSettings
@@ -115,3 +116,43 @@ def test_what_cannot_be_loaded_is_told(server: ChatServer, trained: LoadedModel,
     with pytest.raises(RunError, match=r"404.*'c' cannot be found"):
         client.unload_adapter("c")
     assert client.models() == ["mine", "a"]
+
+
+@pytest.mark.parametrize("fault", ["shape", "name"])
+def test_an_adapter_that_does_not_fit_leaves_nothing_behind(
+    fault: str, server: ChatServer, trained: LoadedModel, tmp_path: Path
+) -> None:
+    client = Server(f"{server.root}/v1")
+    before = client.scores("mine", PROMPT)
+    move(trained, 0.05)
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for folder in (good, bad):
+        trained.model.save_pretrained(str(folder))
+    tensors = load_file(bad / "adapter_model.safetensors")
+    last = max(tensors)
+    wrong = tensors.pop(last)
+    save_file(
+        tensors | ({last: wrong[:, :-1].contiguous()} if fault == "shape" else {}), bad / "adapter_model.safetensors"
+    )
+    if fault == "name":
+        save_file(tensors | {last.replace("layers.1", "layers.7"): wrong}, bad / "adapter_model.safetensors")
+    for loaded in ([], ["a"]):
+        for name in loaded:
+            client.load_adapter(name, good)
+        scores = {name: client.scores(name, PROMPT) for name in loaded}
+        if fault == "shape" or loaded:
+            with pytest.raises(RunError, match=r"400.*no adapter of this model"):
+                client.load_adapter("b", bad)
+        assert client.scores("mine", PROMPT) == before
+        assert {name: client.scores(name, PROMPT) for name in loaded} == scores
+        assert client.models() == ["mine", *loaded]
+    client.load_adapter("b", good)
+    assert client.scores("b", PROMPT) == scores["a"]
+
+
+def test_an_adapter_is_no_model_of_a_chat(server: ChatServer, trained: LoadedModel, tmp_path: Path) -> None:
+    trained.model.save_pretrained(str(tmp_path))
+    client = Server(f"{server.root}/v1")
+    client.load_adapter("a", tmp_path)
+    with pytest.raises(RunError, match=r"no rollout|/v1/completions alone"):
+        client.asked("chat/completions", {"model": "a", "messages": [{"role": "user", "content": "Hi"}]})
