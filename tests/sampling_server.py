@@ -184,6 +184,29 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+class RecordingServer(SamplingServer):
+    """Writes each request for a rollout into PORT.jsonl; all after the first `free` wait until there is a file `go`."""
+
+    def __init__(self, port: int, free: int | None) -> None:
+        super().__init__(port)
+        self.free, self.record = free, Path(f"{port}.jsonl")
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        if "logprobs" in body:
+            with self.counting, self.record.open("a") as record:
+                record.write(json.dumps(body) + "\n")
+                waits = self.free == 0
+                self.free = self.free and self.free - 1
+            while waits and not Path("go").exists():
+                time.sleep(0.01)
+        return super().answer(body)
+
+
 def main(port: int) -> None:
     """A job for tests/forks.py."""
     SamplingServer(port).serve_forever(0.01)
+
+
+def recording(port: int, free: int | None) -> None:
+    """A job for tests/forks.py."""
+    RecordingServer(port, free).serve_forever(0.01)
