@@ -48,7 +48,7 @@ class SamplingServer(ThreadingHTTPServer):
         self.deaf = self.routes = False
         self.poison: list[int] | None = None
         self.dies_after: int | None = None
-        self.refuses_adapters = False
+        self.refuses_adapters = self.gone = False
         self.lock = threading.Lock()
         self.counting, self.in_progress = threading.Lock(), 0
 
@@ -66,7 +66,7 @@ class SamplingServer(ThreadingHTTPServer):
             time.sleep(0.01)
         self.asked, self.loads, self.unloads, self.faults = [], [], [], []
         self.deaf, self.routes, self.poison, self.dies_after = False, False, None, None
-        self.refuses_adapters = False
+        self.refuses_adapters = self.gone = False
         for name in list(self.names):
             self.names.pop(name)
         if isinstance(self.model, PeftModel):
@@ -150,6 +150,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if server.gone:
+            return self.connection.close()
         if self.path.endswith("_adapter") and server.refuses_adapters:
             return self.reply(404, {"detail": "Not Found"})
         if self.path == "/v1/load_lora_adapter":

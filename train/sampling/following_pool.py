@@ -25,7 +25,7 @@ from counterpoint.train.sampling.member import Member
 from counterpoint.train.sampling.pinned import PinnedEngine
 from counterpoint.train.sampling.pool import ServerPool
 from counterpoint.train.sampling.sample import Sampled
-from counterpoint.train.sampling.server import completion_body
+from counterpoint.train.sampling.server import ServerFailedError, completion_body
 from counterpoint.train.sampling.vllm_resolver import FILES, TOKEN_VARIABLE, URL_VARIABLE, digest_of
 
 ACCEPTED = "servers.txt"
@@ -256,6 +256,8 @@ class FollowingPool:
                 fix = _HTTP_FIX % (self._files.port if self._files else self.settings.adapters_port)
                 member.server.completed(completion_body(name, [STOP_IDS[0]], 1, 0.0, 0, STOP_IDS))
         except RunError as error:
+            if isinstance(error, ServerFailedError) and error.status is None:
+                raise  # it is not there: how it was started is not to blame
             raise RunError(f"it does not load the adapter ({error}): {fix}") from None
         member.registered.add(name)
 

@@ -211,6 +211,17 @@ def test_a_server_that_takes_no_adapters_is_told_before_the_first_step(
         pool.follow(trained.loaded.model, trained.write, 0)
 
 
+def test_a_server_that_has_gone_is_not_told_how_to_start(
+    one: SamplingServer, two: SamplingServer, follow: Follow, trained: Trained, told: list[str]
+) -> None:
+    pool = follow(one, two)
+    two.gone = True
+    pool.follow(trained.loaded.model, trained.write, 0)
+    [line] = [line for line in told if f"{two.url} is out" in line]
+    assert "is the server there?" in line
+    assert "--enable-lora" not in line
+
+
 def test_adapters_over_http_need_the_token_and_are_whole(
     one: SamplingServer, follow: Follow, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
