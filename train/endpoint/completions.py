@@ -33,7 +33,7 @@ _FIXED = {
 
 
 class Completions:
-    """Answers requests, also from several threads. longest: tokens of an answer, whatever a request says. adapters:
+    """Answers requests, also from several threads. longest: most tokens of an answer. adapters:
     those that it samples with by their names; None samples with the model, whatever it is called.
 
     It is an `Engine` too, so that what samples beside it takes its turn.
@@ -78,16 +78,26 @@ class Completions:
         for name, only in _FIXED.items():
             if body.get(name, only) not in (only, None):
                 raise RefusedError(f"{name}: {body[name]!r} is not served here, only {only!r}", name)
-        tokens = min(_number(body, "max_tokens", 16, 0), self.longest)
+        tokens = _number(body, "max_tokens", min(16, self.longest), 0)
+        if tokens > self.longest:
+            raise RefusedError(f"max_tokens: {tokens} is more than {self.longest} (--max-new-tokens)", "max_tokens")
         top_k = max(0, _number(body, "top_k", 0, -1))
         cut = Truncation(_real(body, "top_p", 1.0, 1.0), top_k, _real(body, "min_p", 0.0, 1.0))
         way = _Way(self, model, cut, body.get("logprobs") is not None)
         temperature, seed = _real(body, "temperature", 1.0, 100.0), _number(body, "seed", 0, 0)
+        if seed >= 1 << 63:
+            raise RefusedError(f"seed: {seed} has more than 63 bits", "seed")
         stops = body.get("stop_token_ids")
         if stops is not None and not (isinstance(stops, list) and all(type(id_) is int and id_ >= 0 for id_ in stops)):
             raise RefusedError("stop_token_ids: a list of token ids is needed", "stop_token_ids")
+        if self.adapters is not None:
+            self.adapters.download(model)
         request = Request(ids, tokens, temperature, seed, STOP_IDS if stops is None else tuple(stops), way)
-        sampled = self._batches.put(request).result() if tokens else Sampled([], "length", [])
+        if tokens:
+            sampled = self._batches.put(request).result()
+        else:
+            with self.model(model):  # is there
+                sampled = Sampled([], "length", [])
         scores = self._scores(ids, model) if body.get("prompt_logprobs") is not None else None
         stopped = sampled.finish_reason == "stop"
         choice: dict[str, Any] = {

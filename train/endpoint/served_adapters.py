@@ -28,6 +28,7 @@ class ServedAdapters:
         self.loaded, self.name, self._lock = loaded, name, lock
         self._model: Any = loaded.model
         self._names: dict[str, Path] = {}
+        self._downloaded: dict[str, Path] = {}
 
     @property
     def names(self) -> list[str]:
@@ -64,7 +65,7 @@ class ServedAdapters:
             with self._model.disable_adapter():
                 yield self.loaded.with_model(self._model)
             return
-        if name not in self._names and (folder := self._fetched(name)) is not None:
+        if name not in self._names and (folder := self._downloaded.pop(name, None)) is not None:
             self._add(name, folder)
         if name not in self._names:
             raise RefusedError(f"The model `{name}` does not exist.", None, 404)
@@ -74,16 +75,21 @@ class ServedAdapters:
     def _add(self, name: str, folder: Path) -> None:
         try:
             self._model = load_lora(self._model, folder, name=name)
-        except ModelError as error:
+        except Exception as error:
             # PEFT has put its layers in place by then, and those tensors that fit.
             if not self._names:
                 self._model = without_lora(self.loaded.model)
             elif name in self._model.peft_config:
                 self._model.delete_adapter(name)
-            raise RefusedError(str(error)) from None
+            if isinstance(error, ModelError):
+                raise RefusedError(str(error)) from None
+            raise
         self._names[name] = folder
 
-    @staticmethod
-    def _fetched(name: str) -> Path | None:
+    def download(self, name: str) -> None:
+        """Fetch an adapter that was not loaded, where one is to be had; without the lock, since it may take long."""
         urls = [url.strip() for url in os.environ.get(URL_VARIABLE, "").split(",") if url.strip()]
-        return fetch(name, urls, os.environ.get(TOKEN_VARIABLE, ""), cache_folder()) if urls else None
+        if not urls or name == self.name or name in self._names:
+            return
+        if (folder := fetch(name, urls, os.environ.get(TOKEN_VARIABLE, ""), cache_folder())) is not None:
+            self._downloaded[name] = folder

@@ -144,8 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if what not in ("chat/completions", "responses") or rest or ledger is None:
             raise RefusedError(f"{what}{rest}: nothing is posted there", None, 405)
-        if self.owner.adapters is not None and body.get("model") in self.owner.adapters.names:
-            raise RefusedError(f"model: {body['model']}: adapters are sampled by /v1/completions alone", "model")
+        if self.owner.adapters is not None and body.get("model") not in (None, "", self.owner.model):
+            told = f"model: {body['model']}: {self.owner.model} answers here, adapters /v1/completions alone"
+            raise RefusedError(told, "model", 404)
         chat = what == "chat/completions"
         if chat:
             asked = chat_request(body)

@@ -221,7 +221,7 @@ def _out_of_memory(settings: TrainingRun) -> RunError:
     if again:
         now = str(train.activation_checkpointing).lower()
         advice.append(f"set train.activation_checkpointing={again} (now {now})")
-    elif not train.activation_offload:
+    elif not train.activation_offload and torch.cuda.is_available():
         advice.append("set train.activation_offload=true")
     return RunError(f"out of memory: {' or '.join(advice)}, then --resume; or start over with a lower {tokens}")
 

@@ -26,12 +26,24 @@ class PriorityLock:
             else:
                 self._held = True
                 mine.set()
-        mine.wait()
+        try:
+            mine.wait()
+        except BaseException:  # an interrupt
+            with self._lock:
+                if mine.is_set():
+                    self._pass_on()
+                else:
+                    self._waiting.remove((place, mine))
+                    heapq.heapify(self._waiting)
+            raise
         try:
             yield
         finally:
             with self._lock:
-                if self._waiting:
-                    heapq.heappop(self._waiting)[1].set()
-                else:
-                    self._held = False
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._waiting:
+            heapq.heappop(self._waiting)[1].set()
+        else:
+            self._held = False

@@ -65,8 +65,12 @@ class Batches:
                     ended = True
                 else:
                     batch.append(request)
-            for limits in dict.fromkeys(request.limits for request in batch):
-                self._sample([request for request in batch if request.limits == limits])
+            limits: list[object] = []
+            for request in batch:
+                if request.limits not in limits:
+                    limits.append(request.limits)
+            for each in limits:
+                self._sample([request for request in batch if request.limits == each])
             if ended:
                 return
 

@@ -48,4 +48,6 @@ def test_a_client_of_vllm_reads_ids_probabilities_and_experts(monkeypatch: pytes
         assert refused({"prompt": prompts[0], "n": 2}).startswith("n: 2 is not served here")
         assert refused({"prompt": prompts[0], "top_p": 2}) == "top_p: 2 is no number from 0 to 1"
         assert refused({"prompt": prompts[0], "max_tokens": -1}).startswith("max_tokens")
+        assert refused({"prompt": prompts[0], "max_tokens": 9}) == "max_tokens: 9 is more than 8 (--max-new-tokens)"
+        assert refused({"prompt": prompts[0], "seed": 1 << 63}).startswith("seed: ")
         assert refused({"prompt": prompts[0], "stop_token_ids": [[1]]}).startswith("stop_token_ids: a list")
