@@ -31,7 +31,7 @@ REWARDS = '[{type: function, function: "reward.py:odd"}]'
 SHORT = ("rollout.completion_tokens=10", "rollout.action_tokens=10", f"rewards={REWARDS}")
 PROMPTS = "data.train={type: file, path: example:sums, size: 16}"
 SHARDED = f"{TINY_RUN}:sharded_command"
-ROWS = "data.train={path: example:quickstart, rows: 40}"
+ROWS = "data.train={path: example:quickstart, rows: 96}"
 
 
 def run(
@@ -166,8 +166,8 @@ def test_rewards_are_learned_from_in_sharded_processes_as_in_one(forks: Forks, t
     ("config", "settings", "keys"),
     [
         ("quickstart", (), ("loss_final", "loss_analysis")),
-        ("dpo/tiny_format", (ROWS, "dpo.beta=0.1"), ("rewards/margins", "logps/chosen", "entropy")),
-        ("dpo/tiny_rated", (ROWS, "dpo.beta=0.1"), ("rewards/margins", "logps/chosen", "kl")),
+        ("dpo/tiny_format", (ROWS, "dpo.beta=0.1", "eval.tasks=[]"), ("rewards/margins", "logps/chosen", "entropy")),
+        ("dpo/tiny_rated", (ROWS, "dpo.beta=0.1", "eval.tasks=[]"), ("rewards/margins", "logps/chosen", "kl")),
     ],
     ids=["sft", "dpo", "kto"],
 )
