@@ -28,7 +28,8 @@ _TRUTH_OF_ROW += ("schema", "scorer", "instruction_id_list", "kwargs", "source_d
 
 @dataclass
 class Look:
-    """counter: of all rows. rows: usable ones of `use`. longest: the conversations with the most characters.
+    """counter: of all rows. rows: usable ones of `use`. thoughtless: conversations without any thinking. longest: the
+    conversations with the most characters.
 
     asked: rows to ask with their prompt and truth, those with a truth first, in an order that the rows' hashes give.
     """
@@ -37,8 +38,14 @@ class Look:
     seconds: float = 0.0
     use: Literal["sft", "dpo"] = "sft"
     rows: int = 0
+    thoughtless: int = 0
     longest: list[Conversation] = field(default_factory=list)
     asked: list[tuple[Conversation, EvalPrompt, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether at least half of the conversations show thinking, or all is about pairs."""
+        return self.use != "sft" or 2 * self.thoughtless <= self.rows
 
     @property
     def judged(self) -> int:
@@ -70,6 +77,7 @@ def look(data: DataSettings) -> Look:
         if not split_turns(item.messages):
             return
         found.rows += 1
+        found.thoughtless += not any(message.channel == "analysis" for message in item.messages)
         entry = (sum(len(message.content) for message in item.messages), found.rows, item)
         (heapq.heappush if len(longest) < LONGEST else heapq.heappushpop)(longest, entry)
         key = keys_of(item).asked

@@ -81,6 +81,9 @@ def _data(found: Look, data: DataSettings, target: Target) -> Reasoned:
     if bad > data.bad_rows_limit * rows:
         reason = f"{bad:,} of {rows:,} rows are bad and left out; once they are mended, take this line out"
         out["data.bad_rows_limit"] = (math.ceil(100 * bad / rows) / 100, reason)
+    if not found.thinks and "missing_thinking" not in data.model_fields_set:
+        reason = f"{found.thoughtless:,} rows show no thinking: they teach to answer at once, at effort low alone"
+        out["data.missing_thinking"] = ("effort_low", f"{reason} (or final_body, or thinking by recipe: distill)")
     if found.use == "dpo" and target.tiny:
         out["dpo.negatives"] = ([], "your rows are pairs: none are built")
     if found.longest and "max_tokens" not in data.model_fields_set:
@@ -111,10 +114,13 @@ def _evaluation(found: Look, data: DataSettings, target: Target, prompts: Path |
     room = "" if target.tiny else ", and room for thought at high effort"
     told = f"{len(found.asked)} of your rows, which training leaves out (data.overlap): the report judges your task"
     judged = f"; {found.judged} have a truth, a call or a short answer, the others are judged by their channels"
-    return {
+    out: Reasoned = {
         "eval.prompts": (str(prompts), told + (judged if found.judged < len(found.asked) else "")),
         "eval.max_new_tokens": (limit, f"the longest answer among them has {longest:,} tokens: twice that{room}"),
     }
+    if not found.thinks and data.missing_thinking in ("keep", "effort_low"):
+        out["eval.efforts"] = (["low"], "what these rows teach; at the others an answer without thinking is a fault")
+    return out
 
 
 def _launch(target: Target, extends: str) -> Reasoned:
@@ -130,7 +136,7 @@ def _launch(target: Target, extends: str) -> Reasoned:
 def _steps(found: Look, target: Target, extends: str, values: Reasoned) -> Reasoned:
     """Passes over the rows, and rows a step, such that a short file has enough steps to learn from."""
     if target.tiny:
-        steps = max(40, min(400, math.ceil(20 * found.rows / 16)))
+        steps = max(250, min(400, math.ceil(20 * found.rows / 16)))
         passes = f"{16 * steps / found.rows:.3g} passes: the tiny model is small and begins far away"
         return {"train.steps": (steps, passes), "eval.every": (max(1, steps // 4), "")}
     out: Reasoned = {}

@@ -106,6 +106,23 @@ def test_the_settings_fit_the_gpus(
     assert "yes, with rows of up to" in capsys.readouterr().out
 
 
+def test_rows_without_thinking_are_taught_and_judged_at_effort_low(folder: Path) -> None:
+    rows = sums(40)
+    write("plain.jsonl", rows)
+    for row in rows:
+        row["messages"][-1]["reasoning_content"] = "Add."
+    write("thought.jsonl", rows)
+    for name, missing, efforts in (
+        ("plain", "effort_low", ("low",)),
+        ("thought", "keep", ("low", "medium", "high")),
+    ):
+        assert cli.main(["init", f"{name}.jsonl", "--cpu", "--out", f"{name}.yaml"]) == 0
+        run = load_run(f"{name}.yaml")
+        assert isinstance(run, SftRun)
+        assert (run.data.missing_thinking, run.eval.efforts) == (missing, efforts)
+        assert run.train.steps == 250, "few rows need steps all the same"
+
+
 def test_a_file_with_bad_rows_trains(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("mine.jsonl", [*sums(9), {"messages": 7}])
     assert cli.main(["init", "mine.jsonl", "--cpu"]) == 0
