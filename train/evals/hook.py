@@ -383,6 +383,8 @@ def channel_verdict(points: Sequence[Mapping[str, Any]]) -> str | None:
     if not points:
         return None
     first, last = points[0], points[-1]
+    if last["who"] == "base":
+        return f"channel-correct: not measured after training (before {first['channel_correct']:.2f})"
     return f"channel-correct: {last['channel_correct']:.2f} (before {first['channel_correct']:.2f})"
 
 

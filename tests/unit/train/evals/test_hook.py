@@ -19,7 +19,7 @@ from counterpoint.data.harmony.render import Renderer
 from counterpoint.data.layout.tree import tree_of
 from counterpoint.train.adapters.attach import attach_lora
 from counterpoint.train.evals.effort_tokens import lengths
-from counterpoint.train.evals.hook import ChannelEval, read_points
+from counterpoint.train.evals.hook import ChannelEval, channel_verdict, read_points
 from counterpoint.train.model.load import LoadedModel
 from counterpoint.train.model.tiny import random_tiny
 from counterpoint.train.scoring.prompts import EvalPrompt
@@ -159,3 +159,10 @@ def test_an_effort_collapse_is_warned_of(tmp_path: Path) -> None:
     assert line.startswith(
         "step 8: Effort has collapsed: from low to high the analysis grows 0.99 times (95 % interval"
     )
+
+
+def test_a_last_line_tells_no_measurement_that_was_not_made() -> None:
+    base, tuned = {"who": "base", "channel_correct": 0.5}, {"who": "tuned", "channel_correct": 0.75}
+    assert channel_verdict([]) is None
+    assert channel_verdict([base, tuned]) == "channel-correct: 0.75 (before 0.50)"
+    assert channel_verdict([base]) == "channel-correct: not measured after training (before 0.50)"
